@@ -1,0 +1,6 @@
+"""`python -m quintic` is the `quintic` command."""
+
+from quintic.cli import main
+
+if __name__ == "__main__":
+    main()

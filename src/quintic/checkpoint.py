@@ -1,0 +1,284 @@
+"""The whole training state, out and in.
+
+A checkpoint is a folder `checkpoints/step-00000100` with the tensors as safetensors, written by
+torch.distributed.checkpoint under plain parameter names, and `state.json` with everything else and
+the size and SHA-256 of every file. It is whole or absent: written aside, flushed, renamed. Loading
+checks the digests and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from quintic.errors import QuinticError
+from quintic.model.base import LanguageModel
+
+FORMAT = 1
+STATE = "state.json"
+
+
+@dataclass
+class TrainState:
+    """Everything that must survive a restart."""
+
+    model: LanguageModel
+    optimizers: list[torch.optim.Optimizer]
+    fingerprint: str
+    """Of the dataset; with the step it is the position in the data."""
+    step: int = 0
+    """Updates done; the next batch is batch(step)."""
+    elapsed_s: float = 0.0
+    """Seconds spent training, validation and checkpoints excluded."""
+    val_loss: float | None = None
+    """Validation loss at exactly this step, where it was measured."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a plain name: model.X, optim.X.momentum, optim.X.exp_avg, rng.cpu."""
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for name, p in zip(group["names"], group["params"], strict=True):
+                    for key, value in optimizer.state[p].items():
+                        tensors[f"optim.{name}.{key}"] = value
+        tensors["rng.cpu"] = torch.get_rng_state()
+        return tensors
+
+
+def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write one checkpoint under `root`; it appears whole or not at all.
+
+    Raises `OSError` where the disk refuses; nothing is left behind then.
+    """
+    final = root / f"step-{state['step']:08d}"
+    aside = root / f".{final.name}.{os.getpid()}.writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        writer = dcp.HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        _quietly(dcp.save, tensors, storage_writer=writer)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(aside.iterdir())
+        }
+        with (aside / STATE).open("w") as f:
+            json.dump({"format": FORMAT, **state, "files": files}, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _fsync_folder(root)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return final
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The checked `state.json` of a checkpoint.
+
+    Raises `QuinticError` saying what is wrong where the checkpoint is not whole.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+        if state["format"] != FORMAT:
+            raise QuinticError(
+                f"{checkpoint} has checkpoint format {state['format']} and this quintic reads "
+                f"{FORMAT}: use the version that wrote it"
+            )
+        for name, expected in state["files"].items():
+            path = checkpoint / name
+            found = path.stat().st_size
+            if found != expected["bytes"]:
+                raise QuinticError(
+                    f"{path} is damaged: expected {expected['bytes']:,} bytes, found {found:,}"
+                )
+            if _sha256(path) != expected["sha256"]:
+                raise QuinticError(f"{path} is damaged: its SHA-256 is not the recorded one")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, QuinticError):
+            raise
+        raise QuinticError(f"{checkpoint} is damaged: {type(error).__name__}: {error}") from error
+    return state
+
+
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill the given tensors in place from a checkpoint; those not asked for are not read.
+
+    Raises `QuinticError` where a name is missing or a shape differs.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(checkpoint))
+    try:
+        _quietly(dcp.load, tensors, storage_reader=reader)
+    except Exception as error:
+        message = str(error).strip().splitlines()[-1]
+        raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, whole or not."""
+    return sorted(path for path in root.glob("step-*") if path.is_dir())
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint, its state, and what is wrong with newer ones."""
+
+    path: Path
+    state: dict[str, Any]
+    damaged: list[str]
+
+
+def newest_whole(root: Path) -> Found | None:
+    """The newest checkpoint that is whole, or None where the run has none at all.
+
+    Raises `QuinticError` where there are checkpoints and none of them is whole.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(root)):
+        try:
+            return Found(path, read_state(path), damaged)
+        except QuinticError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise QuinticError(f"no checkpoint in {root} is whole: {'; '.join(damaged)}")
+    return None
+
+
+def best_checkpoint(root: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss measured at its own step."""
+    measured = []
+    for path in checkpoints(root):
+        try:
+            loss = json.loads((path / STATE).read_text())["val_loss"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if loss is not None:
+            measured.append((loss, path))
+    return min(measured)[1] if measured else None
+
+
+def load_state(found: Found, state: TrainState) -> None:
+    """Fill a `TrainState` in place from a checkpoint."""
+    tensors = state.tensors()
+    load_tensors(found.path, tensors)
+    torch.set_rng_state(tensors["rng.cpu"])
+    state.step = found.state["step"]
+    state.elapsed_s = found.state["elapsed_s"]
+    state.val_loss = found.state["val_loss"]
+
+
+class CheckpointWriter:
+    """Saves in the background while training goes on; keeps the newest `keep` and the best.
+
+    A step waits only for the copy of the state to the CPU, and for the checkpoint before where
+    that is still being written. A failed write raises `QuinticError` at the next call.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root, self.keep = root, keep
+        for left_over in root.glob(".step-*.writing"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Copy the state and start writing it."""
+        self.wait()
+        tensors = {name: t.to("cpu", copy=True) for name, t in state.tensors().items()}
+        check_finite(tensors, state.step, self.root)
+        values = {
+            "step": state.step,
+            "elapsed_s": state.elapsed_s,
+            "val_loss": state.val_loss,
+            "fingerprint": state.fingerprint,
+        }
+        self._pending = self._pool.submit(self._write, tensors, values)
+
+    def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
+        path = save_checkpoint(self.root, tensors, values)
+        self._prune()
+        return path
+
+    def _prune(self) -> None:
+        kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
+        for path in checkpoints(self.root):
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def wait(self) -> Path | None:
+        """Wait for the checkpoint under way and return it; raises `QuinticError` if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        try:
+            return pending.result()
+        except Exception as error:
+            raise QuinticError(
+                f"could not write a checkpoint to {self.root}: {_reason(error)}; what is there is "
+                f"whole ({last_checkpoint(self.root)}): make room, then continue with --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Wait, then end the thread; a failed write raises."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+def last_checkpoint(root: Path) -> str:
+    """The newest checkpoint in words, for messages."""
+    found = checkpoints(root)
+    return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+
+
+def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
+    """Raise `QuinticError` rather than save a state that training has already lost."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise QuinticError(
+                f"{name} is not finite after step {step} and was not saved: "
+                f"{last_checkpoint(root)}; lower the learning rate"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's own words where there are any, at whatever depth they lie."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # "assuming the intent is to save in a single process": it is.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        function(*arguments, **options)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,427 @@
+"""What a run is: frozen dataclasses, validated where they are built.
+
+A `Config` is the whole description of a run. A recipe (`quintic.recipes`) builds one, the command
+line replaces fields of it (`--section.field value`), and the resolved one is saved with the run as
+`config.json`, which is enough to run it again. Nothing here knows tensors, files or devices.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from quintic.errors import QuinticError
+
+EMBEDDED = "embedded"
+"""The value of `data.path` that stands for the corpus every Python installation carries."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise QuinticError(message)
+
+
+def _positive(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            value is None or (value > 0 and math.isfinite(value)),
+            f"{section}.{name} is {value}: it must be positive",
+        )
+
+
+def _not_negative(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            value >= 0 and math.isfinite(value),
+            f"{section}.{name} is {value}: it must be zero or positive",
+        )
+
+
+def _fraction(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            0 <= value < 1, f"{section}.{name} is {value}: it must be at least 0 and less than 1"
+        )
+
+
+def _one_of(section: str, config: Any, *names: str) -> None:
+    hints = typing.get_type_hints(type(config))
+    for name in names:
+        choices, value = typing.get_args(hints[name]), getattr(config, name)
+        _require(
+            value in choices,
+            f"{section}.{name} is {value!r}: it must be one of {', '.join(map(str, choices))}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the model."""
+
+    architecture: Literal["gpt", "gpt2"] = "gpt"
+    """gpt: the modernised GPT (RoPE, RMSNorm, squared ReLU); gpt2: the classic one."""
+    layers: int = 12
+    """Transformer blocks."""
+    width: int = 768
+    """Model width D."""
+    heads: int = 6
+    """Attention heads; width / heads is the head width."""
+    context: int = 1024
+    """Tokens the model sees at once, T."""
+    vocab_size: int | None = None
+    """Rows of the embedding; None: the dataset's vocabulary, rounded up to a multiple of 128."""
+
+    def __post_init__(self) -> None:
+        _one_of("model", self, "architecture")
+        _positive("model", self, "layers", "width", "heads", "context", "vocab_size")
+        _require(
+            self.width % self.heads == 0,
+            f"model.width {self.width} is not divisible by model.heads {self.heads}: "
+            f"choose a multiple, for example --model.width {self._nearest_width()}",
+        )
+        _require(
+            self.architecture != "gpt" or self.head_width % 2 == 0,
+            f"the head width model.width / model.heads = {self.width} / {self.heads} = "
+            f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
+        )
+
+    def _nearest_width(self) -> int:
+        return max(1, round(self.width / self.heads)) * self.heads
+
+    @property
+    def head_width(self) -> int:
+        """K = width / heads."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from and in which order."""
+
+    path: str = EMBEDDED
+    """Folder of shards, or `embedded`: the text that every Python installation carries."""
+    tokenizer: str | None = None
+    """`gpt2` or a tokenizer.json, for folders without a manifest; None: the manifest's."""
+    order: Literal["stream", "shuffle"] = "stream"
+    """stream: as the shards lie; shuffle: each epoch a permutation of its samples by the seed."""
+    embedded_vocab: int = 4096
+    """Vocabulary trained on the embedded corpus; used with data.path `embedded` only."""
+
+    def __post_init__(self) -> None:
+        _one_of("data", self, "order")
+        _require(self.path != "", "data.path is empty: name a folder of shards, or `embedded`")
+        _require(
+            512 <= self.embedded_vocab <= 65536,
+            f"data.embedded_vocab is {self.embedded_vocab}: it must be from 512 to 65,536",
+        )
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon, for the matrices of the blocks."""
+
+    lr: float = 3.6e-4
+    """Learning rate before the scale; each scale has its own natural range (docs/muon.md)."""
+    momentum: float = 0.95
+    """Decay of the momentum buffer: buffer = momentum * buffer + gradient."""
+    momentum_warmup_steps: int = 0
+    """Steps over which the momentum rises linearly from 0.85; 0: constant."""
+    nesterov: bool = True
+    """Orthogonalise gradient + momentum * buffer instead of the buffer."""
+    scale: Literal["max_dim", "aspect", "rms"] = "max_dim"
+    """Factor of the update of a (rows, columns) matrix: max_dim sqrt(max(r, c)), the original's;
+    aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations."""
+    ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
+    weight_decay: float = 0.0
+    """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
+
+    def __post_init__(self) -> None:
+        _one_of("optim.muon", self, "scale", "ns_dtype")
+        _positive("optim.muon", self, "lr", "ns_steps")
+        _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
+        _fraction("optim.muon", self, "momentum")
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW, for everything that Muon does not take."""
+
+    lr: float = 3.6e-3
+    """Learning rate of embeddings, head and vectors."""
+    matrix_lr: float | None = None
+    """Learning rate of the block matrices where AdamW has them; None: lr."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled, on matrices only: vectors are never decayed."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.adamw", self, "lr", "matrix_lr", "eps")
+        _not_negative("optim.adamw", self, "weight_decay")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.adamw.betas is {self.betas}: both must be at least 0 and less than 1",
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the run, as a factor of each optimizer's own."""
+
+    kind: Literal["trapezoid", "cosine"] = "trapezoid"
+    """trapezoid: warm-up, constant, linear to zero; cosine: warm-up, half a cosine to zero."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    cooldown_fraction: float = 0.28
+    """Share of all steps over which the trapezoid falls to zero; unused by cosine."""
+
+    def __post_init__(self) -> None:
+        _one_of("optim.schedule", self, "kind")
+        _not_negative("optim.schedule", self, "warmup_steps")
+        _require(
+            0 <= self.cooldown_fraction <= 1,
+            f"optim.schedule.cooldown_fraction is {self.cooldown_fraction}: it must be from 0 to 1",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Which optimizer takes the block matrices, and both optimizers' settings."""
+
+    matrices: Literal["muon", "adamw"] = "muon"
+    """The optimizer of the block matrices; everything else is AdamW's."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    clip_norm: float | None = None
+    """Clip the gradient to this global norm; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        _one_of("optim", self, "matrices")
+        _positive("optim", self, "clip_norm")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, on what, and what is kept."""
+
+    steps: int = 5100
+    """Optimizer steps."""
+    batch_tokens: int = 524_288
+    """Tokens of the global batch of one step."""
+    micro_batch: int | None = None
+    """Sequences of one forward and backward pass; None: chosen for the device."""
+    seed: int = 1337
+    """Seed of the initialisation and, with data.order shuffle, of the data order."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto: the first of cuda, mps, cpu that is there."""
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Compute precision; weights stay float32 (float64: everything). auto: bfloat16 on CUDA,
+    float32 elsewhere."""
+    compile: bool = False
+    """Compile loss, backward and the optimizer's update with torch.compile."""
+    loss: Literal["chunked", "plain"] = "chunked"
+    """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference."""
+    eval_every: int = 125
+    """Steps between validations; the last step always validates."""
+    eval_tokens: int = 10_485_760
+    """Tokens of one validation, from the start of the validation stream."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the end and a stop always save one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the best by validation loss is kept besides."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _one_of("train", self, "device", "precision", "loss")
+        _positive(
+            "train",
+            self,
+            "steps",
+            "batch_tokens",
+            "micro_batch",
+            "eval_every",
+            "eval_tokens",
+            "checkpoint_every",
+            "keep_checkpoints",
+        )
+        _not_negative("train", self, "seed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    recipe: str = "custom"
+    """Name of the recipe this came from."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        context, batch, micro = (
+            self.model.context,
+            self.train.batch_tokens,
+            self.train.micro_batch,
+        )
+        _require(
+            batch % context == 0,
+            f"train.batch_tokens {batch:,} is not a multiple of model.context {context:,}: "
+            f"use --train.batch-tokens {max(1, round(batch / context)) * context}",
+        )
+        _require(
+            micro is None or self.batch_sequences % micro == 0,
+            f"train.batch_tokens {batch:,} is not a multiple of train.micro_batch {micro} times "
+            f"model.context {context:,}: the batch has {self.batch_sequences} sequences, so the "
+            "micro-batch must divide that",
+        )
+        _require(
+            self.train.eval_tokens % context == 0,
+            f"train.eval_tokens {self.train.eval_tokens:,} is not a multiple of model.context "
+            f"{context:,}: use --train.eval-tokens "
+            f"{max(1, round(self.train.eval_tokens / context)) * context}",
+        )
+        schedule = self.optim.schedule
+        _require(
+            schedule.warmup_steps + self.cooldown_steps <= self.train.steps,
+            f"optim.schedule.warmup_steps {schedule.warmup_steps} and {self.cooldown_steps} steps "
+            f"of cooldown do not fit in train.steps {self.train.steps}: shorten the warm-up",
+        )
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in the global batch."""
+        return self.train.batch_tokens // self.model.context
+
+    @property
+    def cooldown_steps(self) -> int:
+        """Steps of the trapezoid's linear fall to zero; 0 for cosine, which has none."""
+        if self.optim.schedule.kind == "cosine":
+            return 0
+        return round(self.optim.schedule.cooldown_fraction * self.train.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, ready for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`; raises `QuinticError` on unknown keys and bad values."""
+        return typing.cast(Config, _build(Config, values, ""))
+
+    def override(self, changes: Mapping[str, Any]) -> Config:
+        """A copy with dotted fields replaced: `override({"train.steps": 10})`.
+
+        All changes are applied before anything is validated, so fields that depend on each other
+        can change together. Raises `QuinticError` for an unknown field, naming the nearest.
+        """
+        values = self.to_dict()
+        for key, value in changes.items():
+            section, *rest = key.split(".")
+            target: Any = values
+            path = [section, *rest]
+            for name in path[:-1]:
+                target = target.get(name) if isinstance(target, dict) else None
+            if not isinstance(target, dict) or path[-1] not in target:
+                raise QuinticError(unknown_field(key))
+            target[path[-1]] = value
+        return Config.from_dict(values)
+
+
+def differing_fields(one: Config, other: Config) -> list[str]:
+    """Dotted names of the fields in which two configs differ."""
+    left, right = dict(_flatten(one)), dict(_flatten(other))
+    return [key for key in left if left[key] != right[key]]
+
+
+def unknown_field(key: str) -> str:
+    """The message for a field that does not exist, with the nearest that does."""
+    known = [name for name, _ in _flatten(Config())]
+    tails = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not close:
+        match = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
+        close = [tails[name] for name in match]
+    hint = f": did you mean {close[0]}?" if close else ": see quintic train --help"
+    return f"there is no field {key}{hint}"
+
+
+def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config:
+    """The config with `model.vocab_size` filled in from the dataset's vocabulary.
+
+    Rounded up to a multiple of 128, which keeps the head's matrix product aligned; the extra rows
+    are never a target. Raises `QuinticError` where neither gives a size.
+    """
+    if config.model.vocab_size is not None:
+        return config
+    if dataset_vocabulary is None:
+        raise QuinticError(
+            f"the vocabulary of {config.data.path} is unknown, since it has no manifest: name "
+            "its tokenizer with --data.tokenizer (gpt2, or a tokenizer.json) or give "
+            "--model.vocab-size"
+        )
+    padded = -(-dataset_vocabulary // 128) * 128
+    return replace(config, model=replace(config.model, vocab_size=padded))
+
+
+def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            pairs += _flatten(value, f"{prefix}{f.name}.")
+        else:
+            pairs.append((f"{prefix}{f.name}", value))
+    return pairs
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise QuinticError(f"config section {prefix.rstrip('.') or 'config'} is not an object")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise QuinticError(unknown_field(f"{prefix}{key}"))
+    arguments = {
+        key: _build(hints[key], value, f"{prefix}{key}.")
+        if is_dataclass(hints[key])
+        else _convert(hints[key], value, f"{prefix}{key}")
+        for key, value in values.items()
+    }
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """A JSON value as the field's type; raises `QuinticError` where it is of another."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
+        return _convert(hint, value, name)
+    if origin is Literal:
+        return value  # the section's own check names the choices
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = typing.get_args(hint)
+        if len(kinds) == len(value):
+            return tuple(_convert(k, v, name) for k, v in zip(kinds, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise QuinticError(f"{name} is {value!r}: it must be {getattr(hint, '__name__', hint)}")

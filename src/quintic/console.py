@@ -1,0 +1,81 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from quintic.metrics import Record
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Console:
+    """Lines and one progress bar, on standard output."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """Print one line, above the progress bar where there is one."""
+        self.rich.print(text, markup=False)
+
+    def stage(self, name: str, fraction: float) -> None:
+        """Progress of a preparation, for example building the embedded corpus."""
+        if self.rich.is_terminal:
+            self.rich.print(f"{name} {fraction:4.0%}", end="\r", markup=False)
+            if fraction >= 1:
+                self.rich.print()
+        elif fraction in (0, 1):
+            self.line(f"{name}: {'done' if fraction else 'started'}")
+
+
+class RunProgress:
+    """Shows the records of a run as they come; a context manager."""
+
+    def __init__(self, console: Console, steps: int, first_step: int) -> None:
+        self.console, self.steps = console, steps
+        self._last_line_s = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if console.rich.is_terminal:
+            self._bar = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=console.rich,
+            )
+            self._task = self._bar.add_task("train", total=steps, completed=first_step, text="")
+
+    def __enter__(self) -> RunProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, record: Record) -> None:
+        """One record of `metrics.jsonl`."""
+        step = record["step"]
+        if "val_loss" in record:
+            self.console.line(f"step {step}/{self.steps}  validation loss {record['val_loss']:.4f}")
+            return
+        text = f"loss {record['train_loss']:.4f}  {record['tokens_per_s']:,.0f} tokens/s"
+        if "mfu" in record:
+            text += f"  MFU {record['mfu']:.1%}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step + 1, text=text)
+        elif time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            self.console.line(f"step {step}/{self.steps}  {text}")

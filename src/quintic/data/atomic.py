@@ -1,0 +1,29 @@
+"""Files that are whole or absent: written aside, flushed to disk, renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block ends without an exception.
+
+    The bytes go to a hidden neighbour first, so a reader sees the old file or the new one, never
+    a part of either, and a crash or a full disk leaves the old one as it was.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            # Without this a power cut after the rename can leave the new name on empty blocks.
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

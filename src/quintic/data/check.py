@@ -1,0 +1,242 @@
+"""Looks into a dataset: is it what its manifest says, and what is in it?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quintic.data.dataset import Dataset, open_dataset
+from quintic.data.manifest import ShardRecord, Split, file_sha256
+from quintic.data.shards import Shard, TokenStream
+from quintic.data.tokenizer import Tokenizer
+from quintic.errors import QuinticError
+
+Progress = Callable[[str, float], None]
+
+PERCENTILES = (5, 25, 50, 75, 95, 100)
+
+_SAMPLES = 3
+_SAMPLE_TOKENS = 80
+_BYTES_SAMPLE_TOKENS = 4_000_000
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The outcome of `check_dataset`.
+
+    Attributes:
+        path: the dataset.
+        shards: number of shards read.
+        tokens: number of tokens read.
+        problems: what makes the dataset unfit for training, one line each.
+        notes: what is worth knowing and is no fault.
+    """
+
+    path: Path
+    shards: int = 0
+    tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def check_dataset(
+    path: Path, tokenizer: str | None = None, progress: Progress | None = None
+) -> CheckReport:
+    """Read every token of a dataset and compare it with its manifest and tokenizer.
+
+    Checked are the checksums, the counts of tokens, documents and bytes of text, that ids are of
+    the vocabulary, and that each split begins with end of text. A foreign dataset has no manifest
+    to compare with, and may begin in the middle of a document; that is noted.
+
+    Args:
+        path: the dataset's folder.
+        tokenizer: as in `open_dataset`.
+        progress: called with a shard's name and the fraction of all tokens that is done.
+    """
+    try:
+        dataset = open_dataset(path, tokenizer)
+    except QuinticError as error:
+        return CheckReport(path, problems=[str(error)])
+    problems: list[str] = []
+    notes: list[str] = []
+    if dataset.manifest is None:
+        notes.append("no manifest: checksums and counts cannot be checked")
+    vocabulary = _tokenizer_or_note(dataset, notes)
+    records = (
+        {record.file: record for record in dataset.manifest.shards} if dataset.manifest else {}
+    )
+    shards = [shard for stream in dataset.streams.values() for shard in stream.shards]
+    total = sum(shard.count for shard in shards)
+    done = 0
+    for shard in shards:
+        if progress:
+            progress(shard.path.name, done / total)
+        record = records.get(shard.path.name)
+        problems += _check_shard(dataset, shard, record, vocabulary)
+        done += shard.count
+    if progress:
+        progress("", 1.0)
+    for split, stream in dataset.streams.items():
+        if dataset.eot_id is not None and stream.read(0, 1)[0] != dataset.eot_id:
+            line = f"the {split} split begins in the middle of a document"
+            (problems if dataset.manifest else notes).append(line)
+    return CheckReport(path, len(shards), total, problems, notes)
+
+
+def _tokenizer_or_note(dataset: Dataset, notes: list[str]) -> Tokenizer | None:
+    try:
+        return dataset.load_tokenizer()
+    except QuinticError as error:
+        notes.append(str(error))
+        return None
+
+
+def _check_shard(
+    dataset: Dataset, shard: Shard, record: ShardRecord | None, tokenizer: Tokenizer | None
+) -> list[str]:
+    """What is wrong with a shard, one line each."""
+    name = shard.path.name
+    vocab_size = dataset.vocab_size
+    max_id, documents, text_bytes = 0, 0, 0
+    for ids in TokenStream([shard]).chunks():
+        max_id = max(max_id, int(ids.max()))
+        documents += int(np.count_nonzero(ids == dataset.eot_id))
+        if tokenizer is not None:
+            text_bytes += int(tokenizer.byte_lengths[ids[ids < tokenizer.vocab_size]].sum())
+    problems = []
+    if vocab_size is not None and max_id >= vocab_size:
+        problems.append(f"{name} holds the token id {max_id}, the vocabulary has {vocab_size} ids")
+    if record is None:
+        return problems
+    counts = [("max_id", record.max_id, max_id), ("documents", record.documents, documents)]
+    if tokenizer is not None:
+        counts.append(("text_bytes", record.text_bytes, text_bytes))
+    problems += [
+        f"{name} has {what} {found}, its manifest says {said}"
+        for what, said, found in counts
+        if found != said
+    ]
+    if (checksum := file_sha256(shard.path)) != record.sha256:
+        problems.append(f"{name} has the checksum {checksum}, its manifest says {record.sha256}")
+    return problems
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What is in one split.
+
+    Attributes:
+        shards: number of shards.
+        tokens: number of tokens.
+        documents: number of end-of-text tokens; None without a tokenizer named.
+        bytes_per_token: bytes of text per token, over the first four million tokens at most; None
+            without a tokenizer.
+        document_tokens: lengths of whole documents in tokens, end of text included, at PERCENTILES;
+            empty where there are none.
+    """
+
+    shards: int
+    tokens: int
+    documents: int | None
+    bytes_per_token: float | None
+    document_tokens: dict[int, int]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is in a dataset.
+
+    Attributes:
+        path: the folder.
+        fingerprint: as `Dataset.fingerprint`.
+        tokenizer: as `Dataset.tokenizer_spec`.
+        vocab_size: as `Dataset.vocab_size`.
+        train: the training split.
+        val: the validation split.
+        samples: beginnings of a few training documents, decoded; empty without a tokenizer.
+        notes: what could not be found out, and why.
+    """
+
+    path: Path
+    fingerprint: str
+    tokenizer: str | None
+    vocab_size: int | None
+    train: SplitInfo
+    val: SplitInfo
+    samples: list[str]
+    notes: list[str]
+
+
+def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetInfo:
+    """Count and sample what is in a dataset; reads every token once.
+
+    Args:
+        path: the dataset's folder.
+        tokenizer: as in `open_dataset`.
+
+    Raises:
+        QuinticError: as `open_dataset`.
+    """
+    dataset = open_dataset(path, tokenizer)
+    notes: list[str] = []
+    vocabulary = _tokenizer_or_note(dataset, notes)
+    starts = {split: _document_starts(dataset, split) for split in dataset.streams}
+    return DatasetInfo(
+        path=path,
+        fingerprint=dataset.fingerprint,
+        tokenizer=dataset.tokenizer_spec,
+        vocab_size=dataset.vocab_size,
+        train=_describe_split(dataset.train, starts["train"], vocabulary),
+        val=_describe_split(dataset.val, starts["val"], vocabulary),
+        samples=list(_samples(dataset.train, starts["train"], vocabulary)),
+        notes=notes,
+    )
+
+
+def _document_starts(dataset: Dataset, split: Split) -> npt.NDArray[np.int64] | None:
+    """Positions of the end-of-text tokens, [documents]; None if it is not known which they are."""
+    if dataset.eot_id is None:
+        return None
+    found, position = [], 0
+    for ids in dataset.streams[split].chunks():
+        found.append(np.flatnonzero(ids == dataset.eot_id) + position)
+        position += len(ids)
+    return np.concatenate(found)
+
+
+def _describe_split(
+    stream: TokenStream, starts: npt.NDArray[np.int64] | None, tokenizer: Tokenizer | None
+) -> SplitInfo:
+    percentiles: list[int] = []
+    if starts is not None and len(starts):
+        lengths = np.diff(starts, append=len(stream))
+        percentiles = np.percentile(lengths, PERCENTILES, method="lower").tolist()
+    bytes_per_token = None
+    if tokenizer is not None:
+        ids = stream.read(0, min(len(stream), _BYTES_SAMPLE_TOKENS))
+        ids = ids[ids < tokenizer.vocab_size]
+        bytes_per_token = float(tokenizer.byte_lengths[ids].mean())
+    return SplitInfo(
+        shards=len(stream.shards),
+        tokens=len(stream),
+        documents=None if starts is None else len(starts),
+        bytes_per_token=bytes_per_token,
+        document_tokens=dict(zip(PERCENTILES, percentiles, strict=False)),
+    )
+
+
+def _samples(
+    stream: TokenStream, starts: npt.NDArray[np.int64] | None, tokenizer: Tokenizer | None
+) -> Iterator[str]:
+    """Beginnings of documents, evenly spaced over the stream."""
+    if tokenizer is None or starts is None:
+        return
+    for start in starts[:: max(1, len(starts) // _SAMPLES)][:_SAMPLES]:
+        count = min(_SAMPLE_TOKENS, len(stream) - int(start) - 1)
+        yield tokenizer.decode(stream.read(int(start) + 1, count).tolist())

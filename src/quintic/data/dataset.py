@@ -1,0 +1,229 @@
+"""A dataset is a folder of token shards: `*_train_*.bin` and `*_val_*.bin`, taken by name.
+
+What quintic builds also has a `manifest.json`, which says what is in the shards, and for a
+vocabulary of its own a `tokenizer.json`. Folders made by llm.c or modded-nanogpt have neither and
+work too, with the tokenizer named in the config.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest, Split
+from quintic.data.shards import Shard, TokenStream, open_shard
+from quintic.data.tokenizer import (
+    GPT2,
+    TOKENIZER_FILE,
+    Tokenizer,
+    TokenizerInfo,
+    load_tokenizer,
+    tokenizer_info,
+)
+from quintic.errors import QuinticError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of shards that was found to be in order; `open_dataset` makes it.
+
+    Attributes:
+        path: the folder.
+        train: the training tokens.
+        val: the validation tokens.
+        manifest: what the folder says of itself; None for a foreign one.
+        tokenizer_spec: "gpt2" or the path of a `tokenizer.json`, as `load_tokenizer` takes it; None
+            for a foreign folder without a tokenizer named.
+        vocab_size: number of ids of that tokenizer; None without one.
+        eot_id: its end-of-text token; None without one.
+    """
+
+    path: Path
+    train: TokenStream
+    val: TokenStream
+    manifest: Manifest | None
+    tokenizer_spec: str | None
+    vocab_size: int | None
+    eot_id: int | None
+
+    @property
+    def streams(self) -> dict[Split, TokenStream]:
+        return {"train": self.train, "val": self.val}
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer the tokens were made with.
+
+        Raises:
+            QuinticError: a foreign folder without a tokenizer named, or GPT-2's vocabulary not to
+                be had.
+        """
+        if self.tokenizer_spec is None:
+            raise QuinticError(
+                f"dataset {self.path} does not say which tokenizer made it: name it with "
+                f"--data.tokenizer gpt2, or with the path of its {TOKENIZER_FILE}"
+            )
+        return load_tokenizer(self.tokenizer_spec)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this data from other data, in hexadecimal; a resumed run compares it.
+
+        It covers the splits, their shards' token counts and samples of the tokens, and neither
+        names nor the manifest: a copied, moved or renamed dataset keeps its fingerprint as long as
+        the order of its tokens is the same.
+        """
+        digest = hashlib.sha256()
+        for split, stream in self.streams.items():
+            for shard in stream.shards:
+                digest.update(f"{split} {shard.count} {shard.dtype.str}\n".encode())
+                for sample in _samples(shard):
+                    digest.update(sample)
+        return digest.hexdigest()
+
+
+def _samples(shard: Shard) -> list[bytes]:
+    """64 KiB from either end of a shard, and 16 blocks of 4 KiB evenly between."""
+    tokens = shard.tokens
+    edge, block = (1 << 16) // shard.dtype.itemsize, (1 << 12) // shard.dtype.itemsize
+    between = [(shard.count - block) * part // 17 for part in range(1, 17)]
+    return [
+        tokens[:edge].tobytes(),
+        *(tokens[max(0, start) : max(0, start) + block].tobytes() for start in between),
+        tokens[-edge:].tobytes(),
+    ]
+
+
+def open_dataset(path: Path, tokenizer: str | None = None) -> Dataset:
+    """Open a folder of shards and check everything that can be checked without reading tokens.
+
+    Args:
+        path: the folder.
+        tokenizer: "gpt2" or the path of a `tokenizer.json`. A foreign folder needs it to be
+            decoded; for one with a manifest it must be the manifest's.
+
+    Raises:
+        QuinticError: no such folder, no training or no validation shards, a damaged shard, a
+            manifest that is broken or disagrees with the folder, or another tokenizer than the
+            manifest's.
+    """
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise QuinticError(
+            f"dataset {path} {what}: give --data.path a folder with *_train_*.bin and *_val_*.bin"
+        )
+    shards = _open_shards(path)
+    manifest = Manifest.read(path) if (path / MANIFEST_FILE).exists() else None
+    if manifest is not None:
+        _check_against_manifest(path, manifest, shards)
+    spec = tokenizer if tokenizer is not None else _own_tokenizer(path, manifest)
+    info = tokenizer_info(spec) if spec is not None else None
+    if manifest is not None and info is not None:
+        _check_tokenizer(path, manifest, spec, info)
+    return Dataset(
+        path=path,
+        train=TokenStream(shards["train"]),
+        val=TokenStream(shards["val"]),
+        manifest=manifest,
+        tokenizer_spec=spec,
+        vocab_size=info.vocab_size if info else None,
+        eot_id=info.eot_id if info else None,
+    )
+
+
+def _open_shards(path: Path) -> dict[Split, list[Shard]]:
+    shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
+    for file in sorted(path.glob("*.bin")):
+        if (split := _split_of(file.name)) is not None:
+            shards[split].append(open_shard(file))
+    for split, found in shards.items():
+        if not found:
+            raise QuinticError(
+                f"dataset {path} has no {split} shards: expected files named *_{split}_*.bin; "
+                f"give --data.path a folder with both *_train_*.bin and *_val_*.bin"
+            )
+    return shards
+
+
+def _split_of(name: str) -> Split | None:
+    """The split in a shard's name; the last word counts, as in `books_train_set_val_000.bin`."""
+    places = {split: name.rfind(f"_{split}_") for split in SPLITS}
+    split = max(SPLITS, key=lambda split: places[split])
+    return split if places[split] >= 0 else None
+
+
+def _own_tokenizer(path: Path, manifest: Manifest | None) -> str | None:
+    """The tokenizer that the folder itself names."""
+    name = manifest.tokenizer if manifest else TOKENIZER_FILE
+    if name == GPT2.name:
+        return name
+    file = path / name
+    return str(file) if manifest or file.exists() else None
+
+
+def _check_against_manifest(
+    path: Path, manifest: Manifest, shards: dict[Split, list[Shard]]
+) -> None:
+    found = {shard.path.name: (split, shard.count) for split in SPLITS for shard in shards[split]}
+    listed = {record.file: (record.split, record.tokens) for record in manifest.shards}
+    for file in sorted(found.keys() | listed.keys()):
+        if file not in found:
+            problem = f"lists {file}, which is not there"
+        elif file not in listed:
+            problem = f"does not list {file}, which is there"
+        elif found[file] != listed[file]:
+            problem = (
+                f"gives {file} {listed[file][1]} {listed[file][0]} tokens, "
+                f"found {found[file][1]} {found[file][0]} tokens"
+            )
+        else:
+            continue
+        raise QuinticError(
+            f"manifest {path / MANIFEST_FILE} {problem}: copy or build the dataset again"
+        )
+
+
+def _check_tokenizer(path: Path, manifest: Manifest, spec: str | None, info: TokenizerInfo) -> None:
+    if info.fingerprint != manifest.tokenizer_fingerprint:
+        raise QuinticError(
+            f"dataset {path} was made with the tokenizer '{manifest.tokenizer}' (fingerprint "
+            f"{manifest.tokenizer_fingerprint[:12]}), not with '{spec}' (fingerprint "
+            f"{info.fingerprint[:12]}): leave --data.tokenizer out, or build the dataset again"
+        )
+
+
+def check_tokens(
+    dataset: Dataset,
+    vocab_size: int,
+    limit_tokens: int | None = None,
+    limit_val_tokens: int | None = None,
+) -> None:
+    """Check that a model with `vocab_size` ids can read the tokens, before step 0.
+
+    The manifest is trusted; the shards of a foreign folder are read, as far as the limits say.
+
+    Args:
+        dataset: the data.
+        vocab_size: number of ids that the model has.
+        limit_tokens: training tokens that the run will read from the beginning of the stream; None
+            for all, which shuffled order needs.
+        limit_val_tokens: the same for validation.
+
+    Raises:
+        QuinticError: an id is vocab_size or more; names the shard.
+    """
+    limits: dict[Split, int | None] = {"train": limit_tokens, "val": limit_val_tokens}
+    if dataset.manifest is not None:
+        largest = {record.file: record.max_id for record in dataset.manifest.shards}
+    else:
+        largest = {
+            shard.path.name: max_id
+            for split, stream in dataset.streams.items()
+            for shard, max_id in stream.shard_max_ids(limits[split]).items()
+        }
+    for file, max_id in largest.items():
+        if max_id >= vocab_size:
+            raise QuinticError(
+                f"shard {dataset.path / file} holds the token id {max_id}, the model's vocabulary "
+                f"has only the ids 0 to {vocab_size - 1}: give the model at least {max_id + 1} "
+                f"ids, or use data made with its tokenizer"
+            )

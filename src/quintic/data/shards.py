@@ -1,0 +1,207 @@
+"""The .bin format of token shards; no other file knows its bytes.
+
+A shard is a header of 256 little-endian int32 (magic, version, number of tokens, zeros) and then
+the tokens. Both formats are llm.c's (Karpathy 2024, `dev/data/data_common.py`), so that shards of
+llm.c, modded-nanogpt and quintic are interchangeable:
+
+    magic 20240520, version 1: uint16 tokens, for vocabularies up to 65,536 (GPT-2)
+    magic 20240801, version 7: uint32 tokens, for larger ones (llm.c uses it for Llama 3)
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quintic.data.atomic import replacing
+from quintic.errors import QuinticError
+
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+MAX_SHARD_TOKENS = 2**31 - 1  # the header counts them in an int32
+
+TokenDtype = np.dtype[np.unsignedinteger]
+
+_INT32 = np.dtype("<i4")
+_UINT16: TokenDtype = np.dtype("<u2")
+_UINT32: TokenDtype = np.dtype("<u4")
+_FORMATS = {20240520: (1, _UINT16), 20240801: (7, _UINT32)}  # magic: (version, dtype)
+
+# A map of a shard keeps a file descriptor; 64 stay far below the usual limit of 1,024.
+_OPEN_MAPS = 64
+_SCAN_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard whose header and size were found right.
+
+    Attributes:
+        path: the file.
+        count: number of tokens, at least 1.
+        dtype: little-endian uint16 or uint32.
+    """
+
+    path: Path
+    count: int
+    dtype: TokenDtype
+
+    @property
+    def tokens(self) -> npt.NDArray[np.unsignedinteger]:
+        """The tokens, [count], as a fresh memory map: nothing is read before it is indexed."""
+        return np.memmap(
+            self.path, dtype=self.dtype, mode="r", offset=HEADER_BYTES, shape=(self.count,)
+        )
+
+
+def write_shard(path: Path, tokens: npt.ArrayLike) -> Shard:
+    """Write a shard, aside and then renamed: the file is whole or absent.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        tokens: token ids, one-dimensional integers in [0, 2**32); stored in 16 bits where all of
+            them fit, else in 32.
+
+    Raises:
+        QuinticError: no tokens, too many for one shard, or ids out of range.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    array = np.asarray(tokens)
+    if array.ndim != 1 or not 1 <= array.size <= MAX_SHARD_TOKENS:
+        raise QuinticError(
+            f"shard {path} cannot be written with tokens of shape {array.shape}: a shard holds a "
+            f"list of 1 to {MAX_SHARD_TOKENS} tokens; write none for no text, several for more"
+        )
+    smallest, largest = int(array.min()), int(array.max())
+    if not np.issubdtype(array.dtype, np.integer) or smallest < 0 or largest >= 2**32:
+        raise QuinticError(
+            f"shard {path} cannot be written with {array.dtype} tokens from {smallest} to "
+            f"{largest}: token ids are integers from 0 to 4294967295; check the tokenizer"
+        )
+    magic = 20240520 if largest < 2**16 else 20240801
+    version, dtype = _FORMATS[magic]
+    header = np.zeros(HEADER_INTS, dtype=_INT32)
+    header[:3] = magic, version, array.size
+    with replacing(path) as file:
+        file.write(header.tobytes())
+        file.write(np.ascontiguousarray(array, dtype=dtype).data)
+    return Shard(path, array.size, dtype)
+
+
+def open_shard(path: Path) -> Shard:
+    """Open a shard and check it against its header; its tokens are not read.
+
+    Raises:
+        QuinticError: unreadable, another format or version, no tokens, truncated, or with bytes
+            after its last token.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise QuinticError(
+            f"shard {path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from error
+    if len(header_bytes) < HEADER_BYTES:
+        raise QuinticError(
+            f"shard {path} is truncated: expected a header of {HEADER_BYTES} bytes, found {size} "
+            f"bytes; copy or download it again"
+        )
+    magic, version, count = (int(value) for value in np.frombuffer(header_bytes, _INT32)[:3])
+    if magic not in _FORMATS:
+        raise QuinticError(
+            f"shard {path} is not a token shard: expected magic 20240520 (or 20240801), found "
+            f"{magic}; make it in llm.c's format, whose header precedes the tokens"
+        )
+    expected_version, dtype = _FORMATS[magic]
+    if version != expected_version:
+        raise QuinticError(
+            f"shard {path} has an unknown version: expected {expected_version} for magic {magic}, "
+            f"found {version}; make it again in that version"
+        )
+    if count < 1:
+        raise QuinticError(
+            f"shard {path} is empty: its header counts {count} tokens, at least 1 is needed; "
+            f"remove the file or make it again"
+        )
+    expected_size = HEADER_BYTES + count * dtype.itemsize
+    if size != expected_size:
+        what = "is truncated" if size < expected_size else "has bytes after its last token"
+        raise QuinticError(
+            f"shard {path} {what}: expected {expected_size} bytes for the {count} tokens of its "
+            f"header, found {size} bytes; copy or download it again"
+        )
+    return Shard(path, count, dtype)
+
+
+class TokenStream:
+    """Many shards as one circular stream of tokens.
+
+    Positions count from the first token of the first shard and are taken modulo the length, so
+    that reading goes on at the beginning when it comes to the end. Safe to read from several
+    threads.
+
+    Args:
+        shards: at least one, in order.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        assert shards, "a stream has at least one shard"
+        self.shards = opened = tuple(shards)
+        self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
+        self._tokens = lru_cache(maxsize=_OPEN_MAPS)(lambda index: opened[index].tokens)
+
+    def __len__(self) -> int:
+        """Number of tokens of all shards."""
+        return int(self._starts[-1])
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Copy the `count` tokens from position `start` on, [count], across shard ends."""
+        tokens = np.empty(count, dtype=np.int64)
+        position = start % len(self)
+        index = int(np.searchsorted(self._starts, position, side="right")) - 1
+        offset = position - int(self._starts[index])
+        filled = 0
+        while filled < count:
+            size = min(count - filled, self.shards[index].count - offset)
+            # NumPy widens while it copies from the map; torch's own uint16 cast is far slower.
+            tokens[filled : filled + size] = self._tokens(index)[offset : offset + size]
+            filled += size
+            index, offset = (index + 1) % len(self.shards), 0
+        return tokens
+
+    def chunks(self, chunk_tokens: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
+        """The whole stream once, from its beginning, in pieces of at most `chunk_tokens`."""
+        for start in range(0, len(self), chunk_tokens):
+            yield self.read(start, min(chunk_tokens, len(self) - start))
+
+    def max_id(self, limit_tokens: int | None = None) -> int:
+        """The largest token id among the first `limit_tokens` tokens, or among all."""
+        return max(self.shard_max_ids(limit_tokens).values())
+
+    def shard_max_ids(self, limit_tokens: int | None = None) -> dict[Shard, int]:
+        """The largest token id of each shard, as far as the first `limit_tokens` tokens reach."""
+        limit = len(self) if limit_tokens is None else min(max(limit_tokens, 1), len(self))
+        spans = [
+            (index, begin, min(begin + _SCAN_TOKENS, shard.count, limit - int(start)))
+            for index, (shard, start) in enumerate(zip(self.shards, self._starts, strict=False))
+            for begin in range(0, min(shard.count, limit - int(start)), _SCAN_TOKENS)
+        ]
+
+        def largest(span: tuple[int, int, int]) -> int:
+            index, begin, end = span
+            return int(self._tokens(index)[begin:end].max())
+
+        found: dict[Shard, int] = {}
+        # NumPy lets go of the interpreter while it reduces, and the disk is read in parallel.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for (index, _, _), value in zip(spans, pool.map(largest, spans), strict=True):
+                shard = self.shards[index]
+                found[shard] = max(value, found.get(shard, 0))
+        return found

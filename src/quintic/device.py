@@ -1,0 +1,113 @@
+"""One rule for devices: which one a run uses, in what precision, how much fits, its peak speed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import torch
+
+from quintic.config import Config, ModelConfig
+from quintic.errors import QuinticError
+
+PEAK_BFLOAT16_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "A6000": 155e12,
+}
+"""Dense bfloat16 peak with float32 accumulation, from NVIDIA's data sheets; first match wins."""
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device for `train.device`; `auto` is the first of cuda, mps, cpu that is there.
+
+    Raises `QuinticError` where a device is asked for by name and absent.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked == "auto":
+        asked = next(name for name, present in there.items() if present)
+    if not there[asked]:
+        available = ", ".join(name for name, present in there.items() if present)
+        build = "" if torch.version.cuda or asked != "cuda" else ", built without CUDA"
+        raise QuinticError(
+            f"train.device is {asked}, which PyTorch {torch.__version__}{build} does not find "
+            f"here: it has {available}; use --train.device auto"
+        )
+    return torch.device(asked)
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    return f"{device.type} ({cpu}, {torch.get_num_threads()} threads)"
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The precision of the matrix products for `train.precision`."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, precision)
+    if dtype is torch.float64 and device.type == "mps":
+        raise QuinticError("train.precision float64 does not exist on mps: use --train.device cpu")
+    return dtype
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s for MFU, or None where it is not known (CPUs, other precisions)."""
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_BFLOAT16_FLOPS.items() if key in name), None)
+
+
+CPU_MICRO_BATCH_TOKENS = 4096
+"""On a CPU nothing is gained by larger micro-batches: activations only leave the cache."""
+
+ACTIVATION_BYTES = 60
+"""Bytes kept for the backward pass per token, layer and unit of width, roughly."""
+
+
+def auto_micro_batch(config: Config, device: torch.device) -> int:
+    """Sequences of a micro-batch where `train.micro_batch` is None.
+
+    The largest divisor of the batch whose activations fill at most half the device's memory.
+    """
+    tokens = CPU_MICRO_BATCH_TOKENS
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        tokens = int(0.5 * memory / activation_bytes_per_token(config.model))
+    elif device.type == "mps":
+        tokens = 8192
+    limit = max(1, tokens // config.model.context)
+    sequences = config.batch_sequences
+    return max(n for n in range(1, min(limit, sequences) + 1) if sequences % n == 0)
+
+
+def activation_bytes_per_token(model: ModelConfig) -> int:
+    """Rough memory of one token's activations, all layers."""
+    return ACTIVATION_BYTES * model.layers * model.width
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise `QuinticError` where torch.compile would fail for want of a C++ compiler."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise QuinticError(
+            "train.compile needs a C++ compiler (g++ or clang++) on the CPU and there is none: "
+            "install one, or use --train.no-compile"
+        )

@@ -1,0 +1,55 @@
+"""`loss.png`: the training and validation loss of a run against tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quintic.data.atomic import replacing
+from quintic.metrics import Record
+
+TRAIN_COLOUR, VALIDATION_COLOUR = "#8da9c4", "#c8553d"
+
+
+def draw_loss(records: Sequence[Record], path: Path, title: str) -> None:
+    """Draw the records of a run; the file is replaced whole.
+
+    The training loss is one batch's and therefore noisy; its running mean is drawn over it. The
+    axis leaves the first steps out where they would flatten everything that follows.
+    """
+    from matplotlib.figure import Figure  # slow to import, so only where it is used
+    from matplotlib.ticker import EngFormatter
+
+    train = [(r["tokens"], r["train_loss"]) for r in records if "train_loss" in r]
+    validation = [(r["tokens"], r["val_loss"]) for r in records if "val_loss" in r]
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    if train:
+        tokens, losses = zip(*train, strict=True)
+        axes.plot(tokens, losses, color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)
+        axes.plot(tokens, running_mean(losses), color=TRAIN_COLOUR, linewidth=1.6, label="train")
+    if validation:
+        tokens, losses = zip(*validation, strict=True)
+        label = f"validation, {losses[-1]:.4f} at the end"
+        axes.plot(tokens, losses, color=VALIDATION_COLOUR, marker="o", markersize=3.5, label=label)
+    values = [loss for _, loss in train + validation]
+    if values:
+        settled = sorted(values)[int(0.95 * (len(values) - 1))]
+        axes.set_ylim(min(values) - 0.1, settled + 0.5)
+        axes.legend(frameon=False)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+
+
+def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
+    """Mean over the last `share` of all values, at least one, at each place."""
+    window = max(1, round(share * len(values)))
+    means, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - window] if i >= window else 0.0)
+        means.append(total / min(i + 1, window))
+    return means

@@ -1,0 +1,178 @@
+"""What a run measures: `metrics.jsonl`, one object a line, and TensorBoard events.
+
+A record with `train_loss` or `val_loss` at `step` speaks of the weights after `step` updates, that
+is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
+nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from quintic.data.atomic import replacing
+from quintic.errors import QuinticError
+
+METRICS = "metrics.jsonl"
+Record = dict[str, Any]
+
+
+class NonFiniteLossError(Exception):
+    """Training has diverged: the loss of a step is infinite or not a number."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss is {loss} at step {step}")
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    loss: Tensor
+    values: Record
+
+
+class Metrics:
+    """Writes the records of a run; `on_record` gets each one, for the console.
+
+    `train`, `flush` and `validation` raise `NonFiniteLossError` once such a loss has been written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        elapsed_s: float,
+        batch_tokens: int,
+        flops_per_token: float,
+        peak_flops: float | None,
+        device: torch.device,
+        tensorboard: bool,
+        on_record: Callable[[Record], None],
+    ) -> None:
+        self.elapsed_s = elapsed_s
+        self.batch_tokens = batch_tokens
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.device, self.on_record = device, on_record
+        self.path = folder / METRICS
+        truncate_metrics(self.path, step)
+        self._file: TextIO = self.path.open("a")
+        self._events = _summary_writer(folder, step) if tensorboard else None
+        self._pending: _Pending | None = None
+        self._clock = time.perf_counter()
+
+    def train(self, step: int, loss: Tensor, **values: float | Tensor) -> None:
+        """Note the loss of a step, still on its device, and write the one before."""
+        previous, self._pending = self._pending, _Pending(step, loss, dict(values))
+        if previous is not None:
+            self._write_train(previous)
+
+    def flush(self) -> None:
+        """Write the loss that is still pending and put the file on disk."""
+        previous, self._pending = self._pending, None
+        if previous is not None:
+            self._write_train(previous)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def validation(self, step: int, val_loss: float, seconds: float) -> None:
+        """Write a validation loss; the clock of the next step starts now."""
+        self._write(
+            {
+                "step": step,
+                "tokens": step * self.batch_tokens,
+                "val_loss": val_loss,
+                "val_s": round(seconds, 3),
+            }
+        )
+        if not math.isfinite(val_loss):
+            raise NonFiniteLossError(step, val_loss)
+        self._clock = time.perf_counter()
+
+    def _write_train(self, pending: _Pending) -> None:
+        loss = pending.loss.item()  # waits for that step, while the next one is already running
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        self.elapsed_s += seconds
+        tokens_per_s = self.batch_tokens / seconds
+        record: Record = {
+            "step": pending.step,
+            "tokens": pending.step * self.batch_tokens,
+            "train_loss": loss,
+            "step_ms": round(1000 * seconds, 3),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+        for name, value in pending.values.items():
+            record[name] = value.item() if isinstance(value, Tensor) else value
+        if self.peak_flops is not None:
+            record["mfu"] = round(tokens_per_s * self.flops_per_token / self.peak_flops, 4)
+        if self.device.type == "cuda":
+            record["memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+        self._write(record)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(pending.step, loss)
+
+    def _write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if name not in ("step", "tokens"):
+                    self._events.add_scalar(name, value, record["step"])
+        self.on_record(record)
+
+    def close(self) -> None:
+        """Close the files; a loss that was never flushed is dropped, and measured on a resume."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a `metrics.jsonl`; a last line cut short by a crash is left out.
+
+    Raises `QuinticError` where another line is not a record.
+    """
+    records: list[Record] = []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise QuinticError(
+                f"{path} line {number} is not a record of a run: {line.strip()[:60]!r}; "
+                "repair or remove the line"
+            ) from error
+        records.append(record)
+    return records
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the records from `step` on, which a run resumed there will measure again.
+
+    That includes a validation at `step` itself, with which the resumed run begins.
+    """
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] < step]
+    with replacing(path) as file:
+        file.writelines(f"{json.dumps(record)}\n".encode() for record in kept)
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Token ids to loss: the two architectures and the cross-entropy."""

@@ -1,0 +1,149 @@
+"""The modernised GPT, exactly as modded-nanogpt's record of 2024-10-14 has it.
+
+Rotary embeddings, RMSNorm without parameters, normalised queries and keys, squared ReLU, no
+biases, output projections that start at zero, the head tied to the embedding.
+Source: https://github.com/KellerJordan/modded-nanogpt
+
+Shapes: B batch, T time, D model width, H heads, K head width, F MLP width (4 D), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quintic.config import ModelConfig
+from quintic.model.base import KVCache, LanguageModel, Linear, attend
+from quintic.model.loss import CrossEntropy
+
+ROTARY_BASE = 10_000.0
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / rms(x) over the last axis, without parameters; eps is that of the precision of x."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding, half-split (https://arxiv.org/abs/2104.09864).
+
+    The head's two halves are the coordinates of K/2 planes; position t turns plane i by
+    t / base^(2i/K): y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos. The tables are float32 (float64
+    for float64 models) whatever the compute precision: bfloat16 has 8 bits for an angle's sine,
+    too few to tell neighbouring positions apart.
+    """
+
+    cos_TK: Tensor
+    sin_TK: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        half = config.head_width // 2
+        frequency_K = ROTARY_BASE ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle_TK = torch.outer(torch.arange(config.context, dtype=torch.float64), frequency_K)
+        self.register_buffer("cos_TK", angle_TK.cos(), persistent=False)
+        self.register_buffer("sin_TK", angle_TK.sin(), persistent=False)
+
+    def forward(self, x_BHTK: Tensor, start: int) -> Tensor:
+        """Turn queries or keys whose first position is `start`; same precision out as in."""
+        stop = start + x_BHTK.shape[2]
+        cos_TK, sin_TK = self.cos_TK[start:stop], self.sin_TK[start:stop]
+        x1, x2 = x_BHTK.chunk(2, dim=-1)
+        y = torch.cat((x1 * cos_TK + x2 * sin_TK, x2 * cos_TK - x1 * sin_TK), dim=-1)
+        return y.to(x_BHTK.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and normalised queries and keys."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.layer = config.heads, layer
+        self.q = Linear(config.width, config.width, bias=False)
+        self.k = Linear(config.width, config.width, bias=False)
+        self.v = Linear(config.width, config.width, bias=False)
+        self.o = Linear(config.width, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: KVCache | None) -> Tensor:
+        start = 0 if cache is None else cache.length
+        q_BHTK, k_BHTK, v_BHTK = (
+            linear(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.q, self.k, self.v)
+        )
+        q_BHTK, k_BHTK = rotary(rms_norm(q_BHTK), start), rotary(rms_norm(k_BHTK), start)
+        if cache is not None:
+            k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK)
+        y: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
+        return y
+
+
+class MLP(nn.Module):
+    """D to 4 D, squared ReLU (https://arxiv.org/abs/2109.08668), back to D."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.width, 4 * config.width, bias=False)
+        self.down = Linear(4 * config.width, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTF = F.relu(self.up(x_BTD)).square()
+        y: Tensor = self.down(h_BTF)
+        return y
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, cache: KVCache | None, dtype: torch.dtype
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(rms_norm(x_BTD).to(dtype), rotary, cache)
+        return x_BTD + self.mlp(rms_norm(x_BTD).to(dtype))
+
+
+class GPT(LanguageModel):
+    """tokens_BT -> logits_BTV. Weights are drawn from the global generator: seed it first."""
+
+    def __init__(
+        self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
+    ) -> None:
+        super().__init__(config, compute_dtype, cross_entropy)
+        self.embed = nn.Embedding(self.vocab_size, config.width)
+        self.rotary = Rotary(config)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.reset_parameters()
+        self.rotary.to(torch.promote_types(compute_dtype, torch.float32))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default of a Linear, except as follows.
+
+        The tied matrix is a Linear's weight as well, so it gets a Linear's initialisation and not
+        an embedding's normal(0, 1). The two output projections of a block are zero, which makes
+        the block the identity at step 0 (as in muP, https://arxiv.org/abs/2203.03466).
+        """
+        bound = 1 / math.sqrt(self.config.width)
+        nn.init.uniform_(self.embed.weight, -bound, bound)
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
+                bound = 1 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.weight, -bound, bound)
+        for block in self.layers:
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.attention.o.weight)
+            nn.init.zeros_(block.mlp.down.weight)
+
+    def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        x_BTD = self.embed(tokens_BT)
+        for block in self.layers:
+            x_BTD = block(x_BTD, self.rotary, cache, self.compute_dtype)
+        return rms_norm(x_BTD).to(self.compute_dtype)

@@ -1,0 +1,1 @@
+"""Gradients to updates: orthogonalisation, Muon, routing and schedule."""

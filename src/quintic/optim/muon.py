@@ -1,0 +1,132 @@
+"""Muon: momentum, orthogonalised by Newton-Schulz. The mathematics, for one process.
+
+    buffer = momentum * buffer + gradient
+    update = orthogonalize(gradient + momentum * buffer)        (Nesterov; else of the buffer)
+    weight = (1 - lr * weight_decay) * weight - lr * scale(r, c) * update
+
+Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in the record of
+2024-10-14. `docs/muon.md` has the mathematics, the scales and what people get wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quintic.optim.orthogonalize import newton_schulz
+
+
+def update_scale(scale: str, rows: int, columns: int) -> float:
+    """The factor that turns an orthogonal matrix into an update of a (rows, columns) weight.
+
+    max_dim  sqrt(max(r, c)), the original's: entries of the update have root mean square 1 or,
+             for a matrix that is not square, sqrt(max/min) less steep; lr near 3.6e-4
+    aspect   sqrt(max(1, r/c)), Keller Jordan's later one: the update's effect on activations does
+             not depend on the shape; lr near 0.02
+    rms      0.2 sqrt(max(r, c)), Moonlight's: entries as large as a typical AdamW update's, so an
+             AdamW learning rate can be reused (https://arxiv.org/abs/2502.16982)
+    """
+    return {
+        "max_dim": math.sqrt(max(rows, columns)),
+        "aspect": math.sqrt(max(1.0, rows / columns)),
+        "rms": 0.2 * math.sqrt(max(rows, columns)),
+    }[scale]
+
+
+def muon_update(
+    G_nrc: Tensor,
+    buffer_nrc: Tensor,
+    *,
+    momentum: float | Tensor,
+    nesterov: bool,
+    ns_steps: int,
+    ns_dtype: torch.dtype,
+) -> Tensor:
+    """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
+
+    Pure mathematics: no learning rate, no scale, no communication. An all-zero gradient with an
+    all-zero buffer gives an all-zero update.
+    """
+    buffer_nrc.mul_(momentum).add_(G_nrc)
+    direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
+    return newton_schulz(direction_nrc.to(ns_dtype), steps=ns_steps).to(G_nrc.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over two-dimensional weights. Embeddings, heads, vectors and scalars are never its own.
+
+    Matrices of one shape are stacked and orthogonalised as one batch. Their momentum is one tensor
+    [n, r, c], allocated up front; `state[p]["momentum"]` is the view of one matrix.
+
+    Each parameter group's `lr` and `momentum` may be changed between steps. A parameter without a
+    gradient is an error, since it would silently shrink the stack.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: str = "max_dim",
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+        ns_dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "scale": scale,
+            "weight_decay": weight_decay,
+            "ns_steps": ns_steps,
+            "ns_dtype": ns_dtype,
+        }
+        super().__init__(params, defaults)
+        self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
+        self._stacks = [
+            (group, stack) for group in self.param_groups for stack in self._stack(group["params"])
+        ]
+
+    def _stack(self, params: list[nn.Parameter]) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """Parameters of one shape with their momentum, in the order of the model."""
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for p in params:
+            if p.ndim != 2:
+                raise ValueError(f"Muon takes matrices only, not a parameter of shape {p.shape}")
+            by_shape.setdefault(p.shape, []).append(p)
+        stacks = []
+        for same in by_shape.values():
+            buffer_nrc = torch.zeros_like(same[0]).expand(len(same), -1, -1).clone()
+            for p, buffer_rc in zip(same, buffer_nrc, strict=True):
+                self.state[p]["momentum"] = buffer_rc
+            stacks.append((same, buffer_nrc))
+        return stacks
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update of every matrix from its `.grad`."""
+        assert closure is None, "Muon evaluates the loss once a step"
+        for group, (params, buffer_nrc) in self._stacks:
+            rows, columns = params[0].shape
+            update_nrc = self._update(
+                torch.stack([p.grad for p in params if p.grad is not None]),
+                buffer_nrc,
+                momentum=group["momentum"],
+                nesterov=group["nesterov"],
+                ns_steps=group["ns_steps"],
+                ns_dtype=group["ns_dtype"],
+            )
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(
+                params,
+                list(update_nrc.unbind()),
+                alpha=-group["lr"] * update_scale(group["scale"], rows, columns),
+            )

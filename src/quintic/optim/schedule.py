@@ -1,0 +1,50 @@
+"""Learning rate and momentum as pure functions of the step. Steps count from 0."""
+
+from __future__ import annotations
+
+import math
+
+from quintic.config import Config
+
+
+def trapezoid(step: int, *, steps: int, warmup: int, cooldown: int) -> float:
+    """Factor of the learning rate: linear warm-up, constant, linear to zero.
+
+    The warm-up's first step is 1 / warmup and its last 1; the cooldown's first step (that is
+    `steps - cooldown`) is 1 and its last 1 / cooldown. Source: Hägele et al.,
+    https://arxiv.org/abs/2405.18392
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if step >= steps - cooldown:
+        return (steps - step) / cooldown if cooldown else 0.0
+    return 1.0
+
+
+def cosine(step: int, *, steps: int, warmup: int) -> float:
+    """Factor of the learning rate: linear warm-up, then half a cosine from 1 to 0, as llm.c's."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def lr_factor(config: Config, step: int) -> float:
+    """The factor of every learning rate at a step of a run."""
+    schedule, steps = config.optim.schedule, config.train.steps
+    if schedule.kind == "cosine":
+        return cosine(step, steps=steps, warmup=schedule.warmup_steps)
+    return trapezoid(
+        step, steps=steps, warmup=schedule.warmup_steps, cooldown=config.cooldown_steps
+    )
+
+
+MOMENTUM_START = 0.85
+"""Where a momentum warm-up begins, as in the speedrun's later records."""
+
+
+def momentum_at(step: int, *, momentum: float, warmup: int) -> float:
+    """Muon's momentum: linear from `MOMENTUM_START` over `warmup` steps, then constant."""
+    if step >= warmup:
+        return momentum
+    return MOMENTUM_START + (momentum - MOMENTUM_START) * step / warmup

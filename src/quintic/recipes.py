@@ -1,0 +1,170 @@
+"""Named runs. Each recipe is a function that returns a whole `Config`; its docstring is its card.
+
+A recipe derives from another where it can, so that reading one shows exactly what it changes.
+`quintic recipes` prints the table, `quintic train NAME` runs one, and every field can be replaced
+on the command line as `--section.field value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quintic.config import (
+    AdamWConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    MuonConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from quintic.errors import QuinticError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe and what the table says of it."""
+
+    build: Callable[[], Config]
+    hardware: str
+    expected: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the card."""
+        return (self.build.__doc__ or "").strip().splitlines()[0]
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def recipe(
+    *, hardware: str, expected: str
+) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """Register a function as the recipe of its name (underscores become hyphens)."""
+
+    def register(build: Callable[[], Config]) -> Callable[[], Config]:
+        RECIPES[build.__name__.replace("_", "-")] = Recipe(build, hardware, expected)
+        return build
+
+    return register
+
+
+def get_recipe(name: str) -> Config:
+    """The config of a recipe; raises `QuinticError` for an unknown name, with the nearest."""
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise QuinticError(
+            f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}"
+        )
+    return RECIPES[name].build()
+
+
+@recipe(hardware="2 to 4 CPU cores, or any GPU", expected="see docs/log.md")
+def laptop() -> Config:
+    """A small GPT on the text that every Python installation carries: minutes on a CPU.
+
+    quintic train                       # this is the default recipe
+    """
+    return Config(
+        recipe="laptop",
+        model=ModelConfig(layers=4, width=256, heads=2, context=256),
+        data=DataConfig(order="shuffle", embedded_vocab=4096),
+        optim=OptimConfig(
+            muon=MuonConfig(lr=0.02, scale="aspect"),
+            adamw=AdamWConfig(lr=0.005),
+            schedule=ScheduleConfig(cooldown_fraction=0.4),
+        ),
+        train=TrainConfig(
+            steps=250,
+            batch_tokens=4096,
+            eval_every=50,
+            eval_tokens=131_072,
+            checkpoint_every=100,
+        ),
+    )
+
+
+@recipe(hardware="8 x H100, 12 min; or one, 1.5 h", expected="3.28 FineWeb")
+def modded() -> Config:
+    """The original's run: GPT-2 (124M) quality in 2.67B tokens of FineWeb, with Muon.
+
+    Command   quintic train modded --data.path DIR
+    Data      FineWeb, 27 shards of 100M GPT-2 tokens
+    Result    the original run of 2024-10-14 ended at 3.2741. Along the way (step: loss): 125 4.949,
+              250 4.329, 500 3.919, 1000 3.682, 2000 3.514, 3000 3.441, 4000 3.371, 5100 3.274;
+              the noise of one run is about 0.0013.
+    Source    https://github.com/KellerJordan/modded-nanogpt, the record of 2024-10-14.
+    """
+    return Config(
+        recipe="modded",
+        model=ModelConfig(layers=12, width=768, heads=6, context=1024, vocab_size=50_304),
+        data=DataConfig(path="data/fineweb10B", tokenizer="gpt2"),
+        optim=OptimConfig(
+            muon=MuonConfig(lr=3.6e-4, momentum=0.95, scale="max_dim", ns_steps=5),
+            adamw=AdamWConfig(lr=3.6e-3, betas=(0.9, 0.95)),
+            schedule=ScheduleConfig(kind="trapezoid", cooldown_fraction=1450 / 5100),
+        ),
+        train=TrainConfig(
+            steps=5100,
+            batch_tokens=512 * 1024,
+            compile=True,
+            eval_every=125,
+            eval_tokens=10_485_760,
+            checkpoint_every=1000,
+        ),
+    )
+
+
+@recipe(hardware="8 x H100, 12 min; or one, 1.5 h", expected="above modded")
+def modded_adamw() -> Config:
+    """`modded` with AdamW on the block matrices too: the baseline that Muon is compared with.
+
+    Command   quintic train modded-adamw --data.path DIR
+    Source    the values found best in about 20 public attempts on 2024-10-29: lr 1.8e-3 on the
+              block matrices, betas (0.9, 0.95), no weight decay; the tied matrix keeps 3.6e-3.
+    """
+    base = modded()
+    return replace(
+        base,
+        recipe="modded-adamw",
+        optim=replace(
+            base.optim, matrices="adamw", adamw=replace(base.optim.adamw, matrix_lr=1.8e-3)
+        ),
+    )
+
+
+@recipe(hardware="8 x H100, 45 min", expected="3.285 FineWeb")
+def gpt2() -> Config:
+    """llm.c's GPT-2 (124M), the baseline the original measures itself against: 9.9B tokens.
+
+    Command   quintic train gpt2 --data.path DIR
+    Data      FineWeb, 99 shards of 100M GPT-2 tokens
+    Result    a validation loss near 3.285
+    Source    https://github.com/karpathy/llm.c/discussions/481
+    """
+    return Config(
+        recipe="gpt2",
+        model=ModelConfig(
+            architecture="gpt2", layers=12, width=768, heads=12, context=1024, vocab_size=50_304
+        ),
+        data=DataConfig(path="data/fineweb10B", tokenizer="gpt2"),
+        optim=OptimConfig(
+            matrices="adamw",
+            adamw=AdamWConfig(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=700),
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(
+            steps=18_865,
+            batch_tokens=524_288,
+            compile=True,
+            eval_every=250,
+            eval_tokens=10_485_760,
+            checkpoint_every=1000,
+        ),
+    )

@@ -1,0 +1,112 @@
+"""What quintic says of a run in words: before it starts, and when it has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from quintic import runfolder
+from quintic.data.dataset import Dataset
+from quintic.device import device_name
+from quintic.errors import QuinticError
+from quintic.evaluate import score_text
+from quintic.generate import generate_ids, stream_text
+from quintic.optim.routing import Route
+from quintic.run import Run
+
+SAMPLE_TOKENS = 160
+
+
+def opening_lines(run: Run) -> Iterator[str]:
+    """Device, model, routing and data: everything that was chosen, once."""
+    config, model = run.config, run.state.model
+    c, t = config.model, config.train
+    yield (
+        f"device  {device_name(run.device)}, {t.precision}, "
+        f"{'compiled' if t.compile else 'eager'}, {t.loss} loss"
+    )
+    yield (
+        f"model   {c.architecture}, {c.layers} layers x {c.width}, {c.heads} heads of "
+        f"{c.head_width}, context {c.context:,}, vocabulary {c.vocab_size:,}: "
+        f"{model.parameter_count():,} parameters, "
+        f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token"
+    )
+    for optimizer in ("muon", "adamw"):
+        if own := [route for route in run.routes if route.optimizer == optimizer]:
+            yield f"optim   {_optimizer_line(optimizer, own, run)}"
+    train, tokens = run.dataset.train, t.steps * t.batch_tokens
+    yield (
+        f"data    {run.dataset.path}: {len(train):,} training tokens in {len(train.shards)} "
+        f"shards, {len(run.dataset.val):,} for validation, {config.data.order} order"
+    )
+    yield (
+        f"run     {t.steps:,} steps of {t.batch_tokens:,} tokens = {tokens / 1e6:,.1f}M "
+        f"({tokens / len(train):.2f} epochs), micro-batches of {t.micro_batch} sequences, "
+        f"in {run.folder}"
+    )
+
+
+def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
+    elements = sum(math.prod(route.shape) for route in routes)
+    lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
+    if optimizer == "adamw":
+        return f"AdamW on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
+    group = run.state.optimizers[0].param_groups[0]
+    precision = str(group["ns_dtype"]).removeprefix("torch.")
+    return (
+        f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
+        f"{group['scale']}, {group['ns_steps']} Newton-Schulz steps in {precision}"
+    )
+
+
+def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterator[str]:
+    """A validation loss per token and per byte, beside gzip and a unigram model."""
+    try:
+        tokenizer = dataset.load_tokenizer()
+    except QuinticError as error:
+        yield (
+            f"validation loss {loss_nats:.4f} nats per token, perplexity {math.exp(loss_nats):.2f}"
+        )
+        yield f"no bits per byte: {error}"
+        return
+    scores = score_text(
+        loss_nats,
+        train=dataset.train,
+        validation=dataset.val,
+        tokens=eval_tokens,
+        tokenizer=tokenizer,
+    )
+    yield (
+        f"validation loss {loss_nats:.4f} nats per token, perplexity {scores.perplexity:.2f}, "
+        f"{scores.bits_per_byte:.4f} bits per byte"
+    )
+    yield (
+        f"on the same text: gzip -9 {scores.gzip_bits_per_byte:.4f}, "
+        f"unigram model {scores.unigram_bits_per_byte:.4f} bits per byte"
+    )
+
+
+def closing_lines(run: Run) -> Iterator[str]:
+    """Scores, a sample and where the figure lies, of a run that has reached its last step."""
+    state, dataset = run.state, run.dataset
+    assert state.val_loss is not None, "the last step validates"
+    yield from score_lines(dataset, state.val_loss, run.config.train.eval_tokens)
+    try:
+        tokenizer = dataset.load_tokenizer()
+    except QuinticError:
+        pass  # score_lines has said why
+    else:
+        ids = generate_ids(
+            state.model,
+            [tokenizer.eot_id],
+            tokens=SAMPLE_TOKENS,
+            temperature=0.8,
+            top_k=50,
+            seed=run.config.train.seed,
+            vocab_size=tokenizer.vocab_size,
+            stop_id=tokenizer.eot_id,
+        )
+        yield "sample (temperature 0.8, top-k 50):"
+        yield "".join(f"    {line}\n" for line in "".join(stream_text(tokenizer, ids)).splitlines())
+    yield f"figure  {run.folder / runfolder.FIGURE}"
+    yield f"more    quintic generate {run.folder} --prompt 'def '"

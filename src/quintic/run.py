@@ -1,0 +1,240 @@
+"""A run, checked and built: a new one, or the continuation of one on disk.
+
+Everything a user can get wrong is found here, before step 0 and before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quintic import runfolder
+from quintic.checkpoint import (
+    Found,
+    TrainState,
+    best_checkpoint,
+    load_state,
+    load_tensors,
+    newest_whole,
+    read_state,
+)
+from quintic.config import EMBEDDED, Config, differing_fields, resolve_vocabulary
+from quintic.console import Console
+from quintic.data.corpus import embedded_dataset
+from quintic.data.dataset import Dataset, check_tokens, open_dataset
+from quintic.data.loader import Loader, validation_batches
+from quintic.device import auto_micro_batch, check_compiler, choose_device, compute_dtype
+from quintic.errors import QuinticError
+from quintic.model.base import LanguageModel
+from quintic.model.build import build_model
+from quintic.optim.routing import Route, build_optimizers, route_parameters, routing_table
+from quintic.optim.schedule import lr_factor
+
+RESUME_MAY_CHANGE = frozenset(
+    {
+        "data.path",
+        "train.device",
+        "train.compile",
+        "train.micro_batch",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.tensorboard",
+    }
+)
+"""Fields that change nothing of what is computed, up to rounding."""
+
+
+@dataclass
+class Run:
+    """What the loop needs."""
+
+    config: Config
+    folder: Path
+    device: torch.device
+    dataset: Dataset
+    loader: Loader
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """(inputs_BT, targets_BT) -> mean nats per token; the model's own, or that compiled."""
+    routes: list[Route]
+    state: TrainState
+
+    @property
+    def done(self) -> bool:
+        """All steps are trained."""
+        return self.state.step >= self.config.train.steps
+
+
+def open_data(config: Config, console: Console) -> Dataset:
+    """The dataset of a config; builds the embedded corpus on first use."""
+    if config.data.path == EMBEDDED:
+        return open_dataset(
+            embedded_dataset(config.data.embedded_vocab, progress=console.stage),
+            config.data.tokenizer,
+        )
+    return open_dataset(Path(config.data.path), config.data.tokenizer)
+
+
+def set_up(config: Config, folder: Path, console: Console) -> Run:
+    """Resolve, check and build; writes nothing.
+
+    Raises `QuinticError` for anything a user can get wrong.
+    """
+    device = choose_device(config.train.device)
+    dtype = compute_dtype(config.train.precision, device)
+    if config.train.compile:
+        check_compiler(device)
+    dataset = open_data(config, console)
+    config = _resolve(config, dataset, device, dtype)
+    assert config.model.vocab_size is not None
+    check_tokens(dataset, config.model.vocab_size, config.train.steps * config.train.batch_tokens)
+    loader = Loader(
+        dataset.train,
+        context=config.model.context,
+        batch_sequences=config.batch_sequences,
+        seed=config.train.seed,
+        order=config.data.order,
+    )
+    validation_batches(dataset.val, config.model.context, config.train.eval_tokens, 1)
+
+    compiled = config.train.compile
+    model = build_model(
+        config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
+    ).to(device)
+    routes = route_parameters(model, config.optim)
+    optimizers = build_optimizers(model, routes, config.optim, device=device, compile=compiled)
+    return Run(
+        config=config,
+        folder=folder,
+        device=device,
+        dataset=dataset,
+        loader=loader,
+        loss=torch.compile(model.loss, dynamic=False) if compiled else model.loss,
+        routes=routes,
+        state=TrainState(model, optimizers, dataset.fingerprint),
+    )
+
+
+def start(config: Config, folder: Path, console: Console) -> Run:
+    """Set up a new run and create its folder."""
+    runfolder.check_free(folder)
+    run = set_up(config, folder, console)
+    runfolder.create(folder, run.config, routing_table(run.routes))
+    return run
+
+
+def resume(folder: Path, config: Config, console: Console, *, force_data: bool = False) -> Run:
+    """Set up the run in `folder` and load its newest whole checkpoint.
+
+    `config` is the run's own with what the user replaced. A run that was killed before its first
+    checkpoint begins again at step 0, which gives the same run.
+
+    Raises `QuinticError` where the replacement would change what was already computed, where the
+    data is another (unless forced), and where no checkpoint is whole.
+    """
+    found = newest_whole(folder / runfolder.CHECKPOINTS)
+    _check_continues(runfolder.read_config(folder), config, found.state["step"] if found else 0)
+    run = set_up(config, folder, console)
+    if found is None:
+        console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
+        return run
+    for problem in found.damaged:
+        console.line(f"skipped: {problem}")
+    if not force_data:
+        check_same_data(run.dataset, found)
+    load_state(found, run.state)
+    console.line(f"resuming from {found.path}")
+    return run
+
+
+def check_same_data(dataset: Dataset, found: Found) -> None:
+    """Raise `QuinticError` where a checkpoint was trained on other data."""
+    trained_on = found.state["fingerprint"]
+    if trained_on != dataset.fingerprint:
+        raise QuinticError(
+            f"{dataset.path} is not the data that {found.path} was trained on (fingerprint "
+            f"{dataset.fingerprint[:12]}, not {trained_on[:12]}): name the folder where that data "
+            "lies now, or train on this one all the same with --resume and --force-data"
+        )
+
+
+@dataclass
+class Trained:
+    """A model out of a run folder."""
+
+    config: Config
+    device: torch.device
+    model: LanguageModel
+    found: Found
+
+    def open_data(self, console: Console, path: str | None = None) -> Dataset:
+        """The dataset of the run, at `path` if it moved; raises `QuinticError` if it is another."""
+        config = self.config
+        if path is not None:
+            config = config.override({"data.path": path})
+        dataset = open_data(config, console)
+        check_same_data(dataset, self.found)
+        return dataset
+
+
+def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:
+    """The model of a run, from its newest whole checkpoint or the best by validation loss.
+
+    Raises `QuinticError` where the folder holds no run or no such checkpoint.
+    """
+    config = runfolder.read_config(folder)
+    root = folder / runfolder.CHECKPOINTS
+    if which == "best":
+        best = best_checkpoint(root)
+        found = Found(best, read_state(best), []) if best else None
+    else:
+        found = newest_whole(root)
+    if found is None:
+        raise QuinticError(
+            f"{folder} has no checkpoint to load: train further with --resume {folder}"
+        )
+    chosen = choose_device(device)
+    # The CPU computes in float32 what a GPU trained in bfloat16.
+    precision = config.train.precision
+    if precision == "bfloat16" and chosen.type != "cuda":
+        precision = "float32"
+    model = build_model(config.model, compute_dtype=compute_dtype(precision, chosen))
+    load_tensors(found.path, {f"model.{n}": p.detach() for n, p in model.named_parameters()})
+    return Trained(config, chosen, model.to(chosen), found)
+
+
+def _resolve(config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Config:
+    """The config with everything that was left to quintic filled in."""
+    path = config.data.path
+    return replace(
+        resolve_vocabulary(config, dataset.vocab_size),
+        data=replace(config.data, path=path if path == EMBEDDED else str(Path(path).absolute())),
+        train=replace(
+            config.train,
+            precision=str(dtype).removeprefix("torch."),
+            micro_batch=config.train.micro_batch or auto_micro_batch(config, device),
+        ),
+    )
+
+
+def _check_continues(saved: Config, config: Config, done: int) -> None:
+    """Raise `QuinticError` where `config` would not have led to the checkpoint.
+
+    The number of steps may change as long as it leaves the learning rates of the steps already
+    done as they were: a trapezoid can be prolonged until its cooldown begins.
+    """
+    changed = set(differing_fields(saved, config)) - RESUME_MAY_CHANGE
+    if "train.steps" in changed:
+        past = range(done)
+        if done <= config.train.steps and all(
+            lr_factor(saved, step) == lr_factor(config, step) for step in past
+        ):
+            changed.remove("train.steps")
+    if changed:
+        raise QuinticError(
+            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
+            "trained otherwise; start a new run with another --out"
+        )

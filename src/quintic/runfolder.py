@@ -1,0 +1,148 @@
+"""The folder of a run: what it is made of, how it is created, found and locked.
+
+config.json       the whole resolved config
+environment.json  versions, device, commit, command line; one entry for each start
+routing.txt       which parameter went to which optimizer
+metrics.jsonl     one object a line (quintic.metrics)
+tensorboard/      the same as TensorBoard events
+loss.png          redrawn at each validation
+checkpoints/      step-00000100, ... (quintic.checkpoint)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from filelock import FileLock, Timeout
+
+import quintic
+from quintic.config import Config
+from quintic.data.atomic import replacing
+from quintic.device import device_name
+from quintic.errors import QuinticError
+
+CONFIG, ENVIRONMENT, ROUTING = "config.json", "environment.json", "routing.txt"
+FIGURE, CHECKPOINTS = "loss.png", "checkpoints"
+
+
+def default_folder(recipe: str) -> Path:
+    """runs/RECIPE-N with the first free N."""
+    number = 1
+    while (folder := Path("runs") / f"{recipe}-{number}").exists():
+        number += 1
+    return folder
+
+
+def check_free(folder: Path) -> None:
+    """Raise `QuinticError` where a new run would write over something."""
+    if not folder.exists():
+        return
+    if (folder / CONFIG).exists():
+        raise QuinticError(
+            f"{folder} already holds a run: continue it with --resume {folder}, or choose "
+            "another --out"
+        )
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise QuinticError(f"{folder} exists and is not an empty folder: choose another --out")
+
+
+def create(folder: Path, config: Config, routing: str) -> None:
+    """Make the folder of a new run and write what it is."""
+    check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ROUTING).write_text(routing)
+    # Last, since its presence is what makes the folder a run.
+    _write_json(folder / CONFIG, config.to_dict())
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run; raises `QuinticError` where the folder is none."""
+    path = folder / CONFIG
+    if not path.exists():
+        what = "holds no run" if folder.is_dir() else "does not exist"
+        raise QuinticError(
+            f"{folder} {what} ({CONFIG} is missing): name the folder that quintic train wrote"
+        )
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except QuinticError as error:
+        raise QuinticError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise QuinticError(f"{path} is not valid JSON: {error}; restore it") from error
+
+
+def lock(folder: Path) -> FileLock:
+    """Hold the folder for this process; raises `QuinticError` where another one trains in it."""
+    held = FileLock(folder / ".lock", timeout=0)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise QuinticError(
+            f"{folder} is in use by another process that trains in it: wait for it, or stop it"
+        ) from error
+    return held
+
+
+def record_environment(folder: Path, device: torch.device) -> None:
+    """Append this start to `environment.json`."""
+    path = folder / ENVIRONMENT
+    starts: list[dict[str, Any]] = []
+    if path.exists():
+        try:
+            starts = json.loads(path.read_text())
+        except ValueError:
+            starts = []  # a record of the past, not worth refusing to train for
+    starts.append(describe_environment(device))
+    _write_json(path, starts)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, commit, command line and date: what a result depends on."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quintic": quintic.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["quintic", *sys.argv[1:]]),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with + where it has changes; None outside a checkout."""
+    source = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(source), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

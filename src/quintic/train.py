@@ -1,0 +1,163 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+
+import torch
+from torch import Tensor
+
+from quintic import runfolder
+from quintic.checkpoint import CheckpointWriter, last_checkpoint
+from quintic.config import Config
+from quintic.console import Console, RunProgress
+from quintic.data.loader import Batch, Prefetcher, validation_batches
+from quintic.device import peak_flops
+from quintic.errors import QuinticError
+from quintic.evaluate import validation_loss
+from quintic.figure import draw_loss
+from quintic.interrupt import StopRequest
+from quintic.metrics import METRICS, Metrics, NonFiniteLossError, read_metrics
+from quintic.optim.muon import Muon
+from quintic.optim.schedule import lr_factor, momentum_at
+from quintic.run import Run
+
+
+def train(run: Run, console: Console) -> bool:
+    """Train a run to its end. False where a signal stopped it first; either way it is saved.
+
+    Raises `QuinticError` where the loss is not finite, memory does not suffice or a checkpoint
+    cannot be written; every checkpoint on disk is whole then.
+    """
+    root = run.folder / runfolder.CHECKPOINTS
+    held = runfolder.lock(run.folder)
+    try:
+        runfolder.record_environment(run.folder, run.device)
+        _loop(run, console)
+    except NonFiniteLossError as error:
+        raise QuinticError(
+            f"{error}: training has diverged, {last_checkpoint(root)}; lower the learning rate"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        micro_batch = run.config.train.micro_batch
+        raise QuinticError(
+            f"train.micro_batch {micro_batch} does not fit into the memory of {run.device}: use a "
+            f"smaller one that divides {run.config.batch_sequences}, such as --train.micro-batch "
+            f"{max(1, (micro_batch or 1) // 2)}"
+        ) from error
+    finally:
+        held.release()
+    return run.done
+
+
+def _loop(run: Run, console: Console) -> None:
+    config, state, folder = run.config, run.state, run.folder
+    steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
+    with ExitStack() as stack:
+        progress = stack.enter_context(RunProgress(console, steps, state.step))
+        metrics = stack.enter_context(closing(_open_metrics(run, progress)))
+        checkpoints = stack.enter_context(
+            closing(CheckpointWriter(folder / runfolder.CHECKPOINTS, config.train.keep_checkpoints))
+        )
+        drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        batches = stack.enter_context(
+            Prefetcher(run.loader.batch, state.step, steps, pin=run.device.type == "cuda")
+        )
+        stop = stack.enter_context(StopRequest())
+        while True:
+            step = state.step
+            if step % config.train.eval_every == 0 or run.done:
+                metrics.flush()
+                began = time.perf_counter()
+                state.val_loss = evaluate_run(run)
+                metrics.validation(step, state.val_loss, time.perf_counter() - began)
+                drawer.submit(_draw, run, console)
+
+            due = step % config.train.checkpoint_every == 0 or run.done or stop.requested
+            if due and step != saved_step:
+                metrics.flush()
+                state.elapsed_s = metrics.elapsed_s
+                checkpoints.save(state)
+                saved_step = step
+
+            if run.done or stop.requested:
+                break
+
+            loss = forward_backward(run, batches.get(step))
+            values = apply_schedule(config, state.optimizers, step)
+            if config.optim.clip_norm is not None:
+                values["grad_norm"] = torch.nn.utils.clip_grad_norm_(
+                    state.model.parameters(), config.optim.clip_norm
+                )
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            state.step, state.val_loss = step + 1, None
+            metrics.train(step, loss, **values)
+
+
+def forward_backward(run: Run, batch: Batch) -> Tensor:
+    """Accumulate the gradient of the global batch; returns its mean loss, on the device."""
+    micro_batch, sequences = run.config.train.micro_batch, run.config.batch_sequences
+    assert micro_batch is not None, "set_up resolves it"
+    total = torch.zeros((), device=run.device)
+    for inputs_BT, targets_BT in zip(*(t.split(micro_batch) for t in batch), strict=True):
+        loss = run.loss(
+            inputs_BT.to(run.device, non_blocking=True),
+            targets_BT.to(run.device, non_blocking=True),
+        )
+        share = loss * (len(inputs_BT) / sequences)
+        share.backward()
+        total = total + share.detach()
+    return total
+
+
+def apply_schedule(
+    config: Config, optimizers: list[torch.optim.Optimizer], step: int
+) -> dict[str, float | Tensor]:
+    """Set learning rate and momentum of a step; returns what the block matrices get, to log."""
+    factor, muon = lr_factor(config, step), config.optim.muon
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+            if isinstance(optimizer, Muon):
+                group["momentum"] = momentum_at(
+                    step, momentum=muon.momentum, warmup=muon.momentum_warmup_steps
+                )
+    adamw = config.optim.adamw
+    matrix_lr = muon.lr if config.optim.matrices == "muon" else adamw.matrix_lr or adamw.lr
+    return {"lr": matrix_lr * factor, "lr_factor": factor}
+
+
+def evaluate_run(run: Run) -> float:
+    """Validation loss in nats per token on the first `train.eval_tokens` of the stream."""
+    config = run.config
+    assert config.train.micro_batch is not None, "set_up resolves it"
+    batches = validation_batches(
+        run.dataset.val, config.model.context, config.train.eval_tokens, config.train.micro_batch
+    )
+    return validation_loss(run.loss, batches, run.device)
+
+
+def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
+    return Metrics(
+        run.folder,
+        step=run.state.step,
+        elapsed_s=run.state.elapsed_s,
+        batch_tokens=run.config.train.batch_tokens,
+        flops_per_token=run.state.model.flops_per_token(),
+        peak_flops=peak_flops(run.device, run.state.model.compute_dtype),
+        device=run.device,
+        tensorboard=run.config.train.tensorboard,
+        on_record=progress.show,
+    )
+
+
+def _draw(run: Run, console: Console) -> None:
+    title = f"{run.folder.name}, {run.state.model.parameter_count():,} parameters"
+    try:
+        draw_loss(read_metrics(run.folder / METRICS), run.folder / runfolder.FIGURE, title)
+    except Exception as error:  # a picture is not worth a run
+        console.line(f"{runfolder.FIGURE} was not drawn: {error}")

@@ -1,0 +1,220 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+import requests
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintic.data import tokenizer as tokenizer_module
+from quintic.data.tokenizer import (
+    BpeTokenizer,
+    Gpt2Tokenizer,
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_info,
+    train_bpe,
+)
+from quintic.errors import QuinticError
+
+TEXTS = [f"def f{i}(x):\n    if x:\n        return x + {i}\n\n\nclass C{i}:\n" for i in range(50)]
+BPE = train_bpe(TEXTS, 300)
+
+# White space of all kinds, letters, marks, digits and the special token's characters come up often.
+text_strategy = (
+    st.text()
+    | st.text(alphabet=" \t\r\n\x0b\u00a0\u3000a'_1\u0301é漢🙂<|>")
+    | st.just("a<|endoftext|>b")
+)
+
+
+@given(text_strategy)
+@settings(deadline=None, max_examples=300)
+def test_bpe_round_trip(text: str) -> None:
+    ids = BPE.encode(text)
+    assert BPE.decode(ids) == text
+    assert BPE.decode_bytes(ids) == text.encode()
+    assert int(BPE.byte_lengths[ids].sum()) == len(text.encode())
+    assert BPE.eot_id not in ids
+
+
+def test_bpe_round_trip_of_every_character() -> None:
+    text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    assert BPE.decode(BPE.encode(text)) == text
+
+
+def test_bpe_is_deterministic_and_batches_like_single_texts() -> None:
+    again = train_bpe(iter(TEXTS), 300)
+    assert again.fingerprint == BPE.fingerprint
+    assert again._definition == BPE._definition
+    assert BPE.vocab_size == 300
+    assert BPE.encode_batch(TEXTS) == [BPE.encode(text) for text in TEXTS]
+    assert train_bpe(TEXTS, 290).fingerprint != BPE.fingerprint
+
+
+def test_bpe_joins_a_line_end_with_its_indentation_but_not_with_punctuation() -> None:
+    line, body = "def f1(x):", "\n    if x:"
+    assert BPE.encode(line + body) == BPE.encode(line) + BPE.encode(body)
+    assert BPE.decode(BPE.encode(body)[:1]) == "\n    "
+
+
+def test_bpe_saved_and_loaded(tmp_path: Path) -> None:
+    path = BPE.save(tmp_path)
+    assert path == tmp_path / "tokenizer.json"
+    for spec, base in [(str(path), None), (str(tmp_path), None), ("tokenizer.json", tmp_path)]:
+        loaded = load_tokenizer(spec, base)
+        assert loaded.info == BPE.info
+        assert loaded.encode(TEXTS[7]) == BPE.encode(TEXTS[7])
+
+
+def test_end_of_text_is_shown_to_readers_and_is_no_bytes() -> None:
+    ids = [BPE.eot_id, *BPE.encode("hé"), BPE.eot_id]
+    assert BPE.decode(ids) == "<|endoftext|>hé<|endoftext|>"
+    assert BPE.decode_bytes(ids) == "hé".encode()
+    assert BPE.byte_lengths[BPE.eot_id] == 0
+
+
+def test_half_a_character_is_replaced_for_readers_and_exact_in_bytes() -> None:
+    ids = BPE.encode("é")[:1]
+    assert BPE.decode(ids) == "\ufffd"
+    assert BPE.decode_bytes(ids) == b"\xc3"
+
+
+def test_lone_surrogates_are_replaced() -> None:
+    # What a terminal with invalid bytes hands to a Python program.
+    assert BPE.decode(BPE.encode("a\udcffb")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize("index", [-1, 300])
+def test_foreign_ids_are_refused(index: int) -> None:
+    with pytest.raises(QuinticError, match=rf"token id {index} .*0 to 299"):
+        BPE.decode([index])
+    with pytest.raises(QuinticError, match=rf"token id {index} "):
+        BPE.decode_bytes([index])
+
+
+def test_vocabulary_sizes_that_cannot_be() -> None:
+    with pytest.raises(QuinticError, match="256 is too small.*257"):
+        train_bpe(TEXTS, 256)
+    with pytest.raises(QuinticError, match="5000 tokens cannot be trained.*ask for at most"):
+        train_bpe(["a b a b"], 5000)
+    assert train_bpe(TEXTS, 257).vocab_size == 257
+
+
+def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuinticError, match="'gtp2' is neither 'gpt2' nor a tokenizer.json"):
+        load_tokenizer("gtp2")
+    with pytest.raises(QuinticError, match="no file .*tokenizer.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def _damaged(**changes: object) -> str:
+    content = json.loads(BPE._definition)
+    content.update(changes)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        ("{", "not a byte-level BPE"),
+        ("[]", "not a byte-level BPE"),
+        ("\udcff", "cannot be read"),
+        (_damaged(model={"type": "BPE"}), "not a byte-level BPE"),
+        (_damaged(added_tokens=[]), "no token <|endoftext|>"),
+        (_damaged(normalizer={"type": "Lowercase"}), "does not give back every text"),
+        (_damaged(pre_tokenizer={"type": "Whitespace"}), "does not give back every text"),
+    ],
+)
+def test_broken_tokenizer_files_are_refused(tmp_path: Path, definition: str, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(definition.encode("utf-8", "surrogateescape"))
+    with pytest.raises(QuinticError) as caught:
+        load_tokenizer(str(path))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("gpt2_vocabulary")
+class TestGpt2:
+    @pytest.fixture
+    def gpt2(self) -> Tokenizer:
+        return load_tokenizer("gpt2")
+
+    def test_known_ids(self, gpt2: Tokenizer) -> None:
+        assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]
+        assert gpt2.encode("The quick brown fox") == [464, 2068, 7586, 21831]
+        assert gpt2.encode("\n\n    x") == [628, 220, 220, 220, 2124]
+        assert gpt2.encode("") == []
+
+    def test_numbers(self, gpt2: Tokenizer) -> None:
+        assert (gpt2.vocab_size, gpt2.eot_id, gpt2.fingerprint) == (50257, 50256, "gpt2")
+        assert gpt2.info == tokenizer_info("gpt2")
+
+    def test_special_tokens_in_text_are_text(self, gpt2: Tokenizer) -> None:
+        text = "a<|endoftext|>b"
+        assert gpt2.eot_id not in gpt2.encode(text)
+        assert gpt2.decode(gpt2.encode(text)) == text
+        assert gpt2.decode_bytes([gpt2.eot_id]) == b""
+        assert gpt2.decode([gpt2.eot_id]) == "<|endoftext|>"
+
+    def test_round_trip_and_batch(self, gpt2: Tokenizer) -> None:
+        texts = [*TEXTS, "Ünïcode 漢字 🙂\r\n\t \x00", ""]
+        encoded = gpt2.encode_batch(texts)
+        assert encoded == [gpt2.encode(text) for text in texts]
+        assert [gpt2.decode(ids) for ids in encoded] == texts
+        assert [int(gpt2.byte_lengths[ids].sum()) for ids in encoded] == [
+            len(text.encode()) for text in texts
+        ]
+
+    def test_ids_of_a_padded_vocabulary_are_refused(self, gpt2: Tokenizer) -> None:
+        with pytest.raises(QuinticError, match="50300"):
+            gpt2.decode([50300])
+
+
+class TestGpt2WithoutNetwork:
+    """The message says which file goes where; and it comes soon."""
+
+    def test_refused_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(name: str) -> tiktoken.Encoding:
+            raise requests.ConnectionError("no route to host")
+
+        monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+        monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+        with pytest.raises(QuinticError) as caught:
+            Gpt2Tokenizer()
+        message = str(caught.value)
+        for words in ["r50k_base.tiktoken", "TIKTOKEN_CACHE_DIR", "ConnectionError", "not set"]:
+            assert words in message
+        assert "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4" in message
+        assert "\n" not in message
+
+    def test_no_answer(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def hang(name: str) -> tiktoken.Encoding:
+            time.sleep(5)
+            raise requests.ConnectionError
+
+        monkeypatch.setattr(tiktoken, "get_encoding", hang)
+        monkeypatch.setattr(tokenizer_module, "_DOWNLOAD_SECONDS", 0.1)
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+        began = time.monotonic()
+        with pytest.raises(QuinticError, match="no answer") as caught:
+            Gpt2Tokenizer()
+        assert time.monotonic() - began < 2
+        assert str(tmp_path) in str(caught.value)
+
+    def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(tiktoken, "get_encoding")
+        assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2")
+
+
+def test_a_definition_in_the_format_with_text_merges_has_the_same_fingerprint() -> None:
+    # tokenizers before 0.20 wrote a merge as one string; the vocabulary is the same.
+    content = json.loads(BPE._definition)
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    older = BpeTokenizer(json.dumps(content), source="older")
+    assert older.fingerprint == BPE.fingerprint
+    assert older.encode(TEXTS[3]) == BPE.encode(TEXTS[3])
