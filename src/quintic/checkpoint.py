@@ -8,7 +8,6 @@ checks the digests and unpickles nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from quintic.errors import QuinticError
+from quintic.files import file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
 
 FORMAT = 1
@@ -66,10 +71,10 @@ def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any
     shutil.rmtree(aside, ignore_errors=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        writer = dcp.HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        _quietly(dcp.save, tensors, storage_writer=writer)
+        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        _quietly(save, tensors, storage_writer=writer)
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(aside.iterdir())
         }
         with (aside / STATE).open("w") as f:
@@ -78,7 +83,7 @@ def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any
             os.fsync(f.fileno())
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        _fsync_folder(root)
+        fsync_folder(root)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -104,7 +109,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 raise QuinticError(
                     f"{path} is damaged: expected {expected['bytes']:,} bytes, found {found:,}"
                 )
-            if _sha256(path) != expected["sha256"]:
+            if file_sha256(path) != expected["sha256"]:
                 raise QuinticError(f"{path} is damaged: its SHA-256 is not the recorded one")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, QuinticError):
@@ -118,9 +123,9 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
 
     Raises `QuinticError` where a name is missing or a shape differs.
     """
-    reader = dcp.HuggingFaceStorageReader(str(checkpoint))
+    reader = HuggingFaceStorageReader(str(checkpoint))
     try:
-        _quietly(dcp.load, tensors, storage_reader=reader)
+        _quietly(load, tensors, storage_reader=reader)
     except Exception as error:
         message = str(error).strip().splitlines()[-1]
         raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
@@ -269,16 +274,3 @@ def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
         # "assuming the intent is to save in a single process": it is.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         function(*arguments, **options)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

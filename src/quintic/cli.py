@@ -161,7 +161,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[Data, subcommand("data")]
     )
     command = tyro.cli(
-        commands,  # type: ignore[arg-type]
+        commands,
         prog="quintic",
         description="Pretrain GPT-2-class language models with Muon.",
         args=arguments or ["--help"],

@@ -21,6 +21,9 @@ EMBEDDED = "embedded"
 """The value of `data.path` that stands for the corpus every Python installation carries."""
 
 
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise QuinticError(message)
@@ -228,7 +231,7 @@ class TrainConfig:
     """Seed of the initialisation and, with data.order shuffle, of the data order."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: the first of cuda, mps, cpu that is there."""
-    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    precision: Precision = "auto"
     """Compute precision; weights stay float32 (float64: everything). auto: bfloat16 on CUDA,
     float32 elsewhere."""
     compile: bool = False

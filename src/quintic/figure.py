@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quintic.data.atomic import replacing
+from quintic.files import replacing
 from quintic.metrics import Record
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8da9c4", "#c8553d"

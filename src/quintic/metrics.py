@@ -19,8 +19,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from quintic.data.atomic import replacing
 from quintic.errors import QuinticError
+from quintic.files import replacing
 
 METRICS = "metrics.jsonl"
 Record = dict[str, Any]
@@ -175,4 +175,4 @@ def truncate_metrics(path: Path, step: int) -> None:
 def _summary_writer(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from quintic.checkpoint import (
     newest_whole,
     read_state,
 )
-from quintic.config import EMBEDDED, Config, differing_fields, resolve_vocabulary
+from quintic.config import EMBEDDED, Config, Precision, differing_fields, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.corpus import embedded_dataset
 from quintic.data.dataset import Dataset, check_tokens, open_dataset
@@ -90,7 +91,13 @@ def set_up(config: Config, folder: Path, console: Console) -> Run:
     dataset = open_data(config, console)
     config = _resolve(config, dataset, device, dtype)
     assert config.model.vocab_size is not None
-    check_tokens(dataset, config.model.vocab_size, config.train.steps * config.train.batch_tokens)
+    shuffled = config.data.order == "shuffle"  # then the first steps already read everywhere
+    check_tokens(
+        dataset,
+        config.model.vocab_size,
+        None if shuffled else config.train.steps * config.train.batch_tokens + 1,
+        config.train.eval_tokens + 1,
+    )
     loader = Loader(
         dataset.train,
         context=config.model.context,
@@ -214,7 +221,7 @@ def _resolve(config: Config, dataset: Dataset, device: torch.device, dtype: torc
         data=replace(config.data, path=path if path == EMBEDDED else str(Path(path).absolute())),
         train=replace(
             config.train,
-            precision=str(dtype).removeprefix("torch."),
+            precision=cast(Precision, str(dtype).removeprefix("torch.")),
             micro_batch=config.train.micro_batch or auto_micro_batch(config, device),
         ),
     )

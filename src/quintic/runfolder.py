@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 
 import quintic
 from quintic.config import Config
-from quintic.data.atomic import replacing
 from quintic.device import device_name
 from quintic.errors import QuinticError
+from quintic.files import replacing
 
 CONFIG, ENVIRONMENT, ROUTING = "config.json", "environment.json", "routing.txt"
 FIGURE, CHECKPOINTS = "loss.png", "checkpoints"

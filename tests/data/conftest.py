@@ -15,9 +15,12 @@ from quintic.data.shards import TokenStream, write_shard
 SHARED = Path(__file__).parents[3] / "shared"
 
 
-def write_tree(root: Path, files: int = 40) -> None:
-    """A library of small modules, enough for a vocabulary of a few hundred tokens."""
-    for index in range(files):
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of 40 small modules, enough for a vocabulary of a few hundred tokens. Not to be
+    written to."""
+    root = tmp_path_factory.mktemp("library")
+    for index in range(40):
         folder = root / ("package" if index % 3 else "package/sub")
         folder.mkdir(parents=True, exist_ok=True)
         body = "\n".join(
@@ -27,12 +30,6 @@ def write_tree(root: Path, files: int = 40) -> None:
             for line in range(10)
         )
         (folder / f"module_{index}.py").write_text(body)
-
-
-@pytest.fixture(scope="session")
-def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("library")
-    write_tree(root)
     return root
 
 

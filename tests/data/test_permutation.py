@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from quintic.data.permutation import ROUNDS, Permutation
 
 
-def keys(seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def keys(seed: int) -> npt.NDArray[np.uint64]:
     return np.random.default_rng(seed).integers(0, 2**64, ROUNDS, dtype=np.uint64)
 
 

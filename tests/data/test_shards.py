@@ -120,9 +120,11 @@ def test_stream_is_read_by_several_threads(make_stream: Callable[..., TokenStrea
     wrong: list[int] = []
 
     def read(first: int) -> None:
-        for start in range(first, len(stream), 7):
-            if stream.read(start, 50).tolist() != (expected + expected)[start : start + 50]:
-                wrong.append(start)
+        wrong.extend(
+            start
+            for start in range(first, len(stream), 7)
+            if stream.read(start, 50).tolist() != (expected + expected)[start : start + 50]
+        )
 
     threads = [threading.Thread(target=read, args=(first,)) for first in range(4)]
     for thread in threads:

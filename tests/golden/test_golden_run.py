@@ -58,7 +58,7 @@ def golden_inputs() -> tuple[dict[str, torch.Tensor], np.ndarray]:
         return torch.from_numpy((std * rs.standard_normal(shape)).astype(np.float32)).double()
 
     weights = {"embed": normal((VOCAB, WIDTH), 0.02)}
-    shapes = {name: (WIDTH, WIDTH) for name in "qkvo"}
+    shapes = dict.fromkeys("qkvo", (WIDTH, WIDTH))
     shapes |= {"up": (4 * WIDTH, WIDTH), "down": (WIDTH, 4 * WIDTH)}
     for layer in range(LAYERS):
         for name, shape in shapes.items():

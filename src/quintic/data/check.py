@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from quintic.data.dataset import Dataset, open_dataset
-from quintic.data.manifest import ShardRecord, Split, file_sha256
+from quintic.data.manifest import ShardRecord, Split
 from quintic.data.shards import Shard, TokenStream
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
+from quintic.files import file_sha256
 
 Progress = Callable[[str, float], None]
 

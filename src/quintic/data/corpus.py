@@ -28,10 +28,15 @@ from quintic.errors import QuinticError
 Progress = Callable[[str, float], None]
 
 # Part of the cache's key: to be raised when the same files give another dataset.
-_CORPUS_VERSION = 1
+_CORPUS_VERSION = 2
 
-# Installed packages, and tests, which some distributions leave out.
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+# Installed packages; tests, which some distributions leave out; and the tables of `encodings`, which
+# are generated and near copies of each other, so that they would flatter every loss.
+_SKIPPED_FOLDERS = {
+    *("site-packages", "dist-packages", "__pycache__"),
+    *("test", "tests", "idle_test"),
+    "encodings",
+}
 
 # What is held out for validation: about 5% of the text, or what is enough for 200,000 tokens,
 # whose vocabulary is not known yet (5 bytes each is the upper end), but not most of a small text.

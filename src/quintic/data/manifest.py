@@ -1,14 +1,13 @@
 """The manifest: what a dataset that quintic built says of its shards."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from quintic.data.atomic import replacing
 from quintic.data.shards import Shard, TokenStream
 from quintic.errors import QuinticError
+from quintic.files import file_sha256, replacing
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -127,8 +126,3 @@ def record_shard(shard: Shard, split: Split, documents: int, text_bytes: int) ->
         max_id=TokenStream([shard]).max_id(),
         sha256=file_sha256(shard.path),
     )
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quintic.data.atomic import replacing
 from quintic.errors import QuinticError
+from quintic.files import replacing
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS

@@ -21,8 +21,8 @@ import tiktoken
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from quintic.data.atomic import replacing
 from quintic.errors import QuinticError
+from quintic.files import replacing
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"

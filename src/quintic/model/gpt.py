@@ -107,7 +107,8 @@ class Block(nn.Module):
         self, x_BTD: Tensor, rotary: Rotary, cache: KVCache | None, dtype: torch.dtype
     ) -> Tensor:
         x_BTD = x_BTD + self.attention(rms_norm(x_BTD).to(dtype), rotary, cache)
-        return x_BTD + self.mlp(rms_norm(x_BTD).to(dtype))
+        x_BTD = x_BTD + self.mlp(rms_norm(x_BTD).to(dtype))
+        return x_BTD
 
 
 class GPT(LanguageModel):

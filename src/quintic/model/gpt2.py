@@ -68,7 +68,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: KVCache | None, dtype: torch.dtype) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), cache)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
+        return x_BTD
 
 
 class GPT2(LanguageModel):

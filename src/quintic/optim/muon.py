@@ -11,13 +11,17 @@ Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from quintic.optim.orthogonalize import newton_schulz
+
+STACK_ELEMENTS = 2**24
+"""Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
+stacks or so, stay small beside the weights."""
 
 
 def update_scale(scale: str, rows: int, columns: int) -> float:
@@ -59,7 +63,7 @@ def muon_update(
 class Muon(torch.optim.Optimizer):
     """Muon over two-dimensional weights. Embeddings, heads, vectors and scalars are never its own.
 
-    Matrices of one shape are stacked and orthogonalised as one batch. Their momentum is one tensor
+    Matrices of one shape are stacked and orthogonalised in batches. A stack's momentum is one tensor
     [n, r, c], allocated up front; `state[p]["momentum"]` is the view of one matrix.
 
     Each parameter group's `lr` and `momentum` may be changed between steps. A parameter without a
@@ -68,7 +72,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: ParamsT,
         *,
         lr: float,
         momentum: float = 0.95,
@@ -102,19 +106,23 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon takes matrices only, not a parameter of shape {p.shape}")
             by_shape.setdefault(p.shape, []).append(p)
         stacks = []
-        for same in by_shape.values():
-            buffer_nrc = torch.zeros_like(same[0]).expand(len(same), -1, -1).clone()
-            for p, buffer_rc in zip(same, buffer_nrc, strict=True):
-                self.state[p]["momentum"] = buffer_rc
-            stacks.append((same, buffer_nrc))
+        for shape, same in by_shape.items():
+            most = max(1, STACK_ELEMENTS // shape.numel())
+            for start in range(0, len(same), most):
+                stack = same[start : start + most]
+                buffer_nrc = torch.stack([torch.zeros_like(p) for p in stack])
+                for p, buffer_rc in zip(stack, buffer_nrc, strict=True):
+                    self.state[p]["momentum"] = buffer_rc
+                stacks.append((stack, buffer_nrc))
         return stacks
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix from its `.grad`."""
         assert closure is None, "Muon evaluates the loss once a step"
         for group, (params, buffer_nrc) in self._stacks:
             rows, columns = params[0].shape
+            weights: list[Tensor] = list(params)
             update_nrc = self._update(
                 torch.stack([p.grad for p in params if p.grad is not None]),
                 buffer_nrc,
@@ -124,9 +132,9 @@ class Muon(torch.optim.Optimizer):
                 ns_dtype=group["ns_dtype"],
             )
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(
-                params,
+                weights,
                 list(update_nrc.unbind()),
                 alpha=-group["lr"] * update_scale(group["scale"], rows, columns),
             )

@@ -35,7 +35,8 @@ def newton_schulz(
     tall = G_nrc.shape[-2] > G_nrc.shape[-1]
     X = G_nrc.mT if tall else G_nrc
     X_nRC = X.reshape(-1, *X.shape[-2:])
-    X_nRC = X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)
+    # Contiguous, since products of a transposed view are up to a third slower on a CPU.
+    X_nRC = (X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)).contiguous()
     for _ in range(steps):
         A_nRR = X_nRC @ X_nRC.mT
         # baddbmm scales and adds inside the product: b A + c A A, then a X + B X.
@@ -54,7 +55,8 @@ def orthogonalize_svd(G_nrc: Tensor) -> Tensor:
     U_nrR, S_nR, Vh_nRc = torch.linalg.svd(G_nrc, full_matrices=False)
     tolerance = max(G_nrc.shape[-2:]) * torch.finfo(G_nrc.dtype).eps
     keep_nR = S_nR > tolerance * S_nR[..., :1]
-    return U_nrR * keep_nR[..., None, :].to(G_nrc.dtype) @ Vh_nRc
+    nearest_nrc: Tensor = U_nrR * keep_nR[..., None, :].to(G_nrc.dtype) @ Vh_nRc
+    return nearest_nrc
 
 
 def default_dtype(device: torch.device, weights: torch.dtype) -> torch.dtype:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -135,9 +136,7 @@ def build_optimizers(
     return optimizers
 
 
-def _groups(
-    routes: Iterable[Route], parameters: dict[str, nn.Parameter]
-) -> list[dict[str, object]]:
+def _groups(routes: Iterable[Route], parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
     """One parameter group for each (learning rate, weight decay)."""
     by_setting: dict[tuple[float, float], list[Route]] = {}
     for route in routes:

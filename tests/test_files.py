@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from quintic.data.atomic import replacing
+from quintic.files import replacing
 
 
 def test_file_appears_whole(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Files that are whole or absent: written aside, flushed to disk, renamed."""
+"""Files that are whole or absent, and what tells two files apart."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,3 +28,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Put a folder's names on disk: a rename in it survives a power cut after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,248 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quintic.data.dataset import check_tokens, open_dataset
+from quintic.data.manifest import Manifest
+from quintic.data.shards import TokenStream, write_shard
+from quintic.data.tokenizer import train_bpe
+from quintic.errors import QuinticError
+
+MakeForeign = Callable[[Sequence[int], Sequence[int]], Path]
+
+
+@pytest.fixture
+def own(small_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of a dataset built by quintic, to be damaged."""
+    return Path(shutil.copytree(small_dataset, tmp_path / "own"))
+
+
+def test_own_dataset_knows_its_tokenizer(small_dataset: Path) -> None:
+    dataset = open_dataset(small_dataset)
+    assert (dataset.vocab_size, dataset.eot_id) == (320, 0)
+    tokenizer = dataset.load_tokenizer()
+    assert tokenizer.decode(dataset.train.read(1, 12).tolist()).startswith("def function_")
+    assert open_dataset(small_dataset, str(small_dataset)).vocab_size == 320
+
+
+def test_manifest_round_trip(small_dataset: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(small_dataset)
+    assert Manifest.read(manifest.write(tmp_path).parent) == manifest
+    assert [record.split for record in manifest.shards] == ["train", "val"]
+
+
+def test_foreign_folder(make_foreign: MakeForeign) -> None:
+    folder = make_foreign([50256, 1, 2, 3], [50256, 4])
+    write_shard(folder / "fineweb_train_000002.bin", [70000, 5])  # 32-bit beside 16-bit
+    write_shard(folder / "fineweb_train_000000.bin", [6])
+    dataset = open_dataset(folder)
+    assert dataset.train.read(0, 7).tolist() == [6, 50256, 1, 2, 3, 70000, 5]
+    assert len(dataset.val) == 2
+    assert (dataset.manifest, dataset.tokenizer_spec) == (None, None)
+    assert (dataset.vocab_size, dataset.eot_id) == (None, None)
+    with pytest.raises(QuinticError, match=r"--data\.tokenizer gpt2.*tokenizer\.json"):
+        dataset.load_tokenizer()
+
+
+def test_foreign_folder_with_a_tokenizer_named(make_foreign: MakeForeign) -> None:
+    dataset = open_dataset(make_foreign([1], [2]), "gpt2")
+    assert dataset.tokenizer_spec == "gpt2"
+    assert (dataset.vocab_size, dataset.eot_id) == (50257, 50256)
+
+
+def test_foreign_folder_with_a_tokenizer_file(make_foreign: MakeForeign) -> None:
+    folder = make_foreign([1], [2])
+    train_bpe(["abc"], 257).save(folder)
+    assert open_dataset(folder).vocab_size == 257
+    with pytest.raises(QuinticError, match="'gtp2' is neither"):
+        open_dataset(folder, "gtp2")
+
+
+def test_the_last_word_of_a_name_is_its_split(tmp_path: Path) -> None:
+    write_shard(tmp_path / "my_val_set_train_000.bin", [1])
+    write_shard(tmp_path / "my_train_set_val_000.bin", [2])
+    (tmp_path / "notes.bin").write_text("no shard")
+    dataset = open_dataset(tmp_path)
+    assert dataset.train.read(0, 1) == [1]
+    assert dataset.val.read(0, 1) == [2]
+
+
+def test_folders_that_hold_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(QuinticError, match=r"absent does not exist: give --data\.path"):
+        open_dataset(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(QuinticError, match="file is not a folder"):
+        open_dataset(tmp_path / "file")
+    with pytest.raises(QuinticError, match=r"no train shards: expected .*_train_\*\.bin"):
+        open_dataset(tmp_path)
+    write_shard(tmp_path / "x_train_0.bin", [1])
+    with pytest.raises(QuinticError, match=r"no val shards: expected .*_val_\*\.bin"):
+        open_dataset(tmp_path)
+
+
+def test_damaged_shard(make_foreign: MakeForeign) -> None:
+    folder = make_foreign([1, 2], [3])
+    with (folder / "fineweb_val_000000.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(QuinticError, match=r"fineweb_val_000000\.bin has bytes after"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("eot_id"), "'eot_id' is None, expected a int"),
+        (lambda content: content.update(vocab_size="9"), "'vocab_size' is '9', expected a int"),
+        (lambda content: content.update(vocab_size=True), "'vocab_size' is True"),
+        (lambda content: content.update(shards=3), "'shards' is 3, expected a list"),
+        (lambda content: content["shards"][0].pop("sha256"), "'sha256' is None"),
+        (lambda content: content["shards"].append(1), "'file' is None"),
+        (lambda content: content["shards"][0].update(split="test"), "the split 'test'"),
+        (lambda content: content.update(format_version=99), "format_version 99, this .* reads 1"),
+        (lambda content: content["shards"].pop(), r"does not list python_val_000000\.bin"),
+        (lambda content: content["shards"][0].update(tokens=5), "gives .* 5 train tokens, found"),
+        (lambda content: content["shards"][0].update(split="val"), "val tokens, found .* train"),
+    ],
+)
+def test_manifest_that_is_wrong(
+    own: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = own / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(QuinticError, match=message) as caught:
+        open_dataset(own)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"text"', "\xff"])
+def test_manifest_that_is_no_manifest(own: Path, text: str) -> None:
+    (own / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(QuinticError, match=r"manifest\.json"):
+        open_dataset(own)
+
+
+def test_manifest_that_lists_a_missing_shard(own: Path) -> None:
+    (own / "python_val_000000.bin").rename(own / "other_val_000000.bin")
+    with pytest.raises(QuinticError, match=r"does not list other_val_000000\.bin"):
+        open_dataset(own)
+    write_shard(own / "python_val_000000.bin", [1])
+    (own / "other_val_000000.bin").unlink()
+    with pytest.raises(QuinticError, match="val tokens, found 1 val tokens"):
+        open_dataset(own)
+    (own / "python_train_000000.bin").rename(own / "python_train_000000.txt")
+    write_shard(own / "a_train_0.bin", [1])
+    (own / "a_train_0.bin").rename(own / "zzz_train_0.bin")
+    with pytest.raises(QuinticError, match=r"lists python_train_000000\.bin, which is not there"):
+        open_dataset(own)
+
+
+def test_another_tokenizer_than_the_manifests(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuinticError, match=r"made with the tokenizer 'tokenizer\.json'.*'gpt2'"):
+        open_dataset(own, "gpt2")
+    train_bpe(["another text"], 257).save(tmp_path)
+    with pytest.raises(QuinticError, match="fingerprint"):
+        open_dataset(own, str(tmp_path))
+    # A copy of the same vocabulary elsewhere is the same tokenizer.
+    shutil.copy(own / "tokenizer.json", tmp_path)
+    assert open_dataset(own, str(tmp_path)).vocab_size == 320
+    # A vocabulary that was exchanged in the folder is found out.
+    train_bpe(["another text"], 257).save(own)
+    with pytest.raises(QuinticError, match="fingerprint"):
+        open_dataset(own)
+    (own / "tokenizer.json").unlink()
+    with pytest.raises(QuinticError, match=r"tokenizer\.json"):
+        open_dataset(own)
+
+
+def test_fingerprint_does_not_depend_on_place_and_manifest(small_dataset: Path, own: Path) -> None:
+    fingerprint = open_dataset(small_dataset).fingerprint
+    assert open_dataset(own).fingerprint == fingerprint
+    (own / "manifest.json").unlink()
+    (own / "tokenizer.json").unlink()
+    assert open_dataset(own).fingerprint == fingerprint
+    assert len(bytes.fromhex(fingerprint)) == 32
+
+
+def test_fingerprint_depends_on_tokens_order_and_split(make_foreign: MakeForeign) -> None:
+    train = np.arange(200_000) % 1000
+    folder = make_foreign(train.tolist(), [1, 2])
+
+    def fingerprint() -> str:
+        return open_dataset(folder).fingerprint
+
+    def write(name: str, tokens: Sequence[int]) -> None:
+        write_shard(folder / name, tokens)
+
+    original = fingerprint()
+    seen = {original}
+    for position in (0, len(train) - 1):
+        changed = train.copy()
+        changed[position] += 1
+        write("fineweb_train_000001.bin", changed.tolist())
+        seen.add(fingerprint())
+    changed = np.roll(train, 1)
+    write("fineweb_train_000001.bin", changed.tolist())
+    seen.add(fingerprint())
+    write("fineweb_train_000001.bin", train[:-1].tolist())
+    seen.add(fingerprint())
+    write("fineweb_train_000001.bin", train.tolist())
+    write("fineweb_val_000000.bin", [2, 1])
+    seen.add(fingerprint())
+    write("fineweb_val_000000.bin", [1, 2])
+    write("fineweb_val_000001.bin", [3])
+    seen.add(fingerprint())
+    assert len(seen) == 7
+    (folder / "fineweb_val_000001.bin").unlink()
+    assert fingerprint() == original
+
+
+def test_tokens_beyond_the_vocabulary_of_a_foreign_folder(make_foreign: MakeForeign) -> None:
+    folder = make_foreign([1, 2, 300, 4, 500], [7])
+    write_shard(folder / "fineweb_train_000002.bin", [600])
+    dataset = open_dataset(folder)
+    check_tokens(dataset, 601)
+    check_tokens(dataset, 500, limit_tokens=4)
+    with pytest.raises(QuinticError, match=r"train_000001\.bin .* id 500, .* 0 to 499.* 501 ids"):
+        check_tokens(dataset, 500, limit_tokens=5)
+    with pytest.raises(QuinticError, match=r"train_000002\.bin holds the token id 600"):
+        check_tokens(dataset, 600)
+    with pytest.raises(QuinticError, match=r"val_000000\.bin holds the token id 7,"):
+        check_tokens(dataset, 7, limit_tokens=1)
+
+
+def test_tokens_beyond_the_vocabulary_of_a_manifest(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The manifest is trusted: nothing is read.
+    monkeypatch.delattr(TokenStream, "shard_max_ids")
+    dataset = open_dataset(own)
+    check_tokens(dataset, 320)
+    with pytest.raises(QuinticError, match=r"python_train_000000\.bin holds the token id 319,"):
+        check_tokens(dataset, 319)
+
+
+def test_benchmark_corpus_is_a_foreign_folder(bench_val_shard: Path) -> None:
+    write_shard(bench_val_shard.parent / "corpus_train_000001.bin", [50256, 1])
+    dataset = open_dataset(bench_val_shard.parent, "gpt2")
+    assert len(dataset.val) == 1_994_019
+    assert dataset.val.read(0, 1) == [50256]
+    assert dataset.val.max_id() == 50256
+    check_tokens(dataset, 50257)
+    with pytest.raises(QuinticError, match="50256"):
+        check_tokens(dataset, 50256)
+
+
+def test_data_is_prepared_without_torch() -> None:
+    # It takes seconds to import, and commands such as `quintic data info` do not need it.
+    program = "import sys, quintic.data.corpus, quintic.data.check; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.strip() == b"False"
