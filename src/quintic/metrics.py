@@ -71,16 +71,18 @@ class Metrics:
         self._clock = time.perf_counter()
 
     def train(self, step: int, loss: Tensor, **values: float | Tensor) -> None:
-        """Note the loss of a step, still on its device, and write the one before."""
-        previous, self._pending = self._pending, _Pending(step, loss, dict(values))
-        if previous is not None:
-            self._write_train(previous)
+        """Note the loss of a step, still on its device, and write the one before.
+
+        On a CPU the step is already done, so its own loss is written.
+        """
+        self._write_pending()
+        self._pending = _Pending(step, loss, dict(values))
+        if self.device.type == "cpu":
+            self._write_pending()
 
     def flush(self) -> None:
         """Write the loss that is still pending and put the file on disk."""
-        previous, self._pending = self._pending, None
-        if previous is not None:
-            self._write_train(previous)
+        self._write_pending()
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -98,7 +100,10 @@ class Metrics:
             raise NonFiniteLossError(step, val_loss)
         self._clock = time.perf_counter()
 
-    def _write_train(self, pending: _Pending) -> None:
+    def _write_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
         loss = pending.loss.item()  # waits for that step, while the next one is already running
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now

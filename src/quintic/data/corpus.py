@@ -30,8 +30,8 @@ Progress = Callable[[str, float], None]
 # Part of the cache's key: to be raised when the same files give another dataset.
 _CORPUS_VERSION = 2
 
-# Installed packages; tests, which some distributions leave out; and the tables of `encodings`, which
-# are generated and near copies of each other, so that they would flatter every loss.
+# Installed packages; tests, which some distributions leave out; and the tables of `encodings`,
+# which are generated and near copies of each other, so that they would flatter every loss.
 _SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages", "__pycache__"),
     *("test", "tests", "idle_test"),

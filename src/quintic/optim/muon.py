@@ -63,8 +63,8 @@ def muon_update(
 class Muon(torch.optim.Optimizer):
     """Muon over two-dimensional weights. Embeddings, heads, vectors and scalars are never its own.
 
-    Matrices of one shape are stacked and orthogonalised in batches. A stack's momentum is one tensor
-    [n, r, c], allocated up front; `state[p]["momentum"]` is the view of one matrix.
+    Matrices of one shape are stacked and orthogonalised in batches. A stack's momentum is one
+    tensor [n, r, c], allocated up front; `state[p]["momentum"]` is the view of one matrix.
 
     Each parameter group's `lr` and `momentum` may be changed between steps. A parameter without a
     gradient is an error, since it would silently shrink the stack.
