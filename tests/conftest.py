@@ -1,14 +1,25 @@
 """What all tests share: a tiny dataset and a tiny run that trains in a second."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from quintic.cli import main
+from quintic.config import Config
+from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import write_shard
+from quintic.recipes import get_recipe
 
 TINY_VOCAB = 128
+
+
+def pytest_configure() -> None:
+    # Before torch is imported: threads that spin while they wait make a step a hundred times slower
+    # where something else runs on the same cores, such as another worker of pytest.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")
@@ -40,24 +51,35 @@ def tiny(tiny_data: Path) -> list[str]:
     return tiny_arguments(tiny_data)
 
 
-def tiny_arguments(data: Path) -> list[str]:
-    options = {
-        "data.path": data,
+def tiny_options(data: Path) -> dict[str, Any]:
+    """The fields in which a tiny run differs from `laptop`."""
+    return {
+        "data.path": str(data),
         "data.order": "stream",
         "model.layers": 2,
         "model.width": 32,
         "model.heads": 2,
         "model.context": 32,
-        "model.vocab-size": TINY_VOCAB,
-        "train.batch-tokens": 256,
+        "model.vocab_size": TINY_VOCAB,
+        "train.batch_tokens": 256,
         "train.steps": 12,
-        "train.eval-every": 5,
-        "train.eval-tokens": 512,
-        "train.checkpoint-every": 4,
+        "train.eval_every": 5,
+        "train.eval_tokens": 512,
+        "train.checkpoint_every": 4,
         "train.device": "cpu",
     }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+
+
+def tiny_arguments(data: Path) -> list[str]:
+    options = {f"--{key.replace('_', '-')}": str(v) for key, v in tiny_options(data).items()}
+    flags = [text for option in options.items() for text in option]
     return ["train", "laptop", *flags, "--train.no-tensorboard"]
+
+
+def tiny_config(data: Path, changes: dict[str, Any] | None = None) -> Config:
+    """The config of a tiny run, with dotted fields replaced."""
+    options = {**tiny_options(data), "train.tensorboard": False, **(changes or {})}
+    return get_recipe("laptop").override(options)
 
 
 @pytest.fixture(scope="session")
@@ -65,4 +87,27 @@ def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run; tests must not change it."""
     folder = tmp_path_factory.mktemp("tiny-run") / "run"
     main([*tiny_arguments(tiny_data), "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with a manifest and a vocabulary of its own, 320 ids; tests must not change it."""
+    library = tmp_path_factory.mktemp("text-library")
+    for index in range(40):
+        functions = (
+            f"def function_{index}_{line}(argument, other={line}):\n"
+            f"    return argument + {line * index} + other\n\n\n"
+            for line in range(12)
+        )
+        (library / f"module_{index}.py").write_text("".join(functions))
+    return _dataset_of_tree(library, 320, tmp_path_factory.mktemp("text-data"))
+
+
+@pytest.fixture(scope="session")
+def text_run(text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that can write text; tests must not change it."""
+    folder = tmp_path_factory.mktemp("text-run") / "run"
+    vocabulary = ["--model.vocab-size", "None"]
+    main([*tiny_arguments(text_data), *vocabulary, "--out", str(folder)])
     return folder

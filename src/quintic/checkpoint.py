@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -32,6 +33,8 @@ from quintic.model.base import LanguageModel
 
 FORMAT = 1
 STATE = "state.json"
+KEYS = {"step", "elapsed_s", "val_loss", "fingerprint"}
+"""What `state.json` says of a training state beside its tensors."""
 
 
 @dataclass
@@ -61,18 +64,23 @@ class TrainState:
         return tensors
 
 
+def folder_name(step: int) -> str:
+    """step-00000100: sorted by name, checkpoints are sorted by step."""
+    return f"step-{step:08d}"
+
+
 def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Write one checkpoint under `root`; it appears whole or not at all.
 
     Raises `OSError` where the disk refuses; nothing is left behind then.
     """
-    final = root / f"step-{state['step']:08d}"
+    final = root / folder_name(state["step"])
     aside = root / f".{final.name}.{os.getpid()}.writing"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         root.mkdir(parents=True, exist_ok=True)
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        _quietly(save, tensors, storage_writer=writer)
+        _in_one_process(save, tensors, storage_writer=writer)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(aside.iterdir())
@@ -81,6 +89,7 @@ def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any
             json.dump({"format": FORMAT, **state, "files": files}, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
+        fsync_folder(aside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         fsync_folder(root)
@@ -102,6 +111,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 f"{checkpoint} has checkpoint format {state['format']} and this quintic reads "
                 f"{FORMAT}: use the version that wrote it"
             )
+        if checkpoint.name != folder_name(state["step"]) or not state.keys() >= KEYS:
+            raise QuinticError(f"{checkpoint} is damaged: its {STATE} is not the one of its step")
         for name, expected in state["files"].items():
             path = checkpoint / name
             found = path.stat().st_size
@@ -125,7 +136,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     try:
-        _quietly(load, tensors, storage_reader=reader)
+        _in_one_process(load, tensors, storage_reader=reader)
     except Exception as error:
         message = str(error).strip().splitlines()[-1]
         raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
@@ -157,7 +168,10 @@ def newest_whole(root: Path) -> Found | None:
         except QuinticError as error:
             damaged.append(str(error))
     if damaged:
-        raise QuinticError(f"no checkpoint in {root} is whole: {'; '.join(damaged)}")
+        raise QuinticError(
+            f"no checkpoint in {root} is whole: {'; '.join(damaged)}; restore one, or start a new "
+            "run with another --out"
+        )
     return None
 
 
@@ -167,7 +181,7 @@ def best_checkpoint(root: Path) -> Path | None:
     for path in checkpoints(root):
         try:
             loss = json.loads((path / STATE).read_text())["val_loss"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if loss is not None:
             measured.append((loss, path))
@@ -213,10 +227,13 @@ class CheckpointWriter:
 
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
         path = save_checkpoint(self.root, tensors, values)
-        self._prune()
+        self._prune(path)
         return path
 
-    def _prune(self) -> None:
+    def _prune(self, written: Path) -> None:
+        for path in checkpoints(self.root):
+            if path > written:  # damaged, or the run would have continued from there
+                shutil.rmtree(path, ignore_errors=True)
         kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
         for path in checkpoints(self.root):
             if path not in kept:
@@ -269,8 +286,13 @@ def _reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-def _quietly(function: Any, *arguments: Any, **options: Any) -> None:
+def _in_one_process(function: Any, *arguments: Any, **options: Any) -> None:
     with warnings.catch_warnings():
         # "assuming the intent is to save in a single process": it is.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        function(*arguments, **options)
+        try:
+            function(*arguments, **options)
+        except CheckpointException as error:
+            # It gathers what each rank raised, and is no Exception: no handler would see it.
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from None

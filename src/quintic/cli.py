@@ -6,19 +6,23 @@ Anything a user can cause ends with one line on standard error and exit code 2.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
+import itertools
+import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from quintic.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, unknown_field
+from quintic.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, nearest_name
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe
 
@@ -55,6 +59,8 @@ class Evaluate:
     """Validation tokens; default as the run."""
     data: str | None = None
     """Where the run's dataset lies now, if it moved."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute."""
 
@@ -79,6 +85,8 @@ class Generate:
     """Newest, or best by validation loss."""
     data: str | None = None
     """Where the run's dataset lies now, if it moved; its tokenizer is needed."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute."""
 
@@ -96,6 +104,8 @@ class DataInfo:
     """Folder of shards."""
     tokenizer: str | None = None
     """gpt2 or a tokenizer.json, for folders without a manifest."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +116,80 @@ class DataCheck:
     """Folder of shards."""
     tokenizer: str | None = None
     """gpt2 or a tokenizer.json, for folders without a manifest."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class DataFetch:
+    """Fetch ready-made shards: quintic data fetch fineweb10B --shards 27
+
+    What is in the folder already is not fetched again: the same command continues where it was
+    interrupted, and with more --shards adds to them.
+    """
+
+    name: Positional[str]
+    """fineweb10B, fineweb100B, finewebedu10B, hub:OWNER/NAME[@REVISION], or an https:// address of
+    a page that links to shards or of a manifest.json."""
+    shards: int | None = None
+    """Training shards, the first by name, besides the validation; default all."""
+    out: Path | None = None
+    """Folder; default data/NAME."""
+
+
+@dataclass(frozen=True)
+class DataPush:
+    """Upload a dataset, with a card, to the Hugging Face hub."""
+
+    path: Positional[Path]
+    """Folder of shards; checked first."""
+    to: Positional[str]
+    """hub:OWNER/NAME; created if it is not there."""
+    private: bool = False
+    """Create the repository as a private one."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, for folders without a manifest."""
+
+
+@dataclass(frozen=True)
+class DataBuild:
+    """Make a dataset of text; interrupted, the same command continues."""
+
+    inputs: Positional[tuple[str, ...]]
+    """INPUT: files (.txt, .md, .jsonl, .json.gz, .jsonl.zst, .parquet), folders or patterns of
+    them, or hub:OWNER/NAME[@REVISION][:CONFIG]."""
+    out: Path
+    """Folder of the dataset; new, empty, or of the same build."""
+    name: str | None = None
+    """Shards are named NAME_train_000001.bin; default the folder's name."""
+    field: str = "text"
+    """Field of JSON objects, or column, that holds the text."""
+    separator: str | None = None
+    r"""What stands between the documents of a text file, \n for a line end; default: a file is a
+    document."""
+    tokenizer: str = "gpt2"
+    """gpt2, a tokenizer.json, or train:SIZE for a new vocabulary."""
+    shard_tokens: int = 100_000_000
+    """Tokens of a shard."""
+    val_share: float = 0.01
+    """Share of the documents for validation, 0 to 1; a document's text decides."""
+    shuffle: int | None = None
+    """Seed of a shuffle of the documents; None: the input's order."""
+    workers: int | None = None
+    """Processes that tokenize; None: one for each core."""
+    max_bad: int = 0
+    """Bad documents that may be skipped: invalid UTF-8, broken JSON, no text."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Datasets: info, check."""
+    """Datasets: fetch, build, info, check, push."""
 
     action: (
-        Annotated[DataInfo, subcommand("info", prefix_name=False)]
+        Annotated[DataFetch, subcommand("fetch", prefix_name=False)]
+        | Annotated[DataBuild, subcommand("build", prefix_name=False)]
+        | Annotated[DataPush, subcommand("push", prefix_name=False)]
+        | Annotated[DataInfo, subcommand("info", prefix_name=False)]
         | Annotated[DataCheck, subcommand("check", prefix_name=False)]
     )
 
@@ -121,8 +197,10 @@ class Data:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; raises `SystemExit` with 2 for what a user got wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes what a terminal may not show
     try:
-        with _one_line_errors():
+        with _one_line_errors(arguments):
             command = _parse(arguments)
         _run(command)
     except QuinticError as error:
@@ -132,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}:{where}: make room or choose another folder")
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}: make room or choose another folder")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -168,6 +246,11 @@ def _parse(arguments: list[str]) -> Any:
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     if isinstance(command, Train) and command.recipe != train.recipe:
+        if command.recipe not in RECIPES:
+            raise QuinticError(
+                f"train does not understand {command.recipe!r}: a recipe comes first, and a switch "
+                "such as --train.compile or --train.no-compile takes no value"
+            )
         raise QuinticError(
             f"the recipe {command.recipe!r} must come first: quintic train {command.recipe} ..."
         )
@@ -197,17 +280,18 @@ def _train_defaults(arguments: list[str]) -> Train:
     )
 
 
-def _value_of(option: str, arguments: list[str]) -> str | None:
-    for i, argument in enumerate(arguments):
+def _value_of(option: str, arguments: list[str], count: int = 1) -> str | None:
+    """What is given for an option, the last time that it is."""
+    for i, argument in reversed(list(enumerate(arguments))):
         if argument == option and i + 1 < len(arguments):
-            return arguments[i + 1]
+            return " ".join(arguments[i + 1 : i + 1 + count])
         if argument.startswith(f"{option}="):
             return argument.removeprefix(f"{option}=")
     return None
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Any:
+def _one_line_errors(arguments: list[str]) -> Iterator[None]:
     """Turn the library's boxed complaints on standard error into one `QuinticError`."""
     complaint = io.StringIO()
     try:
@@ -216,17 +300,90 @@ def _one_line_errors() -> Any:
     except SystemExit as error:
         if not error.code:
             raise
-        raise QuinticError(_condense(complaint.getvalue())) from None
+        cause = error.__context__
+        while cause is not None:
+            if isinstance(cause, QuinticError):  # a section's own check, reported in a box
+                raise cause from None
+            cause = cause.__context__
+        raise QuinticError(_explain(complaint.getvalue(), arguments)) from None
 
 
-def _condense(boxed: str) -> str:
-    """The message of a box of the command-line library, on one line."""
-    unknown = re.search(r"Unrecognized options:\s*--(\w+(?:[.\-]\w+)+)", boxed)
-    if unknown and "." in unknown[1]:
-        return unknown_field(unknown[1].replace("-", "_"))
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()[1:]]
-    text = " ".join(line for line in lines if line)
-    return re.sub(r"\s+", " ", text.split(" Argument helptext:")[0])
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "recipes": Recipes,
+    "data fetch": DataFetch,
+    "data push": DataPush,
+    "data info": DataInfo,
+    "data check": DataCheck,
+    "data build": DataBuild,
+}
+
+
+def _explain(boxed: str, arguments: list[str]) -> str:
+    """A complaint of the command-line library, in a box and on a terminal in colour, as one line:
+    the value, the rule and the way out."""
+    rows = [re.sub(r"\x1b\[[\d;]*m", "", row).strip(" |│") for row in boxed.splitlines()]
+    text = " ".join(row for row in rows[1:] if row.strip("-─╰╯'+"))
+    text = " ".join(re.split(r"For full helptext|Perhaps you meant", text)[0].split())
+    name = next((n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in COMMANDS), "")
+    options = _options(COMMANDS[name]) if name else {}
+    way_out = f"see {' '.join(['quintic', *name.split()])} --help"
+
+    if not name:
+        if found := re.search(r"^Expected one of \{(.*)\}", text):
+            return f"{arguments[0]} needs one of {found[1]}: see quintic {arguments[0]} --help"
+        if found := re.search(r"options: (\S+?)(?:, .*|) Available subcommands: (.*)", text):
+            close = difflib.get_close_matches(found[1], found[2].split(", "), n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            return f"there is no command {found[1]!r}: {hint}the commands are {found[2]}"
+    for argument in arguments if name else ():
+        option = argument.split("=")[0].replace("_", "-")
+        if argument.startswith("--") and option not in options:
+            nearest = nearest_name(option.removeprefix("--"), [o[2:] for o in options])
+            hint = f"did you mean --{nearest}?" if nearest else way_out
+            return f"there is no option {argument.split('=')[0]}: {hint}"
+    if found := re.search(r"^Unrecognized options: (\S+?)(?:,|$)", text):
+        return f"{name} does not understand {found[1]!r}: {way_out}"
+    if found := re.search(r"Missing from .+?: \S+ (.+?)\.? \(required\)", text):
+        return f"{name} needs the {found[1][0].lower()}{found[1][1:]}: {way_out}"
+    if found := re.search(r"Missing value for argument '(.+?)'. Expected (\d+)", text):
+        return f"{found[1]} needs {_kind(options.get(found[1]))}: {way_out}"
+    if found := re.search(r"invalid choice '(.*)' for argument '(.+?)'. .* one of \((.*)\)", text):
+        return f"{found[2]} is {found[1]!r}: it must be one of {found[3].replace(chr(39), '')}"
+    if found := re.search(r"Error parsing (--\S+):", text):
+        kind = options.get(found[1])
+        given = [a if not a.startswith("--") else a.replace("_", "-") for a in arguments]
+        value = _value_of(found[1], given, 2 if typing.get_origin(kind) is tuple else 1)
+        return f"{found[1]} is {value!r}: it must be {_kind(kind)}"
+    return text
+
+
+def _options(command: Any, prefix: str = "--") -> dict[str, Any]:
+    """The options of a command, each with its type; a switch also by the name that denies it."""
+    options: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(command).items():
+        name = name.replace("_", "-")
+        if is_dataclass(hint):
+            options |= _options(hint, f"{prefix}{name}.")
+        else:
+            options[f"{prefix}{name}"] = hint
+        if hint is bool:
+            options[f"{prefix}no-{name}"] = hint
+    return options
+
+
+def _kind(hint: Any) -> str:
+    """What a value of a type is called."""
+    parts = typing.get_args(hint)
+    if type(None) in parts:
+        return f"{_kind(parts[0])} or None"
+    if typing.get_origin(hint) is tuple:
+        return f"{len(parts)} values, each {_kind(parts[0])}"
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(parts)}"
+    return {int: "an integer", float: "a number", Path: "a folder"}.get(hint, "a value")
 
 
 def _run(command: Any) -> None:
@@ -239,6 +396,12 @@ def _run(command: Any) -> None:
         _run_generate(command)
     elif isinstance(command, Recipes):
         _run_recipes()
+    elif isinstance(command.action, DataFetch):
+        _run_data_fetch(command.action)
+    elif isinstance(command.action, DataBuild):
+        _run_data_build(command.action)
+    elif isinstance(command.action, DataPush):
+        _run_data_push(command.action)
     elif isinstance(command.action, DataInfo):
         _run_data_info(command.action)
     else:
@@ -291,13 +454,15 @@ def _run_evaluate(command: Evaluate) -> None:
 
     console = Console()
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
-    dataset = trained.open_data(console, path=command.data)
+    dataset = trained.open_data(console, path=command.data, tokenizer=command.tokenizer)
     config = trained.config
-    tokens = command.tokens or config.train.eval_tokens
+    tokens = config.train.eval_tokens if command.tokens is None else command.tokens
     batches = validation_batches(
         dataset.val, config.model.context, tokens, config.train.micro_batch or 1
     )
     loss = validation_loss(trained.model.loss, batches, trained.device)
+    for problem in trained.found.damaged:
+        console.line(f"skipped: {problem}")
     console.line(f"{trained.found.path}, {tokens:,} validation tokens")
     for line in score_lines(dataset, loss, tokens):
         console.line(line)
@@ -308,9 +473,17 @@ def _run_generate(command: Generate) -> None:
     from quintic.generate import check_sampling, generate_ids, stream_text
     from quintic.run import load_trained
 
-    check_sampling(tokens=command.tokens, temperature=command.temperature, top_k=command.top_k)
+    check_sampling(
+        tokens=command.tokens,
+        temperature=command.temperature,
+        top_k=command.top_k,
+        seed=command.seed,
+    )
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
-    tokenizer = trained.open_data(Console(), path=command.data).load_tokenizer()
+    for problem in trained.found.damaged:
+        print(f"skipped: {problem}", file=sys.stderr)
+    dataset = trained.open_data(Console(), path=command.data, tokenizer=command.tokenizer)
+    tokenizer = dataset.load_tokenizer()
     # A document begins with end of text; so does a prompt, which is the beginning of one.
     ids = generate_ids(
         trained.model,
@@ -325,17 +498,18 @@ def _run_generate(command: Generate) -> None:
     print(command.prompt, end="", flush=True)
     for text in stream_text(tokenizer, ids):
         print(text, end="", flush=True)
-    print()
+    print(flush=True)
 
 
 def _run_recipes() -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from quintic.config import resolve_vocabulary
     from quintic.model.build import meta_model
 
-    table = Table("recipe", "parameters", "tokens", "hardware", "expected loss", "what it is")
+    table = Table("recipe", "parameters", "tokens", "hardware", "expected loss", box=SIMPLE_HEAD)
     for name, recipe in RECIPES.items():
         config = recipe.build()
         config = resolve_vocabulary(config, config.data.embedded_vocab)
@@ -345,9 +519,97 @@ def _run_recipes() -> None:
             f"{config.train.steps * config.train.batch_tokens / 1e6:,.0f}M",
             recipe.hardware,
             recipe.expected,
-            recipe.summary,
         )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for name, recipe in RECIPES.items():
+        console.print(f"{name}: {recipe.summary}", markup=False)
+
+
+def _run_data_fetch(command: DataFetch) -> None:
+    from quintic.console import Console, TransferProgress
+    from quintic.data.fetch import fetch
+
+    console = Console()
+    with TransferProgress(console, "fetched") as bar:
+        dataset = fetch(
+            command.name,
+            command.out,
+            shards=command.shards,
+            progress=bar.show,
+            say=console.line,
+        )
+    for split, stream in dataset.streams.items():
+        console.line(f"{split:<6} {len(stream.shards):,} shards, {len(stream):,} tokens")
+    console.line(f"{dataset.path} is whole; train on it with --data.path {dataset.path}")
+
+
+def _run_data_build(command: DataBuild) -> None:
+    from quintic.console import BuildProgress, Console
+    from quintic.data.build import BuildSettings, build_dataset, default_name
+    from quintic.data.buildfolder import SKIPPED_FILE
+    from quintic.data.manifest import SPLITS
+
+    console = Console()
+    separator = command.separator
+    for escape, character in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
+        separator = separator and separator.replace(escape, character)
+    settings = BuildSettings(
+        inputs=command.inputs,
+        name=default_name(command.out) if command.name is None else command.name,
+        field=command.field,
+        separator=separator,
+        tokenizer=command.tokenizer,
+        shard_tokens=command.shard_tokens,
+        val_share=command.val_share,
+        shuffle=command.shuffle,
+    )
+    try:
+        with BuildProgress(console) as progress:
+            report = build_dataset(
+                settings,
+                command.out,
+                workers=command.workers,
+                max_bad=command.max_bad,
+                progress=progress.show,
+            )
+    except KeyboardInterrupt:
+        print("quintic: the same command continues this build", file=sys.stderr)
+        raise
+    for note in report.notes:
+        console.line(f"note: {note}")
+    if report.skipped:
+        path = command.out / SKIPPED_FILE
+        console.line(f"skipped {report.skipped:,} bad documents, all listed in {path}; the first:")
+        with path.open(encoding="utf-8") as file:
+            for line in itertools.islice(file, 10):
+                console.line(f"  {line.rstrip()}")
+    for split in SPLITS:
+        records = [record for record in report.shards if record.split == split]
+        documents, tokens = sum(r.documents for r in records), sum(r.tokens for r in records)
+        console.line(
+            f"{split}: {documents:,} documents, {tokens:,} tokens in {len(records):,} shards"
+        )
+    done = "is built" if report.built else "was built before"
+    console.line(f"{command.out} {done}; train on it with: quintic train --data.path {command.out}")
+
+
+def _run_data_push(command: DataPush) -> None:
+    from quintic.console import Console, TransferProgress
+    from quintic.data.push import push
+
+    console = Console()
+    with TransferProgress(console, "pushed") as bar:
+        pushed = push(
+            command.path,
+            command.to,
+            tokenizer=command.tokenizer,
+            private=command.private,
+            progress=bar.show,
+        )
+    if pushed.kept_card:
+        console.line("the repository has a card of its own, which stays as it is")
+    console.line(f"pushed to {pushed.page}; fetch it with: quintic data fetch {command.to}")
 
 
 def _run_data_info(command: DataInfo) -> None:
@@ -357,8 +619,11 @@ def _run_data_info(command: DataInfo) -> None:
     from quintic.data.check import describe_dataset
 
     info = describe_dataset(command.path, command.tokenizer)
+    if command.json:
+        print(json.dumps({**asdict(info), "path": str(info.path)}))
+        return
     table = Table("split", "shards", "tokens", "documents", "bytes per token", "document tokens")
-    for name, split in (("train", info.train), ("val", info.val)):
+    for name, split in info.splits.items():
         lengths = ", ".join(f"{p}%: {length:,}" for p, length in split.document_tokens.items())
         table.add_row(
             name,
@@ -389,7 +654,13 @@ def _run_data_check(command: DataCheck) -> None:
     from quintic.data.check import check_dataset
 
     console = Console()
-    report = check_dataset(command.path, command.tokenizer, progress=console.stage)
+    progress = None if command.json else console.stage
+    report = check_dataset(command.path, command.tokenizer, progress=progress)
+    if command.json:
+        print(json.dumps({**asdict(report), "path": str(report.path), "ok": report.ok}))
+        if not report.ok:
+            raise SystemExit(2)
+        return
     for note in report.notes:
         console.line(f"note: {note}")
     for problem in report.problems:

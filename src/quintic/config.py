@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from quintic.errors import QuinticError
 EMBEDDED = "embedded"
 """The value of `data.path` that stands for the corpus every Python installation carries."""
 
+MOMENTUM_START = 0.85
+"""Where a momentum warm-up begins, as in the speedrun's later records."""
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
@@ -32,19 +34,20 @@ def _require(condition: bool, message: str) -> None:
 def _positive(section: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(
-            value is None or (value > 0 and math.isfinite(value)),
-            f"{section}.{name} is {value}: it must be positive",
-        )
+        if value is not None:
+            _require(math.isfinite(value), f"{section}.{name} is {value}: it must be finite")
+            _require(value > 0, f"{section}.{name} is {value}: it must be positive")
+            _require(
+                isinstance(value, float) or value < 2**63,
+                f"{section}.{name} is {value}: it must be less than 2**63",
+            )
 
 
 def _not_negative(section: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(
-            value >= 0 and math.isfinite(value),
-            f"{section}.{name} is {value}: it must be zero or positive",
-        )
+        _require(math.isfinite(value), f"{section}.{name} is {value}: it must be finite")
+        _require(value >= 0, f"{section}.{name} is {value}: it must be zero or positive")
 
 
 def _fraction(section: str, config: Any, *names: str) -> None:
@@ -154,6 +157,11 @@ class MuonConfig:
         _positive("optim.muon", self, "lr", "ns_steps")
         _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
         _fraction("optim.muon", self, "momentum")
+        _require(
+            self.momentum_warmup_steps == 0 or self.momentum >= MOMENTUM_START,
+            f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
+            "choose a larger momentum, or --optim.muon.momentum-warmup-steps 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -262,7 +270,9 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
         )
-        _not_negative("train", self, "seed")
+        _require(
+            0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -354,23 +364,38 @@ def differing_fields(one: Config, other: Config) -> list[str]:
 
 def unknown_field(key: str) -> str:
     """The message for a field that does not exist, with the nearest that does."""
-    known = [name for name, _ in _flatten(Config())]
-    tails = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:
-        match = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
-        close = [tails[name] for name in match]
-    hint = f": did you mean {close[0]}?" if close else ": see quintic train --help"
-    return f"there is no field {key}{hint}"
+    nearest = nearest_name(key, [name for name, _ in _flatten(Config())])
+    hint = f"did you mean {nearest}?" if nearest else "see quintic train --help"
+    return f"there is no field {key}: {hint}"
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str | None:
+    """The nearest of several dotted names: by its last part where that is right, which finds a
+    field in another section, else by the whole, else by the last part; None where none is near."""
+    tail = name.rsplit(".", 1)[-1]
+    if same := [full for full in known if full.rsplit(".", 1)[-1] == tail]:
+        return difflib.get_close_matches(name, same, n=1, cutoff=0)[0]
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        return close[0]
+    tails = {full.rsplit(".", 1)[-1]: full for full in known}
+    close = difflib.get_close_matches(tail, list(tails), n=1, cutoff=0.6)
+    return tails[close[0]] if close else None
 
 
 def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config:
     """The config with `model.vocab_size` filled in from the dataset's vocabulary.
 
     Rounded up to a multiple of 128, which keeps the head's matrix product aligned; the extra rows
-    are never a target. Raises `QuinticError` where neither gives a size.
+    are never a target. Raises `QuinticError` where neither gives a size, or where the model's is
+    too small for the dataset's tokenizer.
     """
     if config.model.vocab_size is not None:
+        _require(
+            config.model.vocab_size >= (dataset_vocabulary or 0),
+            f"model.vocab_size is {config.model.vocab_size} and the tokenizer of "
+            f"{config.data.path} has {dataset_vocabulary} tokens: give the model at least as many, "
+            "or leave --model.vocab-size out",
+        )
         return config
     if dataset_vocabulary is None:
         raise QuinticError(

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from quintic.metrics import Record
+if TYPE_CHECKING:
+    # The last imports PyTorch, which takes seconds and which the data commands do without.
+    from quintic.data.build import BuildStatus
+    from quintic.data.transfer import Transfer
+    from quintic.metrics import Record
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -79,3 +92,110 @@ class RunProgress:
         elif time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self.console.line(f"step {step}/{self.steps}  {text}")
+
+
+class TransferProgress:
+    """Shows a fetch or a push as one bar; a context manager."""
+
+    def __init__(self, console: Console, verb: str) -> None:
+        self.console = console
+        self._verb = verb
+        self._last_line_s = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if console.rich.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=console.rich,
+            )
+
+    def __enter__(self) -> TransferProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, now: Transfer) -> None:
+        """How far it has come; safe to call from any thread, one at a time."""
+        text = f"{self._verb} {now.files_done}/{now.files_total} files"
+        if self._bar is None:
+            if time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
+                self._last_line_s = time.monotonic()
+                done, total = now.bytes_done / 1e6, now.bytes_total / 1e6
+                self.console.line(f"{text}, {done:,.0f} of {total:,.0f} MB")
+        elif self._task is None:
+            # What was there before counts as done, and not into the speed.
+            self._task = self._bar.add_task(text, total=now.bytes_total, completed=now.bytes_done)
+        else:
+            self._bar.update(self._task, description=text, completed=now.bytes_done)
+
+
+class BuildProgress:
+    """Shows how a dataset is built; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._last_line_s = time.monotonic()
+        self._first: BuildStatus | None = None
+        self._began_s = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if console.rich.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=console.rich,
+            )
+
+    def __enter__(self) -> BuildProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, now: BuildStatus) -> None:
+        """How far it has come."""
+        if self._first is None or self._first.stage != now.stage:
+            self._first, self._began_s = now, time.monotonic()
+            if self._bar is not None:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                # Time left is guessed from what this process did, not from where it began.
+                self._task = self._bar.add_task(
+                    now.stage, total=1000, completed=int(1000 * now.fraction), text=""
+                )
+        seconds = time.monotonic() - self._began_s
+        text = ""
+        if now.documents:
+            text = f"{now.documents:,} documents, {now.tokens:,} tokens"
+            if now.tokens > self._first.tokens:
+                text += f", {(now.tokens - self._first.tokens) / seconds:,.0f} tokens/s"
+            if now.skipped:
+                text += f", {now.skipped:,} skipped"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=int(1000 * now.fraction), text=text)
+        elif time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            self.console.line(f"{now.stage} {now.fraction:.0%}  {text}")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from quintic.config import Config, ModelConfig
 from quintic.errors import QuinticError
@@ -15,10 +19,12 @@ PEAK_BFLOAT16_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "GH200": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "RTX 5090": 209e12,
@@ -30,7 +36,7 @@ PEAK_BFLOAT16_FLOPS = {
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device for `train.device`; `auto` is the first of cuda, mps, cpu that is there.
+    """The device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
 
     Raises `QuinticError` where a device is asked for by name and absent.
     """
@@ -45,8 +51,8 @@ def choose_device(asked: str) -> torch.device:
         available = ", ".join(name for name, present in there.items() if present)
         build = "" if torch.version.cuda or asked != "cuda" else ", built without CUDA"
         raise QuinticError(
-            f"train.device is {asked}, which PyTorch {torch.__version__}{build} does not find "
-            f"here: it has {available}; use --train.device auto"
+            f"there is no {asked} device here that PyTorch {torch.__version__}{build} finds: it "
+            f"has {available}; ask for one of these, or for auto"
         )
     return torch.device(asked)
 
@@ -121,3 +127,24 @@ def check_compiler(device: torch.device) -> None:
             "train.compile needs a C++ compiler (g++ or clang++) on the CPU and there is none: "
             "install one, or use --train.no-compile"
         )
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Give compiled code on the CPU one order of summation, so that a resumed run is bit-identical.
+
+    Without it the embedding's gradient is added up atomically, in the order in which the threads
+    come. GPUs are left alone, where the atomic additions are fast and losses agree to rounding.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    settings: Any = torch.utils.deterministic  # a module with properties, which mypy cannot see
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # costs time, and no result depends on it
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]

@@ -55,12 +55,20 @@ class TextScores:
     @property
     def perplexity(self) -> float:
         """exp of the loss per token."""
-        return math.exp(self.loss_nats)
+        return perplexity(self.loss_nats)
 
     @property
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers, unlike the loss per token."""
         return nats_to_bits_per_byte(self.loss_nats, self.bytes_per_token)
+
+
+def perplexity(loss_nats: float) -> float:
+    """exp of the loss per token; infinite where that overflows, as a diverged run's does."""
+    try:
+        return math.exp(loss_nats)
+    except OverflowError:
+        return math.inf
 
 
 def nats_to_bits_per_byte(loss_nats: float, bytes_per_token: float) -> float:

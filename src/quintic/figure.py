@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,13 +33,14 @@ def draw_loss(records: Sequence[Record], path: Path, title: str) -> None:
         tokens, losses = zip(*validation, strict=True)
         label = f"validation, {losses[-1]:.4f} at the end"
         axes.plot(tokens, losses, color=VALIDATION_COLOUR, marker="o", markersize=3.5, label=label)
-    values = [loss for _, loss in train + validation]
+    values = [loss for _, loss in train + validation if math.isfinite(loss)]
     if values:
         settled = sorted(values)[int(0.95 * (len(values) - 1))]
         axes.set_ylim(min(values) - 0.1, settled + 0.5)
         axes.legend(frameon=False)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)  # a folder's name may have dollar signs
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as file:

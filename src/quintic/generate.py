@@ -35,7 +35,7 @@ def generate_ids(
     being drawn. The draw is made on the CPU, so a seed gives the same text on every device up to
     rounding. Raises `QuinticError` on settings out of range.
     """
-    check_sampling(tokens=tokens, temperature=temperature, top_k=top_k)
+    check_sampling(tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     if not prompt:
         raise QuinticError("the prompt has no tokens: begin with the end-of-text token")
     device, context = model.embed.weight.device, model.config.context
@@ -54,7 +54,7 @@ def generate_ids(
         yield token
 
 
-def check_sampling(*, tokens: int, temperature: float, top_k: int | None) -> None:
+def check_sampling(*, tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     """Raise `QuinticError` on sampling settings out of range."""
     if tokens < 1:
         raise QuinticError(f"--tokens is {tokens}: it must be at least 1")
@@ -62,6 +62,8 @@ def check_sampling(*, tokens: int, temperature: float, top_k: int | None) -> Non
         raise QuinticError(f"--temperature is {temperature}: it must be zero or positive")
     if top_k is not None and top_k < 1:
         raise QuinticError(f"--top-k is {top_k}: it must be at least 1, or left out")
+    if not 0 <= seed < 2**64:
+        raise QuinticError(f"--seed is {seed}: it must be from 0 to 2**64 - 1")
 
 
 def _empty_cache(model: LanguageModel) -> KVCache:
@@ -71,13 +73,13 @@ def _empty_cache(model: LanguageModel) -> KVCache:
 
 
 def _draw(logits_V: Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
-    if temperature == 0:
+    if temperature == 0 or top_k == 1:
         return int(logits_V.argmax())
-    if top_k is not None and top_k < len(logits_V):
-        smallest = logits_V.topk(top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < smallest, -torch.inf)
-    p_V = torch.softmax(logits_V / temperature, dim=-1)
-    return int(torch.multinomial(p_V, 1, generator=random))
+    # By index and not by a threshold, since logits computed in bfloat16 have ties.
+    logits_K, ids_K = logits_V.topk(min(top_k or len(logits_V), len(logits_V)))
+    # The largest becomes 0 first, so that no temperature is too small to divide by.
+    p_K = torch.softmax((logits_K.double() - logits_K[0].double()) / temperature, dim=-1)
+    return int(ids_K[torch.multinomial(p_K, 1, generator=random)])
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

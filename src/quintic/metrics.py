@@ -85,9 +85,11 @@ class Metrics:
         self._write_pending()
         self._file.flush()
         os.fsync(self._file.fileno())
+        if self._events is not None:
+            self._events.flush()
 
     def validation(self, step: int, val_loss: float, seconds: float) -> None:
-        """Write a validation loss; the clock of the next step starts now."""
+        """Write a validation loss and restart the clock."""
         self._write(
             {
                 "step": step,
@@ -98,6 +100,10 @@ class Metrics:
         )
         if not math.isfinite(val_loss):
             raise NonFiniteLossError(step, val_loss)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """The next step begins now: what came before, such as a checkpoint, is not its time."""
         self._clock = time.perf_counter()
 
     def _write_pending(self) -> None:
@@ -180,4 +186,4 @@ def truncate_metrics(path: Path, step: int) -> None:
 def _summary_writer(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

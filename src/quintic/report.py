@@ -9,7 +9,7 @@ from quintic import runfolder
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
-from quintic.evaluate import score_text
+from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.optim.routing import Route
 from quintic.run import Run
@@ -65,7 +65,8 @@ def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterato
         tokenizer = dataset.load_tokenizer()
     except QuinticError as error:
         yield (
-            f"validation loss {loss_nats:.4f} nats per token, perplexity {math.exp(loss_nats):.2f}"
+            f"validation loss {loss_nats:.4f} nats per token, "
+            f"perplexity {perplexity(loss_nats):.2f}"
         )
         yield f"no bits per byte: {error}"
         return

@@ -5,6 +5,7 @@ Everything a user can get wrong is found here, before step 0 and before anything
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from quintic.console import Console
 from quintic.data.corpus import embedded_dataset
 from quintic.data.dataset import Dataset, check_tokens, open_dataset
 from quintic.data.loader import Loader, validation_batches
+from quintic.data.readymade import fetch_command
 from quintic.device import auto_micro_batch, check_compiler, choose_device, compute_dtype
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
@@ -76,7 +78,14 @@ def open_data(config: Config, console: Console) -> Dataset:
             embedded_dataset(config.data.embedded_vocab, progress=console.stage),
             config.data.tokenizer,
         )
-    return open_dataset(Path(config.data.path), config.data.tokenizer)
+    path = Path(config.data.path)
+    fetching = fetch_command(path, config.train.steps * config.train.batch_tokens)
+    if fetching and not any(path.glob("*.bin")):
+        raise QuinticError(
+            f"dataset {path} is not there: fetch it with `{fetching}`, or give --data.path a "
+            "folder with *_train_*.bin and *_val_*.bin"
+        )
+    return open_dataset(path, config.data.tokenizer)
 
 
 def set_up(config: Config, folder: Path, console: Console) -> Run:
@@ -108,11 +117,20 @@ def set_up(config: Config, folder: Path, console: Console) -> Run:
     validation_batches(dataset.val, config.model.context, config.train.eval_tokens, 1)
 
     compiled = config.train.compile
-    model = build_model(
-        config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
-    ).to(device)
-    routes = route_parameters(model, config.optim)
-    optimizers = build_optimizers(model, routes, config.optim, device=device, compile=compiled)
+    try:
+        model = build_model(
+            config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
+        ).to(device)
+        routes = route_parameters(model, config.optim)
+        optimizers = build_optimizers(model, routes, config.optim, device=device, compile=compiled)
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and not re.search("memory|overflow", reason):
+            raise
+        raise QuinticError(
+            f"the model of {config.model.layers} layers x {config.model.width}, context "
+            f"{config.model.context:,}, does not fit into memory ({reason}): make it smaller"
+        ) from error
     return Run(
         config=config,
         folder=folder,
@@ -177,13 +195,18 @@ class Trained:
     model: LanguageModel
     found: Found
 
-    def open_data(self, console: Console, path: str | None = None) -> Dataset:
-        """The dataset of the run, at `path` if it moved; raises `QuinticError` if it is another."""
-        config = self.config
-        if path is not None:
-            config = config.override({"data.path": path})
+    def open_data(
+        self, console: Console, *, path: str | None = None, tokenizer: str | None = None
+    ) -> Dataset:
+        """The dataset of the run, at `path` if it moved, with its tokenizer named if need be.
+
+        Raises `QuinticError` if it is another dataset or a tokenizer with more ids than the model.
+        """
+        named = {"data.path": path, "data.tokenizer": tokenizer}
+        config = self.config.override({k: v for k, v in named.items() if v is not None})
         dataset = open_data(config, console)
         check_same_data(dataset, self.found)
+        resolve_vocabulary(config, dataset.vocab_size)
         return dataset
 
 

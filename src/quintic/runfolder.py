@@ -11,6 +11,7 @@ checkpoints/      step-00000100, ... (quintic.checkpoint)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -56,11 +57,21 @@ def check_free(folder: Path) -> None:
 
 
 def create(folder: Path, config: Config, routing: str) -> None:
-    """Make the folder of a new run and write what it is."""
+    """Make the folder of a new run and write what it is; raises `OSError` and leaves nothing."""
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ROUTING).write_text(routing)
-    # Last, since its presence is what makes the folder a run.
+    try:
+        (folder / ROUTING).write_text(routing)
+        # Last, since its presence is what makes the folder a run.
+        write_config(folder, config)
+    except OSError:
+        (folder / ROUTING).unlink(missing_ok=True)
+        folder.rmdir()
+        raise
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write `config.json`; a resumed run keeps what was changed, such as its number of steps."""
     _write_json(folder / CONFIG, config.to_dict())
 
 
@@ -89,6 +100,8 @@ def lock(folder: Path) -> FileLock:
         raise QuinticError(
             f"{folder} is in use by another process that trains in it: wait for it, or stop it"
         ) from error
+    for left_over in folder.glob(".*.tmp"):  # of a process that was killed
+        left_over.unlink(missing_ok=True)
     return held
 
 
@@ -97,10 +110,9 @@ def record_environment(folder: Path, device: torch.device) -> None:
     path = folder / ENVIRONMENT
     starts: list[dict[str, Any]] = []
     if path.exists():
-        try:
-            starts = json.loads(path.read_text())
-        except ValueError:
-            starts = []  # a record of the past, not worth refusing to train for
+        with contextlib.suppress(ValueError):  # a damaged record is not worth refusing to train
+            found = json.loads(path.read_text())
+            starts = found if isinstance(found, list) else []
     starts.append(describe_environment(device))
     _write_json(path, starts)
 

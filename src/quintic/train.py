@@ -14,7 +14,7 @@ from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.config import Config
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
-from quintic.device import peak_flops
+from quintic.device import peak_flops, reproducible
 from quintic.errors import QuinticError
 from quintic.evaluate import validation_loss
 from quintic.figure import draw_loss
@@ -34,6 +34,7 @@ def train(run: Run, console: Console) -> bool:
     root = run.folder / runfolder.CHECKPOINTS
     held = runfolder.lock(run.folder)
     try:
+        runfolder.write_config(run.folder, run.config)
         runfolder.record_environment(run.folder, run.device)
         _loop(run, console)
     except NonFiniteLossError as error:
@@ -47,6 +48,13 @@ def train(run: Run, console: Console) -> bool:
             f"smaller one that divides {run.config.batch_sequences}, such as --train.micro-batch "
             f"{max(1, (micro_batch or 1) // 2)}"
         ) from error
+    except BrokenPipeError:
+        raise  # whoever read the output went away; nothing is wrong with the run
+    except OSError as error:
+        raise QuinticError(
+            f"{error.filename or run.folder}: {error.strerror or error}; {last_checkpoint(root)}: "
+            f"make room or repair it, then continue with --resume {run.folder}"
+        ) from error
     finally:
         held.release()
     return run.done
@@ -56,6 +64,9 @@ def _loop(run: Run, console: Console) -> None:
     config, state, folder = run.config, run.state, run.folder
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
     with ExitStack() as stack:
+        if config.train.compile:
+            stack.enter_context(reproducible(run.device))
+        stop = stack.enter_context(StopRequest())  # first, since it guards the closing of the rest
         progress = stack.enter_context(RunProgress(console, steps, state.step))
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
         checkpoints = stack.enter_context(
@@ -65,10 +76,10 @@ def _loop(run: Run, console: Console) -> None:
         batches = stack.enter_context(
             Prefetcher(run.loader.batch, state.step, steps, pin=run.device.type == "cuda")
         )
-        stop = stack.enter_context(StopRequest())
         while True:
             step = state.step
-            if step % config.train.eval_every == 0 or run.done:
+            # A resumed run begins with the validation of its step, so a stop need not wait for it.
+            if run.done or (step % config.train.eval_every == 0 and not stop.requested):
                 metrics.flush()
                 began = time.perf_counter()
                 state.val_loss = evaluate_run(run)
@@ -81,6 +92,7 @@ def _loop(run: Run, console: Console) -> None:
                 state.elapsed_s = metrics.elapsed_s
                 checkpoints.save(state)
                 saved_step = step
+                metrics.restart_clock()
 
             if run.done or stop.requested:
                 break

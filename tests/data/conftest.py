@@ -3,14 +3,17 @@ absent."""
 
 import lzma
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import huggingface_hub.constants as hub_constants
 import numpy as np
 import pytest
+from huggingface_hub.utils import close_session  # type: ignore[attr-defined]
 
 from quintic.data import corpus
 from quintic.data.shards import TokenStream, write_shard
+from tests.data.hub_server import HubServer
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -89,3 +92,30 @@ def bench_val_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard = tmp_path_factory.mktemp("bench") / "corpus_val_000000.bin"
     shard.write_bytes(lzma.decompress(packed.read_bytes()))
     return shard
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub without repositories, on loopback, and the real client talking to it.
+
+    Processes that a test starts take their settings from the environment; the client in this
+    process has read it when it was imported, so its constants are set too.
+    """
+    with HubServer() as server:
+        settings: dict[str, str | bool] = {
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,  # xet's protocol is no part of the server
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(hub_constants, name, value)
+            monkeypatch.setenv(name, str(int(value)) if isinstance(value, bool) else value)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1,localhost")
+        close_session()  # one of another test may go through a proxy
+        yield server
+        close_session()

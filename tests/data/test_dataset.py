@@ -47,7 +47,9 @@ def test_foreign_folder(make_foreign: MakeForeign) -> None:
     assert len(dataset.val) == 2
     assert (dataset.manifest, dataset.tokenizer_spec) == (None, None)
     assert (dataset.vocab_size, dataset.eot_id) == (None, None)
-    with pytest.raises(QuinticError, match=r"--data\.tokenizer gpt2.*tokenizer\.json"):
+    with pytest.raises(
+        QuinticError, match=r"gpt2 or the path of its tokenizer\.json, with --data\.tokenizer"
+    ):
         dataset.load_tokenizer()
 
 
@@ -217,6 +219,16 @@ def test_tokens_beyond_the_vocabulary_of_a_foreign_folder(make_foreign: MakeFore
         check_tokens(dataset, 600)
     with pytest.raises(QuinticError, match=r"val_000000\.bin holds the token id 7,"):
         check_tokens(dataset, 7, limit_tokens=1)
+
+
+def test_tokens_beyond_the_tokenizer_though_the_model_has_rows_for_them(
+    make_foreign: MakeForeign,
+) -> None:
+    # A model's vocabulary is padded, and what stands for no text could not be scored in the end.
+    dataset = open_dataset(make_foreign([1, 50257], [7]), "gpt2")
+    check_tokens(dataset, 50304, limit_tokens=1)
+    with pytest.raises(QuinticError, match=r"token id 50257, the tokenizer gpt2 .* 0 to 50256"):
+        check_tokens(dataset, 50304)
 
 
 def test_tokens_beyond_the_vocabulary_of_a_manifest(

@@ -1,6 +1,7 @@
 """Looks into a dataset: is it what its manifest says, and what is in it?"""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quintic.data.dataset import Dataset, open_dataset
-from quintic.data.manifest import ShardRecord, Split
+from quintic.data.manifest import SPLITS, ShardCounts, ShardRecord, Split, count_shard
 from quintic.data.shards import Shard, TokenStream
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
@@ -53,7 +54,8 @@ def check_dataset(
 
     Checked are the checksums, the counts of tokens, documents and bytes of text, that ids are of
     the vocabulary, and that each split begins with end of text. A foreign dataset has no manifest
-    to compare with, and may begin in the middle of a document; that is noted.
+    to compare with, and may begin in the middle of a document; that is noted. Shards are read in
+    parallel.
 
     Args:
         path: the dataset's folder.
@@ -61,13 +63,14 @@ def check_dataset(
         progress: called with a shard's name and the fraction of all tokens that is done.
     """
     try:
-        dataset = open_dataset(path, tokenizer)
+        dataset = open_dataset(path, tokenizer, splits=())
     except QuinticError as error:
         return CheckReport(path, problems=[str(error)])
     problems: list[str] = []
     notes: list[str] = []
     if dataset.manifest is None:
         notes.append("no manifest: checksums and counts cannot be checked")
+    notes += [f"no {split} shards" for split in SPLITS if split not in dataset.streams]
     vocabulary = _tokenizer_or_note(dataset, notes)
     records = (
         {record.file: record for record in dataset.manifest.shards} if dataset.manifest else {}
@@ -75,12 +78,24 @@ def check_dataset(
     shards = [shard for stream in dataset.streams.values() for shard in stream.shards]
     total = sum(shard.count for shard in shards)
     done = 0
-    for shard in shards:
-        if progress:
-            progress(shard.path.name, done / total)
-        record = records.get(shard.path.name)
-        problems += _check_shard(dataset, shard, record, vocabulary)
-        done += shard.count
+    byte_lengths = vocabulary.byte_lengths if vocabulary else None
+    # NumPy and hashlib let go of the interpreter.
+    with ThreadPoolExecutor() as pool:
+        reading = [
+            (
+                shard,
+                pool.submit(count_shard, shard, dataset.eot_id, byte_lengths),
+                pool.submit(file_sha256, shard.path) if shard.path.name in records else None,
+            )
+            for shard in shards
+        ]
+        for shard, counts, checksum in reading:
+            if progress:
+                progress(shard.path.name, done / total)
+            problems += _problems(
+                dataset, shard, counts.result(), records, checksum, byte_lengths is not None
+            )
+            done += shard.count
     if progress:
         progress("", 1.0)
     for split, stream in dataset.streams.items():
@@ -98,33 +113,32 @@ def _tokenizer_or_note(dataset: Dataset, notes: list[str]) -> Tokenizer | None:
         return None
 
 
-def _check_shard(
-    dataset: Dataset, shard: Shard, record: ShardRecord | None, tokenizer: Tokenizer | None
+def _problems(
+    dataset: Dataset,
+    shard: Shard,
+    counts: ShardCounts,
+    records: dict[str, ShardRecord],
+    checksum: Future[str] | None,
+    counted_text: bool,
 ) -> list[str]:
     """What is wrong with a shard, one line each."""
-    name = shard.path.name
-    vocab_size = dataset.vocab_size
-    max_id, documents, text_bytes = 0, 0, 0
-    for ids in TokenStream([shard]).chunks():
-        max_id = max(max_id, int(ids.max()))
-        documents += int(np.count_nonzero(ids == dataset.eot_id))
-        if tokenizer is not None:
-            text_bytes += int(tokenizer.byte_lengths[ids[ids < tokenizer.vocab_size]].sum())
+    name, vocab_size, max_id = shard.path.name, dataset.vocab_size, counts.max_id
     problems = []
     if vocab_size is not None and max_id >= vocab_size:
         problems.append(f"{name} holds the token id {max_id}, the vocabulary has {vocab_size} ids")
-    if record is None:
+    if checksum is None:
         return problems
-    counts = [("max_id", record.max_id, max_id), ("documents", record.documents, documents)]
-    if tokenizer is not None:
-        counts.append(("text_bytes", record.text_bytes, text_bytes))
+    record = records[name]
+    fields = ["max_id", "documents", *(["text_bytes"] if counted_text else [])]
     problems += [
-        f"{name} has {what} {found}, its manifest says {said}"
-        for what, said, found in counts
-        if found != said
+        f"{name} has {what} {getattr(counts, what)}, its manifest says {getattr(record, what)}"
+        for what in fields
+        if getattr(counts, what) != getattr(record, what)
     ]
-    if (checksum := file_sha256(shard.path)) != record.sha256:
-        problems.append(f"{name} has the checksum {checksum}, its manifest says {record.sha256}")
+    if checksum.result() != record.sha256:
+        problems.append(
+            f"{name} has the checksum {checksum.result()}, its manifest says {record.sha256}"
+        )
     return problems
 
 
@@ -158,9 +172,9 @@ class DatasetInfo:
         fingerprint: as `Dataset.fingerprint`.
         tokenizer: as `Dataset.tokenizer_spec`.
         vocab_size: as `Dataset.vocab_size`.
-        train: the training split.
-        val: the validation split.
-        samples: beginnings of a few training documents, decoded; empty without a tokenizer.
+        splits: what is in each split that the folder has.
+        samples: beginnings of a few training documents, or else of validation documents, decoded;
+            empty without a tokenizer.
         notes: what could not be found out, and why.
     """
 
@@ -168,10 +182,19 @@ class DatasetInfo:
     fingerprint: str
     tokenizer: str | None
     vocab_size: int | None
-    train: SplitInfo
-    val: SplitInfo
+    splits: dict[Split, SplitInfo]
     samples: list[str]
     notes: list[str]
+
+    @property
+    def train(self) -> SplitInfo:
+        """The training split."""
+        return self.splits["train"]
+
+    @property
+    def val(self) -> SplitInfo:
+        """The validation split."""
+        return self.splits["val"]
 
 
 def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetInfo:
@@ -184,18 +207,21 @@ def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetInfo:
     Raises:
         QuinticError: as `open_dataset`.
     """
-    dataset = open_dataset(path, tokenizer)
+    dataset = open_dataset(path, tokenizer, splits=())
     notes: list[str] = []
     vocabulary = _tokenizer_or_note(dataset, notes)
     starts = {split: _document_starts(dataset, split) for split in dataset.streams}
+    sampled: Split = "train" if "train" in starts else "val"
     return DatasetInfo(
         path=path,
         fingerprint=dataset.fingerprint,
         tokenizer=dataset.tokenizer_spec,
         vocab_size=dataset.vocab_size,
-        train=_describe_split(dataset.train, starts["train"], vocabulary),
-        val=_describe_split(dataset.val, starts["val"], vocabulary),
-        samples=list(_samples(dataset.train, starts["train"], vocabulary)),
+        splits={
+            split: _describe_split(stream, starts[split], vocabulary)
+            for split, stream in dataset.streams.items()
+        },
+        samples=list(_samples(dataset.streams[sampled], starts[sampled], vocabulary)),
         notes=notes,
     )
 

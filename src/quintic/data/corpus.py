@@ -228,5 +228,4 @@ def _write_split(
             ids.extend(document)
     report(f"{split} tokens", 1.0)
     shard = write_shard(folder / f"python_{split}_000000.bin", np.array(ids, dtype=np.uint32))
-    text_bytes = sum(len(text.encode()) for text in texts)
-    return record_shard(shard, split, documents=len(texts), text_bytes=text_bytes)
+    return record_shard(shard, split, tokenizer.eot_id, tokenizer.byte_lengths)

@@ -6,11 +6,12 @@ work too, with the tokenizer named in the config.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest, Split
+from quintic.data.manifest import MANIFEST_FILE, SPLITS, UNFINISHED, Manifest, Split
 from quintic.data.shards import Shard, TokenStream, open_shard
 from quintic.data.tokenizer import (
     GPT2,
@@ -29,8 +30,7 @@ class Dataset:
 
     Attributes:
         path: the folder.
-        train: the training tokens.
-        val: the validation tokens.
+        streams: the tokens of each split that the folder has.
         manifest: what the folder says of itself; None for a foreign one.
         tokenizer_spec: "gpt2" or the path of a `tokenizer.json`, as `load_tokenizer` takes it; None
             for a foreign folder without a tokenizer named.
@@ -39,16 +39,21 @@ class Dataset:
     """
 
     path: Path
-    train: TokenStream
-    val: TokenStream
+    streams: dict[Split, TokenStream]
     manifest: Manifest | None
     tokenizer_spec: str | None
     vocab_size: int | None
     eot_id: int | None
 
     @property
-    def streams(self) -> dict[Split, TokenStream]:
-        return {"train": self.train, "val": self.val}
+    def train(self) -> TokenStream:
+        """The training tokens."""
+        return self.streams["train"]
+
+    @property
+    def val(self) -> TokenStream:
+        """The validation tokens."""
+        return self.streams["val"]
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer the tokens were made with.
@@ -59,8 +64,9 @@ class Dataset:
         """
         if self.tokenizer_spec is None:
             raise QuinticError(
-                f"dataset {self.path} does not say which tokenizer made it: name it with "
-                f"--data.tokenizer gpt2, or with the path of its {TOKENIZER_FILE}"
+                f"dataset {self.path} does not say which tokenizer made it: name it, gpt2 or the "
+                f"path of its {TOKENIZER_FILE}, with --data.tokenizer when training, with "
+                f"--tokenizer in other commands"
             )
         return load_tokenizer(self.tokenizer_spec)
 
@@ -93,25 +99,33 @@ def _samples(shard: Shard) -> list[bytes]:
     ]
 
 
-def open_dataset(path: Path, tokenizer: str | None = None) -> Dataset:
+def open_dataset(
+    path: Path, tokenizer: str | None = None, splits: Sequence[Split] = SPLITS
+) -> Dataset:
     """Open a folder of shards and check everything that can be checked without reading tokens.
 
     Args:
         path: the folder.
         tokenizer: "gpt2" or the path of a `tokenizer.json`. A foreign folder needs it to be
             decoded; for one with a manifest it must be the manifest's.
+        splits: which splits must be there; at least one is needed in any case.
 
     Raises:
-        QuinticError: no such folder, no training or no validation shards, a damaged shard, a
-            manifest that is broken or disagrees with the folder, or another tokenizer than the
-            manifest's.
+        QuinticError: no such folder, a build that is not finished, a split without shards, a
+            damaged shard, a manifest that is broken or disagrees with the folder, or another
+            tokenizer than the manifest's.
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise QuinticError(
             f"dataset {path} {what}: give --data.path a folder with *_train_*.bin and *_val_*.bin"
         )
-    shards = _open_shards(path)
+    if (path / UNFINISHED).exists():
+        raise QuinticError(
+            f"dataset {path} is not finished: run the quintic data build that began it again, and "
+            f"it continues"
+        )
+    shards = _open_shards(path, splits)
     manifest = Manifest.read(path) if (path / MANIFEST_FILE).exists() else None
     if manifest is not None:
         _check_against_manifest(path, manifest, shards)
@@ -121,8 +135,7 @@ def open_dataset(path: Path, tokenizer: str | None = None) -> Dataset:
         _check_tokenizer(path, manifest, spec, info)
     return Dataset(
         path=path,
-        train=TokenStream(shards["train"]),
-        val=TokenStream(shards["val"]),
+        streams={split: TokenStream(found) for split, found in shards.items() if found},
         manifest=manifest,
         tokenizer_spec=spec,
         vocab_size=info.vocab_size if info else None,
@@ -130,13 +143,13 @@ def open_dataset(path: Path, tokenizer: str | None = None) -> Dataset:
     )
 
 
-def _open_shards(path: Path) -> dict[Split, list[Shard]]:
+def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]]:
     shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
     for file in sorted(path.glob("*.bin")):
-        if (split := _split_of(file.name)) is not None:
+        if (split := split_of(file.name)) is not None:
             shards[split].append(open_shard(file))
     for split, found in shards.items():
-        if not found:
+        if not found and (split in splits or not any(shards.values())):
             raise QuinticError(
                 f"dataset {path} has no {split} shards: expected files named *_{split}_*.bin; "
                 f"give --data.path a folder with both *_train_*.bin and *_val_*.bin"
@@ -144,7 +157,7 @@ def _open_shards(path: Path) -> dict[Split, list[Shard]]:
     return shards
 
 
-def _split_of(name: str) -> Split | None:
+def split_of(name: str) -> Split | None:
     """The split in a shard's name; the last word counts, as in `books_train_set_val_000.bin`."""
     places = {split: name.rfind(f"_{split}_") for split in SPLITS}
     split = max(SPLITS, key=lambda split: places[split])
@@ -209,7 +222,7 @@ def check_tokens(
         limit_val_tokens: the same for validation.
 
     Raises:
-        QuinticError: an id is vocab_size or more; names the shard.
+        QuinticError: an id is vocab_size or more, or beyond the tokenizer's; names the shard.
     """
     limits: dict[Split, int | None] = {"train": limit_tokens, "val": limit_val_tokens}
     if dataset.manifest is not None:
@@ -226,4 +239,10 @@ def check_tokens(
                 f"shard {dataset.path / file} holds the token id {max_id}, the model's vocabulary "
                 f"has only the ids 0 to {vocab_size - 1}: give the model at least {max_id + 1} "
                 f"ids, or use data made with its tokenizer"
+            )
+        if dataset.vocab_size is not None and max_id >= dataset.vocab_size:
+            raise QuinticError(
+                f"shard {dataset.path / file} holds the token id {max_id}, the tokenizer "
+                f"{dataset.tokenizer_spec} has only the ids 0 to {dataset.vocab_size - 1}: name "
+                f"the tokenizer that made it"
             )

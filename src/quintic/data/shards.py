@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -83,14 +84,93 @@ def write_shard(path: Path, tokens: npt.ArrayLike) -> Shard:
             f"shard {path} cannot be written with {array.dtype} tokens from {smallest} to "
             f"{largest}: token ids are integers from 0 to 4294967295; check the tokenizer"
         )
-    magic = 20240520 if largest < 2**16 else 20240801
-    version, dtype = _FORMATS[magic]
-    header = np.zeros(HEADER_INTS, dtype=_INT32)
-    header[:3] = magic, version, array.size
+    dtype = token_dtype(largest + 1)
     with replacing(path) as file:
-        file.write(header.tobytes())
+        file.write(_header(array.size, dtype))
         file.write(np.ascontiguousarray(array, dtype=dtype).data)
     return Shard(path, array.size, dtype)
+
+
+def token_dtype(vocab_size: int) -> TokenDtype:
+    """How the tokens of a vocabulary are stored: in 16 bits if all ids fit, else in 32."""
+    return _UINT16 if vocab_size <= 2**16 else _UINT32
+
+
+def _header(count: int, dtype: TokenDtype) -> bytes:
+    magic = next(magic for magic, (_, stored) in _FORMATS.items() if stored == dtype)
+    header = np.zeros(HEADER_INTS, dtype=_INT32)
+    header[:3] = magic, _FORMATS[magic][0], count
+    return header.tobytes()
+
+
+class ShardWriter:
+    """Writes a shard piece by piece; the file takes its name when it is finished.
+
+    Until then the tokens lie in a hidden neighbour. Another writer can go on with it, also if the
+    shard was finished since.
+
+    Args:
+        path: the shard to be.
+        vocab_size: decides between 16 and 32 bits.
+        kept: tokens of an earlier writer to go on after; what it wrote beyond them is dropped.
+
+    Attributes:
+        count: number of tokens so far.
+
+    Raises:
+        QuinticError: the earlier writer's tokens are not there.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+
+    def __init__(self, path: Path, vocab_size: int, kept: int = 0) -> None:
+        self.path, self.count = path, kept
+        self._dtype = token_dtype(vocab_size)
+        self._part = part_of(path)
+        self._file: BinaryIO
+        if not kept:
+            self._file = self._part.open("wb")
+            self._file.write(bytes(HEADER_BYTES))
+            return
+        end = HEADER_BYTES + kept * self._dtype.itemsize
+        if not self._part.exists() and path.exists():
+            path.rename(self._part)
+        if not self._part.exists() or self._part.stat().st_size < end:
+            raise QuinticError(
+                f"shard {path} cannot be continued: {self._part} does not hold the {kept} tokens "
+                f"that were written; delete {path.parent} and build it again"
+            )
+        self._file = self._part.open("r+b")
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def append(self, tokens: npt.NDArray[np.unsignedinteger]) -> None:
+        """Write tokens, [count], which all are ids of the vocabulary."""
+        self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
+        self.count += len(tokens)
+
+    def flush(self) -> None:
+        """Put on disk what was written: it survives a power cut after this."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> Shard:
+        """Give the shard its header and its name; it must have a token."""
+        assert self.count, "a shard has at least one token"
+        self._file.seek(0)
+        self._file.write(_header(self.count, self._dtype))
+        self.flush()
+        self._file.close()
+        self._part.replace(self.path)
+        return Shard(self.path, self.count, self._dtype)
+
+    def close(self) -> None:
+        """Leave the shard unfinished."""
+        self._file.close()
+
+
+def part_of(path: Path) -> Path:
+    """Where the tokens of an unfinished shard lie."""
+    return path.with_name(f".{path.name}.part")
 
 
 def open_shard(path: Path) -> Shard:

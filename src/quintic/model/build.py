@@ -27,7 +27,7 @@ def build_model(
     The caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         model = ARCHITECTURES[config.architecture](config, compute_dtype, CROSS_ENTROPIES[loss])
     return model.double() if compute_dtype is torch.float64 else model
 

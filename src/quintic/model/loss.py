@@ -37,6 +37,9 @@ def chunked_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) ->
     forward pass multiplies it out at once and the backward pass has nothing to recompute. This is
     the idea of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
     """
+    if not torch.is_grad_enabled():
+        # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
+        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
     loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_N)
     return loss
 

@@ -93,6 +93,7 @@ class Muon(torch.optim.Optimizer):
             "ns_dtype": ns_dtype,
         }
         super().__init__(params, defaults)
+        self._compiled = compile
         self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
         self._stacks = [
             (group, stack) for group in self.param_groups for stack in self._stack(group["params"])
@@ -123,10 +124,14 @@ class Muon(torch.optim.Optimizer):
         for group, (params, buffer_nrc) in self._stacks:
             rows, columns = params[0].shape
             weights: list[Tensor] = list(params)
+            momentum = group["momentum"]
+            if self._compiled:
+                # As a tensor, since a compiled function is compiled again for every new number.
+                momentum = torch.tensor(momentum, dtype=torch.float64)
             update_nrc = self._update(
                 torch.stack([p.grad for p in params if p.grad is not None]),
                 buffer_nrc,
-                momentum=group["momentum"],
+                momentum=momentum,
                 nesterov=group["nesterov"],
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],

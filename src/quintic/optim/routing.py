@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,8 +28,7 @@ class Route:
 
     name: str
     shape: tuple[int, ...]
-    optimizer: str
-    """muon or adamw."""
+    optimizer: Literal["muon", "adamw"]
     lr: float
     """Learning rate as configured, before the schedule."""
     scale: float
@@ -43,7 +42,21 @@ class Route:
 
 
 def route_parameters(model: LanguageModel, config: OptimConfig) -> list[Route]:
-    """The route of every parameter, in the model's order."""
+    """The route of every parameter, in the model's order.
+
+    Raises `QuinticError`, with both names, where a parameter of the blocks is tied to one outside.
+    """
+    outside = {
+        id(p): name
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if not name.startswith("layers.")
+    }
+    for name, p in model.layers.named_parameters(prefix="layers"):
+        if id(p) in outside:
+            raise QuinticError(
+                f"{name} is tied to {outside[id(p)]}: a parameter of the blocks and one outside "
+                "have different optimizers, so untie them"
+            )
     block_matrices = {id(p) for p in model.layers.parameters() if p.ndim == 2}
     routes = []
     for name, p in model.named_parameters():
@@ -158,7 +171,8 @@ def _allocate_adamw_state(adamw: torch.optim.AdamW) -> None:
     for group in adamw.param_groups:
         for p in group["params"]:
             adamw.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                # The fused kernel counts on the device, the others on the CPU.
+                "step": torch.zeros((), device=p.device if group["fused"] else "cpu"),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from quintic.config import Config
+from quintic.config import MOMENTUM_START, Config
 
 
 def trapezoid(step: int, *, steps: int, warmup: int, cooldown: int) -> float:
@@ -37,10 +37,6 @@ def lr_factor(config: Config, step: int) -> float:
     return trapezoid(
         step, steps=steps, warmup=schedule.warmup_steps, cooldown=config.cooldown_steps
     )
-
-
-MOMENTUM_START = 0.85
-"""Where a momentum warm-up begins, as in the speedrun's later records."""
 
 
 def momentum_at(step: int, *, momentum: float, warmup: int) -> float:

@@ -1,0 +1,309 @@
+"""Building, checking and loading data: `python -m bench.data`.
+
+The text is that of docs_sample.jsonl.zst in the folder that QUINTIC_BENCH_DATA names (default
+../shared/data), repeated. GPT-2's vocabulary must be at hand (TIKTOKEN_CACHE_DIR).
+
+Build throughput is that of the command and counts everything: start-up, unpacking, parsing,
+hashing, writing. It is compared with as many processes that do nothing but tokenize the same text,
+which they hold in memory, with the same call of tiktoken; goal 90%. Peak memory is to be the same
+for 50 and for 500 MB of text. `check` is compared with SHA-256 alone and with reading alone, both
+on as many threads. The loader must give at least 100 times what a training step consumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import zstandard
+
+from bench.results import interleaved, median_ratio, print_table, write_result
+from bench.step import QuinticStep
+from quintic.config import resolve_vocabulary
+from quintic.data.build import available_cores
+from quintic.data.check import check_dataset
+from quintic.data.dataset import open_dataset
+from quintic.data.loader import Loader, Prefetcher
+from quintic.data.shards import TokenStream
+from quintic.data.tokenizer import load_tokenizer
+from quintic.device import choose_device
+from quintic.model.build import build_model
+from quintic.recipes import get_recipe
+
+DOCUMENTS = "docs_sample.jsonl.zst"
+READ_BYTES = 1 << 22
+
+
+def documents() -> Iterator[bytes]:
+    """Lines of the sample, over and over."""
+    named = os.environ.get("QUINTIC_BENCH_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    while True:
+        with (folder / DOCUMENTS).open("rb") as file:
+            yield from io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))
+
+
+def write_input(path: Path, text_bytes: int) -> int:
+    """Documents with so much text in all, as .jsonl.zst; returns the bytes of text."""
+    written = 0
+    with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packer:
+        for line in documents():
+            packer.write(line)
+            written += len(json.loads(line)["text"].encode())
+            if written >= text_bytes:
+                return written
+    raise AssertionError("documents never end")
+
+
+def build(path: Path, out: Path, workers: int) -> tuple[float, dict[str, float]]:
+    """Seconds of a build by the command, and the peak memory of its processes in MiB."""
+    command = [sys.executable, "-m", "quintic", "data", "build", str(path), "--out", str(out)]
+    command += ["--workers", str(workers), "--shard-tokens", "20_000_000"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peaks: dict[int, float] = {}
+    while process.poll() is None:
+        for pid in (process.pid, *_children(process.pid)):
+            peaks[pid] = max(peaks.get(pid, 0.0), _peak_mib(pid))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    of_workers = [peak for pid, peak in peaks.items() if pid != process.pid]
+    return seconds, {"parent_mib": peaks[process.pid], "worker_mib": max(of_workers, default=0.0)}
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+def _peak_mib(pid: int) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):  # it has just ended
+        return 0.0
+
+
+def tokenize_only(path: Path, workers: int) -> float:
+    """Seconds that processes need which hold the texts in memory and only tokenize them."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(workers + 1)
+    processes = [
+        context.Process(target=_tokenize_share, args=(path, index, workers, barrier))
+        for index in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    barrier.wait()
+    began = time.perf_counter()
+    for process in processes:
+        process.join()
+    return time.perf_counter() - began
+
+
+def _tokenize_share(path: Path, index: int, workers: int, barrier: Barrier) -> None:
+    tokenizer = load_tokenizer("gpt2")
+    with path.open("rb") as file:
+        lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))
+        texts = [json.loads(line)["text"] for i, line in enumerate(lines) if i % workers == index]
+    tokenizer.encode_to_array("ready")
+    barrier.wait()
+    for text in texts:
+        tokenizer.encode_to_array(text)
+    os._exit(0)  # freeing the texts is no tokenizing
+
+
+def measure_build(folder: Path, workers: int, megabytes: int, rounds: int) -> dict[str, Any]:
+    """Throughput against tokenizing alone, and peak memory of a small and of a large input."""
+    small, large = folder / "small.jsonl.zst", folder / "large.jsonl.zst"
+    text_bytes = {"small": write_input(small, megabytes * 100_000)}
+    text_bytes["large"] = write_input(large, megabytes * 1_000_000)
+    _, memory_small = build(small, folder / "small", workers)
+    builds = [build(large, folder / "large", workers)]
+    tokens = sum(len(stream) for stream in open_dataset(folder / "large").streams.values())
+    alone = [tokenize_only(large, workers)]
+    for index in range(1, rounds):  # in turn, so that drift hits both alike
+        builds.append(build(large, folder / f"large-{index}", workers))
+        alone.append(tokenize_only(large, workers))
+    seconds = [taken for taken, _ in builds]
+    return {
+        "workers": workers,
+        "text_mb": {name: round(size / 1e6, 1) for name, size in text_bytes.items()},
+        "tokens": tokens,
+        "build_tokens_per_s": round(tokens / statistics.median(seconds)),
+        "tokenize_only_tokens_per_s": round(tokens / statistics.median(alone)),
+        "build_over_tokenize_only": round(median_ratio(alone, seconds), 3),
+        "seconds": {"build": seconds, "tokenize_only": alone},
+        "peak_mib_small": memory_small,
+        "peak_mib_large": builds[0][1],
+    }
+
+
+def measure_check(folder: Path) -> dict[str, Any]:
+    """Megabytes a second of `check`, of SHA-256 alone and of reading alone."""
+    paths = sorted(folder.glob("*.bin"))
+    size = sum(path.stat().st_size for path in paths)
+
+    def each(work: Callable[[Path], object]) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(work, paths))
+
+    def from_disk(work: Callable[[], object]) -> None:
+        for path in paths:
+            _forget(path)
+        work()
+
+    check = partial(check_dataset, folder)
+    candidates: dict[str, Callable[[], object]] = {
+        "check": check,
+        "sha256": partial(each, _sha256),
+        "check_from_disk": partial(from_disk, check),
+        "read_from_disk": partial(from_disk, partial(each, _read)),
+    }
+    seconds = interleaved(candidates, rounds=5, warmup=1)
+    return {
+        "mb": round(size / 1e6, 1),
+        "shards": len(paths),
+        "mb_per_s": {
+            name: round(size / 1e6 / statistics.median(taken)) for name, taken in seconds.items()
+        },
+    }
+
+
+def _read(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(READ_BYTES):
+            pass
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _forget(path: Path) -> None:
+    """Drop a file from the system's cache, so that it is read from disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure_loader(stream: TokenStream, device: torch.device) -> dict[str, Any]:
+    """Tokens a second of batches of 64 sequences of 1,024, into pinned memory where there is a
+    GPU; each order on its own."""
+    figures = {}
+    orders: tuple[Literal["stream", "shuffle"], ...] = ("stream", "shuffle")
+    for order in orders:
+        loader = Loader(stream, context=1024, batch_sequences=64, seed=0, order=order)
+        steps = min(500, len(stream) // (64 * 1024))
+        with Prefetcher(loader.batch, 0, steps, pin=device.type == "cuda") as batches:
+            batches.get(0)
+            began = time.perf_counter()
+            for step in range(1, steps):
+                batches.get(step)
+        tokens = (steps - 1) * 64 * 1024
+        figures[f"{order}_tokens_per_s"] = round(tokens / (time.perf_counter() - began))
+    return figures
+
+
+def measure_waiting(stream: TokenStream, device: torch.device, steps: int) -> dict[str, Any]:
+    """The share of training steps of `laptop` that passes waiting for data; also here."""
+    laptop = get_recipe("laptop")
+    config = resolve_vocabulary(laptop, 50_304 if len(stream) else laptop.data.embedded_vocab)
+    loader = Loader(
+        stream,
+        context=config.model.context,
+        batch_sequences=config.batch_sequences,
+        seed=0,
+        order="shuffle",
+    )
+    model = build_model(config.model, compute_dtype=torch.float32, loss="chunked").to(device)
+    step_of = QuinticStep(config, model, device, compiled=False)
+    with Prefetcher(loader.batch, 0, steps + 1, pin=device.type == "cuda") as batches:
+        batches.get(0)
+        waited, began = batches.wait_s, time.perf_counter()
+        for step in range(1, steps + 1):
+            inputs, targets = (part.to(device) for part in batches.get(step))
+            step_of.forward_backward(inputs, targets)
+            step_of.optimizer_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+    return {
+        "steps": steps,
+        "step_tokens_per_s": round(steps * config.train.batch_tokens / seconds),
+        "share_waiting": round((batches.wait_s - waited) / seconds, 5),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=available_cores())
+    parser.add_argument("--megabytes", type=int, default=500, help="text of the large input")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="training steps")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        built = measure_build(folder, options.workers, options.megabytes, options.rounds)
+        stream = open_dataset(folder / "large").train
+        figures = {
+            "build": built,
+            "check": measure_check(folder / "large"),
+            "loader": measure_loader(stream, device),
+            "training": measure_waiting(stream, device, options.steps),
+        }
+    print_table(
+        (f"{built['workers']} processes", "tokens/s", "peak MiB, parent", "each worker"),
+        [
+            (
+                f"build, {built['text_mb']['large']:,.0f} MB of text",
+                f"{built['build_tokens_per_s']:,}",
+                *(
+                    f"{built['peak_mib_large'][which]:.0f}"
+                    for which in ("parent_mib", "worker_mib")
+                ),
+            ),
+            (
+                f"build, {built['text_mb']['small']:,.0f} MB of text",
+                "",
+                *(
+                    f"{built['peak_mib_small'][which]:.0f}"
+                    for which in ("parent_mib", "worker_mib")
+                ),
+            ),
+            ("tokenizing alone", f"{built['tokenize_only_tokens_per_s']:,}", "", ""),
+        ],
+    )
+    print(f"building reaches {built['build_over_tokenize_only']:.1%} of tokenizing alone")
+    for part in ("check", "loader", "training"):
+        print(f"{part}: {json.dumps(figures[part])}")
+    name = f"data-{device.type}-{built['workers']}workers"
+    print(f"written to {write_result(name, figures, device)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The folder of a build: what may be there already, whose it is, and where it left off."""
+
+import json
+from pathlib import Path
+from shutil import rmtree
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from quintic.data.manifest import MANIFEST_FILE, UNFINISHED
+from quintic.data.tokenizer import TOKENIZER_FILE
+from quintic.errors import QuinticError
+from quintic.files import replacing
+
+# What decides about the bytes of the dataset; stays beside the manifest.
+PLAN_FILE = "build.json"
+
+# What could not be a document, one a line.
+SKIPPED_FILE = "skipped.txt"
+
+MADE_FILES = (PLAN_FILE, SKIPPED_FILE, MANIFEST_FILE, TOKENIZER_FILE)
+
+_STATE_FILE = "state.json"
+
+
+class BuildFolder:
+    """A folder in which one build works at a time; a context manager.
+
+    What a build makes before it has progress to keep is removed if it fails: the next one may
+    have other settings.
+
+    Args:
+        path: the folder; must be absent, empty, or of a build with the same plan.
+        plan: what decides about the bytes of the dataset.
+
+    Attributes:
+        path: the folder.
+        work: a folder in it that is there as long as the dataset is not finished.
+        finished: whether the dataset is.
+
+    Raises:
+        QuinticError: the folder holds something else, or another process works in it.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
+        self.path, self.work = path, path / UNFINISHED
+        self._plan = plan
+        if path.exists() and not path.is_dir():
+            raise QuinticError(f"--out {path} is a file: name a folder")
+        self._existed = path.exists()
+        self._check_content()
+        self.finished = (path / MANIFEST_FILE).exists() and not self.work.exists()
+
+    def _check_content(self) -> None:
+        names = {entry.name for entry in self.path.iterdir()} if self._existed else set()
+        plan_path = self.path / PLAN_FILE
+        # Hidden files of our own are there before the plan is.
+        if all(name.startswith(".build") for name in names):
+            return
+        if PLAN_FILE not in names:
+            raise QuinticError(
+                f"--out {self.path} holds other files: name a new or an empty folder"
+            )
+        try:
+            found = json.loads(plan_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise QuinticError(
+                f"{plan_path} is damaged ({error}): delete {self.path}, or name another --out"
+            ) from error
+        for key, value in self._plan.items():
+            if not isinstance(found, dict) or found.get(key) != value:
+                was = found.get(key) if isinstance(found, dict) else None
+                raise QuinticError(
+                    f"--out {self.path} holds a build with {key} {_short(was)}, now it is "
+                    f"{_short(value)}: repeat the command that began it, name another --out, or "
+                    f"delete the folder"
+                )
+
+    def __enter__(self) -> Self:
+        if self.finished:
+            return self
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.work / "lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise QuinticError(
+                f"--out {self.path}: another quintic data build works there; wait for it"
+            ) from None
+        if not (self.path / PLAN_FILE).exists():
+            with replacing(self.path / PLAN_FILE) as file:
+                file.write(json.dumps(self._plan, indent=2, ensure_ascii=False).encode() + b"\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.finished:
+            return
+        self._lock.release()
+        if error is None:
+            # Last of all: as long as it is there, nobody takes the folder for a dataset.
+            rmtree(self.work)
+        elif not (self.work / _STATE_FILE).exists():
+            self._remove()
+
+    def _remove(self) -> None:
+        rmtree(self.work, ignore_errors=True)
+        for entry in self.path.iterdir():
+            if entry.suffix in (".bin", ".part") or entry.name in MADE_FILES:
+                entry.unlink()
+        if not self._existed and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def read_state(self) -> dict[str, Any] | None:
+        """Where an earlier process left off; None if there was none."""
+        path = self.work / _STATE_FILE
+        state: dict[str, Any] | None = json.loads(path.read_bytes()) if path.exists() else None
+        return state
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Note how far this process has come."""
+        with replacing(self.work / _STATE_FILE) as file:
+            file.write(json.dumps(state).encode())
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

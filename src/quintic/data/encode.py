@@ -1,0 +1,192 @@
+"""Pieces of sources to token ids, in processes of their own: one task at a time, in any of them.
+
+tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better. The processes
+are spawned, not forked: the parent has threads. They never import torch.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from quintic.data.documents import Bad, documents
+from quintic.data.manifest import SPLITS, ShardRecord, Split, record_shard
+from quintic.data.shards import Shard, token_dtype
+from quintic.data.sources import Piece, Reading
+from quintic.data.tokenizer import Tokenizer, load_tokenizer
+
+
+class EncodedSplit(NamedTuple):
+    """Documents of one split, one after another, each preceded by end of text.
+
+    Attributes:
+        tokens: the ids of all, [tokens].
+        lengths: tokens of each, end of text included, [documents].
+    """
+
+    tokens: npt.NDArray[np.unsignedinteger]
+    lengths: npt.NDArray[np.int64]
+
+
+class Encoded(NamedTuple):
+    """What a task gives back.
+
+    Attributes:
+        splits: the documents of each split, in the order of the input.
+        bad: what was no document, in the order of the input.
+    """
+
+    splits: dict[Split, EncodedSplit]
+    bad: list[Bad]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a process needs to know.
+
+    Attributes:
+        tokenizer: as `load_tokenizer` takes it.
+        reading: how documents are found.
+        val_share: share of the documents that is for validation.
+    """
+
+    tokenizer: str
+    reading: Reading
+    val_share: float
+
+
+def text_split(text: str, val_share: float) -> Split:
+    """The split that a document belongs to, by a hash of its text.
+
+    So it stays where it is whatever else is built with it, and equal texts are never on both sides.
+    """
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return "val" if int.from_bytes(digest[:8]) < round(val_share * 2**64) else "train"
+
+
+class Encoder:
+    """Encodes pieces; the same pieces give the same result in every process."""
+
+    def __init__(self, encoding: Encoding, tokenizer: Tokenizer) -> None:
+        self._reading, self._val_share = encoding.reading, encoding.val_share
+        self._tokenizer = tokenizer
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._eot = np.array([tokenizer.eot_id], dtype=self._dtype)
+
+    def encode(self, pieces: Sequence[Piece]) -> Encoded:
+        """Split into documents, tokenize and sort into splits."""
+        found: dict[Split, list[npt.NDArray[np.unsignedinteger]]] = {split: [] for split in SPLITS}
+        bad: list[Bad] = []
+        for piece in pieces:
+            for document in documents(piece, self._reading):
+                if isinstance(document, Bad):
+                    bad.append(document)
+                    continue
+                try:
+                    ids = self._tokenizer.encode_to_array(document.text)
+                except ValueError as error:
+                    # tiktoken gives up on a million blanks before a word.
+                    bad.append(Bad(piece.begin.source, document.line, _cannot_be_encoded(error)))
+                    continue
+                found[text_split(document.text, self._val_share)].append(ids)
+        return Encoded({split: self._joined(parts) for split, parts in found.items()}, bad)
+
+    def record(self, shard: Shard, split: Split) -> ShardRecord:
+        """As `record_shard`."""
+        return record_shard(shard, split, self._tokenizer.eot_id, self._tokenizer.byte_lengths)
+
+    def _joined(self, documents: list[npt.NDArray[np.unsignedinteger]]) -> EncodedSplit:
+        lengths = np.array([1 + len(ids) for ids in documents], dtype=np.int64)
+        tokens = np.empty(int(lengths.sum()), dtype=self._dtype)
+        end = 0
+        for ids in documents:
+            tokens[end] = self._tokenizer.eot_id
+            tokens[end + 1 : end + 1 + len(ids)] = ids
+            end += 1 + len(ids)
+        return EncodedSplit(tokens, lengths)
+
+
+def _cannot_be_encoded(error: ValueError) -> str:
+    return f"cannot be tokenized ({' '.join(str(error).split())[:120]})"
+
+
+class Encoders:
+    """Several processes with an encoder each; or this process, if one is enough.
+
+    Args:
+        encoding: what they need to know.
+        tokenizer: the tokenizer, for this process.
+        workers: number of processes; 1 stands for this one.
+    """
+
+    def __init__(self, encoding: Encoding, tokenizer: Tokenizer, workers: int) -> None:
+        self._encoder = Encoder(encoding, tokenizer)
+        self._pool: ProcessPoolExecutor | None = None
+        if workers > 1:
+            self._pool = ProcessPoolExecutor(
+                workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=(encoding,),
+            )
+
+    def encode(self, pieces: Sequence[Piece]) -> Future[Encoded]:
+        """As `Encoder.encode`."""
+        return self._submit("encode", pieces)
+
+    def record(self, shard: Shard, split: Split) -> Future[ShardRecord]:
+        """As `Encoder.record`."""
+        return self._submit("record", shard, split)
+
+    def _submit(self, method: str, *arguments: object) -> Future[Any]:
+        if self._pool is not None:
+            return self._pool.submit(_call, method, *arguments)
+        done: Future[Any] = Future()
+        done.set_result(getattr(self._encoder, method)(*arguments))
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_encoder: Encoder  # of this process, where it is one of several
+
+
+def _start_process(encoding: Encoding) -> None:
+    global _encoder
+    # The parent alone answers Ctrl-C, which reaches every process of a terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The processes are the parallelism; threads of tokenizers in each would only get in their way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = Encoder(encoding, load_tokenizer(encoding.tokenizer))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot tell its processes to end, and they would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(method: str, *arguments: object) -> Any:
+    return getattr(_encoder, method)(*arguments)

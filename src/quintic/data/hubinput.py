@@ -1,0 +1,153 @@
+"""A dataset of texts on the Hugging Face hub as sources: hub:OWNER/NAME[@REVISION][:CONFIG].
+
+Files are downloaded one by one when it is their turn, into the cache that huggingface_hub keeps
+(HF_HOME), where an interrupted download continues and a second build finds them.
+"""
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import DatasetInfo
+
+from quintic import __version__
+from quintic.data.hub import HubRepo, endpoint, hub_api, hub_error
+from quintic.data.sources import READABLE, Source, kind_of
+from quintic.errors import QuinticError
+
+# The other splits are for evaluation: training on them would be a mistake that nobody sees.
+_TRAIN_SPLIT = "train"
+_OF_TRAINING = re.compile(r"(?:^|[/._-])train(?:[/._-]|$)")
+
+
+@dataclass(frozen=True)
+class HubSource(Source):
+    """A file of a dataset repository.
+
+    Attributes:
+        repo: the repository.
+        file: its path in the repository.
+        commit: the commit it is taken from.
+    """
+
+    repo: HubRepo = field(kw_only=True)
+    file: str = field(kw_only=True)
+    commit: str = field(kw_only=True)
+
+    def local(self) -> Path:
+        """Download the file, unless the cache has it."""
+        try:
+            return Path(
+                hf_hub_download(
+                    self.repo.repo_id,
+                    self.file,
+                    repo_type="dataset",
+                    revision=self.commit,
+                    endpoint=endpoint(),
+                    library_name="quintic",
+                    library_version=__version__,
+                )
+            )
+        except (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise hub_error(error, self.repo, f"cannot be read ({self.file})") from error
+
+
+def hub_sources(argument: str) -> list[Source]:
+    """The files of a dataset's training split, by name.
+
+    Args:
+        argument: hub:OWNER/NAME[@REVISION][:CONFIG]. A configuration is one that the dataset's
+            card declares, or else a folder of the repository. Without one it is the card's default,
+            or all files where the card declares none.
+
+    Raises:
+        QuinticError: no such repository, configuration or files; or the hub cannot be reached.
+    """
+    place, _, config = argument.removeprefix("hub:").partition(":")
+    repo = HubRepo.parse(f"hub:{place}")
+    try:
+        info = hub_api().dataset_info(repo.repo_id, revision=repo.revision, files_metadata=True)
+    except (httpx2.HTTPError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        raise hub_error(error, repo, "cannot be listed") from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    wanted = _files_of(repo, info, config or None, sorted(sizes))
+    sources: list[Source] = []
+    for name in wanted:
+        named = kind_of(name)
+        if named is not None and not name.endswith(".json") and not name.endswith(".md"):
+            sources.append(
+                HubSource(
+                    f"{repo}/{name}",
+                    *named,
+                    sizes[name],
+                    Path(name),
+                    repo=repo,
+                    file=name,
+                    commit=info.sha or "main",
+                )
+            )
+    if not sources:
+        raise QuinticError(
+            f"input {argument} holds nothing that can be read ({READABLE}): see {repo.page}"
+        )
+    return sources
+
+
+def _files_of(repo: HubRepo, info: DatasetInfo, config: str | None, names: list[str]) -> list[str]:
+    """The files of a configuration."""
+    declared = _declared(info)
+    if config is None:
+        if not declared:
+            return _of_training(names)
+        default = [name for name, entry in declared.items() if entry.get("default")]
+        for config in (*default, "default", *declared):
+            if config in declared:
+                break
+    if config in declared:
+        patterns = _patterns(declared[config])
+        return [
+            name
+            for name in names
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+    found = _of_training([name for name in names if name.startswith(f"{config}/")])
+    if not found:
+        raise QuinticError(
+            f"{repo} has no configuration {config!r}: it has "
+            f"{', '.join(declared) or 'none'}; see {repo.page}"
+        )
+    return found
+
+
+def _of_training(names: list[str]) -> list[str]:
+    """The files whose names say that they are of the training split; or all if none says so."""
+    return [name for name in names if _OF_TRAINING.search(name)] or names
+
+
+def _declared(info: DatasetInfo) -> dict[str, dict[str, Any]]:
+    """The configurations of the dataset's card, by name, in its order."""
+    configs = info.card_data.get("configs") if info.card_data else None
+    return {entry.get("config_name", "default"): entry for entry in configs or []}
+
+
+def _patterns(config: dict[str, Any]) -> list[str]:
+    """Patterns of the files of a configuration's training split.
+
+    The card gives a pattern, a list of them, or a list of splits with one or several each.
+    """
+    data_files = config.get("data_files") or f"{config.get('data_dir', '').rstrip('/')}/**"
+    entries = data_files if isinstance(data_files, list) else [data_files]
+    patterns: list[str] = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            if entry.get("split", _TRAIN_SPLIT) != _TRAIN_SPLIT:
+                continue
+            entry = entry.get("path", [])
+        patterns += entry if isinstance(entry, list) else [entry]
+    # `**` spans folders, and so does a single star here.
+    return [re.sub(r"\*\*/?", "*", pattern).lstrip("/") for pattern in patterns]

@@ -1,0 +1,59 @@
+"""The documents that a vocabulary is trained on: a bounded sample, spread over all input files."""
+
+from collections.abc import Iterator, Sequence
+
+from quintic.data.documents import Bad, Document, documents
+from quintic.data.encode import text_split
+from quintic.data.sources import Position, Reading, Source, read_pieces
+from quintic.errors import QuinticError
+
+# More text hardly changes a vocabulary of this kind, and takes longer to count than to tokenize.
+SAMPLE_BYTES = 100_000_000
+
+
+def sample_texts(
+    sources: Sequence[Source], reading: Reading, val_share: float
+) -> Iterator[tuple[str, float]]:
+    """Training documents from the beginning of every source, in proportion to its size.
+
+    All of them where they have less than SAMPLE_BYTES. What cannot be a document is passed over:
+    building reports it.
+
+    Returns:
+        An iterator of texts, each with the fraction of the sample that is done.
+
+    Raises:
+        QuinticError: nothing is a document; names the first reason.
+    """
+    bad: list[Bad] = []
+    total = sum(source.size for source in sources) or 1
+    taken, passed = 0, 0
+    for index, source in enumerate(sources):
+        # A share of the whole rather than of each file, so that one document each of a million
+        # small files is not more than was wanted.
+        passed += source.size
+        wanted = SAMPLE_BYTES * passed / total
+        if taken >= wanted:
+            continue
+        for found in _training_documents(sources[: index + 1], index, reading, val_share):
+            if isinstance(found, Bad):
+                bad = bad or [found]
+                continue
+            text = found.text
+            taken += len(text)
+            yield text, min(1.0, taken / SAMPLE_BYTES)
+            if taken >= wanted:
+                break
+    if bad and not taken:
+        name = sources[bad[0].source].name
+        raise QuinticError(f"{name}:{bad[0].line}: {bad[0].reason}; so is the rest: mend the input")
+
+
+def _training_documents(
+    sources: Sequence[Source], index: int, reading: Reading, val_share: float
+) -> Iterator[Document | Bad]:
+    """The training documents of the last source, and what cannot be a document."""
+    for piece in read_pieces(sources, reading, Position(index)):
+        for found in documents(piece, reading):
+            if isinstance(found, Bad) or text_split(found.text, val_share) == "train":
+                yield found

@@ -1,0 +1,525 @@
+"""The command line: what each command prints, writes and refuses to import."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from quintic import runfolder
+from quintic.cli import COMMANDS, main
+from quintic.config import Config
+from quintic.metrics import read_metrics
+from quintic.recipes import RECIPES
+from tests.conftest import TINY_VOCAB
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test in a folder of its own and on a terminal of one width."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def refusal(arguments: list[str], capsys: Capture) -> str:
+    """The one line on standard error of a command that is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("quintic: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("quintic: ").strip()
+
+
+def output(arguments: list[str], capsys: Capture) -> str:
+    capsys.readouterr()
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def help_of(arguments: list[str], capsys: Capture) -> str:
+    """A help text, with its boxes and line ends taken out."""
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--help"])
+    assert not caught.value.code
+    return " ".join(re.sub(r"[|│\-─+╭╮╰╯']{2,}|[|│]", " ", capsys.readouterr().out).split())
+
+
+# Help ---------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands_and_is_what_no_arguments_give(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert not caught.value.code
+    bare = capsys.readouterr().out
+    for command in ("train", "evaluate", "generate", "recipes", "data"):
+        assert re.search(rf"\b{command}\b", bare)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out == bare
+
+
+def test_help_of_train_shows_every_field_with_the_recipes_value_as_default(capsys: Capture) -> None:
+    for recipe, expected in {
+        "laptop": ["(default: 0.02)", "(default: aspect)", "(default: embedded)"],
+        "gpt2": ["(default: 0.0006)", "(default: 700)", "(default: 18865)", "(default: 0.9 0.95)"],
+    }.items():
+        text = help_of(["train", recipe], capsys)
+        for default in expected:
+            assert default in text
+    for line in ("model.width INT", "optim.muon.ns steps INT", "train.batch tokens INT"):
+        section, _, rest = line.partition(" ")
+        assert f"{section}{'-' if rest.split()[0] != 'INT' else ' '}{rest}" in text
+
+
+def test_help_of_each_command_shows_its_defaults(capsys: Capture) -> None:
+    assert "Folder of the run. (required)" in help_of(["evaluate"], capsys)
+    text = help_of(["generate"], capsys)
+    for default in ("(default: 200)", "(default: 0.8)", "(default: 50)", "(default: newest)"):
+        assert default in text
+    assert "Folder of shards. (required)" in help_of(["data", "check"], capsys)
+
+
+def test_help_and_a_mistyped_option_do_not_wait_for_pytorch() -> None:
+    program = """
+import sys
+from quintic.cli import main
+for arguments in (["--help"], ["train", "--help"], ["train", "--train.stps", "3"], ["trian"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+heavy = {"torch", "numpy", "matplotlib", "tokenizers", "tiktoken", "tensorboard"}
+print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "[]"
+    assert lines[0] == "quintic: there is no option --train.stps: did you mean --train.steps?"
+
+
+# What the library complains of, in our words ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --train.steps abc", "--train.steps is 'abc': it must be an integer"),
+        ("train --train.steps=1.5", "--train.steps is '1.5': it must be an integer"),
+        ("train --train.steps 3 --train.steps x", "--train.steps is 'x': it must be an integer"),
+        ("train --optim.muon.lr fast", "--optim.muon.lr is 'fast': it must be a number"),
+        (
+            "train --train.micro_batch x",
+            "--train.micro-batch is 'x': it must be an integer or None",
+        ),
+        (
+            "train --optim.adamw.betas 0.9 x",
+            "--optim.adamw.betas is '0.9 x': it must be 2 values, each a number",
+        ),
+        ("train --train.steps", "--train.steps needs an integer: see quintic train --help"),
+        ("train --resume", "--resume needs a folder or None: see quintic train --help"),
+        (
+            "train --optim.adamw.betas 0.9",
+            "--optim.adamw.betas needs 2 values, each a number: see quintic train --help",
+        ),
+        (
+            "train --model.architecture foo",
+            "--model.architecture is 'foo': it must be one of gpt, gpt2",
+        ),
+        (
+            "evaluate run --checkpoint oldest",
+            "--checkpoint is 'oldest': it must be one of newest, best",
+        ),
+        ("train --model.widht 3", "there is no option --model.widht: did you mean --model.width?"),
+        (
+            "train --optim.muon.lrr=3",
+            "there is no option --optim.muon.lrr: did you mean --optim.muon.lr?",
+        ),
+        (
+            "train --train.batch_tokenz 3",
+            "there is no option --train.batch_tokenz: did you mean --train.batch-tokens?",
+        ),
+        (
+            "train --optim.muon.ns-stepz 3",
+            "there is no option --optim.muon.ns-stepz: did you mean --optim.muon.ns-steps?",
+        ),
+        ("train --steps 3", "there is no option --steps: did you mean --train.steps?"),
+        ("train --lr 3", "there is no option --lr: did you mean --optim.muon.lr?"),
+        ("train --train.no-compil", "there is no option --train.no-compil: did you mean "),
+        ("train --wibble", "there is no option --wibble: see quintic train --help"),
+        ("generate run --toknes 3", "there is no option --toknes: did you mean --tokens?"),
+        ("generate --toknes 3", "there is no option --toknes: did you mean --tokens?"),
+        ("generate run --model.width 3", "there is no option --model.width: see quintic generate"),
+        ("generate", "generate needs the folder of the run: see quintic generate --help"),
+        ("data check", "data check needs the folder of shards: see quintic data check --help"),
+        ("generate run other", "generate does not understand 'other': see quintic generate --help"),
+        ("train laptop extra", "train does not understand 'extra': see quintic train --help"),
+        (
+            "train --train.compile yes",
+            "train does not understand 'yes': a recipe comes first, and ",
+        ),
+        (
+            "train --train.seed 3 modded",
+            "the recipe 'modded' must come first: quintic train modded",
+        ),
+        (
+            "trian",
+            "there is no command 'trian': did you mean train? the commands are train, evaluate, ",
+        ),
+        ("--wibble", "there is no command '--wibble': the commands are train, "),
+        ("data chek x", "there is no command 'chek': did you mean check? the commands are "),
+        (
+            "train lapto",
+            "there is no recipe 'lapto': did you mean laptop? the recipes are laptop, ",
+        ),
+        ("train --train.seed -1", "train.seed is -1: it must be from 0 to 2**64 - 1"),
+    ],
+)
+def test_a_mistyped_command_gets_one_line_with_value_rule_and_way_out(
+    command: str, message: str, capsys: Capture, tmp_path: Path
+) -> None:
+    assert refusal(command.split(), capsys).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_is_known_to_what_explains_its_mistakes(capsys: Capture) -> None:
+    """Else a mistyped option of a new command would be answered without its nearest."""
+    commands = refusal(["x"], capsys).split("the commands are ")[1].split(", ")
+    in_data = refusal(["data"], capsys).removeprefix("data needs one of ").split(": ")[0]
+    commands += [f"data {name}" for name in in_data.split(", ")]
+    commands.remove("data")
+    assert sorted(commands) == sorted(COMMANDS)
+
+
+def test_on_a_narrow_terminal_in_colour_the_message_is_the_same_plain_line(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "quintic", "train", "--train.device", "gpu"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "40"},
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "quintic: --train.device is 'gpu': it must be one of auto, cuda, mps, cpu\n"
+    )
+
+
+# recipes ------------------------------------------------------------------------------------------
+
+
+def test_recipes_prints_every_recipe_with_size_tokens_hardware_and_expected_loss(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = output(["recipes"], capsys)
+    for name in RECIPES:
+        assert re.search(rf"^ +{name} +[\d.]+M +[\d,]+M ", text, re.MULTILINE), "nothing is cut off"
+    assert re.search(r"modded +123\.6M +2,674M +8 x H100", text)
+    assert re.search(r"gpt2 +124\.5M +9,891M +8 x H100, 45 min +3\.285 FineWeb", text)
+
+
+# train --------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path) -> None:
+    config = runfolder.read_config(tiny_run)
+    assert (config.recipe, config.model.width, config.model.vocab_size) == ("laptop", 32, 128)
+    assert (config.train.steps, config.train.tensorboard) == (12, False)
+    assert config.optim == RECIPES["laptop"].build().optim
+    assert config.train.micro_batch == 8, "what was left to quintic is resolved"
+    assert config.train.precision == "float32"
+    assert Path(config.data.path).is_absolute()
+    saved = json.loads((tiny_run / runfolder.CONFIG).read_text())
+    assert Config.from_dict(saved) == config
+
+
+def test_hyphen_and_underscore_and_equals_sign_name_the_same_option(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    spellings = ["--train.eval_every=4", "--optim.adamw.betas", "0.8", "0.9", "--train.seed", "7"]
+    main([*tiny, "--train.steps", "2", *spellings, "--out", "run"])
+    config = runfolder.read_config(tmp_path / "run")
+    assert (config.train.eval_every, config.train.seed) == (4, 7)
+    assert config.optim.adamw.betas == (0.8, 0.9)
+
+
+def test_a_run_says_what_was_chosen_and_what_to_do_next(tiny: list[str], capsys: Capture) -> None:
+    text = output([*tiny, "--train.steps", "2", "--out", "run"], capsys)
+    for beginning in ("device  cpu", "model   gpt, 2 layers x 32", "optim   Muon on", "data    "):
+        assert re.search(rf"^{re.escape(beginning)}", text, re.MULTILINE)
+    assert "AdamW on 1 parameters (4,096 elements), lr 0.005" in text
+    assert "step 0/2  validation loss " in text
+    assert "step 2/2  validation loss " in text
+    assert "figure  run/loss.png" in text
+    assert "\x1b" not in text, "plain lines where there is no terminal"
+
+
+def test_default_folders_are_numbered_by_recipe_and_a_refused_start_takes_no_number(
+    tiny: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    short = [*tiny, "--train.steps", "1"]
+    main(short)
+    refusal([*short, "--data.path", "nowhere"], capsys)
+    main(short)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["laptop-1", "laptop-2"]
+    for folder in (tmp_path / "runs").iterdir():
+        assert (folder / runfolder.CONFIG).exists()
+
+
+def test_an_empty_folder_may_be_the_out(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    main([*tiny, "--train.steps", "1", "--out", "empty"])
+    assert len(read_metrics(tmp_path / "empty" / "metrics.jsonl")) == 3
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(
+    tiny_run: Path, capsys: Capture
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    text = output(["train", "--resume", str(tiny_run)], capsys)
+    assert text == f"resuming from {tiny_run}/checkpoints/step-00000012\n" + (
+        f"{tiny_run} is complete: all 12 steps are done\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_python_dash_m_is_the_command_and_a_closed_pipe_is_no_error_to_tell() -> None:
+    """As `python -m quintic recipes | true`: the reader is gone before the first line comes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "quintic", "recipes"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"]])
+def test_a_help_text_into_a_closed_pipe_ends_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "quintic", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# evaluate -----------------------------------------------------------------------------------------
+
+
+def loss_in(text: str) -> float:
+    found = re.search(r"validation loss ([\d.]+) nats per token", text)
+    assert found
+    return float(found[1])
+
+
+def test_evaluate_gives_the_loss_that_the_run_measured_at_its_end(
+    tiny_run: Path, capsys: Capture
+) -> None:
+    text = output(["evaluate", str(tiny_run), "--device", "cpu"], capsys)
+    last = read_metrics(tiny_run / "metrics.jsonl")[-1]
+    assert loss_in(text) == pytest.approx(last["val_loss"], abs=1e-4)
+    assert "step-00000012, 512 validation tokens" in text
+    assert "no bits per byte" in text, "nobody knows the tokenizer of the tiny data"
+
+
+def test_evaluate_with_a_tokenizer_gives_bits_per_byte_beside_gzip_and_unigram(
+    text_run: Path, capsys: Capture
+) -> None:
+    text = output(["evaluate", str(text_run), "--device", "cpu", "--checkpoint", "best"], capsys)
+    assert re.search(r"perplexity [\d.]+, [\d.]+ bits per byte\n", text)
+    assert re.search(r"gzip -9 [\d.]+, unigram model [\d.]+ bits per byte\n", text)
+
+
+def test_evaluate_takes_a_number_of_tokens_and_refuses_one_that_does_not_fit(
+    tiny_run: Path, capsys: Capture
+) -> None:
+    command = ["evaluate", str(tiny_run), "--device", "cpu", "--tokens"]
+    assert "step-00000012, 64 validation tokens" in output([*command, "64"], capsys)
+    assert "use a multiple of the context, such as 32" in refusal([*command, "33"], capsys)
+    assert "validation on 0 tokens" in refusal([*command, "0"], capsys)
+    assert "use at most 1984" in refusal([*command, "3200"], capsys)
+
+
+def test_evaluate_of_a_moved_dataset_gives_the_same_loss_and_of_another_one_is_refused(
+    tiny_run: Path, tiny_data: Path, text_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = ["evaluate", str(tiny_run), "--device", "cpu"]
+    (tmp_path / "moved").mkdir()
+    for number, shard in enumerate(sorted(tiny_data.iterdir())):
+        split = "val" if "_val_" in shard.name else "train"
+        (tmp_path / "moved" / f"renamed_{split}_{number}.bin").write_bytes(shard.read_bytes())
+    expected = loss_in(output(command, capsys))
+    assert loss_in(output([*command, "--data", "moved"], capsys)) == expected
+    assert "is not the data that" in refusal([*command, "--data", str(text_data)], capsys)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_and_said(
+    text_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copytree(text_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json").write_text("{}")
+    text = output(["evaluate", "run", "--device", "cpu"], capsys)
+    assert "skipped: run/checkpoints/step-00000012 is damaged" in text
+    assert "run/checkpoints/step-00000008, 512 validation tokens" in text
+    main(["generate", "run", "--tokens", "3", "--device", "cpu"])
+    captured = capsys.readouterr()
+    assert "skipped" in captured.err
+    assert "skipped" not in captured.out, "standard output has the text and nothing else"
+
+
+# generate -----------------------------------------------------------------------------------------
+
+
+def generated(run: Path, capsys: Capture, *options: str) -> str:
+    return output(["generate", str(run), "--device", "cpu", *options], capsys)
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(
+    text_run: Path, capsys: Capture
+) -> None:
+    command = ("--prompt", "def ", "--tokens", "24", "--temperature", "1.5")
+    one = generated(text_run, capsys, *command, "--seed", "1")
+    assert one.startswith("def ")
+    assert generated(text_run, capsys, *command, "--seed", "1") == one
+    assert generated(text_run, capsys, *command, "--seed", "2") != one
+    assert generated(text_run, capsys, *command) != one
+
+
+def test_temperature_zero_and_top_k_one_take_the_likeliest_token_whatever_the_seed(
+    text_run: Path, capsys: Capture
+) -> None:
+    command = ("--prompt", "def ", "--tokens", "12")
+    likeliest = generated(text_run, capsys, *command, "--temperature", "0")
+    assert generated(text_run, capsys, *command, "--temperature", "0", "--seed", "9") == likeliest
+    assert generated(text_run, capsys, *command, "--top-k", "1", "--seed", "9") == likeliest
+    assert generated(text_run, capsys, *command, "--temperature", "1.5") != likeliest
+
+
+def test_an_empty_prompt_begins_a_document(text_run: Path, capsys: Capture) -> None:
+    text = generated(text_run, capsys, "--tokens", "8", "--temperature", "0")
+    assert text.strip()
+    empty = generated(text_run, capsys, "--prompt", "", "--tokens", "8", "--temperature", "0")
+    assert empty == text
+
+
+def test_more_tokens_than_the_context_and_a_longer_prompt_are_continued(
+    text_run: Path, capsys: Capture
+) -> None:
+    """The context is 32 tokens."""
+    long = generated(text_run, capsys, "--prompt", "x", "--tokens", "100", "--seed", "4")
+    short = generated(text_run, capsys, "--prompt", "x", "--tokens", "20", "--seed", "4")
+    assert long.startswith(short.removesuffix("\n"))
+    assert len(long) > len(short)
+    prompt = "return argument + other\n" * 20
+    text = generated(text_run, capsys, "--prompt", prompt, "--tokens", "5")
+    assert text.startswith(prompt)
+    assert len(text) > len(prompt) + 1
+
+
+def test_any_text_is_a_prompt_even_one_that_is_no_utf8(text_run: Path, capsys: Capture) -> None:
+    """A byte that is no UTF-8 reaches Python as a lone surrogate, which cannot be printed."""
+    text = generated(text_run, capsys, "--prompt", "λ 漢字 🙂 \udcff", "--tokens", "2")
+    assert text.startswith("λ 漢字 🙂 ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tokens", "0", "--tokens is 0: it must be at least 1"),
+        ("--temperature", "-1", "--temperature is -1.0: it must be zero or positive"),
+        ("--temperature", "nan", "--temperature is nan: it must be zero or positive"),
+        ("--top-k", "0", "--top-k is 0: it must be at least 1, or left out"),
+        ("--seed", "-1", "--seed is -1: it must be from 0 to 2**64 - 1"),
+    ],
+)
+def test_sampling_settings_out_of_range_are_refused(
+    option: str, value: str, message: str, text_run: Path, capsys: Capture
+) -> None:
+    assert refusal(["generate", str(text_run), option, value], capsys) == message
+
+
+def test_generate_needs_a_tokenizer_and_says_how_to_name_one(
+    tiny_run: Path, text_data: Path, capsys: Capture
+) -> None:
+    command = ["generate", str(tiny_run), "--device", "cpu"]
+    message = refusal(command, capsys)
+    assert "does not say which tokenizer made it: name it, gpt2 or the path" in message
+    message = refusal([*command, "--tokenizer", str(text_data / "tokenizer.json")], capsys)
+    assert f"model.vocab_size is {TINY_VOCAB} and the tokenizer of" in message
+    assert "has 320 tokens" in message
+
+
+def test_generate_takes_the_tokenizer_that_is_named_where_the_data_does_not_say(
+    text_run: Path, text_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for shard in text_data.glob("*.bin"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    options = ("--tokens", "8", "--prompt", "def ")
+    named = ("--data", str(tmp_path), "--tokenizer", str(text_data))
+    assert generated(text_run, capsys, *options, *named) == generated(text_run, capsys, *options)
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def test_data_info_counts_and_samples(text_data: Path, tiny_data: Path, capsys: Capture) -> None:
+    text = output(["data", "info", str(text_data)], capsys)
+    assert "tokenizer.json, vocabulary 320" in text
+    assert re.search(r"fingerprint  [0-9a-f]{64}\n", text)
+    assert re.search(r"train\W+1\W+[\d,]+\W+\d\d ", text), "one shard, its tokens, its documents"
+    assert "sample: " in text
+    text = output(["data", "info", str(tiny_data)], capsys)
+    assert "tokenizer    unknown, vocabulary unknown" in text
+    assert re.search(r"train\W+3\W+12,000 \W+unknown", text)
+    assert "note: dataset" in text
+
+
+def test_data_check_passes_what_is_whole_and_lists_what_is_not(
+    text_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    text = output(["data", "check", str(text_data)], capsys)
+    assert re.search(rf"{re.escape(str(text_data))} is in order: 2 shards, [\d,]+ tokens", text)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in text_data.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (shard,) = copy.glob("*_train_*.bin")
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "check", str(copy)])
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert f"problem: {shard.name} has the checksum" in captured.out
+    assert captured.err.startswith(f"quintic: {copy} has ")
+
+
+def test_a_cpu_is_a_device_and_an_absent_one_is_refused(tiny_run: Path, capsys: Capture) -> None:
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    message = refusal(["evaluate", str(tiny_run), "--device", absent], capsys)
+    assert message.startswith(f"there is no {absent} device here that PyTorch ")
+    assert "cpu; ask for one of these, or for auto" in message

@@ -1,0 +1,398 @@
+"""The config: round trips, every rule with its message, overrides, the nearest field."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quintic.config import (
+    AdamWConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    MuonConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+    differing_fields,
+    resolve_vocabulary,
+    unknown_field,
+)
+from quintic.errors import QuinticError
+from quintic.recipes import RECIPES, get_recipe
+
+positive = st.floats(1e-9, 1e3)
+fraction = st.floats(0, 1, exclude_max=True)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Any valid config."""
+    heads, context = draw(st.integers(1, 8)), draw(st.integers(1, 64))
+    micro = draw(st.none() | st.integers(1, 4))
+    sequences = draw(st.integers(1, 8)) * (micro or 1)
+    steps = draw(st.integers(1, 10_000))
+    cooldown = draw(st.floats(0, 1))
+    warmup = draw(st.integers(0, steps - round(cooldown * steps)))
+    warmed = draw(st.booleans())
+    return Config(
+        recipe=draw(st.text(max_size=8)),
+        model=ModelConfig(
+            architecture=draw(st.sampled_from(["gpt", "gpt2"])),
+            layers=draw(st.integers(1, 48)),
+            width=heads * 2 * draw(st.integers(1, 32)),
+            heads=heads,
+            context=context,
+            vocab_size=draw(st.none() | st.integers(1, 200_000)),
+        ),
+        data=DataConfig(
+            path=draw(st.text(min_size=1)),
+            tokenizer=draw(st.none() | st.text()),
+            order=draw(st.sampled_from(["stream", "shuffle"])),
+            embedded_vocab=draw(st.integers(512, 65_536)),
+        ),
+        optim=OptimConfig(
+            matrices=draw(st.sampled_from(["muon", "adamw"])),
+            muon=MuonConfig(
+                lr=draw(positive),
+                momentum=draw(st.floats(0.85, 0.999) if warmed else fraction),
+                momentum_warmup_steps=draw(st.integers(1, 500)) if warmed else 0,
+                nesterov=draw(st.booleans()),
+                scale=draw(st.sampled_from(["max_dim", "aspect", "rms"])),
+                ns_steps=draw(st.integers(1, 12)),
+                ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
+                weight_decay=draw(st.just(0.0) | positive),
+            ),
+            adamw=AdamWConfig(
+                lr=draw(positive),
+                matrix_lr=draw(st.none() | positive),
+                betas=draw(st.tuples(fraction, fraction)),
+                eps=draw(positive),
+                weight_decay=draw(st.just(0.0) | positive),
+            ),
+            schedule=ScheduleConfig(
+                kind=draw(st.sampled_from(["trapezoid", "cosine"])),
+                warmup_steps=warmup,
+                cooldown_fraction=cooldown,
+            ),
+            clip_norm=draw(st.none() | positive),
+        ),
+        train=TrainConfig(
+            steps=steps,
+            batch_tokens=context * sequences,
+            micro_batch=micro,
+            seed=draw(st.integers(0, 2**64 - 1)),
+            device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
+            precision=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
+            compile=draw(st.booleans()),
+            loss=draw(st.sampled_from(["chunked", "plain"])),
+            eval_every=draw(st.integers(1, 1_000)),
+            eval_tokens=context * draw(st.integers(1, 100)),
+            checkpoint_every=draw(st.integers(1, 1_000)),
+            keep_checkpoints=draw(st.integers(1, 10)),
+            tensorboard=draw(st.booleans()),
+        ),
+    )
+
+
+@given(configs())
+@settings(deadline=None)
+def test_every_config_survives_json(config: Config) -> None:
+    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert differing_fields(again, config) == []
+
+
+def test_the_round_trip_covers_every_field() -> None:
+    # The strategy above names each field; a new one must be added there.
+    def names(kind: Any) -> set[str]:
+        return {field.name for field in dataclasses.fields(kind)}
+
+    strategy = Path(__file__).read_text().split("def configs", 1)[1].split("@given", 1)[0]
+    sections = (ModelConfig, DataConfig, MuonConfig, AdamWConfig, ScheduleConfig, TrainConfig)
+    for section in (Config, OptimConfig, *sections):
+        assert {name for name in names(section) if f"{name}=" not in strategy} == set()
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_survives_json(recipe: str) -> None:
+    config = get_recipe(recipe)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# Rules --------------------------------------------------------------------------------------------
+
+POSITIVE = [
+    *(f"model.{name}" for name in ("layers", "width", "heads", "context", "vocab_size")),
+    *(f"optim.muon.{name}" for name in ("lr", "ns_steps")),
+    *(f"optim.adamw.{name}" for name in ("lr", "matrix_lr", "eps")),
+    "optim.clip_norm",
+    "train.steps",
+    "train.batch_tokens",
+    "train.micro_batch",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+]
+NOT_NEGATIVE = [
+    "optim.muon.weight_decay",
+    "optim.muon.momentum_warmup_steps",
+    "optim.adamw.weight_decay",
+    "optim.schedule.warmup_steps",
+]
+CHOICES = {
+    "model.architecture": "gpt, gpt2",
+    "data.order": "stream, shuffle",
+    "optim.matrices": "muon, adamw",
+    "optim.muon.scale": "max_dim, aspect, rms",
+    "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
+    "optim.schedule.kind": "trapezoid, cosine",
+    "train.device": "auto, cuda, mps, cpu",
+    "train.precision": "auto, float32, bfloat16, float64",
+    "train.loss": "chunked, plain",
+}
+FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.adamw.eps"} | {
+    "optim.clip_norm",
+    "optim.muon.weight_decay",
+    "optim.adamw.weight_decay",
+}
+
+
+def refused(changes: dict[str, Any]) -> str:
+    with pytest.raises(QuinticError) as caught:
+        Config().override(changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("field", POSITIVE)
+def test_what_must_be_positive_is_refused_otherwise(field: str) -> None:
+    number = float if field in FLOATS else int
+    for value in (number(0), number(-3)):
+        assert refused({field: value}) == f"{field} is {value}: it must be positive"
+
+
+@pytest.mark.parametrize("field", NOT_NEGATIVE)
+def test_what_must_not_be_negative_is_refused_otherwise(field: str) -> None:
+    value = -1.0 if field in FLOATS else -1
+    assert refused({field: value}) == f"{field} is {value}: it must be zero or positive"
+
+
+@pytest.mark.parametrize("field", sorted(FLOATS | {"optim.muon.momentum"}))
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_number_is_infinite_or_none_at_all(field: str, value: float) -> None:
+    rule = "at least 0 and less than 1" if field == "optim.muon.momentum" else "finite"
+    assert refused({field: value}) == f"{field} is {value}: it must be {rule}"
+
+
+@pytest.mark.parametrize("field", list(CHOICES))
+def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
+    for value in ("sideways", 3, None, ["gpt"]):
+        message = refused({field: value})
+        assert message == f"{field} is {value!r}: it must be one of {CHOICES[field]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.width": 100, "model.heads": 6},
+            "model.width 100 is not divisible by model.heads 6: choose a multiple, for example "
+            "--model.width 102",
+        ),
+        (
+            {"model.width": 2, "model.heads": 5},
+            "model.width 2 is not divisible by model.heads 5: choose a multiple, for example "
+            "--model.width 5",
+        ),
+        (
+            {"model.width": 45, "model.heads": 5},
+            "the head width model.width / model.heads = 45 / 5 = 9 is odd, and rotary embeddings "
+            "rotate pairs: make it even",
+        ),
+        ({"data.path": ""}, "data.path is empty: name a folder of shards, or `embedded`"),
+        (
+            {"data.embedded_vocab": 511},
+            "data.embedded_vocab is 511: it must be from 512 to 65,536",
+        ),
+        (
+            {"data.embedded_vocab": 65_537},
+            "data.embedded_vocab is 65537: it must be from 512 to 65,536",
+        ),
+        (
+            {"optim.muon.momentum": 1.0},
+            "optim.muon.momentum is 1.0: it must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.muon.momentum": 0.5, "optim.muon.momentum_warmup_steps": 300},
+            "optim.muon.momentum is 0.5 and its warm-up rises from 0.85: choose a larger momentum, "
+            "or --optim.muon.momentum-warmup-steps 0",
+        ),
+        (
+            {"optim.adamw.betas": (0.9, 1.0)},
+            "optim.adamw.betas is (0.9, 1.0): both must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.schedule.cooldown_fraction": 1.5},
+            "optim.schedule.cooldown_fraction is 1.5: it must be from 0 to 1",
+        ),
+        ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
+        (
+            {"train.seed": 2**64},
+            "train.seed is 18446744073709551616: it must be from 0 to 2**64 - 1",
+        ),
+        (
+            {"train.batch_tokens": 3000},
+            "train.batch_tokens 3,000 is not a multiple of model.context 1,024: use "
+            "--train.batch-tokens 3072",
+        ),
+        (
+            {"train.batch_tokens": 10},
+            "train.batch_tokens 10 is not a multiple of model.context 1,024: use "
+            "--train.batch-tokens 1024",
+        ),
+        (
+            {"train.batch_tokens": 6 * 1024, "train.micro_batch": 4},
+            "train.batch_tokens 6,144 is not a multiple of train.micro_batch 4 times model.context "
+            "1,024: the batch has 6 sequences, so the micro-batch must divide that",
+        ),
+        (
+            {"train.eval_tokens": 5000},
+            "train.eval_tokens 5,000 is not a multiple of model.context 1,024: use "
+            "--train.eval-tokens 5120",
+        ),
+        (
+            {"train.steps": 100, "optim.schedule.warmup_steps": 90},
+            "optim.schedule.warmup_steps 90 and 28 steps of cooldown do not fit in train.steps "
+            "100: shorten the warm-up",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert refused(changes) == message
+
+
+def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
+    config = Config().override({"model.architecture": "gpt2", "model.width": 45, "model.heads": 5})
+    assert config.model.head_width == 9
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("train.steps", "ten", "int"),
+        ("train.steps", 1.5, "int"),
+        ("train.steps", True, "int"),
+        ("train.steps", None, "int"),
+        ("train.compile", 1, "bool"),
+        ("optim.muon.lr", "fast", "float"),
+        ("optim.muon.lr", False, "float"),
+        ("data.path", 7, "str"),
+        ("model.vocab_size", "many", "int"),
+        ("optim.adamw.betas", [0.9], "tuple"),
+        ("optim.adamw.betas", [0.9, "b"], "float"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(field: str, value: Any, kind: str) -> None:
+    message = refused({field: value})
+    assert message.startswith(f"{field} is ")
+    assert kind in message
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    config = Config().override({"optim.muon.lr": 1, "optim.adamw.betas": [0, 0.5]})
+    assert type(config.optim.muon.lr) is float
+    assert config.optim.adamw.betas == (0.0, 0.5)
+
+
+def test_a_section_that_is_no_object_is_refused() -> None:
+    with pytest.raises(QuinticError, match="section model is not an object"):
+        Config.from_dict({"model": 3})
+    with pytest.raises(QuinticError, match="section config is not an object"):
+        Config.from_dict([1])  # type: ignore[arg-type]
+
+
+# Overrides ----------------------------------------------------------------------------------------
+
+
+def test_fields_that_depend_on_each_other_change_together() -> None:
+    # Each of these alone is refused.
+    changes: dict[str, Any] = {
+        "model.context": 96,
+        "train.batch_tokens": 960,
+        "train.eval_tokens": 192,
+        "train.micro_batch": 5,
+    }
+    for field, value in changes.items():
+        assert refused({field: value})
+    config = Config().override(changes)
+    assert config.batch_sequences == 10
+    assert set(differing_fields(config, Config())) == set(changes)
+
+
+def test_an_override_leaves_the_original_alone() -> None:
+    config = Config()
+    other = config.override({"optim.muon.lr": 0.5})
+    assert (config.optim.muon.lr, other.optim.muon.lr) == (3.6e-4, 0.5)
+    assert other.override({"optim.muon.lr": 3.6e-4}) == config
+    assert config.override({}) == config
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("train.step", "train.steps"),
+        ("train.batch_token", "train.batch_tokens"),
+        ("steps", "train.steps"),
+        ("model.n_heads", "model.heads"),
+        ("optim.lr", "optim.muon.lr"),
+        ("optim.momentum", "optim.muon.momentum"),
+        ("train.warmup_steps", "optim.schedule.warmup_steps"),
+        ("model.lyers.deep", "model.layers"),
+    ],
+)
+def test_an_unknown_field_suggests_the_nearest(typed: str, nearest: str) -> None:
+    assert unknown_field(typed) == f"there is no field {typed}: did you mean {nearest}?"
+    assert refused({typed: 1}) == unknown_field(typed)
+
+
+def test_an_unknown_field_unlike_any_points_to_the_help() -> None:
+    assert unknown_field("zzz") == "there is no field zzz: see quintic train --help"
+    with pytest.raises(QuinticError, match=r"no field train\.stps: did you mean train\.steps"):
+        Config.from_dict({"train": {"stps": 3}})
+
+
+# Vocabulary ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dataset", "rows"), [(1, 128), (128, 128), (129, 256), (4096, 4096), (50_257, 50_304)]
+)
+def test_the_vocabulary_is_the_datasets_rounded_up_to_128(dataset: int, rows: int) -> None:
+    assert resolve_vocabulary(Config(), dataset).model.vocab_size == rows
+
+
+def test_a_vocabulary_of_ones_own_stays() -> None:
+    config = Config().override({"model.vocab_size": 1000})
+    assert resolve_vocabulary(config, 1000) == config
+    assert resolve_vocabulary(config, 900) == config
+    assert resolve_vocabulary(config, None) == config
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused() -> None:
+    config = Config().override({"model.vocab_size": 1000})
+    with pytest.raises(QuinticError, match=r"vocab_size is 1000 .* has 1001 tokens: give .* or le"):
+        resolve_vocabulary(config, 1001)
+
+
+def test_an_unknown_vocabulary_is_refused_with_both_ways_out() -> None:
+    config = Config().override({"data.path": "some/folder"})
+    with pytest.raises(
+        QuinticError, match=r"some/folder is unknown.*--data\.tokenizer.*--model\.vocab-size"
+    ):
+        resolve_vocabulary(config, None)

@@ -1,0 +1,151 @@
+"""One rule for devices: the choice, the precision, the micro-batch, the peak."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from quintic.config import Config
+from quintic.device import (
+    PEAK_BFLOAT16_FLOPS,
+    activation_bytes_per_token,
+    auto_micro_batch,
+    check_compiler,
+    choose_device,
+    compute_dtype,
+    device_name,
+    peak_flops,
+)
+from quintic.errors import QuinticError
+from quintic.recipes import get_recipe
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """machine(cuda=..., mps=...): pretend that this machine has these devices."""
+
+    def pretend(*, cuda: bool, mps: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_is_the_first_of_cuda_mps_and_cpu(
+    machine: Any, cuda: bool, mps: bool, chosen: str
+) -> None:
+    machine(cuda=cuda, mps=mps)
+    assert choose_device("auto").type == chosen
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("asked", ["cuda", "mps"])
+def test_a_device_asked_for_and_absent_is_refused(machine: Any, asked: str) -> None:
+    machine(cuda=asked == "mps", mps=asked == "cuda")
+    there = "mps, cpu" if asked == "cuda" else "cuda, cpu"
+    with pytest.raises(QuinticError) as caught:
+        choose_device(asked)
+    message = str(caught.value)
+    assert message.startswith(f"there is no {asked} device here that PyTorch {torch.__version__}")
+    assert message.endswith(f"it has {there}; ask for one of these, or for auto")
+
+
+def test_precision_is_bfloat16_on_cuda_and_float32_elsewhere_unless_named() -> None:
+    assert compute_dtype("auto", CUDA) is torch.bfloat16
+    assert compute_dtype("auto", CPU) is compute_dtype("auto", MPS) is torch.float32
+    for device in (CPU, CUDA):
+        for precision in ("float32", "bfloat16", "float64"):
+            assert compute_dtype(precision, device) is getattr(torch, precision)
+    with pytest.raises(QuinticError, match="float64 does not exist on mps"):
+        compute_dtype("float64", MPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_peak_is_that_of_the_gpus_data_sheet(
+    name: str, tflops: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(CUDA, torch.bfloat16) == (None if tflops is None else tflops * 1e12)
+    assert peak_flops(CUDA, torch.float32) is None
+    assert device_name(CUDA) == name
+
+
+def test_peak_is_unknown_on_a_cpu() -> None:
+    assert peak_flops(CPU, torch.bfloat16) is None
+
+
+def test_no_entry_of_the_peaks_hides_a_later_one() -> None:
+    names = list(PEAK_BFLOAT16_FLOPS)
+    for i, later in enumerate(names):
+        for earlier in names[:i]:
+            same = PEAK_BFLOAT16_FLOPS[earlier] == PEAK_BFLOAT16_FLOPS[later]
+            assert earlier not in later or same, (earlier, later)
+
+
+def test_the_cpu_is_named_with_its_threads() -> None:
+    assert device_name(CPU).startswith("cpu (")
+    assert f"{torch.get_num_threads()} threads" in device_name(CPU)
+
+
+@pytest.mark.parametrize("sequences", [1, 7, 12, 16, 97, 512])
+@pytest.mark.parametrize("context", [64, 1024, 8192])
+def test_the_micro_batch_divides_the_batch_and_stays_small_on_a_cpu(
+    sequences: int, context: int
+) -> None:
+    config = Config().override(
+        {
+            "model.context": context,
+            "train.batch_tokens": sequences * context,
+            "train.eval_tokens": context,
+        }
+    )
+    found = auto_micro_batch(config, CPU)
+    divisors = [n for n in range(1, sequences + 1) if sequences % n == 0]
+    assert found in divisors
+    assert found == max(n for n in divisors if n == 1 or n * context <= 4096)
+
+
+def test_the_micro_batch_fills_at_most_half_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    config = get_recipe("modded")
+    per_sequence = activation_bytes_per_token(config.model) * config.model.context
+    found = auto_micro_batch(config, CUDA)
+    assert 512 % found == 0
+    assert found * per_sequence <= 40 * 2**30 < 2 * found * per_sequence
+    Properties.total_memory = 2**20  # one sequence is always tried
+    assert auto_micro_batch(config, CUDA) == 1
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(QuinticError, match=r"needs a C\+\+ compiler.*--train\.no-compile"):
+        check_compiler(CPU)
+    check_compiler(CUDA)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    check_compiler(CPU)

@@ -1,0 +1,244 @@
+"""Generation: the cache, the draw, the end, and text that comes in pieces."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from quintic.config import ModelConfig
+from quintic.data.tokenizer import train_bpe
+from quintic.errors import QuinticError
+from quintic.generate import generate_ids, stream_text
+from quintic.model.base import KVCache, LanguageModel
+from quintic.model.build import build_model
+from quintic.model.loss import plain_cross_entropy
+
+VOCAB, CONTEXT = 40, 8
+SIZES = ModelConfig(layers=2, width=24, heads=2, context=CONTEXT, vocab_size=VOCAB)
+
+
+def drawn(architecture: str, context: int = CONTEXT) -> LanguageModel:
+    """A float64 model in which no matrix is zero, so that the past shows in the logits."""
+    config = replace(
+        SIZES, architecture="gpt2" if architecture == "gpt2" else "gpt", context=context
+    )
+    model = build_model(config, compute_dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:  # a bias of the last norm would favour one token for ever
+                p.copy_(torch.randn(p.shape, generator=random, dtype=p.dtype))
+    return model
+
+
+class FixedLogits(LanguageModel):
+    """Predicts the same logits after every text."""
+
+    def __init__(self, logits: list[float]) -> None:
+        width = len(logits)
+        config = ModelConfig(layers=1, width=width, heads=1, context=64, vocab_size=width)
+        super().__init__(config, torch.float32, plain_cross_entropy)
+        self.embed = torch.nn.Embedding.from_pretrained(torch.eye(width))
+        self.logits = torch.tensor(logits)
+
+    def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.logits.expand(*tokens_BT.shape, -1)
+
+
+@torch.no_grad()
+def greedy_without_cache(model: LanguageModel, prompt: list[int], tokens: int) -> list[int]:
+    """The likeliest token after a whole forward pass; the window is cut to its newest half
+    context whenever it outgrows the context."""
+    context = model.config.context
+    window, out = prompt[-context:], []
+    for _ in range(tokens):
+        if len(window) > context:
+            window = window[-max(1, context // 2) :]
+        token = int(model(torch.tensor([window]))[0, -1].argmax())
+        out.append(token)
+        window = [*window, token]
+    return out
+
+
+@pytest.mark.parametrize("architecture", ["gpt", "gpt2"])
+@pytest.mark.parametrize("prompt_length", [1, 5, CONTEXT, CONTEXT + 3])
+@pytest.mark.parametrize("context", [CONTEXT, 7, 1])
+def test_greedy_with_the_cache_equals_greedy_without_also_past_the_context(
+    architecture: str, prompt_length: int, context: int
+) -> None:
+    model = drawn(architecture, context)
+    prompt = [(7 * i + 3) % VOCAB for i in range(prompt_length)]
+    found = list(generate_ids(model, prompt, tokens=30, temperature=0))
+    assert found == greedy_without_cache(model, prompt, 30)
+    assert len(found) == 30
+    if context > 1:
+        assert len(set(found)) > 2  # the model does not just repeat itself
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_top_1_is_greedy_at_every_temperature(temperature: float) -> None:
+    model = drawn("gpt")
+    greedy = list(generate_ids(model, [1], tokens=20, temperature=0))
+    assert list(generate_ids(model, [1], tokens=20, temperature=temperature, top_k=1)) == greedy
+
+
+def test_top_1_is_greedy_among_equals() -> None:
+    # As many as bfloat16 makes equal; topk's first of them is another than argmax's.
+    for equals in (2, 20, 49):
+        model = FixedLogits([0.0] + equals * [2.0] + (49 - equals) * [1.0])
+        greedy = set(generate_ids(model, [0], tokens=3, temperature=0))
+        assert set(generate_ids(model, [0], tokens=3, top_k=1)) == greedy
+
+
+def test_top_k_draws_from_k_tokens_even_among_equals() -> None:
+    model = FixedLogits([0.0, 2.0, 2.0, 2.0, 1.0, 1.0])
+    found = set(generate_ids(model, [0], tokens=200, top_k=2))
+    assert len(found) == 2
+    assert found < {1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-40, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    model = FixedLogits([1.0, 3.0, 2.5, -40.0])
+    assert set(generate_ids(model, [0], tokens=20, temperature=temperature)) == {1}
+
+
+LOGITS = [1.5, 0.0, -1.0, 2.0, 0.5, 0.2, 9.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "vocab_size"),
+    [(1.0, None, 6), (0.7, None, 6), (2.0, None, None), (1.0, 3, 6), (1.0, 100, 6)],
+)
+def test_drawn_tokens_have_the_distribution_asked_for(
+    temperature: float, top_k: int | None, vocab_size: int | None
+) -> None:
+    draws = 4000
+    ids = generate_ids(
+        FixedLogits(LOGITS),
+        [0],
+        tokens=draws,
+        temperature=temperature,
+        top_k=top_k,
+        vocab_size=vocab_size,
+        seed=3,
+    )
+    counts = Counter(ids)
+    allowed = LOGITS[:vocab_size]
+    if top_k is not None:
+        allowed = [x if x >= sorted(allowed)[-top_k:][0] else -math.inf for x in allowed]
+    weights = [math.exp(x / temperature) for x in allowed]
+    expected = {i: draws * w / sum(weights) for i, w in enumerate(weights) if w}
+    assert set(counts) <= set(expected)
+    chi_square = sum((counts[i] - e) ** 2 / e for i, e in expected.items())
+    assert chi_square < 25  # 7 degrees of freedom exceed it once in 1,300
+
+
+def test_rows_that_pad_the_vocabulary_are_never_drawn() -> None:
+    model = FixedLogits(LOGITS)  # the likeliest two are the padding
+    for temperature in (0.0, 1.0):
+        found = set(
+            generate_ids(model, [0], tokens=100, temperature=temperature, vocab_size=6, top_k=50)
+        )
+        assert max(found) < 6
+
+
+def test_the_seed_decides_the_text() -> None:
+    model = drawn("gpt")
+
+    def text(seed: int) -> list[int]:
+        return list(generate_ids(model, [1], tokens=20, seed=seed))
+
+    torch.manual_seed(0)
+    first, state = text(5), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert text(5) == first
+    assert text(6) != first
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)  # and leaves the caller's alone
+
+
+def test_the_end_of_text_token_ends_the_text_and_is_not_part_of_it() -> None:
+    model = drawn("gpt")
+    free = list(generate_ids(model, [1], tokens=30, temperature=0))
+    stop = free[10]
+    found = list(generate_ids(model, [1], tokens=30, temperature=0, stop_id=stop))
+    assert found == free[: free.index(stop)]
+    # A prompt that begins with it does not end anything.
+    assert list(generate_ids(FixedLogits([0.0, 9.0]), [0], tokens=3, temperature=0, stop_id=0)) == [
+        1,
+        1,
+        1,
+    ]
+
+
+def test_the_caller_keeps_its_gradients_between_tokens() -> None:
+    ids = generate_ids(drawn("gpt"), [1], tokens=3)
+    next(ids)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"tokens": 0}, "--tokens is 0: it must be at least 1"),
+        ({"temperature": -1.0}, "--temperature is -1.0: it must be zero or positive"),
+        ({"temperature": math.nan}, "--temperature is nan: it must be zero or positive"),
+        ({"temperature": math.inf}, "--temperature is inf: it must be zero or positive"),
+        ({"top_k": 0}, "--top-k is 0: it must be at least 1, or left out"),
+        ({"seed": -1}, r"--seed is -1: it must be from 0 to 2\*\*64 - 1"),
+        ({"seed": 2**64}, r"--seed is 18446744073709551616: it must be from 0 to 2\*\*64 - 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, int], message: str) -> None:
+    with pytest.raises(QuinticError, match=message):
+        next(generate_ids(drawn("gpt"), [1], **{"tokens": 5, **setting}))
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(QuinticError, match="the prompt has no tokens"):
+        next(generate_ids(drawn("gpt"), [], tokens=1))
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+BPE = train_bpe(["def f(x):\n    return x\n"] * 20, 260)
+
+
+def test_text_comes_in_whole_characters_though_tokens_split_them() -> None:
+    text = "naïve 漢字 🙂 e\u0301 done"
+    ids = BPE.encode(text)
+    assert len(ids) > len(text)  # the vocabulary has no token for most of these characters
+    pieces = list(stream_text(BPE, ids))
+    assert "".join(pieces) == text
+    assert "🙂" in pieces  # four tokens, one piece
+    assert all(piece and "\ufffd" not in piece for piece in pieces)
+
+
+def test_text_comes_as_soon_as_its_tokens_do() -> None:
+    taken = []
+
+    def ids() -> Iterator[int]:
+        for token in BPE.encode("a🙂b"):
+            taken.append(token)
+            yield token
+
+    pieces = stream_text(BPE, ids())
+    assert next(pieces) == "a"
+    assert len(taken) == 1
+    assert next(pieces) == "🙂"
+    assert len(taken) == 5
+
+
+def test_a_character_cut_in_half_at_the_end_is_shown_as_a_replacement() -> None:
+    ids = BPE.encode("ok 🙂")
+    assert "".join(stream_text(BPE, ids[:-1])) == "ok \ufffd"
+    assert list(stream_text(BPE, [])) == []
+
+
+def test_end_of_text_adds_no_text() -> None:
+    assert "".join(stream_text(BPE, [BPE.eot_id, *BPE.encode("x"), BPE.eot_id])) == "x"

@@ -1,0 +1,289 @@
+"""`metrics.jsonl`, TensorBoard events and the figure: what is written, and what a crash cuts."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import quintic.train
+from quintic.cli import main
+from quintic.console import Console, RunProgress
+from quintic.errors import QuinticError
+from quintic.figure import draw_loss, running_mean
+from quintic.metrics import (
+    METRICS,
+    Metrics,
+    NonFiniteLossError,
+    Record,
+    read_metrics,
+    truncate_metrics,
+)
+from quintic.run import Run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def opened(folder: Path, seen: list[Record], **changes: Any) -> Metrics:
+    options: dict[str, Any] = {
+        "step": 0,
+        "elapsed_s": 0.0,
+        "batch_tokens": 256,
+        "flops_per_token": 1e6,
+        "peak_flops": None,
+        "device": torch.device("cpu"),
+        "tensorboard": False,
+        "on_record": seen.append,
+    }
+    return Metrics(folder, **{**options, **changes})
+
+
+def test_each_line_is_one_object_with_the_documented_fields(tiny_run: Path) -> None:
+    lines = (tiny_run / METRICS).read_text().splitlines()
+    records: list[Record] = [json.loads(line) for line in lines]
+    train = [record for record in records if "train_loss" in record]
+    validation = [record for record in records if "val_loss" in record]
+    assert len(train) + len(validation) == len(records) == 16
+    assert [record["step"] for record in train] == list(range(12))
+    assert [record["step"] for record in validation] == [0, 5, 10, 12]
+    for record in records:
+        assert record["tokens"] == 256 * record["step"]
+    for record in train:
+        assert {"step_ms", "tokens_per_s", "elapsed_s", "lr"} <= record.keys()
+        assert record["tokens_per_s"] == pytest.approx(256_000 / record["step_ms"], rel=1e-2)
+    elapsed = [record["elapsed_s"] for record in train]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[-1] == pytest.approx(sum(r["step_ms"] for r in train) / 1000, abs=0.01)
+
+
+def test_a_validation_stands_before_the_training_loss_of_its_step(tiny_run: Path) -> None:
+    """Both are losses of the same weights, after `step` updates."""
+    order = [(r["step"], "val_loss" in r) for r in read_metrics(tiny_run / METRICS)]
+    assert order == sorted(order, key=lambda entry: (entry[0], not entry[1]))
+
+
+def test_a_loss_is_read_one_step_late_where_the_device_runs_ahead(tmp_path: Path) -> None:
+    seen: list[Record] = []
+    metrics = opened(tmp_path, seen, device=torch.device("meta"))
+    metrics.train(0, torch.tensor(5.0), lr=0.1)
+    assert seen == []
+    metrics.train(1, torch.tensor(4.0), lr=0.1)
+    assert [(record["step"], record["train_loss"]) for record in seen] == [(0, 5.0)]
+    metrics.flush()
+    assert [record["step"] for record in seen] == [0, 1]
+    metrics.close()
+    assert read_metrics(tmp_path / METRICS) == seen
+
+
+def test_on_a_cpu_each_step_is_timed_and_written_at_once(tmp_path: Path) -> None:
+    seen: list[Record] = []
+    metrics = opened(tmp_path, seen)
+    metrics.train(0, torch.tensor(5.0), grad_norm=torch.tensor(0.5))
+    assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == [0]
+    assert seen[0]["grad_norm"] == 0.5
+    metrics.close()
+
+
+def test_mfu_is_the_share_of_the_known_peak(tmp_path: Path) -> None:
+    seen: list[Record] = []
+    metrics = opened(tmp_path, seen, peak_flops=1e9)
+    metrics.train(0, torch.tensor(5.0))
+    metrics.close()
+    expected = seen[0]["tokens_per_s"] * 1e6 / 1e9
+    assert seen[0]["mfu"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_validation_and_checkpoints_are_not_counted_as_training_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
+    seen: list[Record] = []
+    metrics = opened(tmp_path, seen)
+    clock[0] += 2
+    metrics.train(0, torch.tensor(5.0))
+    clock[0] += 50
+    metrics.validation(1, 4.0, 50.0)
+    clock[0] += 3
+    metrics.train(1, torch.tensor(4.0))
+    clock[0] += 70  # a checkpoint is copied
+    metrics.restart_clock()
+    clock[0] += 4
+    metrics.train(2, torch.tensor(4.0))
+    metrics.close()
+    assert [record["step_ms"] for record in seen if "step_ms" in record] == [2000, 3000, 4000]
+    assert metrics.elapsed_s == 9
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_written_and_then_raised(tmp_path: Path, loss: float) -> None:
+    metrics = opened(tmp_path, [])
+    with pytest.raises(NonFiniteLossError, match=f"the loss is {loss} at step 3"):
+        metrics.train(3, torch.tensor(loss))
+    with pytest.raises(NonFiniteLossError, match="at step 4"):
+        metrics.validation(4, loss, 0.1)
+    metrics.close()
+    assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == [3, 4]
+
+
+# What a crash leaves.
+
+
+def test_a_last_line_cut_short_is_left_out_and_dropped_on_resume(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    for cut in ('{"step": 2, "train_lo', "{", '{"step": 2}'[:-1], "\0\0\0"):
+        path.write_text('{"step": 0}\n{"step": 1}\n' + cut)
+        assert [record["step"] for record in read_metrics(path)] == [0, 1]
+    truncate_metrics(path, 5)
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "tr', "[]", "3", '{"loss": 2}', '{"step": null}'])
+def test_another_line_that_is_no_record_is_an_error_that_names_it(
+    tmp_path: Path, line: str
+) -> None:
+    path = tmp_path / METRICS
+    path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(QuinticError, match=rf"{METRICS} line 2 is not a record"):
+        read_metrics(path)
+
+
+def test_truncation_keeps_what_came_before_the_step_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    records: list[Record] = [
+        {"step": 0, "val_loss": 5.25},
+        {"step": 0, "train_loss": 0.1 + 0.2},
+        {"step": 1, "train_loss": 1e-300},
+        {"step": 2, "val_loss": 4.0},
+        {"step": 2, "train_loss": 4.0},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    truncate_metrics(path, 2)
+    assert read_metrics(path) == records[:3]
+    truncate_metrics(tmp_path / "absent.jsonl", 2)
+    assert [entry.name for entry in tmp_path.iterdir()] == [METRICS]
+
+
+# TensorBoard.
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("checkpoint_every", [4, 100])
+def test_tensorboard_shows_each_step_once_after_a_crash_and_a_resume(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
+) -> None:
+    """Also where the run was lost before its first checkpoint and begins again."""
+    folder = tmp_path / "run"
+    arguments = [*tiny[:-1], "--train.checkpoint-every", str(checkpoint_every)]
+    own = quintic.train.forward_backward
+
+    def crash(run: Run, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if run.state.step == 7:
+            raise RuntimeError("the machine went away")
+        return own(run, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
+        patch.setattr(quintic.train, "forward_backward", crash)
+        main([*arguments, "--out", str(folder)])
+    assert [step for step, _ in events(folder)["train_loss"]] == list(range(7))
+    main(["train", "--resume", str(folder)])
+    found, records = events(folder), read_metrics(folder / METRICS)
+    for name in ("train_loss", "val_loss", "lr", "tokens_per_s"):
+        written = [(record["step"], record[name]) for record in records if name in record]
+        assert [step for step, _ in found[name]] == [step for step, _ in written]
+        assert [value for _, value in found[name]] == pytest.approx(
+            [value for _, value in written], rel=1e-6
+        )
+
+
+def test_tensorboard_can_be_left_out(tiny_run: Path) -> None:
+    assert not (tiny_run / "tensorboard").exists()
+
+
+# The figure.
+
+
+def test_the_figure_is_a_png_redrawn_at_each_validation(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, bytes]] = []
+    own = draw_loss
+
+    def watched(records: list[Record], path: Path, title: str) -> None:
+        own(records, path, title)
+        drawn.append((sum("val_loss" in record for record in records), path.read_bytes()))
+
+    monkeypatch.setattr(quintic.train, "draw_loss", watched)
+    main([*tiny, "--out", str(tmp_path / "run")])
+    # Drawn in the background, so a later validation may be in the file already.
+    assert len(drawn) == 4
+    assert all(count >= i for i, (count, _) in enumerate(drawn, start=1))
+    for _, content in drawn:
+        assert content.startswith(PNG) and content.endswith(b"IEND\xaeB`\x82")
+    assert (tmp_path / "run" / "loss.png").read_bytes() == drawn[-1][1]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [{"tokens": 0, "val_loss": 5.0}],
+        [{"tokens": 0, "train_loss": 5.0}],
+        [{"tokens": 0, "train_loss": math.nan}, {"tokens": 1, "val_loss": math.inf}],
+    ],
+    ids=["nothing", "one validation", "one step", "diverged"],
+)
+def test_a_figure_of_little_or_broken_data_is_still_a_png(
+    tmp_path: Path, records: list[Record]
+) -> None:
+    draw_loss(records, tmp_path / "loss.png", "title")
+    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+
+
+def test_running_mean_is_over_the_last_share_of_all_values() -> None:
+    assert running_mean([4.0, 2.0, 6.0, 0.0], share=0.5) == pytest.approx([4, 3, 4, 3])
+    assert running_mean([1.0, 2.0]) == [1.0, 2.0]
+    assert running_mean([]) == []
+
+
+# The console.
+
+
+def test_plain_lines_name_step_and_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = RunProgress(Console(), steps=12, first_step=0)
+    with progress:
+        progress.show({"step": 3, "train_loss": 4.25, "tokens_per_s": 1234.0, "mfu": 0.5})
+        progress.show({"step": 4, "train_loss": 4.0, "tokens_per_s": 1234.0})
+        progress.show({"step": 5, "val_loss": 3.5})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 3/12  loss 4.2500  1,234 tokens/s  MFU 50.0%",
+        "step 5/12  validation loss 3.5000",
+    ]
+
+
+def test_the_records_of_a_stopped_run_are_on_disk_when_it_ends(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = RunProgress.show
+
+    def show(self: RunProgress, record: Record) -> None:
+        own(self, record)
+        if record["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunProgress, "show", show)
+    main([*tiny, "--out", str(tmp_path / "run")])
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / METRICS) if "lr" in r] == [*range(7)]

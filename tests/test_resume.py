@@ -1,0 +1,515 @@
+"""Resume is exact: whatever ended a run, continuing it gives the run that was never ended.
+
+"Equal" is equality of every loss in `metrics.jsonl`, bit for bit and in order, so that a step that
+is missing, repeated or computed from another state fails.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import quintic.checkpoint
+import quintic.train
+from quintic.checkpoint import checkpoints, read_state
+from quintic.cli import main
+from quintic.console import Console, RunProgress
+from quintic.device import check_compiler
+from quintic.errors import QuinticError
+from quintic.metrics import METRICS, Record, read_metrics
+from quintic.run import resume, start
+from quintic.runfolder import CHECKPOINTS, read_config
+from quintic.train import train
+from tests.conftest import tiny_arguments, tiny_config
+
+Losses = list[tuple[int, str, float]]
+
+STEPS = 150
+LONG = [
+    *("--data.order", "shuffle", "--train.steps", str(STEPS)),
+    *("--train.checkpoint-every", "10", "--train.eval-every", "25", "--optim.clip-norm", "1.0"),
+    *("--optim.muon.momentum-warmup-steps", "100"),
+]
+"""A run long enough to be killed in, with everything that depends on the step."""
+
+
+def losses(folder: Path) -> Losses:
+    """Every loss in the order of the file."""
+    return [
+        (record["step"], name, record[name])
+        for record in read_metrics(folder / METRICS)
+        for name in ("val_loss", "train_loss")
+        if name in record
+    ]
+
+
+def assert_in_order(folder: Path) -> None:
+    """Nothing in the folder that does not belong there, and every checkpoint whole."""
+    names = {path.name for path in folder.iterdir()} - {"tensorboard"}
+    assert names == {
+        *("config.json", "environment.json", "routing.txt", "metrics.jsonl", "loss.png"),
+        *("checkpoints", ".lock"),
+    }
+    kept = checkpoints(folder / CHECKPOINTS)
+    assert sorted((folder / CHECKPOINTS).iterdir()) == kept
+    for path in kept:
+        assert read_state(path)["step"] == int(path.name.removeprefix("step-"))
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    folder = tmp_path_factory.mktemp("never-stopped") / "run"
+    main([*tiny_arguments(tiny_data), *LONG, "--out", str(folder)])
+    found = losses(folder)
+    assert [step for step, name, _ in found if name == "train_loss"] == list(range(STEPS))
+    assert [step for step, name, _ in found if name == "val_loss"] == list(range(0, STEPS + 1, 25))
+    return found
+
+
+@contextmanager
+def quintic_process(
+    arguments: list[str], environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, with the threads that this one computes with."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quintic", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **(environment or {})},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Return once the loss of a step is in `metrics.jsonl`."""
+    end = time.monotonic() + 120
+    written = f'{{"step": {step},'
+    while time.monotonic() < end:
+        path = folder / METRICS
+        if path.exists() and any(
+            line.startswith(written) and "train_loss" in line
+            for line in path.read_text().splitlines()
+        ):
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended before step {step}: {process.communicate()}")
+        time.sleep(0.001)
+    raise AssertionError(f"step {step} did not come")
+
+
+def kill_at(arguments: list[str], folder: Path, step: int, delay_s: float) -> None:
+    with quintic_process(arguments) as process:
+        wait_for_step(process, folder, step)
+        time.sleep(delay_s)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "the run was over before it was killed"
+
+
+# Real signals to a real process.
+
+
+def test_a_run_killed_four_times_at_random_moments_equals_one_never_stopped(
+    tiny_data: Path, tmp_path: Path, never_stopped: Losses
+) -> None:
+    """The first time before there is a checkpoint."""
+    folder, random = tmp_path / "run", np.random.default_rng(20241014)
+    arguments = [*tiny_arguments(tiny_data), *LONG, "--out", str(folder)]
+    step = 2
+    for i in range(4):
+        kill_at(arguments, folder, step, delay_s=random.uniform(0, 0.02))
+        found = checkpoints(folder / CHECKPOINTS)
+        assert i > 0 or found == [], "killed too late to show what it is to show"
+        saved = int(found[-1].name.removeprefix("step-")) if found else 0
+        step = saved + int(random.integers(8, 30))
+        arguments = ["train", "--resume", str(folder)]
+    main(arguments)
+    assert losses(folder) == never_stopped
+    assert_in_order(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_by_a_signal_saves_says_how_to_resume_and_equals_one_never_stopped(
+    tiny_data: Path, tmp_path: Path, never_stopped: Losses, number: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*tiny_arguments(tiny_data), *LONG, "--out", str(folder)]
+    with quintic_process(arguments) as process:
+        wait_for_step(process, folder, 33)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    done = losses(folder)[-1][0] + 1
+    assert 33 < done < STEPS
+    last = out.strip().splitlines()[-1]
+    assert f"stopped and saved at step {done} of {STEPS}" in last
+    assert last.endswith(f"quintic train --resume {folder}")
+    assert checkpoints(folder / CHECKPOINTS)[-1].name == f"step-{done:08d}"
+    main(["train", "--resume", str(folder)])
+    assert losses(folder) == never_stopped
+    assert_in_order(folder)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_from_what_was_saved(
+    tiny_data: Path, tmp_path: Path, never_stopped: Losses
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*tiny_arguments(tiny_data), *LONG, "--out", str(folder)]
+    # The step in progress takes a minute, as a large model's can: one Ctrl-C would wait for it.
+    slow = (
+        "import sys, time, quintic.train as t\n"
+        "own = t.forward_backward\n"
+        "def slow(run, batch):\n"
+        "    if run.state.step == 13:\n"
+        "        print('sleeping', flush=True); time.sleep(60)\n"
+        "    return own(run, batch)\n"
+        "t.forward_backward = slow\n"
+        "from quintic.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        while "sleeping" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None, "the first Ctrl-C waits for the step"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130
+    assert err.strip() == "interrupted"
+    assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000010"]
+    main(["train", "--resume", str(folder)])
+    assert losses(folder) == never_stopped
+    assert_in_order(folder)
+
+
+def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    """In processes of their own, which share the compiler's cache as two starts of a user do."""
+    try:
+        check_compiler(torch.device("cpu"))
+    except QuinticError as error:
+        pytest.skip(str(error))
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    smallest = [
+        *("--model.layers", "1", "--model.width", "16", "--train.compile"),
+        *("--train.checkpoint-every", "100", "--train.eval-every", "20", "--train.steps", "60"),
+        # A momentum that changes each step, since a compiled number would be a new function each.
+        *("--optim.muon.momentum-warmup-steps", "50"),
+    ]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    arguments = [*tiny_arguments(tiny_data), *smallest]
+    with quintic_process([*arguments, "--out", str(whole)], environment) as process:
+        _, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, "")  # no "hit recompile_limit" either
+    with quintic_process([*arguments, "--out", str(stopped)], environment) as process:
+        wait_for_step(process, stopped, 23)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+    assert 23 < losses(stopped)[-1][0] + 1 < 60
+    with quintic_process(["train", "--resume", str(stopped)], environment) as process:
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+    assert len(losses(whole)) == 64
+    assert losses(stopped) == losses(whole)
+    assert_in_order(stopped)
+
+
+# The same in this process, where each step can be tried.
+
+
+def stop_when(
+    patch: pytest.MonkeyPatch, condition: Callable[[Record], bool], number: signal.Signals
+) -> None:
+    """Send this process a signal when a record is written that fulfils a condition."""
+    own = RunProgress.show
+
+    def show(self: RunProgress, record: Record) -> None:
+        own(self, record)
+        if condition(record):
+            os.kill(os.getpid(), number)
+
+    patch.setattr(RunProgress, "show", show)
+
+
+@pytest.fixture(scope="module")
+def never_stopped_tiny(tiny_run: Path) -> Losses:
+    return losses(tiny_run)
+
+
+def test_a_run_stopped_after_every_single_step_equals_one_never_stopped(
+    tiny: list[str],
+    tmp_path: Path,
+    never_stopped_tiny: Losses,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twelve starts, one step each; SIGTERM and Ctrl-C in turn."""
+    folder = tmp_path / "run"
+    monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)  # 12 figures would take seconds
+    arguments = [*tiny, "--out", str(folder)]
+    for step in range(11):
+        with monkeypatch.context() as patch:
+            number = (signal.SIGTERM, signal.SIGINT)[step % 2]
+            stop_when(patch, lambda record: "train_loss" in record, number)
+            main(arguments)
+        assert losses(folder)[-1][:2] == (step, "train_loss"), "no validation before it stops"
+        assert checkpoints(folder / CHECKPOINTS)[-1].name == f"step-{step + 1:08d}"
+        arguments = ["train", "--resume", str(folder)]
+    main(arguments)
+    assert losses(folder) == never_stopped_tiny
+
+
+def test_a_stop_during_a_validation_is_heeded_before_the_next_step(
+    tiny: list[str],
+    tmp_path: Path,
+    never_stopped_tiny: Losses,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_when(
+            patch, lambda record: "val_loss" in record and record["step"] == 5, signal.SIGTERM
+        )
+        main([*tiny, "--out", str(folder)])
+    assert losses(folder)[-1][:2] == (5, "val_loss")
+    # A checkpoint of a step that was validated knows its loss, and can be the best.
+    state = read_state(folder / CHECKPOINTS / "step-00000005")
+    assert state["val_loss"] == losses(folder)[-1][2]
+    main(["train", "--resume", str(folder)])
+    assert losses(folder) == never_stopped_tiny
+
+
+def test_a_ctrl_c_while_the_last_checkpoint_is_written_does_not_cut_it_short(
+    tiny: list[str],
+    tmp_path: Path,
+    never_stopped_tiny: Losses,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = quintic.checkpoint.save_checkpoint
+
+    def interrupted(root: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
+        if state["step"] == 12:
+            time.sleep(0.2)  # until the loop is over and only waits
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return own(root, tensors, state)
+
+    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", interrupted)
+    main([*tiny, "--out", str(tmp_path / "run")])
+    assert losses(tmp_path / "run") == never_stopped_tiny
+    assert checkpoints(tmp_path / "run" / CHECKPOINTS)[-1].name == "step-00000012"
+    assert_in_order(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "said"), [(6, "resuming from"), (2, "beginning again at step 0")]
+)
+def test_a_crash_is_continued_from_the_checkpoint_before_or_from_the_beginning(
+    tiny: list[str],
+    tmp_path: Path,
+    never_stopped_tiny: Losses,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    crash_at: int,
+    said: str,
+) -> None:
+    folder = tmp_path / "run"
+    own = quintic.train.apply_schedule
+
+    def crash(config: Any, optimizers: Any, step: int) -> Any:
+        if step == crash_at:
+            raise RuntimeError("the machine went away")
+        return own(config, optimizers, step)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
+        patch.setattr(quintic.train, "apply_schedule", crash)
+        main([*tiny, "--out", str(folder)])
+    assert losses(folder)[-1][:2] == (crash_at - 1, "train_loss")
+    main(["train", "--resume", str(folder)])
+    assert said in capsys.readouterr().out
+    assert losses(folder) == never_stopped_tiny
+    assert_in_order(folder)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_and_said_and_the_run_is_the_same(
+    tiny_run: Path,
+    tmp_path: Path,
+    never_stopped_tiny: Losses,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    newest = checkpoints(folder / CHECKPOINTS)[-1]
+    (tensors,) = newest.glob("*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    main(["train", "--resume", str(folder)])
+    out = capsys.readouterr().out
+    assert f"skipped: {tensors} is damaged: expected" in out
+    assert f"resuming from {folder / CHECKPOINTS / 'step-00000008'}" in out
+    assert losses(folder) == never_stopped_tiny
+    assert_in_order(folder)
+
+
+def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one damaged, newer checkpoint would push out the only whole one."""
+    folder = tmp_path / "run"
+    main([*tiny, "--train.keep-checkpoints", "2", "--out", str(folder)])
+    (tensors,) = (folder / CHECKPOINTS / "step-00000012").glob("*.safetensors")
+    tensors.write_bytes(b"")
+    with monkeypatch.context() as patch:
+        stop_when(patch, lambda record: record["step"] == 8, signal.SIGTERM)
+        main(["train", "--resume", str(folder), "--train.keep-checkpoints", "1"])
+    assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000009"]
+    read_state(folder / CHECKPOINTS / "step-00000009")
+
+
+def test_a_prolonged_run_equals_one_that_was_long_from_the_start(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    constant = [*tiny, "--optim.schedule.cooldown-fraction", "0"]
+    long, short = tmp_path / "long", tmp_path / "short"
+    main([*constant, "--out", str(long)])
+    main([*constant, "--train.steps", "7", "--out", str(short)])
+    assert losses(short)[-1][:2] == (7, "val_loss")
+    main(["train", "--resume", str(short), "--train.steps", "12"])
+    assert losses(short) == losses(long)
+    # The run is one of 12 steps from now on: a second --resume need not say it again.
+    assert read_config(short).train.steps == 12
+
+
+def test_a_prolonged_run_that_is_stopped_continues_with_the_line_it_printed(
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    constant = [*tiny, "--optim.schedule.cooldown-fraction", "0"]
+    long, short = tmp_path / "long", tmp_path / "short"
+    main([*constant, "--out", str(long)])
+    main([*constant, "--train.steps", "4", "--out", str(short)])
+    with monkeypatch.context() as patch:
+        stop_when(patch, lambda record: record["step"] == 6, signal.SIGTERM)
+        main(["train", "--resume", str(short), "--train.steps", "12"])
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    main(line.partition("continue with: quintic ")[2].split())
+    assert losses(short) == losses(long)
+
+
+def test_another_micro_batch_on_resume_gives_the_same_losses_to_rounding(
+    tiny_run: Path, tmp_path: Path, never_stopped_tiny: Losses
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    shutil.rmtree(folder / CHECKPOINTS / "step-00000012")
+    main(["train", "--resume", str(folder), "--train.micro-batch", "2"])
+    found = losses(folder)
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in never_stopped_tiny]
+    assert [loss for *_, loss in found] == pytest.approx(
+        [loss for *_, loss in never_stopped_tiny], rel=5e-6, abs=0
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    main(["train", "--resume", str(folder)])
+    assert "is complete: all 12 steps are done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_elapsed_time_goes_on_where_the_checkpoint_left_it(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    shutil.rmtree(folder / CHECKPOINTS / "step-00000012")
+    path = folder / CHECKPOINTS / "step-00000008" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "elapsed_s": 1000.0}))
+    main(["train", "--resume", str(folder)])
+    elapsed = [r["elapsed_s"] for r in read_metrics(folder / METRICS) if "elapsed_s" in r]
+    assert all(seconds < 1000 for seconds in elapsed[:8])
+    assert all(1000 < seconds < 1100 for seconds in elapsed[8:])
+
+
+# Everything that must survive is in the state.
+
+
+@pytest.mark.parametrize("architecture", ["gpt", "gpt2"])
+def test_every_tensor_of_a_resumed_run_is_bit_equal_and_training_on_moves_them_alike(
+    tiny_data: Path, tmp_path: Path, architecture: str
+) -> None:
+    folder = tmp_path / "run"
+    config = tiny_config(
+        tiny_data, {"model.architecture": architecture, "train.steps": 6, "train.eval_every": 100}
+    )
+    run = start(config, folder, Console())
+    train(run, Console())
+    again = resume(folder, run.config, Console())
+    saved, loaded = run.state.tensors(), again.state.tensors()
+    assert saved.keys() == loaded.keys()
+    kinds = {name.rsplit(".", 1)[-1] for name in saved if name.startswith("optim.")}
+    assert kinds == {"momentum", "exp_avg", "exp_avg_sq", "step"}
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, loaded[name]), name
+        assert tensor.dtype == loaded[name].dtype
+        assert name.startswith("rng") or tensor.any(), f"{name} is zero and would prove nothing"
+    for state, other in ((run.state, again.state), (again.state, run.state)):
+        assert (state.step, state.val_loss) == (other.step, other.val_loss)
+        assert (state.elapsed_s, state.fingerprint) == (other.elapsed_s, other.fingerprint)
+
+    # One more step of both: the momentum that was loaded is the one the update reads, whole stacks
+    # of it, and not a copy beside it.
+    momenta = {name: t.clone() for name, t in loaded.items() if name.endswith(".momentum")}
+    for one in (run, again):
+        one.config = replace(one.config, train=replace(one.config.train, steps=7))
+        train(one, Console())
+        shutil.rmtree(folder / CHECKPOINTS / "step-00000007")
+    for name, tensor in run.state.tensors().items():
+        assert torch.equal(tensor, again.state.tensors()[name]), name
+    for name, before in momenta.items():
+        assert not torch.equal(before, again.state.tensors()[name]), name
+
+
+def test_the_global_random_state_is_restored(tiny_run: Path, tmp_path: Path) -> None:
+    """No layer draws today; one with dropout would resume exactly all the same."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    with torch.random.fork_rng(devices=[]):
+        run = resume(folder, read_config(folder), Console())
+        expected = run.state.tensors()["rng.cpu"]
+        torch.manual_seed(99)
+        assert not torch.equal(torch.get_rng_state(), expected)
+        resume(folder, read_config(folder), Console())
+        assert torch.equal(torch.get_rng_state(), expected)
