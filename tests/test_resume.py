@@ -226,17 +226,18 @@ def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
     ]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*tiny_arguments(tiny_data), *smallest]
-    with quintic_process([*arguments, "--out", str(whole)], environment) as process:
-        _, err = process.communicate(timeout=300)
-        assert (process.returncode, err) == (0, "")  # no "hit recompile_limit" either
     with quintic_process([*arguments, "--out", str(stopped)], environment) as process:
         wait_for_step(process, stopped, 23)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 0
     assert 23 < losses(stopped)[-1][0] + 1 < 60
-    with quintic_process(["train", "--resume", str(stopped)], environment) as process:
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
+    with (
+        quintic_process(["train", "--resume", str(stopped)], environment) as resumed,
+        quintic_process([*arguments, "--out", str(whole)], environment) as never_ended,
+    ):
+        for process in (resumed, never_ended):
+            _, err = process.communicate(timeout=300)
+            assert (process.returncode, err) == (0, "")  # no "hit recompile_limit" either
     assert len(losses(whole)) == 64
     assert losses(stopped) == losses(whole)
     assert_in_order(stopped)

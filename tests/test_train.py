@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import quintic.train
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import CheckpointWriter, TrainState, checkpoints, read_state
 from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
@@ -83,6 +83,31 @@ def test_micro_batches_are_the_global_batch_of_the_step_in_order(tiny_data: Path
         assert [len(inputs) for inputs, _ in seen] == [micro_batch] * (8 // micro_batch)
         for part, whole in zip(zip(*seen, strict=True), run.loader.batch(3), strict=True):
             assert torch.equal(torch.cat(part), whole)
+
+
+def test_each_step_trains_on_the_batch_of_its_number_and_a_resumed_run_goes_on_there(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+        seen.append(batch)
+        if len(seen) == 7:
+            raise RuntimeError("a crash at step 6")
+        return forward_backward(run, batch)
+
+    monkeypatch.setattr(quintic.train, "forward_backward", watched)
+    folder = tmp_path / "run"
+    run = start(tiny_config(tiny_data, {"data.order": "shuffle"}), folder, Console())
+    with pytest.raises(RuntimeError, match="a crash"):
+        train(run, Console())
+    again = resume(folder, read_config(folder), Console())
+    assert train(again, Console())
+    assert again.state.step == 12
+    for (inputs_BT, targets_BT), step in zip(seen, [*range(7), *range(4, 12)], strict=True):
+        expected_inputs_BT, expected_targets_BT = run.loader.batch(step)
+        assert torch.equal(inputs_BT, expected_inputs_BT), step
+        assert torch.equal(targets_BT, expected_targets_BT), step
 
 
 def test_gradient_and_loss_of_accumulation_equal_those_of_one_batch(tiny_data: Path) -> None:
@@ -355,6 +380,29 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_data: Path, tmp_path: Pa
     with pytest.raises(QuinticError, match=r"model.embed.weight is not finite after step 8"):
         train(run, Console())
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000004"]
+
+
+def test_the_time_a_checkpoint_takes_is_not_the_next_steps(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor training time at all. The clock only goes on in what this test lets take time."""
+    clock = [0.0]
+    monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
+    own_save, own_step = CheckpointWriter.save, forward_backward
+
+    def save(self: CheckpointWriter, state: TrainState) -> None:
+        clock[0] += 100
+        own_save(self, state)
+
+    def step(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+        clock[0] += 2
+        return own_step(run, batch)
+
+    monkeypatch.setattr(CheckpointWriter, "save", save)
+    monkeypatch.setattr(quintic.train, "forward_backward", step)
+    records = trained(tiny_config(tiny_data), tmp_path / "run")
+    assert column(records, "step_ms") == [2000] * 12
+    assert read_state(tmp_path / "run" / CHECKPOINTS / "step-00000012")["elapsed_s"] == 24
 
 
 def test_a_run_goes_on_without_its_figure(

@@ -1,11 +1,14 @@
 """A dataset of texts on the Hugging Face hub as sources: hub:OWNER/NAME[@REVISION][:CONFIG].
 
-Files are downloaded one by one when it is their turn, into the cache that huggingface_hub keeps
-(HF_HOME), where an interrupted download continues and a second build finds them.
+Files are downloaded one by one, each while the one before it is read, into the cache that
+huggingface_hub keeps (HF_HOME), where an interrupted download continues and a second build finds
+them.
 """
 
 import fnmatch
 import re
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import httpx2
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import DatasetInfo
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
 from quintic import __version__
 from quintic.data.hub import HubRepo, endpoint, hub_api, hub_error
@@ -42,19 +46,35 @@ class HubSource(Source):
     def local(self) -> Path:
         """Download the file, unless the cache has it."""
         try:
-            return Path(
-                hf_hub_download(
-                    self.repo.repo_id,
-                    self.file,
-                    repo_type="dataset",
-                    revision=self.commit,
-                    endpoint=endpoint(),
-                    library_name="quintic",
-                    library_version=__version__,
-                )
-            )
+            return self._download()
         except (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise hub_error(error, self.repo, f"cannot be read ({self.file})") from error
+
+    def prepare(self) -> None:
+        """Download the file while the one before it is read.
+
+        What goes wrong here goes wrong again in `local`, which waits for this download.
+        """
+
+        def download() -> None:
+            with suppress(Exception):
+                self._download()
+
+        # Not waited for at the end: Ctrl-C would otherwise hang until gigabytes have come.
+        threading.Thread(target=download, name="download", daemon=True).start()
+
+    def _download(self) -> Path:
+        return Path(
+            hf_hub_download(
+                self.repo.repo_id,
+                self.file,
+                repo_type="dataset",
+                revision=self.commit,
+                endpoint=endpoint(),
+                library_name="quintic",
+                library_version=__version__,
+            )
+        )
 
 
 def hub_sources(argument: str) -> list[Source]:
@@ -68,6 +88,7 @@ def hub_sources(argument: str) -> list[Source]:
     Raises:
         QuinticError: no such repository, configuration or files; or the hub cannot be reached.
     """
+    disable_progress_bars()  # the build has its own
     place, _, config = argument.removeprefix("hub:").partition(":")
     repo = HubRepo.parse(f"hub:{place}")
     try:

@@ -63,6 +63,9 @@ class Source:
         """Where it can be read; sources from elsewhere are fetched here first."""
         return self.path
 
+    def prepare(self) -> None:
+        """Begin to fetch it in the background; it is next."""
+
 
 class Position(NamedTuple):
     """Where the next piece begins.
@@ -145,7 +148,10 @@ def find_sources(inputs: Sequence[str], leave_out: Path) -> tuple[list[Source], 
 
             sources.update({source.name: source for source in hub_sources(argument)})
             continue
-        files, passed_over = _files(argument, leave_out.resolve())
+        try:
+            files, passed_over = _files(argument, leave_out.resolve())
+        except OSError as error:
+            raise _unreadable(argument, error) from error
         if passed_over:
             notes.append(f"{argument}: {passed_over} files of other kinds are left out")
         for path in files:
@@ -243,6 +249,8 @@ def read_pieces(
     for index in range(start.source, len(sources)):
         first = start if index == start.source else Position(index)
         source = sources[index]
+        if index + 1 < len(sources):
+            sources[index + 1].prepare()
         try:
             if source.kind == "rows":
                 yield from _row_pieces(source, first, reading.field)
