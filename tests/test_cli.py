@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from quintic import runfolder
-from quintic.cli import COMMANDS, main
+from quintic.cli import main
+from quintic.cli.options import COMMANDS
 from quintic.config import Config
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES

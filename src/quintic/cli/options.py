@@ -1,0 +1,192 @@
+"""The commands and their options. A docstring is what `--help` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, subcommand
+
+from quintic.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+DEFAULT_RECIPE = "laptop"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model: quintic train [RECIPE] [--section.field VALUE ...] [--out DIR]"""
+
+    recipe: Positional[str] = DEFAULT_RECIPE
+    """Name of a recipe (see quintic recipes); its values are the defaults shown here."""
+    out: Path | None = None
+    """Folder of the run; default runs/RECIPE-N with the next free N."""
+    resume: Path | None = None
+    """Continue the run in this folder."""
+    force_data: bool = False
+    """Resume on data with another fingerprint."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Validation loss of a trained model, on the tokens the run validated on."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Newest, or best by validation loss."""
+    tokens: int | None = None
+    """Validation tokens; default as the run."""
+    data: str | None = None
+    """Where the run's dataset lies now, if it moved."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Text from a trained model."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    prompt: str = ""
+    """Text to continue; empty: begin a document."""
+    tokens: int = 200
+    """Tokens to generate, at most."""
+    temperature: float = 0.8
+    """0: always the likeliest token; 1: the model's own distribution."""
+    top_k: int | None = 50
+    """Draw among the K likeliest tokens; None: all."""
+    seed: int = 0
+    """Seed of the draw."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Newest, or best by validation loss."""
+    data: str | None = None
+    """Where the run's dataset lies now, if it moved; its tokenizer is needed."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The recipes: parameters, tokens, hardware, expected loss."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What is in a dataset."""
+
+    path: Positional[Path]
+    """Folder of shards."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, for folders without a manifest."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Verify a dataset: checksums, counts, ids within the vocabulary."""
+
+    path: Positional[Path]
+    """Folder of shards."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, for folders without a manifest."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class DataFetch:
+    """Fetch ready-made shards: quintic data fetch fineweb10B --shards 27
+
+    What is in the folder already is not fetched again: the same command continues where it was
+    interrupted, and with more --shards adds to them.
+    """
+
+    name: Positional[str]
+    """fineweb10B, fineweb100B, finewebedu10B, hub:OWNER/NAME[@REVISION], or an https:// address of
+    a page that links to shards or of a manifest.json."""
+    shards: int | None = None
+    """Training shards, the first by name, besides the validation; default all."""
+    out: Path | None = None
+    """Folder; default data/NAME."""
+
+
+@dataclass(frozen=True)
+class DataPush:
+    """Upload a dataset, with a card, to the Hugging Face hub."""
+
+    path: Positional[Path]
+    """Folder of shards; checked first."""
+    to: Positional[str]
+    """hub:OWNER/NAME; created if it is not there."""
+    private: bool = False
+    """Create the repository as a private one."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, for folders without a manifest."""
+
+
+@dataclass(frozen=True)
+class DataBuild:
+    """Make a dataset of text; interrupted, the same command continues."""
+
+    inputs: Positional[tuple[str, ...]]
+    """INPUT: files (.txt, .md, .jsonl, .json.gz, .jsonl.zst, .parquet), folders or patterns of
+    them, or hub:OWNER/NAME[@REVISION][:CONFIG]."""
+    out: Path
+    """Folder of the dataset; new, empty, or of the same build."""
+    name: str | None = None
+    """Shards are named NAME_train_000001.bin; default the folder's name."""
+    field: str = "text"
+    """Field of JSON objects, or column, that holds the text."""
+    separator: str | None = None
+    r"""What stands between the documents of a text file, \n for a line end; default: a file is a
+    document."""
+    tokenizer: str = "gpt2"
+    """gpt2, a tokenizer.json, or train:SIZE for a new vocabulary."""
+    shard_tokens: int = 100_000_000
+    """Tokens of a shard."""
+    val_share: float = 0.01
+    """Share of the documents for validation, 0 to 1; a document's text decides."""
+    shuffle: int | None = None
+    """Seed of a shuffle of the documents; None: the input's order."""
+    workers: int | None = None
+    """Processes that tokenize; None: one for each core."""
+    max_bad: int = 0
+    """Bad documents that may be skipped: invalid UTF-8, broken JSON, no text."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Datasets: fetch, build, info, check, push."""
+
+    action: (
+        Annotated[DataFetch, subcommand("fetch", prefix_name=False)]
+        | Annotated[DataBuild, subcommand("build", prefix_name=False)]
+        | Annotated[DataPush, subcommand("push", prefix_name=False)]
+        | Annotated[DataInfo, subcommand("info", prefix_name=False)]
+        | Annotated[DataCheck, subcommand("check", prefix_name=False)]
+    )
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "recipes": Recipes,
+    "data fetch": DataFetch,
+    "data push": DataPush,
+    "data info": DataInfo,
+    "data check": DataCheck,
+    "data build": DataBuild,
+}
+"""Every command by the words that call it."""

@@ -1,0 +1,99 @@
+"""The command line as one of the dataclasses of `options`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg, subcommand
+
+from quintic.cli.complaints import explain, value_of
+from quintic.cli.options import DEFAULT_RECIPE, Data, Evaluate, Generate, Recipes, Train
+from quintic.errors import QuinticError
+from quintic.recipes import RECIPES, get_recipe
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command; raises `QuinticError` where the command line is not understood."""
+    with _one_line_errors(arguments):
+        return _parse(arguments)
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The command line as one of the dataclasses above.
+
+    What is known of a run before parsing, its recipe or the folder it resumes, gives the defaults
+    that the command line replaces.
+    """
+    train = Train()
+    if arguments[:1] == ["train"]:
+        train = _train_defaults(arguments[1:])
+    commands = (
+        Annotated[Train, subcommand("train", default=train), arg(name="")]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Generate, subcommand("generate")]
+        | Annotated[Recipes, subcommand("recipes")]
+        | Annotated[Data, subcommand("data")]
+    )
+    command = tyro.cli(
+        commands,
+        prog="quintic",
+        description="Pretrain GPT-2-class language models with Muon.",
+        args=arguments or ["--help"],
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    if isinstance(command, Train) and command.recipe != train.recipe:
+        if command.recipe not in RECIPES:
+            raise QuinticError(
+                f"train does not understand {command.recipe!r}: a recipe comes first, and a switch "
+                "such as --train.compile or --train.no-compile takes no value"
+            )
+        raise QuinticError(
+            f"the recipe {command.recipe!r} must come first: quintic train {command.recipe} ..."
+        )
+    return command
+
+
+def _train_defaults(arguments: list[str]) -> Train:
+    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    resumed = value_of("--resume", arguments)
+    if resumed is not None and resumed != "None":
+        from quintic.runfolder import read_config
+
+        config = read_config(Path(resumed))
+        if named is not None and named != config.recipe:
+            raise QuinticError(
+                f"--resume {resumed} continues a run of {config.recipe}, not of {named}: "
+                "leave the recipe out"
+            )
+    else:
+        config = get_recipe(named or DEFAULT_RECIPE)
+    return Train(
+        recipe=named or config.recipe,
+        model=config.model,
+        data=config.data,
+        optim=config.optim,
+        train=config.train,
+    )
+
+
+@contextlib.contextmanager
+def _one_line_errors(arguments: list[str]) -> Iterator[None]:
+    """Turn the library's boxed complaints on standard error into one `QuinticError`."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            yield
+    except SystemExit as error:
+        if not error.code:
+            raise
+        cause = error.__context__
+        while cause is not None:
+            if isinstance(cause, QuinticError):  # a section's own check, reported in a box
+                raise cause from None
+            cause = cause.__context__
+        raise QuinticError(explain(complaint.getvalue(), arguments)) from None
