@@ -64,27 +64,30 @@ def get_recipe(name: str) -> Config:
     return RECIPES[name].build()
 
 
-@recipe(hardware="2 to 4 CPU cores, or any GPU", expected="see docs/log.md")
+@recipe(hardware="2 to 4 CPU cores, or any GPU", expected="1.6 bits per byte")
 def laptop() -> Config:
     """A small GPT on the text that every Python installation carries: minutes on a CPU.
 
-    quintic train                       # this is the default recipe
+    Command   quintic train
+    Data      the standard library, 11 MB of Python; a BPE vocabulary of 2,048 trained on it
+    Result    about 1.6 bits per byte, where gzip -9 has 2.0
+    Source    sizes and learning rates tuned for two CPU cores and four minutes (docs/log.md)
     """
     return Config(
         recipe="laptop",
-        model=ModelConfig(layers=4, width=256, heads=2, context=256),
-        data=DataConfig(order="shuffle", embedded_vocab=4096),
+        model=ModelConfig(layers=4, width=128, heads=2, context=256),
+        data=DataConfig(order="shuffle", embedded_vocab=2048),
         optim=OptimConfig(
-            muon=MuonConfig(lr=0.02, scale="aspect"),
+            muon=MuonConfig(lr=0.006, scale="aspect"),
             adamw=AdamWConfig(lr=0.005),
-            schedule=ScheduleConfig(cooldown_fraction=0.4),
+            schedule=ScheduleConfig(cooldown_fraction=0.7),
         ),
         train=TrainConfig(
-            steps=250,
-            batch_tokens=4096,
-            eval_every=50,
-            eval_tokens=131_072,
-            checkpoint_every=100,
+            steps=1200,
+            batch_tokens=2048,
+            eval_every=100,
+            eval_tokens=65_536,
+            checkpoint_every=300,
         ),
     )
 

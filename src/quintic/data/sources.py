@@ -292,15 +292,23 @@ def _cut(chunks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
         if size < wanted or delimiter is None:
             continue
         content = b"".join(held)
-        # From the left, as the reader of the piece finds them: delimiters could overlap.
-        rest = content.split(delimiter)[-1]
-        if len(rest) < len(content):
-            yield content[: len(content) - len(rest)]
-            held, size, wanted = [rest], len(rest), PIECE_BYTES
+        end = _end_of_last(content, delimiter)
+        if end:
+            yield content[:end]
+            held, size, wanted = [content[end:]], size - end, PIECE_BYTES
         else:
             held, wanted = [content], 2 * size
     if size or delimiter is None:
         yield b"".join(held)
+
+
+def _end_of_last(content: bytes, delimiter: bytes) -> int:
+    """Where the last delimiter ends; 0 if there is none."""
+    if len(delimiter) == 1:
+        return content.rfind(delimiter) + 1
+    # From the left, as the reader of the piece finds them: delimiters could overlap.
+    rest = content.split(delimiter)[-1]
+    return len(content) - len(rest)
 
 
 def _chunks(file: BinaryIO, source: Source, offset: int) -> Iterator[bytes]:
