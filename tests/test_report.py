@@ -11,7 +11,7 @@ from quintic.data.dataset import open_dataset
 from quintic.data.shards import write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
-from quintic.report import SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
+from quintic.report import PROMPT_TOKENS, SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
 from quintic.run import set_up, start
 from quintic.train import train
 from tests.conftest import tiny_config
@@ -99,9 +99,14 @@ def test_the_closing_has_scores_a_sample_and_where_the_figure_lies(
     assert run.state.val_loss is not None
     assert lines[0].startswith(f"validation loss {run.state.val_loss:.4f} nats per token")
     assert lines[1].startswith("on the same text: gzip -9")
-    assert lines[2] == "sample (temperature 0.8, top-k 50):"
-    assert 0 < len(lines[3]) <= SAMPLE_TOKENS * 30
+    assert lines[2].startswith(f"sample: the first {PROMPT_TOKENS} tokens of the validation text")
     assert all(line.startswith("    ") for line in lines[3].splitlines())
+    shown = "\n".join(line.removeprefix("    ") for line in lines[3].splitlines())
+    prompt, _, continuation = shown.partition("|")
+    tokenizer = run.dataset.load_tokenizer()
+    seen = tokenizer.decode_bytes(run.dataset.val.read(0, PROMPT_TOKENS).tolist()).decode()
+    assert prompt.strip() == seen.strip()
+    assert 0 < len(continuation) <= SAMPLE_TOKENS * 30
     assert lines[4] == f"figure  {tmp_path / 'run' / 'loss.png'}"
     assert (tmp_path / "run" / "loss.png").exists()
     assert lines[5].startswith(f"more    quintic generate {tmp_path / 'run'} ")

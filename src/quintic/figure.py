@@ -28,7 +28,13 @@ def draw_loss(records: Sequence[Record], path: Path, title: str) -> None:
     if train:
         tokens, losses = zip(*train, strict=True)
         axes.plot(tokens, losses, color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)
-        axes.plot(tokens, running_mean(losses), color=TRAIN_COLOUR, linewidth=1.6, label="train")
+        axes.plot(
+            tokens,
+            running_mean(losses),
+            color=TRAIN_COLOUR,
+            linewidth=1.6,
+            label="train, running mean",
+        )
     if validation:
         tokens, losses = zip(*validation, strict=True)
         label = f"validation, {losses[-1]:.4f} at the end"

@@ -83,11 +83,11 @@ def laptop() -> Config:
             schedule=ScheduleConfig(cooldown_fraction=0.7),
         ),
         train=TrainConfig(
-            steps=1200,
+            steps=1000,
             batch_tokens=2048,
-            eval_every=100,
+            eval_every=125,
             eval_tokens=65_536,
-            checkpoint_every=300,
+            checkpoint_every=250,
         ),
     )
 

@@ -14,7 +14,7 @@ from quintic.generate import generate_ids, stream_text
 from quintic.optim.routing import Route
 from quintic.run import Run
 
-SAMPLE_TOKENS = 160
+PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
 
 
 def opening_lines(run: Run) -> Iterator[str]:
@@ -97,9 +97,10 @@ def closing_lines(run: Run) -> Iterator[str]:
     except QuinticError:
         pass  # score_lines has said why
     else:
+        prompt = dataset.val.read(0, PROMPT_TOKENS).tolist()
         ids = generate_ids(
             state.model,
-            [tokenizer.eot_id],
+            prompt,
             tokens=SAMPLE_TOKENS,
             temperature=0.8,
             top_k=50,
@@ -107,7 +108,12 @@ def closing_lines(run: Run) -> Iterator[str]:
             vocab_size=tokenizer.vocab_size,
             stop_id=tokenizer.eot_id,
         )
-        yield "sample (temperature 0.8, top-k 50):"
-        yield "".join(f"    {line}\n" for line in "".join(stream_text(tokenizer, ids)).splitlines())
+        yield (
+            f"sample: the first {PROMPT_TOKENS} tokens of the validation text, and after | what "
+            "the model makes of them (temperature 0.8, top-k 50)"
+        )
+        seen = "".join(stream_text(tokenizer, prompt))
+        text = seen + "|" + "".join(stream_text(tokenizer, ids))
+        yield "".join(f"    {line}\n" for line in text.strip().splitlines())
     yield f"figure  {run.folder / runfolder.FIGURE}"
     yield f"more    quintic generate {run.folder} --prompt 'def '"
