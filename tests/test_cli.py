@@ -14,7 +14,7 @@ import torch
 from quintic import runfolder
 from quintic.cli import main
 from quintic.cli.options import COMMANDS
-from quintic.config import Config
+from quintic.config import Config, differing_fields
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES
 from tests.conftest import TINY_VOCAB
@@ -72,7 +72,7 @@ def test_help_lists_the_commands_and_is_what_no_arguments_give(capsys: Capture) 
 
 def test_help_of_train_shows_every_field_with_the_recipes_value_as_default(capsys: Capture) -> None:
     for recipe, expected in {
-        "laptop": ["(default: 0.02)", "(default: aspect)", "(default: embedded)"],
+        "laptop": ["(default: 0.006)", "(default: aspect)", "(default: embedded)"],
         "gpt2": ["(default: 0.0006)", "(default: 700)", "(default: 18865)", "(default: 0.9 0.95)"],
     }.items():
         text = help_of(["train", recipe], capsys)
@@ -241,7 +241,10 @@ def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path)
     config = runfolder.read_config(tiny_run)
     assert (config.recipe, config.model.width, config.model.vocab_size) == ("laptop", 32, 128)
     assert (config.train.steps, config.train.tensorboard) == (12, False)
-    assert config.optim == RECIPES["laptop"].build().optim
+    laptop = RECIPES["laptop"].build()
+    changed = {f for f in differing_fields(config, laptop) if f.startswith("optim.")}
+    assert changed == {"optim.muon.lr", "optim.schedule.cooldown_fraction"}
+    assert config.optim.muon.scale == "aspect"
     assert config.train.micro_batch == 8, "what was left to quintic is resolved"
     assert config.train.precision == "float32"
     assert Path(config.data.path).is_absolute()
