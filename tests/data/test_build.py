@@ -562,10 +562,12 @@ def test_bad_documents_are_skipped_under_the_limit_and_listed(
 def test_text_that_the_tokenizer_gives_up_on_is_a_bad_document(
     build: Build, tmp_path: Path
 ) -> None:
-    path = write_lines(tmp_path / "a.jsonl", ["good", " " * 2_000_000 + "x"])
-    report = build("out", source=path, max_bad=1, tokenizer="gpt2", val_share=0)
-    assert report.skipped == 1
-    assert "a.jsonl:2: cannot be tokenized" in (tmp_path / "out" / "skipped.txt").read_text()
+    path = write_lines(tmp_path / "a.jsonl", ["good", " " * 2_000_000 + "x", ""])
+    report = build("out", source=path, max_bad=2, tokenizer="gpt2", val_share=0)
+    assert report.skipped == 2
+    second, third = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+    assert "a.jsonl:2: cannot be tokenized" in second
+    assert "a.jsonl:3: empty document" in third
 
 
 def test_lone_surrogates_and_special_tokens_are_text(build: Build, tmp_path: Path) -> None:
