@@ -80,7 +80,6 @@ class Encoder:
         self._reading, self._val_share = encoding.reading, encoding.val_share
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
-        self._eot = np.array([tokenizer.eot_id], dtype=self._dtype)
 
     def encode(self, pieces: Sequence[Piece]) -> Encoded:
         """Split into documents, tokenize and sort into splits.
