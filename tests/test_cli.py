@@ -230,8 +230,8 @@ def test_recipes_prints_every_recipe_with_size_tokens_hardware_and_expected_loss
     text = output(["recipes"], capsys)
     for name in RECIPES:
         assert re.search(rf"^ +{name} +[\d.]+M +[\d,]+M ", text, re.MULTILINE), "nothing is cut off"
-    assert re.search(r"modded +123\.6M +2,674M +8 x H100", text)
-    assert re.search(r"gpt2 +124\.5M +9,891M +8 x H100, 45 min +3\.285 FineWeb", text)
+    assert re.search(r"modded +123\.6M +2,674M +one 80 GB GPU", text)
+    assert re.search(r"gpt2 +124\.5M +9,891M +one 80 GB GPU +3\.285 FineWeb", text)
 
 
 # train --------------------------------------------------------------------------------------------

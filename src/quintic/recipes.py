@@ -92,7 +92,7 @@ def laptop() -> Config:
     )
 
 
-@recipe(hardware="8 x H100, 12 min; or one, 1.5 h", expected="3.28 FineWeb")
+@recipe(hardware="one 80 GB GPU", expected="3.28 FineWeb")
 def modded() -> Config:
     """The original's run: GPT-2 (124M) quality in 2.67B tokens of FineWeb, with Muon.
 
@@ -123,7 +123,7 @@ def modded() -> Config:
     )
 
 
-@recipe(hardware="8 x H100, 12 min; or one, 1.5 h", expected="above modded")
+@recipe(hardware="one 80 GB GPU", expected="above modded")
 def modded_adamw() -> Config:
     """`modded` with AdamW on the block matrices too: the baseline that Muon is compared with.
 
@@ -141,7 +141,7 @@ def modded_adamw() -> Config:
     )
 
 
-@recipe(hardware="8 x H100, 45 min", expected="3.285 FineWeb")
+@recipe(hardware="one 80 GB GPU", expected="3.285 FineWeb")
 def gpt2() -> Config:
     """llm.c's GPT-2 (124M), the baseline the original measures itself against: 9.9B tokens.
 
