@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -46,25 +47,23 @@ class Console:
             self.line(f"{name}: {'done' if fraction else 'started'}")
 
 
-class RunProgress:
-    """Shows the records of a run as they come; a context manager."""
+class _Bar:
+    """A progress bar on a terminal, a line now and then elsewhere; a context manager.
 
-    def __init__(self, console: Console, steps: int, first_step: int) -> None:
-        self.console, self.steps = console, steps
-        self._last_line_s = 0.0
-        self._bar: Progress | None = None
+    `_bar` is None where there is no terminal.
+    """
+
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        self.console = console
+        self._last_line_s = time.monotonic()
         self._task: TaskID | None = None
-        if console.rich.is_terminal:
-            self._bar = Progress(
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=console.rich,
-            )
-            self._task = self._bar.add_task("train", total=steps, completed=first_step, text="")
+        self._bar = (
+            Progress(*columns, TimeRemainingColumn(), console=console.rich)
+            if console.rich.is_terminal
+            else None
+        )
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -77,6 +76,30 @@ class RunProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _line_due(self) -> bool:
+        """Whether the last plain line was long enough ago; if so, this is the time of the next."""
+        now = time.monotonic()
+        if now - self._last_line_s < PLAIN_LINE_EVERY_S:
+            return False
+        self._last_line_s = now
+        return True
+
+
+class RunProgress(_Bar):
+    """Shows the records of a run as they come; a context manager."""
+
+    def __init__(self, console: Console, steps: int, first_step: int) -> None:
+        super().__init__(
+            console,
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.steps = steps
+        self._last_line_s = 0.0  # the first step is shown at once
+        if self._bar is not None:
+            self._task = self._bar.add_task("train", total=steps, completed=first_step, text="")
 
     def show(self, record: Record) -> None:
         """One record of `metrics.jsonl`."""
@@ -89,50 +112,28 @@ class RunProgress:
             text += f"  MFU {record['mfu']:.1%}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step + 1, text=text)
-        elif time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
-            self._last_line_s = time.monotonic()
+        elif self._line_due():
             self.console.line(f"step {step}/{self.steps}  {text}")
 
 
-class TransferProgress:
+class TransferProgress(_Bar):
     """Shows a fetch or a push as one bar; a context manager."""
 
     def __init__(self, console: Console, verb: str) -> None:
-        self.console = console
+        super().__init__(
+            console,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
         self._verb = verb
-        self._last_line_s = time.monotonic()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        if console.rich.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=console.rich,
-            )
-
-    def __enter__(self) -> TransferProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def show(self, now: Transfer) -> None:
         """How far it has come; safe to call from any thread, one at a time."""
         text = f"{self._verb} {now.files_done}/{now.files_total} files"
         if self._bar is None:
-            if time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
-                self._last_line_s = time.monotonic()
+            if self._line_due():
                 done, total = now.bytes_done / 1e6, now.bytes_total / 1e6
                 self.console.line(f"{text}, {done:,.0f} of {total:,.0f} MB")
         elif self._task is None:
@@ -142,38 +143,18 @@ class TransferProgress:
             self._bar.update(self._task, description=text, completed=now.bytes_done)
 
 
-class BuildProgress:
+class BuildProgress(_Bar):
     """Shows how a dataset is built; a context manager."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._last_line_s = time.monotonic()
+        super().__init__(
+            console,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}"),
+        )
         self._first: BuildStatus | None = None
         self._began_s = 0.0
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        if console.rich.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=console.rich,
-            )
-
-    def __enter__(self) -> BuildProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def show(self, now: BuildStatus) -> None:
         """How far it has come."""
@@ -196,6 +177,5 @@ class BuildProgress:
                 text += f", {now.skipped:,} skipped"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=int(1000 * now.fraction), text=text)
-        elif time.monotonic() - self._last_line_s >= PLAIN_LINE_EVERY_S:
-            self._last_line_s = time.monotonic()
+        elif self._line_due():
             self.console.line(f"{now.stage} {now.fraction:.0%}  {text}")
