@@ -359,7 +359,8 @@ def test_out_beside_resume(refuse: Refuse, run: Path) -> None:
 def test_another_recipe_beside_resume(refuse: Refuse, run: Path) -> None:
     message = refuse("train", "modded", "--resume", run)
     assert message == (
-        f"--resume {run} continues a run of laptop, not of modded: leave the recipe out"
+        f"{run} holds a run of laptop, which cannot continue as modded: leave the recipe out, or "
+        "name another folder"
     )
 
 

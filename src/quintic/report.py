@@ -11,7 +11,7 @@ from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
-from quintic.optim.routing import Route
+from quintic.optim.routing import Route, newton_schulz_dtype
 from quintic.run import Run
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
@@ -31,6 +31,11 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"{model.parameter_count():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token"
     )
+    if run.world.size > 1:
+        yield (
+            f"procs   {run.world.size} processes, {t.sharding}, each with up to {len(run.rows)} "
+            f"sequences of a batch in {run.micro_batches} micro-batches"
+        )
     for optimizer in ("muon", "adamw"):
         if own := [route for route in run.routes if route.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
@@ -51,11 +56,12 @@ def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
     if optimizer == "adamw":
         return f"AdamW on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
-    group = run.state.optimizers[0].param_groups[0]
-    precision = str(group["ns_dtype"]).removeprefix("torch.")
+    muon = run.config.optim.muon
+    ns_dtype = newton_schulz_dtype(muon, run.device, next(run.state.model.parameters()).dtype)
+    precision = str(ns_dtype).removeprefix("torch.")
     return (
         f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
-        f"{group['scale']}, {group['ns_steps']} Newton-Schulz steps in {precision}"
+        f"{muon.scale}, {muon.ns_steps} Newton-Schulz steps in {precision}"
     )
 
 
