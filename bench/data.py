@@ -38,8 +38,8 @@ import zstandard
 from bench.results import interleaved, median_ratio, print_table, write_result
 from bench.step import QuinticStep
 from quintic.config import resolve_vocabulary
-from quintic.data.build import available_cores
 from quintic.data.check import check_dataset
+from quintic.data.cores import available_cores
 from quintic.data.dataset import open_dataset
 from quintic.data.loader import Loader, Prefetcher
 from quintic.data.shards import TokenStream

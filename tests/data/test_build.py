@@ -22,7 +22,8 @@ from quintic.data import build as build_module
 from quintic.data import sample as sample_module
 from quintic.data import sources as sources_module
 from quintic.data import spill as spill_module
-from quintic.data.build import BuildReport, BuildSettings, BuildStatus, build_dataset
+from quintic.data.build import BuildReport, BuildStatus, build_dataset
+from quintic.data.buildsettings import BuildSettings
 from quintic.data.check import check_dataset, describe_dataset
 from quintic.data.dataset import open_dataset
 from quintic.data.encode import Encoders, text_split
@@ -405,7 +406,8 @@ def test_workers_end_when_their_parent_is_killed(
 import multiprocessing, os, signal
 from pathlib import Path
 from quintic.data import build, sources
-from quintic.data.build import BuildSettings, build_dataset
+from quintic.data.build import build_dataset
+from quintic.data.buildsettings import BuildSettings
 build.PIECE_BYTES = sources.PIECE_BYTES = {PIECE_BYTES}
 
 def kill(status):
