@@ -23,19 +23,13 @@ from quintic.data.buildsettings import BuildSettings
 from quintic.data.cores import available_cores
 from quintic.data.documents import Bad
 from quintic.data.encode import Encoded, Encoders, Encoding
+from quintic.data.inputs import find_sources
 from quintic.data.manifest import SPLITS, Manifest, ShardRecord
+from quintic.data.pieces import FIRST, PIECE_BYTES, Piece, Position, read_pieces
 from quintic.data.sample import sample_texts
 from quintic.data.shards import token_dtype
 from quintic.data.shardset import ShardSet
-from quintic.data.sources import (
-    FIRST,
-    PIECE_BYTES,
-    Piece,
-    Position,
-    Source,
-    find_sources,
-    read_pieces,
-)
+from quintic.data.sources import Source
 from quintic.data.spill import Spill, bucket_count
 from quintic.data.tokenizer import (
     GPT2,
@@ -59,7 +53,7 @@ class BuildStatus:
     """How far a build has come.
 
     Attributes:
-        stage: "vocabulary", "tokens" or "shuffle".
+        stage: "vocabulary", "download", "tokens" or "shuffle"; a download is of one source.
         fraction: of the stage.
         documents: so far, of both splits.
         tokens: so far, of both splits.
@@ -177,8 +171,13 @@ def _trained(
         return load_tokenizer(str(out / TOKENIZER_FILE))
     assert settings.trained_size is not None
 
+    def arriving(fraction: float) -> None:
+        if progress:
+            progress(BuildStatus("download", fraction))
+
     def texts() -> Iterator[str]:
-        for text, fraction in sample_texts(sources, settings.reading, settings.val_share):
+        reading, val_share = settings.reading, settings.val_share
+        for text, fraction in sample_texts(sources, reading, val_share, arriving):
             if progress:
                 progress(BuildStatus("vocabulary", fraction))
             yield text
@@ -261,7 +260,8 @@ class _Build:
         """Pieces from where the build is, several small ones together."""
         pieces: list[Piece] = []
         size = 0
-        for piece in read_pieces(self._sources, self._settings.reading, self._position):
+        reading, position = self._settings.reading, self._position
+        for piece in read_pieces(self._sources, reading, position, self._arriving):
             pieces.append(piece)
             size += piece.size
             if size >= PIECE_BYTES // 2 or len(pieces) >= 1000:
@@ -369,6 +369,10 @@ class _Build:
             os.truncate(skipped, self._skipped_bytes)
         else:
             skipped.unlink(missing_ok=True)
+
+    def _arriving(self, fraction: float) -> None:
+        """The next source is being fetched."""
+        self._show("download", fraction)
 
     def _show(self, stage: str, fraction: float) -> None:
         if self._progress:

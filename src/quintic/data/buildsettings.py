@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintic.data.pieces import Reading
 from quintic.data.shards import MAX_SHARD_TOKENS
-from quintic.data.sources import Reading
 from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from quintic.data.sources import Piece, Reading
+from quintic.data.pieces import Piece, Reading
 
 
 class Document(NamedTuple):

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from quintic.data.documents import Bad, Document, documents
 from quintic.data.manifest import SPLITS, Split
+from quintic.data.pieces import Piece, Reading
 from quintic.data.shards import token_dtype
-from quintic.data.sources import Piece, Reading
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
 
 

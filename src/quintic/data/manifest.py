@@ -81,7 +81,8 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise QuinticError(
                 f"manifest {path} cannot be read ({error}): build the dataset again, or delete the "
-                f"manifest and name the tokenizer with --data.tokenizer"
+                f"manifest and name the tokenizer with --data.tokenizer when training, with "
+                f"--tokenizer in other commands"
             ) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != MANIFEST_VERSION:
@@ -111,7 +112,8 @@ def _typed(content: Any, kind: type[Manifest | ShardRecord], path: Path) -> dict
             raise QuinticError(
                 f"manifest {path}: field '{field.name}' is {value!r}, expected a "
                 f"{expected.__name__}; build the dataset again, or delete the manifest and name "
-                f"the tokenizer with --data.tokenizer"
+                f"the tokenizer with --data.tokenizer when training, with --tokenizer in other "
+                f"commands"
             )
         values[field.name] = value
     return values
