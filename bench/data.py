@@ -7,7 +7,8 @@ Build throughput is that of the command and counts everything: start-up, unpacki
 hashing, writing. It is compared with as many processes that do nothing but tokenize the same text,
 which they hold in memory, with the same call of tiktoken; goal 90%. Peak memory is to be the same
 for 50 MB of text and for the large input. `check` is compared with SHA-256 alone and with reading
-alone, both on several threads; goal: the slower of the two. The loader must give at least 100 times what a training step consumes.
+alone, both on several threads; goal: the slower of the two. The loader must give at least 100 times
+what a training step consumes.
 """
 
 from __future__ import annotations
