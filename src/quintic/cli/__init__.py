@@ -5,7 +5,7 @@ parsing.py     the command line as one of them
 complaints.py  what the command-line library objects to, in one line
 runs.py        train, evaluate, generate, recipes
 datasets.py    data fetch, build, push, info, check
-main.py        all of it, and the exit code
+command.py     all of it, and the exit code
 """
 
 from collections.abc import Sequence
