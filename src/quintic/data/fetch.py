@@ -152,8 +152,8 @@ def _check_room(folder: Path, missing: list[RemoteFile]) -> None:
     free = shutil.disk_usage(existing).free
     if needed and needed + _ROOM_LEFT > free:
         raise QuinticError(
-            f"{folder} has no room: {needed / 1e9:,.1f} GB are to be fetched, {free / 1e9:,.1f} GB "
-            "are free; choose another disk with --out, or fewer --shards"
+            f"{folder} has no room: {needed / 1e6:,.0f} MB are to be fetched, {free / 1e6:,.0f} MB "
+            f"are free, of which {_ROOM_LEFT / 1e6:,.0f} are kept; choose another disk with --out, or fewer --shards"
         )
 
 
