@@ -407,7 +407,7 @@ def test_a_disk_too_small_is_refused_before_the_first_byte(
 ) -> None:
     full_hub.repos["org/data"].claimed_sizes[NAMES[1]] = 10**17
     line = refused(capsys, "data", "fetch", REPO, "--out", out)
-    assert "has no room: 100,000,000.0 GB are to be fetched" in line and "--shards" in line
+    assert "has no room: 100,000,000,001 MB are to be fetched" in line and "--shards" in line
     assert full_hub.sent.total() == 0 and not out.exists()
 
 

@@ -153,7 +153,8 @@ def _check_room(folder: Path, missing: list[RemoteFile]) -> None:
     if needed and needed + _ROOM_LEFT > free:
         raise QuinticError(
             f"{folder} has no room: {needed / 1e6:,.0f} MB are to be fetched, {free / 1e6:,.0f} MB "
-            f"are free, of which {_ROOM_LEFT / 1e6:,.0f} are kept; choose another disk with --out, or fewer --shards"
+            f"are free, and {_ROOM_LEFT / 1e6:,.0f} MB must stay free; choose another disk with "
+            "--out, or fewer --shards"
         )
 
 
