@@ -79,6 +79,9 @@ class Shard:
         with self.path.open("rb") as file:
             for count in counts:
                 block = buffer[: count * itemsize or HEADER_BYTES]
+                if hasattr(os, "posix_fadvise"):  # the disk reads on while this block is worked on
+                    next_byte = file.tell() + len(block)
+                    os.posix_fadvise(file.fileno(), next_byte, len(buffer), os.POSIX_FADV_WILLNEED)
                 if file.readinto(block) < len(block):
                     raise OSError(errno.EIO, "it has become shorter", str(self.path))
                 yield block, np.frombuffer(block, dtype=self.dtype, count=count)
