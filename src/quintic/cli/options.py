@@ -77,7 +77,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Compare:
-    """Runs side by side: table, statistics, figure; runs that differ only in the seed are a group."""
+    """Runs side by side: table, statistics, figure. Seeds of one config are a group."""
 
     runs: Positional[tuple[Path, ...]]
     """RUN: folders of runs, or text logs of modded-nanogpt or llm.c; the first is the reference."""

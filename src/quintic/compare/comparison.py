@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -243,44 +243,40 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _notes(results: Sequence[Result], comparable: bool) -> list[str]:
+def _notes(results: Sequence[Result], comparable: bool) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
-    notes = []
     runs = [run for result in results for run in result.group.runs]
     if not comparable:
-        notes.append(
+        yield (
             "the losses do not compare, since the runs were trained or validated on different "
             "data; they are side by side because of --force"
         )
     for result in results:
         for run in result.diverged:
-            notes.append(f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}")
+            yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
         for run in result.unfinished:
-            notes.append(
+            yield (
                 f"{run.path} is unfinished, {run.steps_done:,} of {run.steps_planned:,} steps: it "
                 "has no final loss"
             )
         for run in result.group.repeated:
-            notes.append(
-                f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
-            )
+            yield f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
         commits = {run.commit for run in result.group.runs if run.commit is not None}
         if len(commits) > 1:
-            notes.append(
+            yield (
                 f"the runs of {result.group.label} were trained by different commits: "
                 f"{', '.join(sorted(commit[:10] for commit in commits))}"
             )
     unknown = [str(run.path) for run in runs if run.data.described is None]
     if unknown and len(results) > 1:
-        notes.append(
+        yield (
             f"on which data {', '.join(unknown)} {'was' if len(unknown) == 1 else 'were'} trained "
             "is unknown: losses compare only if it is the same"
         )
     if len(devices := sorted({run.device for run in runs if run.device is not None})) > 1:
-        notes.append(f"seconds do not compare, the devices differ: {'; '.join(devices)}")
+        yield f"seconds do not compare, the devices differ: {'; '.join(devices)}"
     elif len({run.source for run in runs}) > 1:
-        notes.append("seconds do not compare: the trainers count them differently, and elsewhere")
-    return notes
+        yield "seconds do not compare: the trainers count them differently, and elsewhere"
 
 
 def _result_dict(result: Result) -> dict[str, Any]:

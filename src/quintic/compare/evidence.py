@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from quintic.compare.comparison import Comparison, Result
 from quintic.compare.statistics import ALPHA, CONFIDENCE, MOST_RUNS, POWER, Ratio
 
+
 def sentences(comparison: Comparison) -> Iterator[str]:
     """One sentence or two for each claim that one could make of these runs."""
     if comparison.target is not None:

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from quintic.compare.record import SEED, Data, RunRecord
@@ -76,8 +75,11 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     for name in fields:
         values = [run.settings.get(name) for run in known]
         moved = name == DATA_PATH and all(same_data(run.data, known[0].data) for run in known)
-        if name != SEED and name not in BOOKKEEPING and not moved and values != values[:1] * len(
-            values
+        if (
+            name != SEED
+            and name not in BOOKKEEPING
+            and not moved
+            and values != values[:1] * len(values)
         ):
             differing[name] = [group.runs[0].settings.get(name) for group in groups]
     return differing
@@ -135,7 +137,8 @@ def _stem(group: list[RunRecord]) -> str:
     names = [run.path.absolute().name for run in group]
     if len(names) == 1:
         return names[0]
-    stem = commonprefix(names)
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    stem = "".join(letters[0] for letters in alike)
     if any(name[len(stem) : len(stem) + 1].isdigit() for name in names):
         stem = stem.rstrip("0123456789")  # of run10 and run11, the 1 is part of no name
     return re.sub(r"(?<![^-_.])(seed|s)$", "", stem.rstrip("-_.")).rstrip("-_.")
