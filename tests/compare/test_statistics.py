@@ -151,10 +151,15 @@ def test_equal_means_differ_in_at_most_one_of_a_hundred_experiments() -> None:
     assert welch_rate(0.0, (12, 9), (1.0, 3.0)) == pytest.approx(ALPHA, abs=2 * tolerance(ALPHA))
 
 
-def test_the_power_of_a_difference_is_the_share_that_finds_it() -> None:
-    power = power_of_difference(1.2, 18)
-    assert 0.6 < power < 0.95
-    assert welch_rate(1.2, (18, 18), (1.0, 1.0)) == pytest.approx(power, abs=0.02)
+@pytest.mark.parametrize("spreads", [(1.0, 1.0), (0.4, 1.6)])
+def test_the_power_of_a_difference_is_the_share_that_finds_it(
+    spreads: tuple[float, float],
+) -> None:
+    one, other = spreads[0] ** 2, spreads[1] ** 2
+    effect = 1.6 / math.sqrt((one + other) / 2)
+    power = power_of_difference(effect, 12, (one + other) ** 2 / (one**2 + other**2))
+    assert 0.5 < power < 0.95
+    assert welch_rate(1.6, (12, 12), spreads) == pytest.approx(power, abs=0.02)
 
 
 def test_the_runs_needed_are_the_fewest_with_the_promised_power() -> None:
@@ -168,12 +173,15 @@ def test_the_runs_needed_are_the_fewest_with_the_promised_power() -> None:
     assert power_below_target(effect, needed) >= POWER > power_below_target(effect, needed - 1)
     assert needed > len(values)
 
-    found = difference([3.1, 3.3, 3.2], [3.25, 3.4, 3.3])
+    one, other = [3.1, 3.3, 3.2], [3.25, 3.4, 3.3]
+    found = difference(one, other)
     needed = found.runs_needed
     assert needed is not None
-    pooled = math.sqrt((0.1**2 + statistics.variance([3.25, 3.4, 3.3])) / 2)
-    effect = abs(found.value) / pooled
-    assert power_of_difference(effect, needed) >= POWER > power_of_difference(effect, needed - 1)
+    variances = statistics.variance(one), statistics.variance(other)
+    effect = abs(found.value) / math.sqrt(statistics.fmean(variances))
+    balance = sum(variances) ** 2 / sum(v**2 for v in variances)
+    chances = [power_of_difference(effect, runs, balance) for runs in (needed - 1, needed)]
+    assert chances[0] < POWER <= chances[1]
 
 
 def test_no_number_of_runs_shows_what_is_not_there() -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from quintic.compare.groups import (
@@ -155,13 +156,15 @@ def compare(
 
 
 def _check_once(runs: Sequence[RunRecord]) -> None:
-    seen: dict[Any, RunRecord] = {}
+    seen: dict[Path, Path] = {}
     for run in runs:
-        if (twice := seen.setdefault(run.path.resolve(), run)) is not run:
+        resolved = run.path.resolve()
+        if resolved in seen:
             raise QuinticError(
-                f"{run.path} and {twice.path} are the same run: name each once, since a copy is no "
-                "further evidence"
+                f"{run.path} and {seen[resolved]} are the same run: name each once, since a copy "
+                "is no further evidence"
             )
+        seen[resolved] = run.path
 
 
 def _lacks(run: RunRecord, axis: Axis) -> str:
@@ -265,7 +268,7 @@ def _notes(results: Sequence[Result], comparable: bool) -> Iterator[str]:
         if len(commits) > 1:
             yield (
                 f"the runs of {result.group.label} were trained by different commits: "
-                f"{', '.join(sorted(commit[:10] for commit in commits))}"
+                f"{', '.join(sorted(map(_short, commits)))}"
             )
     unknown = [str(run.path) for run in runs if run.data.described is None]
     if unknown and len(results) > 1:
@@ -277,6 +280,11 @@ def _notes(results: Sequence[Result], comparable: bool) -> Iterator[str]:
         yield f"seconds do not compare, the devices differ: {'; '.join(devices)}"
     elif len({run.source for run in runs}) > 1:
         yield "seconds do not compare: the trainers count them differently, and elsewhere"
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit, with the + that says that the tree had changes."""
+    return commit[:10] + ("+" if commit.endswith("+") else "")
 
 
 def _result_dict(result: Result) -> dict[str, Any]:

@@ -85,6 +85,10 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         ncols=1 if any(len(legend_text(r)) > 36 for r in comparison.results) else 2,
         frameon=False,
         handlelength=4.5,
+        title="mean of the runs ± its standard error; band from the lowest to the highest run"
+        if any(len(result.group.counted) > 1 for result in comparison.results)
+        else None,
+        title_fontsize="small",
     )
     with replacing(path) as file:
         figure.savefig(file, format="png")
@@ -103,7 +107,7 @@ def _draw_line(axes: Any, result: Result, axis: Axis, index: int) -> None:
         marker=look.marker,
         markersize=4.5,
         markevery=(index % every, every),  # beside, not upon those of a line close by
-        label=legend_text(result).replace("$", r"\$"),  # else the beginning of a formula
+        label=_plain(legend_text(result)),
     )
     if look.dashes:
         line.set_dashes(look.dashes)
@@ -128,6 +132,12 @@ def legend_text(result: Result) -> str:
         return f"{name}: unfinished"
     error = "" if result.summary.error is None else f" ± {result.summary.error:.4f}"
     return f"{name}: {result.summary.mean:.4f}{error}"
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it is: a dollar sign would begin a formula, and what begins
+    with an underscore would be left out of the legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def loss_range(

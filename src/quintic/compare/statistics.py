@@ -114,19 +114,29 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> Differenc
     low, high, p = _welch(values, reference)
     needed = None
     if p is not None:
-        pooled = (statistics.variance(values) + statistics.variance(reference)) / 2
-        effect = abs(value) / math.sqrt(pooled)
+        one, other = statistics.variance(values), statistics.variance(reference)
+        effect = abs(value) / math.sqrt((one + other) / 2)
+        balance = (one + other) ** 2 / (one**2 + other**2)
         if effect > 0:
-            needed = _fewest(lambda runs: power_of_difference(effect, runs))
+            needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
     return Difference(value, low, high, p, needed)
 
 
-def power_of_difference(effect: float, runs: int, alpha: float = ALPHA) -> float:
-    """Chance of p < alpha, two-sided, with `runs` in each of two groups whose means lie `effect`
-    standard deviations apart (Cohen, 1988); the spreads are taken as equal."""
+def power_of_difference(
+    effect: float, runs: int, balance: float = 2.0, alpha: float = ALPHA
+) -> float:
+    """Chance of p < alpha in Welch's test, two-sided, with `runs` in each of two groups.
+
+    Args:
+        effect: distance of the means over the root of the mean of the variances.
+        runs: of each group, at least two.
+        balance: Welch and Satterthwaite's degrees of freedom over runs - 1: 2 where the variances
+            are equal, towards 1 the more they differ.
+        alpha: level of significance.
+    """
     from scipy import stats
 
-    freedom, shift = 2 * runs - 2, effect * math.sqrt(runs / 2)
+    freedom, shift = balance * (runs - 1), effect * math.sqrt(runs / 2)
     critical = stats.t.isf(alpha / 2, freedom)
     return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
