@@ -85,7 +85,7 @@ def test_what_the_numbers_do_not_show_is_not_claimed() -> None:
     wide = group_of("wide", [3.1, 3.6, 3.3], settings={"optim.matrices": "muon"})
     text = text_of([*ADAMW, *wide], 3.5)
     assert "not significant at 0.01. If mean and spread stay as they are," in text
-    assert "the evidence does not support a difference; if means and spreads stay" in text
+    assert "at 0.01 the evidence does not support a difference; if means and spreads stay" in text
     assert "supports that" not in text.replace("does not support", "").replace("adamw: ", "")
 
 

@@ -59,6 +59,8 @@ def test_the_page_has_the_numbers_the_tables_and_the_sentences(tmp_path: Path) -
     }
     assert data["target"] == 3.5
     assert "<td>3.2000 ± 0.0058</td>" in text
+    assert "band from the lowest to the highest run" in text
+    assert "band from" not in written(tmp_path, [MUON[0]])
     assert '<th scope="row">muon</th>' in text
     assert "the evidence supports that its final loss is lower" in text
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]

@@ -117,7 +117,7 @@ def _difference(result: Result, first: Result, level: float) -> str:
         if test.runs_needed is not None
         else ""
     )
-    return f"{opening}: the evidence does not support a difference{more}."
+    return f"{opening}: at {level:.2g} the evidence does not support a difference{more}."
 
 
 def _ratio(result: Result, first: Result, comparison: Comparison, level: float) -> str:
@@ -147,7 +147,10 @@ def _ratio(result: Result, first: Result, comparison: Comparison, level: float) 
     if found.p < level:
         verdict = "fewer" if found.value < 1 else "more"
         return f"{opening}, p = {number(found.p)}: the evidence supports that it takes {verdict}."
-    return f"{opening}, p = {number(found.p)}: the evidence does not support a difference."
+    return (
+        f"{opening}, p = {number(found.p)}: at {level:.2g} the evidence does not support a "
+        "difference."
+    )
 
 
 def _interval(found: Ratio, *, inverse: bool = False) -> str:

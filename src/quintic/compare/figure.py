@@ -74,7 +74,9 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     low, high = loss_range(curves, axis, comparison.target)
     axes.set_ylim(low, high)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(lambda value, _: quantity(value, axis))
+    axes.xaxis.set_major_formatter(
+        lambda value, _: quantity(value, axis) if axis == "tokens" else f"{value:,.6g}"
+    )
     axes.set(xlabel=AXIS_LABELS[axis], ylabel="validation loss (nats per token)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -85,9 +87,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         ncols=1 if any(len(legend_text(r)) > 36 for r in comparison.results) else 2,
         frameon=False,
         handlelength=4.5,
-        title="mean of the runs ± its standard error; band from the lowest to the highest run"
-        if any(len(result.group.counted) > 1 for result in comparison.results)
-        else None,
+        title=caption(comparison) or None,
         title_fontsize="small",
     )
     with replacing(path) as file:
@@ -120,6 +120,13 @@ def _draw_line(axes: Any, result: Result, axis: Axis, index: int) -> None:
             alpha=0.18,
             linewidth=0,
         )
+
+
+def caption(comparison: Comparison) -> str:
+    """What the signs of a picture of groups stand for; empty where every group is one run."""
+    if all(len(result.group.counted) == 1 for result in comparison.results):
+        return ""
+    return "mean of the runs ± its standard error; band from the lowest to the highest run"
 
 
 def legend_text(result: Result) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from quintic.compare.comparison import Comparison
 from quintic.compare.evidence import sentences
-from quintic.compare.figure import AXIS_LABELS, legend_text, style
+from quintic.compare.figure import AXIS_LABELS, caption, legend_text, style
 from quintic.compare.record import AXES
 from quintic.compare.table import Table, differences_table, results_table
 from quintic.files import replacing
@@ -28,6 +28,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     differences = differences_table(comparison)
     parts = {
         "DATA": _script_json(_data(comparison)),
+        "CAPTION": html.escape(caption(comparison)),
         "RESULTS": _table("validation loss in nats per token", results_table(comparison)),
         "DIFFERENCES": _table("what differs", differences) if differences else "",
         "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes),
