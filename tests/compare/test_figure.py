@@ -96,7 +96,7 @@ def test_few_or_equal_losses_are_enough(tmp_path: Path, losses: list[float]) -> 
     assert picture(tmp_path / "figure.png").size > 0
 
 
-@pytest.mark.parametrize("name", ["_hidden", "hid$_den", "hi$d$den", r"$\oops{$b"])
+@pytest.mark.parametrize("name", ["_hidden", "hid$_den", "hi$d$den", r"$\oops{$b", "hi\udcffden"])
 def test_a_name_is_drawn_as_it_is(tmp_path: Path, name: str) -> None:
     # Between dollar signs matplotlib looks for a formula, and it leaves out what begins with _.
     def ink(label: str) -> float:

@@ -123,6 +123,7 @@ def test_what_a_crashed_run_logged_twice_counts_once_and_the_later_time(tmp_path
     [
         ("s:0 tel:11.0\ns:0 trl:11.0\ns:250 tel:nan\ns:500 tel:nan\n", 250),
         ("s:0 tel:11.0\ns:7 trl:-nan\n", 7),
+        ("s:0 tel:11.0\ns:250 tel:6.0\ns:250 trl:nan\n", 250),
         ("s:0 tel:inf\n", 0),
         (MODDED.replace("3.2741", "nan"), 5100),
         (MODDED.replace("4.9493", "nan"), None),  # it came back, as no diverged run does

@@ -53,8 +53,13 @@ def test_the_data_is_known_by_the_fingerprint_of_the_checkpoints(folder: Path) -
     states = sorted(folder.glob("checkpoints/*/state.json"))
     fingerprint = json.loads(states[-1].read_text())["fingerprint"]
     assert read_run(folder).data.fingerprint == fingerprint
-    states[-1].write_text("{")
-    assert read_run(folder).data.fingerprint == fingerprint  # of the checkpoint before
+    older = {**json.loads(states[0].read_text()), "fingerprint": "older"}
+    states[0].write_text(json.dumps(older))
+    assert len(states) > 1
+    assert read_run(folder).data.fingerprint == fingerprint
+    for state in states[1:]:
+        state.write_text("{")
+    assert read_run(folder).data.fingerprint == "older"
     shutil.rmtree(folder / "checkpoints")
     bare = read_run(folder).data
     assert bare.fingerprint is None
@@ -95,6 +100,15 @@ def test_a_run_whose_loss_is_not_finite_has_diverged(folder: Path) -> None:
     assert run.diverged_at == 13
     assert run.final_loss is None
     assert [point.steps for point in run.points] == [0, 5, 10, 12]
+
+
+def test_a_loss_that_came_back_is_no_divergence(folder: Path) -> None:
+    lines = (folder / METRICS).read_text().splitlines(keepends=True)
+    lines.insert(4, '{"step": 3, "tokens": 768, "train_loss": Infinity}\n')
+    (folder / METRICS).write_text("".join(lines))
+    run = read_run(folder)
+    assert run.diverged_at is None
+    assert run.final_loss is not None
 
 
 def test_a_run_that_has_not_come_to_its_end_has_no_final_loss(folder: Path) -> None:

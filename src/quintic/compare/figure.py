@@ -142,9 +142,10 @@ def legend_text(result: Result) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes as it is: a dollar sign would begin a formula, and what begins
-    with an underscore would be left out of the legend."""
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+    """Text that matplotlib takes as it is: a dollar sign would begin a formula, what begins with an
+    underscore would be left out of the legend, and bytes of a name that are no text would raise."""
+    text = text.encode(errors="replace").decode().replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def loss_range(

@@ -41,7 +41,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         name, _, after = piece.partition("}}")
         page += parts[name] + after
     with replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="replace"))  # a name of a folder may be no text
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
