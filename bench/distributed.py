@@ -13,10 +13,13 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench.results import print_table, write_result
@@ -26,7 +29,7 @@ from quintic.console import Console
 from quintic.distributed import connect
 from quintic.model.build import meta_model
 from quintic.optim.routing import Route, route_parameters
-from quintic.optim.sharding import ShareReport, share_report
+from quintic.optim.sharding import ShareReport, plan_buckets, share_report
 from quintic.recipes import get_recipe
 from quintic.run import set_up
 from quintic.train import apply_schedule, forward_backward
@@ -74,18 +77,52 @@ def bench_config(sharding: str) -> Config:
     )
 
 
+class FsdpTraffic:
+    """Counts what FSDP2 sends by itself, beside the collectives of `World`; a context manager."""
+
+    NAMES = (
+        "all_gather_single",
+        "all_gather_into_tensor",
+        "reduce_scatter_single",
+        "reduce_scatter_tensor",
+    )
+
+    def __init__(self, size: int) -> None:
+        self.sent_bytes = 0
+        self._size = size
+        self._own = {name: getattr(dist, name) for name in self.NAMES if hasattr(dist, name)}
+
+    def __enter__(self) -> FsdpTraffic:
+        for name, collective in self._own.items():
+            setattr(dist, name, self._counting(collective))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, collective in self._own.items():
+            setattr(dist, name, collective)
+
+    def _counting(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+            whole = max(t.numel() * t.element_size() for t in tensors)
+            self.sent_bytes += whole * (self._size - 1) // self._size
+            return collective(*arguments, **options)
+
+        return counted
+
+
 def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
     """Train some steps on this rank; runs in every process."""
     torch.set_num_threads(threads)
     world = connect("cpu")
-    with tempfile.TemporaryDirectory() as own:
+    with tempfile.TemporaryDirectory() as own, FsdpTraffic(world.size) as fsdp:
         folder = Path(world.from_main(own))
         run = set_up(bench_config(sharding), folder, Console(quiet=True), world)
         writer = CheckpointWriter(folder / "checkpoints", keep=1, world=world)
         step_s, optimizer_s, stall_s, sent = [], [], [], 0
         for step in range(steps):
             batch = run.loader.batch(step, run.rows)
-            before, began = world.sent_bytes, time.perf_counter()
+            before, began = world.sent_bytes + fsdp.sent_bytes, time.perf_counter()
             forward_backward(run, batch)
             apply_schedule(run.config, run.state.optimizers, step)
             optimizer_began = time.perf_counter()
@@ -93,7 +130,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
             ended = time.perf_counter()
             step_s.append(ended - began)
             optimizer_s.append(ended - optimizer_began)
-            sent = world.sent_bytes - before
+            sent = world.sent_bytes + fsdp.sent_bytes - before
             run.state.step = step + 1
             if step % 5 == 4:
                 writer.wait()
@@ -183,8 +220,6 @@ def predict(ranks: int, routes: list[Route], batch_tokens: int) -> dict[str, Any
     gather    = bytes / 2 / link, hidden behind muon
     step      = passes + max(reduce - backward, reduce / buckets) + max(muon, gather)
     """
-    from quintic.optim.sharding import plan_buckets
-
     report: ShareReport = share_report(routes, ranks)
     name, link = LINKS[ranks]
     passes = batch_tokens / ranks / PUBLIC_TOKENS_PER_S

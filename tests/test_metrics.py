@@ -200,7 +200,7 @@ def test_tensorboard_shows_each_step_once_after_a_crash_and_a_resume(
     arguments = [*tiny[:-1], "--train.checkpoint-every", str(checkpoint_every)]
     own = quintic.train.forward_backward
 
-    def crash(run: Run, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def crash(run: Run, batch: tuple[torch.Tensor, torch.Tensor], *_: Any) -> torch.Tensor:
         if run.state.step == 7:
             raise RuntimeError("the machine went away")
         return own(run, batch)

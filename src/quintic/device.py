@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,38 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK_BFLOAT16_FLOPS.items() if key in name), None)
+
+
+class DeviceTimer:
+    """Milliseconds of work on a device; on a GPU known only once that work is done.
+
+    Reading it (`item`) waits for the work, so it is read with the loss of the step, a step late.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self._ms = 0.0
+        if device.type == "cuda":
+            self._events = (
+                torch.cuda.Event(enable_timing=True),
+                torch.cuda.Event(enable_timing=True),
+            )
+            self._events[0].record()
+        self._began = time.perf_counter()
+
+    def stop(self) -> DeviceTimer:
+        """The work to be timed has been dispatched."""
+        if self._events is not None:
+            self._events[1].record()
+        self._ms = 1000 * (time.perf_counter() - self._began)
+        return self
+
+    def item(self) -> float:
+        """The milliseconds."""
+        if self._events is None:
+            return round(self._ms, 3)
+        self._events[1].synchronize()
+        return round(float(self._events[0].elapsed_time(self._events[1])), 3)
 
 
 CPU_MICRO_BATCH_TOKENS = 4096

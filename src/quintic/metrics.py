@@ -20,11 +20,14 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from quintic.device import DeviceTimer
 from quintic.errors import QuinticError
 from quintic.files import replacing
 
 METRICS = "metrics.jsonl"
 Record = dict[str, Any]
+Value = float | Tensor | DeviceTimer
+"""What may be logged of a step; all but numbers are read once the device is done with it."""
 
 
 class NonFiniteLossError(Exception):
@@ -76,7 +79,7 @@ class Metrics:
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
 
-    def train(self, step: int, loss: Tensor, **values: float | Tensor) -> None:
+    def train(self, step: int, loss: Tensor, **values: Value) -> None:
         """Note the loss of a step, still on its device, and write the one before.
 
         On a CPU the step is already done, so its own loss is written.
@@ -131,7 +134,7 @@ class Metrics:
             "elapsed_s": round(self.elapsed_s, 3),
         }
         for name, value in pending.values.items():
-            record[name] = value.item() if isinstance(value, Tensor) else value
+            record[name] = value if isinstance(value, int | float) else value.item()
         if self.peak_flops is not None:
             record["mfu"] = round(tokens_per_s * self.flops_per_token / self.peak_flops, 4)
         if (peak := peak_memory_bytes(self.device)) is not None:

@@ -110,15 +110,15 @@ def lock(folder: Path) -> FileLock:
     return held
 
 
-def record_environment(folder: Path, device: torch.device, processes: int = 1) -> None:
-    """Append this start to `environment.json`."""
+def record_environment(folder: Path, device: torch.device, **facts: Any) -> None:
+    """Append this start to `environment.json`, with what else is to be known of it."""
     path = folder / ENVIRONMENT
     starts: list[dict[str, Any]] = []
     if path.exists():
         with contextlib.suppress(ValueError):  # a damaged record is not worth refusing to train
             found = json.loads(path.read_text())
             starts = found if isinstance(found, list) else []
-    starts.append({**describe_environment(device), "processes": processes})
+    starts.append({**describe_environment(device), **facts})
     _write_json(path, starts)
 
 

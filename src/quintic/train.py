@@ -16,12 +16,12 @@ from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.config import Config
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
-from quintic.device import peak_flops, reproducible
+from quintic.device import DeviceTimer, peak_flops, reproducible
 from quintic.errors import QuinticError
 from quintic.evaluate import share, validation_loss
 from quintic.figure import draw_loss
 from quintic.interrupt import StopRequest, StopVote
-from quintic.metrics import METRICS, Metrics, NonFiniteLossError, read_metrics
+from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import lr_factor, momentum_at
 from quintic.run import Run
@@ -39,7 +39,9 @@ def train(run: Run, console: Console) -> bool:
     try:
         if run.world.is_main:
             runfolder.write_config(run.folder, run.config)
-            runfolder.record_environment(run.folder, run.device, run.world.size)
+            runfolder.record_environment(
+                run.folder, run.device, processes=run.world.size, data=run.dataset.fingerprint
+            )
         _loop(run, console)
     except NonFiniteLossError as error:
         raise QuinticError(
@@ -120,7 +122,9 @@ def _loop(run: Run, console: Console) -> None:
             loss = forward_backward(run, batch, watchdog)
             vote.cast()
             values = apply_schedule(config, state.optimizers, step)
+            timer = DeviceTimer(run.device)
             grad_norm = run.update.step(config.optim.clip_norm)
+            values["optimizer_ms"] = timer.stop()
             if grad_norm is not None:
                 values["grad_norm"] = grad_norm
             state.step, state.val_loss = step + 1, None
@@ -150,7 +154,7 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
 
 def apply_schedule(
     config: Config, optimizers: list[torch.optim.Optimizer], step: int
-) -> dict[str, float | Tensor]:
+) -> dict[str, Value]:
     """Set learning rate and momentum of a step; returns what the block matrices get, to log."""
     factor, muon = lr_factor(config, step), config.optim.muon
     for optimizer in optimizers:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from quintic import runfolder
-from quintic.checkpoint import STATE, checkpoints
 from quintic.compare.logs import read_log
 from quintic.compare.record import Data, Point, RunRecord
 from quintic.config import EMBEDDED, Config, flatten
@@ -61,7 +60,7 @@ def _read_folder(folder: Path) -> RunRecord:
         path=folder,
         source="quintic",
         points=tuple(points),
-        data=_data(folder, config, environment),
+        data=_data(config, environment),
         settings=dict(flatten(config)),
         steps_planned=config.train.steps,
         diverged_at=diverged_at,
@@ -106,7 +105,7 @@ def _environment(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _data(folder: Path, config: Config, environment: dict[str, Any]) -> Data:
+def _data(config: Config, environment: dict[str, Any]) -> Data:
     tokenizer = config.data.tokenizer or "its own tokenizer"
     vocabulary = f"vocabulary {config.model.vocab_size}"
     if config.data.path == EMBEDDED:
@@ -115,12 +114,4 @@ def _data(folder: Path, config: Config, environment: dict[str, Any]) -> Data:
         described = (EMBEDDED, python, f"vocabulary {config.data.embedded_vocab}")
     else:
         described = (str(Path(config.data.path).absolute()), tokenizer, vocabulary)
-    return Data(_fingerprint(folder), described, config.train.eval_tokens)
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """Of the dataset, from the newest checkpoint that can be read; its tensors are not needed."""
-    for checkpoint in reversed(checkpoints(folder / runfolder.CHECKPOINTS)):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads((checkpoint / STATE).read_text())["fingerprint"])
-    return None
+    return Data(environment.get("data"), described, config.train.eval_tokens)
