@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintic.config import (
+    GPT_SWITCHES,
     AdamWConfig,
     Config,
     DataConfig,
@@ -40,15 +41,26 @@ def configs(draw: st.DrawFn) -> Config:
     cooldown = draw(st.floats(0, 1))
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
+    architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
+
+    def switch(*values: Any) -> Any:
+        """gpt2 has no switches: the default, which comes first."""
+        return draw(st.sampled_from(values)) if architecture == "gpt" else values[0]
+
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
-            architecture=draw(st.sampled_from(["gpt", "gpt2"])),
+            architecture=architecture,
             layers=draw(st.integers(1, 48)),
             width=heads * 2 * draw(st.integers(1, 32)),
             heads=heads,
             context=context,
             vocab_size=draw(st.none() | st.integers(1, 200_000)),
+            positions=switch("rotary", "learned"),
+            norm=switch("rmsnorm", "layernorm"),
+            activation=switch("relu2", "gelu"),
+            init=switch("zero", "classic"),
+            qk_norm=switch(True, False),
         ),
         data=DataConfig(
             path=draw(st.text(min_size=1)),
@@ -148,6 +160,10 @@ NOT_NEGATIVE = [
 ]
 CHOICES = {
     "model.architecture": "gpt, gpt2",
+    "model.positions": "rotary, learned",
+    "model.norm": "rmsnorm, layernorm",
+    "model.activation": "relu2, gelu",
+    "model.init": "zero, classic",
     "data.order": "stream, shuffle",
     "optim.matrices": "muon, adamw",
     "optim.muon.scale": "max_dim, aspect, rms",
@@ -278,8 +294,34 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message:
 
 
 def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
-    config = Config().override({"model.architecture": "gpt2", "model.width": 45, "model.heads": 5})
-    assert config.model.head_width == 9
+    for field, value in (("model.architecture", "gpt2"), ("model.positions", "learned")):
+        config = Config().override({field: value, "model.width": 45, "model.heads": 5})
+        assert config.model.head_width == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "value"),
+    [
+        ("positions", "rotary", "learned"),
+        ("norm", "rmsnorm", "layernorm"),
+        ("activation", "relu2", "gelu"),
+        ("init", "zero", "classic"),
+        ("qk_norm", True, False),
+    ],
+)
+def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(
+    name: str, default: Any, value: Any
+) -> None:
+    assert name in GPT_SWITCHES
+    assert refused({"model.architecture": "gpt2", f"model.{name}": value}) == (
+        f"model.{name} is {value!r}, which model.architecture gpt2 cannot heed: leave it at "
+        f"{default!r}, or use --model.architecture gpt"
+    )
+    assert getattr(Config().override({f"model.{name}": value}).model, name) == value
+    for architecture in ("gpt", "gpt2"):
+        values = Config().override({"model.architecture": architecture}).to_dict()
+        del values["model"][name]  # as saved before the switch existed
+        assert getattr(Config.from_dict(values).model, name) == default
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ EMBEDDED = "embedded"
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
 
+GPT_SWITCHES = ("positions", "norm", "activation", "init", "qk_norm")
+"""Fields of `ModelConfig` that switch off a part of the modernised GPT; gpt2 has no such parts."""
+
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -84,9 +87,19 @@ class ModelConfig:
     """Tokens the model sees at once, T."""
     vocab_size: int | None = None
     """Rows of the embedding; None: the dataset's vocabulary, rounded up to a multiple of 128."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Ablation of gpt: rotary embeddings, or GPT-2's learned ones."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Ablation of gpt: RMSNorm without parameters, or GPT-2's LayerNorm with gain and bias."""
+    activation: Literal["relu2", "gelu"] = "relu2"
+    """Ablation of gpt: squared ReLU or GELU."""
+    init: Literal["zero", "classic"] = "zero"
+    """Ablation of gpt: output projections start at zero, or are divided by sqrt(2 layers)."""
+    qk_norm: bool = True
+    """Ablation of gpt: RMS-normalise queries and keys per head."""
 
     def __post_init__(self) -> None:
-        _one_of("model", self, "architecture")
+        _one_of("model", self, "architecture", *GPT_SWITCHES[:-1])
         _positive("model", self, "layers", "width", "heads", "context", "vocab_size")
         _require(
             self.width % self.heads == 0,
@@ -94,10 +107,17 @@ class ModelConfig:
             f"choose a multiple, for example --model.width {self._nearest_width()}",
         )
         _require(
-            self.architecture != "gpt" or self.head_width % 2 == 0,
+            self.architecture != "gpt" or self.positions != "rotary" or self.head_width % 2 == 0,
             f"the head width model.width / model.heads = {self.width} / {self.heads} = "
             f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
         )
+        for name in GPT_SWITCHES if self.architecture != "gpt" else ():
+            value, default = getattr(self, name), getattr(type(self), name)
+            _require(
+                value == default,
+                f"model.{name} is {value!r}, which model.architecture {self.architecture} cannot "
+                f"heed: leave it at {default!r}, or use --model.architecture gpt",
+            )
 
     def _nearest_width(self) -> int:
         return max(1, round(self.width / self.heads)) * self.heads

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from quintic import runfolder
+from quintic.config import GPT_SWITCHES
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
@@ -31,6 +32,8 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"{model.parameter_count():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token"
     )
+    if switched := [name for name in GPT_SWITCHES if getattr(c, name) != getattr(type(c), name)]:
+        yield f"        {', '.join(f'{name} {getattr(c, name)}' for name in switched)}"
     for optimizer in ("muon", "adamw"):
         if own := [route for route in run.routes if route.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
