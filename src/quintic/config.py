@@ -167,13 +167,16 @@ class MuonConfig:
     aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate."""
     ns_steps: int = 5
     """Newton-Schulz iterations."""
+    coefficients: Literal["quintic", "polar_express"] = "quintic"
+    """Of Newton-Schulz: quintic, the original's, the same in every iteration; polar_express, a
+    sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
 
     def __post_init__(self) -> None:
-        _one_of("optim.muon", self, "scale", "ns_dtype")
+        _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
         _positive("optim.muon", self, "lr", "ns_steps")
         _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
         _fraction("optim.muon", self, "momentum")

@@ -56,9 +56,10 @@ def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
         return f"AdamW on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
     group = run.state.optimizers[0].param_groups[0]
     precision = str(group["ns_dtype"]).removeprefix("torch.")
+    kind = "Newton-Schulz" if group["coefficients"] == "quintic" else group["coefficients"]
     return (
         f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
-        f"{group['scale']}, {group['ns_steps']} Newton-Schulz steps in {precision}"
+        f"{group['scale']}, {group['ns_steps']} {kind} steps in {precision}"
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from quintic.optim.orthogonalize import newton_schulz
+from quintic.optim.orthogonalize import COEFFICIENTS, newton_schulz
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
@@ -49,6 +49,7 @@ def muon_update(
     nesterov: bool,
     ns_steps: int,
     ns_dtype: torch.dtype,
+    coefficients: str = "quintic",
 ) -> Tensor:
     """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
 
@@ -57,7 +58,10 @@ def muon_update(
     """
     buffer_nrc.mul_(momentum).add_(G_nrc)
     direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
-    return newton_schulz(direction_nrc.to(ns_dtype), steps=ns_steps).to(G_nrc.dtype)
+    update_nrc = newton_schulz(
+        direction_nrc.to(ns_dtype), steps=ns_steps, coefficients=COEFFICIENTS[coefficients]
+    )
+    return update_nrc.to(G_nrc.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -81,6 +85,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.float32,
+        coefficients: str = "quintic",
         compile: bool = False,
     ) -> None:
         defaults = {
@@ -91,6 +96,7 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "ns_dtype": ns_dtype,
+            "coefficients": coefficients,
         }
         super().__init__(params, defaults)
         self._compiled = compile
@@ -135,6 +141,7 @@ class Muon(torch.optim.Optimizer):
                 nesterov=group["nesterov"],
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],
+                coefficients=group["coefficients"],
             )
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])

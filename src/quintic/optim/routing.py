@@ -133,6 +133,7 @@ def build_optimizers(
                 weight_decay=muon.weight_decay,
                 ns_steps=muon.ns_steps,
                 ns_dtype=ns_dtype,
+                coefficients=muon.coefficients,
                 compile=compile,
             )
         )
