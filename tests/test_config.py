@@ -19,6 +19,9 @@ from quintic.config import (
     MuonConfig,
     OptimConfig,
     ScheduleConfig,
+    SGDConfig,
+    ShampooConfig,
+    SOAPConfig,
     TrainConfig,
     differing_fields,
     resolve_vocabulary,
@@ -69,7 +72,7 @@ def configs(draw: st.DrawFn) -> Config:
             embedded_vocab=draw(st.integers(512, 65_536)),
         ),
         optim=OptimConfig(
-            matrices=draw(st.sampled_from(["muon", "adamw"])),
+            matrices=draw(st.sampled_from(["muon", "adamw", "sgd", "soap", "shampoo"])),
             muon=MuonConfig(
                 lr=draw(positive),
                 momentum=draw(st.floats(0.85, 0.999) if warmed else fraction),
@@ -87,6 +90,17 @@ def configs(draw: st.DrawFn) -> Config:
                 betas=draw(st.tuples(fraction, fraction)),
                 eps=draw(positive),
                 weight_decay=draw(st.just(0.0) | positive),
+            ),
+            sgd=SGDConfig(lr=draw(positive), momentum=draw(st.floats(0.01, 0.999))),
+            soap=SOAPConfig(
+                lr=draw(positive),
+                betas=draw(st.tuples(fraction, fraction)),
+                precondition_frequency=draw(st.integers(1, 100)),
+            ),
+            shampoo=ShampooConfig(
+                lr=draw(positive),
+                betas=draw(st.tuples(fraction, fraction)),
+                precondition_frequency=draw(st.integers(1, 100)),
             ),
             schedule=ScheduleConfig(
                 kind=draw(st.sampled_from(["trapezoid", "cosine"])),
@@ -127,7 +141,10 @@ def test_the_round_trip_covers_every_field() -> None:
         return {field.name for field in dataclasses.fields(kind)}
 
     strategy = Path(__file__).read_text().split("def configs", 1)[1].split("@given", 1)[0]
-    sections = (ModelConfig, DataConfig, MuonConfig, AdamWConfig, ScheduleConfig, TrainConfig)
+    sections = (
+        *(ModelConfig, DataConfig, MuonConfig, AdamWConfig, SGDConfig, SOAPConfig, ShampooConfig),
+        *(ScheduleConfig, TrainConfig),
+    )
     for section in (Config, OptimConfig, *sections):
         assert {name for name in names(section) if f"{name}=" not in strategy} == set()
 
@@ -144,6 +161,9 @@ POSITIVE = [
     *(f"model.{name}" for name in ("layers", "width", "heads", "context", "vocab_size")),
     *(f"optim.muon.{name}" for name in ("lr", "ns_steps")),
     *(f"optim.adamw.{name}" for name in ("lr", "matrix_lr", "eps")),
+    "optim.sgd.lr",
+    *(f"optim.{name}.lr" for name in ("soap", "shampoo")),
+    *(f"optim.{name}.precondition_frequency" for name in ("soap", "shampoo")),
     "optim.clip_norm",
     "train.steps",
     "train.batch_tokens",
@@ -166,7 +186,7 @@ CHOICES = {
     "model.activation": "relu2, gelu",
     "model.init": "zero, classic",
     "data.order": "stream, shuffle",
-    "optim.matrices": "muon, adamw",
+    "optim.matrices": "muon, adamw, sgd, soap, shampoo",
     "optim.muon.scale": "max_dim, aspect, rms",
     "optim.muon.coefficients": "quintic, polar_express",
     "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
@@ -179,6 +199,7 @@ FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.ada
     "optim.clip_norm",
     "optim.muon.weight_decay",
     "optim.adamw.weight_decay",
+    *(f"optim.{name}.lr" for name in ("sgd", "soap", "shampoo")),
 }
 
 
@@ -254,6 +275,19 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         (
             {"optim.adamw.betas": (0.9, 1.0)},
             "optim.adamw.betas is (0.9, 1.0): both must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.soap.betas": (-0.1, 0.9)},
+            "optim.soap.betas is (-0.1, 0.9): both must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.shampoo.betas": (0.9, math.nan)},
+            "optim.shampoo.betas is (0.9, nan): both must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.sgd.momentum": 0.0},
+            "optim.sgd.momentum is 0.0: it must be between 0 and 1, since Nesterov's method has "
+            "momentum",
         ),
         (
             {"optim.schedule.cooldown_fraction": 1.5},

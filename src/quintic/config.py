@@ -26,6 +26,8 @@ MOMENTUM_START = 0.85
 GPT_SWITCHES = ("positions", "norm", "activation", "init", "qk_norm")
 """Fields of `ModelConfig` that switch off a part of the modernised GPT; gpt2 has no such parts."""
 
+MatrixOptimizer = Literal["muon", "adamw", "sgd", "soap", "shampoo"]
+
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -59,6 +61,13 @@ def _fraction(section: str, config: Any, *names: str) -> None:
         _require(
             0 <= value < 1, f"{section}.{name} is {value}: it must be at least 0 and less than 1"
         )
+
+
+def _betas(section: str, betas: tuple[float, float]) -> None:
+    _require(
+        all(0 <= beta < 1 for beta in betas),
+        f"{section}.betas is {betas}: both must be at least 0 and less than 1",
+    )
 
 
 def _one_of(section: str, config: Any, *names: str) -> None:
@@ -205,10 +214,57 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         _positive("optim.adamw", self, "lr", "matrix_lr", "eps")
         _not_negative("optim.adamw", self, "weight_decay")
+        _betas("optim.adamw", self.betas)
+
+
+@dataclass(frozen=True)
+class SGDConfig:
+    """SGD with Nesterov momentum, for the matrices of the blocks: what Muon orthogonalises."""
+
+    lr: float = 0.1
+    """Learning rate."""
+    momentum: float = 0.95
+    """Decay of the momentum buffer: buffer = momentum * buffer + gradient."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.sgd", self, "lr")
         _require(
-            all(0 <= beta < 1 for beta in self.betas),
-            f"optim.adamw.betas is {self.betas}: both must be at least 0 and less than 1",
+            0 < self.momentum < 1,
+            f"optim.sgd.momentum is {self.momentum}: it must be between 0 and 1, since Nesterov's "
+            "method has momentum",
         )
+
+
+@dataclass(frozen=True)
+class SOAPConfig:
+    """SOAP, for the matrices of the blocks; needs the extra `optimizers`."""
+
+    lr: float = 3e-3
+    """Learning rate."""
+    betas: tuple[float, float] = (0.95, 0.95)
+    """Decay of the first moment, and of the second and the preconditioners."""
+    precondition_frequency: int = 10
+    """Steps from one renewal of the eigenbasis to the next."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.soap", self, "lr", "precondition_frequency")
+        _betas("optim.soap", self.betas)
+
+
+@dataclass(frozen=True)
+class ShampooConfig:
+    """Shampoo, for the matrices of the blocks; needs the extra `optimizers`."""
+
+    lr: float = 3e-3
+    """Learning rate."""
+    betas: tuple[float, float] = (0.95, 0.95)
+    """Decay of the momentum, and of the preconditioners and the step length."""
+    precondition_frequency: int = 10
+    """Steps from one renewal of the inverse roots to the next."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.shampoo", self, "lr", "precondition_frequency")
+        _betas("optim.shampoo", self.betas)
 
 
 @dataclass(frozen=True)
@@ -233,12 +289,15 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Which optimizer takes the block matrices, and both optimizers' settings."""
+    """Which optimizer takes the block matrices, and each optimizer's settings."""
 
-    matrices: Literal["muon", "adamw"] = "muon"
+    matrices: MatrixOptimizer = "muon"
     """The optimizer of the block matrices; everything else is AdamW's."""
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    sgd: SGDConfig = field(default_factory=SGDConfig)
+    soap: SOAPConfig = field(default_factory=SOAPConfig)
+    shampoo: ShampooConfig = field(default_factory=ShampooConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip_norm: float | None = None
     """Clip the gradient to this global norm; None: no clipping."""
@@ -246,6 +305,18 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _one_of("optim", self, "matrices")
         _positive("optim", self, "clip_norm")
+
+    @property
+    def matrix_lr(self) -> float:
+        """Learning rate of the block matrices, before schedule and scale."""
+        if self.matrices == "adamw":
+            return self.adamw.matrix_lr or self.adamw.lr
+        return {
+            "muon": self.muon.lr,
+            "sgd": self.sgd.lr,
+            "soap": self.soap.lr,
+            "shampoo": self.shampoo.lr,
+        }[self.matrices]
 
 
 @dataclass(frozen=True)
@@ -394,9 +465,13 @@ def unknown_field(key: str) -> str:
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:
     """The nearest of several dotted names: by its last part where that is right, which finds a
-    field in another section, else by the whole, else by the last part; None where none is near."""
-    tail = name.rsplit(".", 1)[-1]
+    field in another section, else by the whole, else by the last part; None where none is near.
+    Where sections are only left out, it is the first: optim.lr and lr are optim.muon.lr."""
+    *sections, tail = name.rsplit(".", 1)
+    prefix = "".join(f"{section}." for section in sections)
     if same := [full for full in known if full.rsplit(".", 1)[-1] == tail]:
+        if inside := [full for full in same if full.startswith(prefix)]:
+            return inside[0]
         return difflib.get_close_matches(name, same, n=1, cutoff=0)[0]
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         return close[0]

@@ -15,6 +15,14 @@ from quintic.generate import generate_ids, stream_text
 from quintic.optim.routing import Route
 from quintic.run import Run
 
+OPTIMIZERS = {
+    "muon": "Muon",
+    "sgd": "SGD with Nesterov momentum",
+    "soap": "SOAP",
+    "shampoo": "Shampoo",
+    "adamw": "AdamW",
+}
+
 PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
 
 
@@ -34,7 +42,7 @@ def opening_lines(run: Run) -> Iterator[str]:
     )
     if switched := [name for name in GPT_SWITCHES if getattr(c, name) != getattr(type(c), name)]:
         yield f"        {', '.join(f'{name} {getattr(c, name)}' for name in switched)}"
-    for optimizer in ("muon", "adamw"):
+    for optimizer in OPTIMIZERS:
         if own := [route for route in run.routes if route.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
     train, tokens = run.dataset.train, t.steps * t.batch_tokens
@@ -52,8 +60,9 @@ def opening_lines(run: Run) -> Iterator[str]:
 def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     elements = sum(math.prod(route.shape) for route in routes)
     lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
-    if optimizer == "adamw":
-        return f"AdamW on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
+    if optimizer != "muon":
+        name = OPTIMIZERS[optimizer]
+        return f"{name} on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
     group = run.state.optimizers[0].param_groups[0]
     precision = str(group["ns_dtype"]).removeprefix("torch.")
     kind = "Newton-Schulz" if group["coefficients"] == "quintic" else group["coefficients"]

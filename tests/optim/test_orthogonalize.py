@@ -144,7 +144,7 @@ def test_the_published_coefficients_are_the_minimax_polynomials_of_the_paper() -
     for published in _POLAR_EXPRESS_TABLE[:7]:
         own = nearest_to_one(max(low, 0.02407327424182761 * high), high)
         ends = apply(own, np.array([low, high]))
-        own = tuple(k * 2 / ends.sum() for k in own)  # type: ignore[assignment]
+        own = tuple(k * 2 / ends.sum() for k in own)
         assert own == pytest.approx(published, rel=1e-5)
         low = float(apply(published, np.array(low)))
         high = 2 - low
