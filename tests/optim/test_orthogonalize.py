@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from quintic.optim.orthogonalize import (
     _POLAR_EXPRESS_TABLE,
@@ -10,6 +11,7 @@ from quintic.optim.orthogonalize import (
     QUINTIC,
     Coefficients,
     newton_schulz,
+    newton_schulz_flops,
     orthogonalize_svd,
 )
 
@@ -104,6 +106,15 @@ def test_a_batch_equals_the_loop(shape: tuple[int, int]) -> None:
 def test_the_result_does_not_depend_on_the_scale_of_the_input() -> None:
     G = torch.randn(16, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(newton_schulz(1e4 * G), newton_schulz(G), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_floating_point_operations_are_those_that_pytorch_counts(shape: tuple[int, int]) -> None:
+    with FlopCounterMode(display=False) as counter:
+        newton_schulz(torch.randn(3, *shape), steps=4)
+    assert counter.get_total_flops() == 3 * newton_schulz_flops(*shape, steps=4)
+    assert newton_schulz_flops(768, 768, steps=5) == 30 * 768**3
+    assert newton_schulz_flops(3072, 768, steps=5) == 90 * 768**3
 
 
 def test_bfloat16_stays_close_to_float64() -> None:
