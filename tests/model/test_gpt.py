@@ -221,6 +221,15 @@ def test_classic_initialisation_divides_the_output_projections_and_changes_nothi
             assert torch.equal(weight, zero[name]), name
 
 
+@pytest.mark.parametrize("ablation", list(ABLATIONS))
+def test_a_seed_gives_the_weights_that_both_have_the_same_values(ablation: str) -> None:
+    default = build_model(SMALL, seed=5).state_dict()
+    ablated = build_model(replace(SMALL, **ABLATIONS[ablation]), seed=5).state_dict()
+    assert default.keys() <= ablated.keys()
+    for name, weight in default.items():
+        assert torch.equal(ablated[name], weight), name
+
+
 def test_learned_positions_start_as_the_embedding_does() -> None:
     model = build_model(replace(SMALL, width=128, context=64, positions="learned"))
     bound = 1 / math.sqrt(128)

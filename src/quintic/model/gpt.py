@@ -191,8 +191,6 @@ class GPT(LanguageModel):
         """
         bound = 1 / math.sqrt(self.config.width)
         nn.init.uniform_(self.embed.weight, -bound, bound)
-        if isinstance(self.positions, LearnedPositions):
-            nn.init.uniform_(self.positions.weight, -bound, bound)
         for module in self.layers.modules():
             if isinstance(module, Linear):
                 bound = 1 / math.sqrt(module.in_features)
@@ -204,6 +202,10 @@ class GPT(LanguageModel):
                     nn.init.zeros_(projection.weight)
                 else:
                     projection.weight /= math.sqrt(2 * self.config.layers)
+        if isinstance(self.positions, LearnedPositions):
+            # Last, so that a seed gives all other weights the same values with every switch.
+            bound = 1 / math.sqrt(self.config.width)
+            nn.init.uniform_(self.positions.weight, -bound, bound)
 
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         start = 0 if cache is None else cache.length
