@@ -4,8 +4,9 @@ A step is forward and backward over the tokens, in micro-batches, and the optimi
 share is the time of `Muon.step` over that of the whole. It is compared with the share of the
 floating-point operations, which `docs/muon.md` derives: at a given width Muon's part is constant
 and the rest grows with the tokens. Eager, in float32 on a CPU, so that both parts run the same kind
-of product; 4 layers, context 256, vocabulary 2,048. Expected: the measured share lies above the
-predicted one where matrices are small, and the two meet as they grow.
+of product; 4 layers, context 256, vocabulary 2,048. Expected: the measured share lies below that of
+the operations, since forward and backward spend time on what has no product (norms, softmax,
+activations, loss); least so in wide models, where products are nearly all there is.
 
 It also says how many tokens a step needs for a share under 2%: from the times measured, and from
 the operations for `modded`'s own sizes.

@@ -221,7 +221,7 @@ class AdamWConfig:
 class SGDConfig:
     """SGD with Nesterov momentum, for the matrices of the blocks: what Muon orthogonalises."""
 
-    lr: float = 0.1
+    lr: float = 0.03
     """Learning rate."""
     momentum: float = 0.95
     """Decay of the momentum buffer: buffer = momentum * buffer + gradient."""
@@ -255,7 +255,7 @@ class SOAPConfig:
 class ShampooConfig:
     """Shampoo, for the matrices of the blocks; needs the extra `optimizers`."""
 
-    lr: float = 3e-3
+    lr: float = 1e-3
     """Learning rate."""
     betas: tuple[float, float] = (0.95, 0.95)
     """Decay of the momentum, and of the preconditioners and the step length."""
