@@ -26,8 +26,8 @@ from bench.results import print_table, write_result
 from quintic.config import Config, ModelConfig
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
-from quintic.optim.orthogonalize import newton_schulz_flops
 from quintic.optim.routing import build_optimizers, route_parameters
+from quintic.optim.sharding import newton_schulz_flops
 from quintic.recipes import get_recipe
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def sized(width: int) -> Config:
     return replace(config, model=model)
 
 
-def muon_flops(model: LanguageModel, steps: int) -> int:
+def muon_flops(model: LanguageModel, steps: int) -> float:
     """Operations of one Muon step: Newton-Schulz on every matrix of the blocks."""
     matrices = (p.shape for p in model.layers.parameters() if p.ndim == 2)
     return sum(newton_schulz_flops(rows, columns, steps) for rows, columns in matrices)

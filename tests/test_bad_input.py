@@ -196,7 +196,7 @@ def test_data_folder_that_is_missing_empty_or_a_file(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
-    way_out = "give --data.path a folder with"
+    way_out = "name a folder with"
     for name, problem in {
         "nowhere": "dataset nowhere does not exist",
         "file": "dataset file is not a folder",
@@ -278,7 +278,7 @@ def test_data_made_with_another_tokenizer(
     message = refuse(*arguments, "--data.tokenizer", tmp_path / "tokenizer.json")
     assert message.startswith(f"dataset {text_data} was made with the tokenizer 'tokenizer.json'")
     assert f"not with '{tmp_path / 'tokenizer.json'}'" in message
-    assert "leave --data.tokenizer out" in message
+    assert "leave the tokenizer out" in message
     message = refuse(*arguments, "--data.tokenizer", "gpt2")
     assert "not with 'gpt2'" in message
     # Somebody exchanged the vocabulary in the dataset itself.
@@ -359,7 +359,8 @@ def test_out_beside_resume(refuse: Refuse, run: Path) -> None:
 def test_another_recipe_beside_resume(refuse: Refuse, run: Path) -> None:
     message = refuse("train", "modded", "--resume", run)
     assert message == (
-        f"--resume {run} continues a run of laptop, not of modded: leave the recipe out"
+        f"{run} holds a run of laptop, which cannot continue as modded: leave the recipe out, or "
+        "name another folder"
     )
 
 

@@ -250,10 +250,10 @@ def test_a_disk_that_is_full_gives_one_clear_error_and_leaves_the_older_checkpoi
         "from quintic.cli import main\n"
         "import quintic.checkpoint as c\n"
         "own = c.save_checkpoint\n"
-        "def limited(root, tensors, state):\n"
+        "def limited(root, tensors, state, world):\n"
         "    if state['step'] == 8:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "    return own(root, tensors, state)\n"
+        "    return own(root, tensors, state, world)\n"
         "c.save_checkpoint = limited\n"
         "main(sys.argv[1:])\n"
     )

@@ -44,6 +44,7 @@ def configs(draw: st.DrawFn) -> Config:
     cooldown = draw(st.floats(0, 1))
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
+    fsdp = draw(st.booleans())
     architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
 
     def switch(*values: Any) -> Any:
@@ -72,7 +73,9 @@ def configs(draw: st.DrawFn) -> Config:
             embedded_vocab=draw(st.integers(512, 65_536)),
         ),
         optim=OptimConfig(
-            matrices=draw(st.sampled_from(["muon", "adamw", "sgd", "soap", "shampoo"])),
+            matrices=draw(
+                st.sampled_from(["muon", "adamw", "sgd", "soap", "shampoo"][: 3 if fsdp else 5])
+            ),
             muon=MuonConfig(
                 lr=draw(positive),
                 momentum=draw(st.floats(0.85, 0.999) if warmed else fraction),
@@ -117,6 +120,9 @@ def configs(draw: st.DrawFn) -> Config:
             device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
             precision=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
             compile=draw(st.booleans()),
+            sharding="fsdp" if fsdp else "zero1",
+            activation_checkpointing=draw(st.booleans()),
+            hang_timeout_s=draw(positive),
             loss=draw(st.sampled_from(["chunked", "plain"])),
             eval_every=draw(st.integers(1, 1_000)),
             eval_tokens=context * draw(st.integers(1, 100)),
@@ -292,6 +298,11 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         (
             {"optim.schedule.cooldown_fraction": 1.5},
             "optim.schedule.cooldown_fraction is 1.5: it must be from 0 to 1",
+        ),
+        (
+            {"train.sharding": "fsdp", "optim.matrices": "soap"},
+            "train.sharding fsdp cuts matrices into rows, and optim.matrices soap needs them "
+            "whole: use --train.sharding zero1",
         ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (

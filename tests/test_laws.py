@@ -132,10 +132,18 @@ def test_the_data_knows_nothing_of_models_optimizers_or_training() -> None:
 
 def test_the_optimizers_know_nothing_of_data_or_training() -> None:
     allowed = ("optim", "model", "config", "errors")
+    communicate = ("quintic.optim.update", "quintic.optim.fsdp")
     for name in MODULES:
         if within(name, "quintic.optim"):
+            own = [*allowed, "distributed"] if name in communicate else allowed
             for found in own_imports(name):
-                assert within(found, *(f"quintic.{a}" for a in allowed)), (name, found)
+                assert within(found, *(f"quintic.{a}" for a in own)), (name, found)
+
+
+def test_the_mathematics_of_the_optimizers_communicates_with_nobody() -> None:
+    for name in ("muon", "orthogonalize", "schedule", "routing", "sharding"):
+        found = imports(MODULES[f"quintic.optim.{name}"])
+        assert not [i for i in found if within(i, "torch.distributed", "quintic.distributed")]
 
 
 def test_the_config_knows_neither_tensors_nor_files() -> None:

@@ -27,6 +27,7 @@ from quintic.checkpoint import checkpoints, read_state
 from quintic.cli import main
 from quintic.console import Console, RunProgress
 from quintic.device import check_compiler
+from quintic.distributed import World
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
 from quintic.run import resume, start
@@ -175,10 +176,10 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_from_what_was_saved
     slow = (
         "import sys, time, quintic.train as t\n"
         "own = t.forward_backward\n"
-        "def slow(run, batch):\n"
+        "def slow(run, batch, *watchdog):\n"
         "    if run.state.step == 13:\n"
         "        print('sleeping', flush=True); time.sleep(60)\n"
-        "    return own(run, batch)\n"
+        "    return own(run, batch, *watchdog)\n"
         "t.forward_backward = slow\n"
         "from quintic.cli import main\n"
         "main(sys.argv[1:])\n"
@@ -315,12 +316,14 @@ def test_a_ctrl_c_while_the_last_checkpoint_is_written_does_not_cut_it_short(
 ) -> None:
     own = quintic.checkpoint.save_checkpoint
 
-    def interrupted(root: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
+    def interrupted(
+        root: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any], world: World
+    ) -> Path:
         if state["step"] == 12:
             time.sleep(0.2)  # until the loop is over and only waits
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
-        return own(root, tensors, state)
+        return own(root, tensors, state, world)
 
     monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", interrupted)
     main([*tiny, "--out", str(tmp_path / "run")])

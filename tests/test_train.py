@@ -90,7 +90,7 @@ def test_each_step_trains_on_the_batch_of_its_number_and_a_resumed_run_goes_on_t
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def watched(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def watched(run: Run, batch: tuple[Tensor, Tensor], *_: Any) -> Tensor:
         seen.append(batch)
         if len(seen) == 7:
             raise RuntimeError("a crash at step 6")
@@ -351,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(
 ) -> None:
     own = forward_backward
 
-    def diverging(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def diverging(run: Run, batch: tuple[Tensor, Tensor], *_: Any) -> Tensor:
         loss = own(run, batch)
         return loss * value if run.state.step == 6 else loss
 
@@ -394,7 +394,7 @@ def test_the_time_a_checkpoint_takes_is_not_the_next_steps(
         clock[0] += 100
         own_save(self, state)
 
-    def step(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def step(run: Run, batch: tuple[Tensor, Tensor], *_: Any) -> Tensor:
         clock[0] += 2
         return own_step(run, batch)
 
@@ -425,7 +425,7 @@ def test_the_lock_is_released_when_training_fails(
 ) -> None:
     folder = tmp_path / "run"
 
-    def broken(run: Run, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def broken(run: Run, batch: tuple[Tensor, Tensor], *_: Any) -> Tensor:
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a bug"):

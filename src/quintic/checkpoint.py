@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from quintic.distributed import World, local_rows
 from quintic.errors import QuinticError
 from quintic.files import file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
@@ -39,7 +41,7 @@ KEYS = {"step", "elapsed_s", "val_loss", "fingerprint"}
 
 @dataclass
 class TrainState:
-    """Everything that must survive a restart."""
+    """Everything that must survive a restart, as far as it is on this process."""
 
     model: LanguageModel
     optimizers: list[torch.optim.Optimizer]
@@ -52,9 +54,12 @@ class TrainState:
     val_loss: float | None = None
     """Validation loss at exactly this step, where it was measured."""
 
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the parameters, where this process has only some rows of them or of their state."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by a plain name: model.X, optim.X.momentum, optim.X.exp_avg, rng.cpu."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        tensors = {f"model.{name}": local_rows(p) for name, p in self.model.named_parameters()}
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for name, p in zip(group["names"], group["params"], strict=True):
@@ -63,28 +68,55 @@ class TrainState:
         tensors["rng.cpu"] = torch.get_rng_state()
         return tensors
 
+    def whole_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the whole of what `tensors` calls by this name, where it is known."""
+        parameter = name.removeprefix("model.")
+        if name.startswith("optim."):
+            parameter = name.removeprefix("optim.").rpartition(".")[0]
+        return self.shapes.get(parameter)
+
+    def on_cpu(self, world: World, *, copy: bool) -> dict[str, Tensor]:
+        """`tensors` in CPU memory; those of which other ranks have the other rows as DTensors."""
+        found = {}
+        for name, tensor in self.tensors().items():
+            here, shape = tensor.to("cpu", copy=copy), self.whole_shape(name)
+            partial = shape is not None and here.ndim > 0 and here.shape != shape
+            found[name] = world.as_rows(here, shape) if partial and shape else here
+        return found
+
 
 def folder_name(step: int) -> str:
     """step-00000100: sorted by name, checkpoints are sorted by step."""
     return f"step-{step:08d}"
 
 
-def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    root: Path, tensors: dict[str, Tensor], state: dict[str, Any], world: World | None = None
+) -> Path:
     """Write one checkpoint under `root`; it appears whole or not at all.
 
-    Raises `OSError` where the disk refuses; nothing is left behind then.
+    Every rank calls this with the tensors it has, and writes a file of its own; what several have
+    is written once. The folder must be one that all ranks share.
+
+    Raises `OSError` where the disk refuses, `QuinticError` where it refused another rank; nothing
+    is left behind then.
     """
+    world = world or World()
     final = root / folder_name(state["step"])
-    aside = root / f".{final.name}.{os.getpid()}.writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        _in_one_process(save, tensors, storage_writer=writer)
-        files = {
+    aside = root / world.from_main(f".{final.name}.{os.getpid()}.writing")
+
+    def prepare() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    def digests() -> dict[str, Any]:
+        # Each rank those of its own file, which it has just written and need not fetch.
+        return {
             path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in sorted(aside.iterdir())
+            for path in sorted(aside.glob(f"shard-{world.rank + 1:05d}-*"))
         }
+
+    def publish() -> None:
         with (aside / STATE).open("w") as f:
             json.dump({"format": FORMAT, **state, "files": files}, f, indent=1)
             f.flush()
@@ -93,8 +125,16 @@ def save_checkpoint(root: Path, tensors: dict[str, Tensor], state: dict[str, Any
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         fsync_folder(root)
+
+    try:
+        world.on_main(prepare)
+        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        _run_dcp(save, tensors, world, storage_writer=writer)
+        files = {name: digest for own in world.together(digests) for name, digest in own.items()}
+        world.on_main(publish)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if world.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
         raise
     return final
 
@@ -129,14 +169,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World | None = None) -> None:
     """Fill the given tensors in place from a checkpoint; those not asked for are not read.
+
+    Every rank asks for what it needs, whatever number of ranks wrote the checkpoint.
 
     Raises `QuinticError` where a name is missing or a shape differs.
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     try:
-        _in_one_process(load, tensors, storage_reader=reader)
+        _run_dcp(load, tensors, world or World(), storage_reader=reader)
     except Exception as error:
         message = str(error).strip().splitlines()[-1]
         raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
@@ -188,10 +230,13 @@ def best_checkpoint(root: Path) -> Path | None:
     return min(measured)[1] if measured else None
 
 
-def load_state(found: Found, state: TrainState) -> None:
+def load_state(found: Found, state: TrainState, world: World | None = None) -> None:
     """Fill a `TrainState` in place from a checkpoint."""
-    tensors = state.tensors()
-    load_tensors(found.path, tensors)
+    world = world or World()
+    tensors = state.on_cpu(world, copy=False)
+    load_tensors(found.path, tensors, world)
+    for name, tensor in state.tensors().items():
+        tensor.copy_(local_rows(tensors[name]))
     torch.set_rng_state(tensors["rng.cpu"])
     state.step = found.state["step"]
     state.elapsed_s = found.state["elapsed_s"]
@@ -205,18 +250,19 @@ class CheckpointWriter:
     that is still being written. A failed write raises `QuinticError` at the next call.
     """
 
-    def __init__(self, root: Path, keep: int) -> None:
-        self.root, self.keep = root, keep
-        for left_over in root.glob(".step-*.writing"):  # of a process that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
+    def __init__(self, root: Path, keep: int, world: World | None = None) -> None:
+        self.root, self.keep, self.world = root, keep, world or World()
+        if self.world.is_main:
+            for left_over in root.glob(".step-*.writing"):  # of a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
 
     def save(self, state: TrainState) -> None:
         """Copy the state and start writing it."""
         self.wait()
-        tensors = {name: t.to("cpu", copy=True) for name, t in state.tensors().items()}
-        check_finite(tensors, state.step, self.root)
+        tensors = state.on_cpu(self.world, copy=True)
+        self.world.together(lambda: check_finite(tensors, state.step, self.root))
         values = {
             "step": state.step,
             "elapsed_s": state.elapsed_s,
@@ -226,8 +272,9 @@ class CheckpointWriter:
         self._pending = self._pool.submit(self._write, tensors, values)
 
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
-        path = save_checkpoint(self.root, tensors, values)
-        self._prune(path)
+        path = save_checkpoint(self.root, tensors, values, self.world)
+        if self.world.is_main:
+            self._prune(path)
         return path
 
     def _prune(self, written: Path) -> None:
@@ -269,7 +316,7 @@ def last_checkpoint(root: Path) -> str:
 def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
     """Raise `QuinticError` rather than save a state that training has already lost."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(local_rows(tensor)).all():
             raise QuinticError(
                 f"{name} is not finite after step {step} and was not saved: "
                 f"{last_checkpoint(root)}; lower the learning rate"
@@ -286,12 +333,13 @@ def _reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-def _in_one_process(function: Any, *arguments: Any, **options: Any) -> None:
+def _run_dcp(function: Any, tensors: dict[str, Tensor], world: World, **options: Any) -> None:
+    """Save or load with torch.distributed.checkpoint, all ranks together."""
     with warnings.catch_warnings():
-        # "assuming the intent is to save in a single process": it is.
+        # "assuming the intent is to save in a single process": it is, in a world of one.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            function(*arguments, **options)
+            function(tensors, process_group=world.side_group, no_dist=world.size == 1, **options)
         except CheckpointException as error:
             # It gathers what each rank raised, and is no Exception: no handler would see it.
             cause, _ = next(iter(error.failures.values()))

@@ -328,7 +328,7 @@ class TrainConfig:
     batch_tokens: int = 524_288
     """Tokens of the global batch of one step."""
     micro_batch: int | None = None
-    """Sequences of one forward and backward pass; None: chosen for the device."""
+    """Sequences of one forward and backward pass of a process; None: chosen for the device."""
     seed: int = 1337
     """Seed of the initialisation and, with data.order shuffle, of the data order."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -338,6 +338,14 @@ class TrainConfig:
     float32 elsewhere."""
     compile: bool = False
     """Compile loss, backward and the optimizer's update with torch.compile."""
+    sharding: Literal["zero1", "fsdp"] = "zero1"
+    """What several processes divide among them: zero1 the optimizer's work and state; fsdp the
+    weights too, for models that do not fit on one device. Changes no result."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and compute the rest again in the backward pass: a third more
+    computation for a fraction of the memory."""
+    hang_timeout_s: float = 600.0
+    """Seconds without progress after which a process among several counts as hung."""
     loss: Literal["chunked", "plain"] = "chunked"
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference."""
     eval_every: int = 125
@@ -352,7 +360,7 @@ class TrainConfig:
     """Write TensorBoard events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        _one_of("train", self, "device", "precision", "loss")
+        _one_of("train", self, "device", "precision", "loss", "sharding")
         _positive(
             "train",
             self,
@@ -363,6 +371,7 @@ class TrainConfig:
             "eval_tokens",
             "checkpoint_every",
             "keep_checkpoints",
+            "hang_timeout_s",
         )
         _require(
             0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"
@@ -402,6 +411,11 @@ class Config:
             f"train.eval_tokens {self.train.eval_tokens:,} is not a multiple of model.context "
             f"{context:,}: use --train.eval-tokens "
             f"{max(1, round(self.train.eval_tokens / context)) * context}",
+        )
+        _require(
+            self.train.sharding != "fsdp" or self.optim.matrices not in ("soap", "shampoo"),
+            f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
+            f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
         )
         schedule = self.optim.schedule
         _require(

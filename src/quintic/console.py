@@ -28,10 +28,10 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class Console:
-    """Lines and one progress bar, on standard output."""
+    """Lines and one progress bar, on standard output; of several processes one speaks."""
 
-    def __init__(self) -> None:
-        self.rich = RichConsole(highlight=False, soft_wrap=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
 
     def line(self, text: str) -> None:
         """Print one line, above the progress bar where there is one."""

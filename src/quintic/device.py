@@ -13,6 +13,7 @@ import torch
 import torch.utils.deterministic
 
 from quintic.config import Config, ModelConfig
+from quintic.distributed import World
 from quintic.errors import QuinticError
 
 PEAK_BFLOAT16_FLOPS = {
@@ -35,8 +36,10 @@ PEAK_BFLOAT16_FLOPS = {
 """Dense bfloat16 peak with float32 accumulation, from NVIDIA's data sheets; first match wins."""
 
 
-def choose_device(asked: str) -> torch.device:
+def choose_device(asked: str, world: World | None = None) -> torch.device:
     """The device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
+
+    Of several processes on a machine each gets a GPU of its own, by its local rank.
 
     Raises `QuinticError` where a device is asked for by name and absent.
     """
@@ -54,7 +57,18 @@ def choose_device(asked: str) -> torch.device:
             f"there is no {asked} device here that PyTorch {torch.__version__}{build} finds: it "
             f"has {available}; ask for one of these, or for auto"
         )
-    return torch.device(asked)
+    world = world or World()
+    if world.size == 1 or asked == "cpu":
+        return torch.device(asked)
+    found = torch.cuda.device_count() if asked == "cuda" else 1
+    if world.local_size > found:
+        raise QuinticError(
+            f"{world.local_size} processes on this machine need as many {asked} devices and it "
+            f"has {found}: start {found}, or use --train.device cpu"
+        )
+    if asked == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    return torch.device(asked, world.local_rank)
 
 
 def device_name(device: torch.device) -> str:
@@ -99,10 +113,11 @@ ACTIVATION_BYTES = 60
 """Bytes kept for the backward pass per token, layer and unit of width, roughly."""
 
 
-def auto_micro_batch(config: Config, device: torch.device) -> int:
+def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -> int:
     """Sequences of a micro-batch where `train.micro_batch` is None.
 
-    The largest divisor of the batch whose activations fill at most half the device's memory.
+    The largest divisor of a process's share of the batch whose activations fill at most half the
+    device's memory.
     """
     tokens = CPU_MICRO_BATCH_TOKENS
     if device.type == "cuda":
@@ -111,7 +126,7 @@ def auto_micro_batch(config: Config, device: torch.device) -> int:
     elif device.type == "mps":
         tokens = 8192
     limit = max(1, tokens // config.model.context)
-    sequences = config.batch_sequences
+    sequences = -(-config.batch_sequences // processes)
     return max(n for n in range(1, min(limit, sequences) + 1) if sequences % n == 0)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from quintic.data.loader import Batch
 from quintic.data.shards import TokenStream
 from quintic.data.tokenizer import Tokenizer
+from quintic.distributed import World
 
 BASELINE_TOKENS = 50_000_000
 """Training tokens that the unigram model counts, at most."""
@@ -25,20 +26,37 @@ BASELINE_TOKENS = 50_000_000
 
 @torch.no_grad()
 def validation_loss(
-    loss: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], device: torch.device
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device,
+    world: World | None = None,
 ) -> float:
     """Mean nats per token over all batches, each a pair of [B, T] ids.
 
-    Summed in float64, and read from the device once, at the end.
+    Every process takes its share of the sequences of each batch. Summed in float64, and read from
+    the device once, at the end.
     """
+    world = world or World()
     sums, tokens = [], 0
-    for inputs_BT, targets_BT in batches:
+    for batch in batches:
+        (inputs_BT, targets_BT), weight = share(batch, world.size)[world.rank]
         mean = loss(
             inputs_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True)
         )
-        sums.append(mean * targets_BT.numel())
-        tokens += targets_BT.numel()
-    return float(torch.stack(sums).cpu().double().sum()) / tokens
+        sums.append(mean * (weight * inputs_BT.shape[1]))
+        tokens += batch[1].numel()
+    return float(world.sum(torch.stack(sums).cpu().double().sum())) / tokens
+
+
+def share(batch: Batch, parts: int) -> list[tuple[Batch, int]]:
+    """A batch in parts of nearly equal size, each with its number of sequences.
+
+    A part that gets none computes the first sequence with weight 0: processes that share weights
+    must all compute equally often.
+    """
+    inputs, targets = (tensor.tensor_split(parts) for tensor in batch)
+    none = batch[0][:1], batch[1][:1]
+    return [((i, t), len(i)) if len(i) else (none, 0) for i, t in zip(inputs, targets, strict=True)]
 
 
 @dataclass(frozen=True)

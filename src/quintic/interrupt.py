@@ -1,9 +1,17 @@
-"""Ctrl-C and SIGTERM end the step in progress, never the middle of one."""
+"""Ctrl-C and SIGTERM end the step in progress, never the middle of one.
+
+Several processes must stop at the same step, and a signal reaches them at different moments, or
+only one of them: they vote once a step.
+"""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
+
+import torch
+
+from quintic.distributed import Pending, World
 
 
 class StopRequest:
@@ -35,3 +43,28 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+
+
+class StopVote:
+    """Whether any process was asked to stop: one answer for all of them, once a step.
+
+    The vote travels while the step computes, so it costs no time of its own.
+    """
+
+    def __init__(self, stop: StopRequest, world: World) -> None:
+        self._stop, self._world = stop, world
+        self._vote: Pending | None = None
+        if world.size > 1:
+            self.cast()
+
+    def cast(self) -> None:
+        """Tell the others; `outcome` needs one vote each."""
+        if self._world.size > 1:
+            asked = float(self._stop.requested is not None)
+            self._vote = self._world.start_max(torch.tensor([asked]))
+
+    def outcome(self) -> bool:
+        """Whether to stop now."""
+        if self._vote is None:
+            return self._stop.requested is not None
+        return bool(self._vote.wait().item())

@@ -43,12 +43,15 @@ class _Pending:
 class Metrics:
     """Writes the records of a run; `on_record` gets each one, for the console.
 
+    Without a folder nothing is written: of several processes one writes, and all notice where
+    training has diverged.
+
     `train`, `flush` and `validation` raise `NonFiniteLossError` once such a loss has been written.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         *,
         step: int,
         elapsed_s: float,
@@ -63,10 +66,12 @@ class Metrics:
         self.batch_tokens = batch_tokens
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.device, self.on_record = device, on_record
-        self.path = folder / METRICS
-        truncate_metrics(self.path, step)
-        self._file: TextIO = self.path.open("a")
-        self._events = _summary_writer(folder, step) if tensorboard else None
+        self._file: TextIO | None = None
+        self._events: Any = None
+        if folder is not None:
+            truncate_metrics(folder / METRICS, step)
+            self._file = (folder / METRICS).open("a")
+            self._events = _summary_writer(folder, step) if tensorboard else None
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
 
@@ -83,8 +88,9 @@ class Metrics:
     def flush(self) -> None:
         """Write the loss that is still pending and put the file on disk."""
         self._write_pending()
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.flush()
 
@@ -134,6 +140,8 @@ class Metrics:
             raise NonFiniteLossError(pending.step, loss)
 
     def _write(self, record: Record) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._events is not None:
@@ -144,7 +152,8 @@ class Metrics:
 
     def close(self) -> None:
         """Close the files; a loss that was never flushed is dropped, and measured on a resume."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -141,6 +141,40 @@ def modded_adamw() -> Config:
     )
 
 
+@recipe(hardware="8 x 80 GB GPUs", expected="not measured")
+def modded_medium() -> Config:
+    """`modded` at GPT-2 medium's size, 353M parameters, on 20 tokens a parameter.
+
+    Command   quintic train modded-medium --procs 8 --data.path DIR
+    Data      FineWeb, 71 shards of 100M GPT-2 tokens
+    Result    not measured: the learning rates are those of `modded` and nobody tuned them here
+    """
+    base = modded()
+    return replace(
+        base,
+        recipe="modded-medium",
+        model=replace(base.model, layers=24, width=1024, heads=8),
+        train=replace(base.train, steps=13_500),
+    )
+
+
+@recipe(hardware="8 x 80 GB GPUs", expected="not measured")
+def modded_xl() -> Config:
+    """`modded` at GPT-2 XL's size, 1.55B parameters, weights and optimizer sharded (FSDP2).
+
+    Command   quintic train modded-xl --procs 8 --data.path DIR
+    Data      FineWeb, 103 shards of 100M GPT-2 tokens, in three epochs
+    Result    not measured: the learning rates are those of `modded` and nobody tuned them here
+    """
+    base = modded()
+    return replace(
+        base,
+        recipe="modded-xl",
+        model=replace(base.model, layers=52, width=1536, heads=12),
+        train=replace(base.train, steps=59_000, sharding="fsdp"),
+    )
+
+
 @recipe(hardware="one 80 GB GPU", expected="3.285 FineWeb")
 def gpt2() -> Config:
     """llm.c's GPT-2 (124M), the baseline the original measures itself against: 9.9B tokens.

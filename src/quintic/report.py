@@ -12,7 +12,7 @@ from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
-from quintic.optim.routing import Route
+from quintic.optim.routing import Route, newton_schulz_dtype
 from quintic.run import Run
 
 OPTIMIZERS = {
@@ -42,6 +42,11 @@ def opening_lines(run: Run) -> Iterator[str]:
     )
     if switched := [name for name in GPT_SWITCHES if getattr(c, name) != getattr(type(c), name)]:
         yield f"        {', '.join(f'{name} {getattr(c, name)}' for name in switched)}"
+    if run.world.size > 1:
+        yield (
+            f"procs   {run.world.size} processes, {t.sharding}, each with up to {len(run.rows)} "
+            f"sequences of a batch in {run.micro_batches} micro-batches"
+        )
     for optimizer in OPTIMIZERS:
         if own := [route for route in run.routes if route.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
@@ -63,12 +68,13 @@ def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     if optimizer != "muon":
         name = OPTIMIZERS[optimizer]
         return f"{name} on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
-    group = run.state.optimizers[0].param_groups[0]
-    precision = str(group["ns_dtype"]).removeprefix("torch.")
-    kind = "Newton-Schulz" if group["coefficients"] == "quintic" else group["coefficients"]
+    muon = run.config.optim.muon
+    ns_dtype = newton_schulz_dtype(muon, run.device, next(run.state.model.parameters()).dtype)
+    precision = str(ns_dtype).removeprefix("torch.")
+    kind = "Newton-Schulz" if muon.coefficients == "quintic" else muon.coefficients
     return (
         f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
-        f"{group['scale']}, {group['ns_steps']} {kind} steps in {precision}"
+        f"{muon.scale}, {muon.ns_steps} {kind} steps in {precision}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -31,11 +32,20 @@ from quintic.data.dataset import Dataset, check_tokens, open_dataset
 from quintic.data.loader import Loader, validation_batches
 from quintic.data.readymade import fetch_command
 from quintic.device import auto_micro_batch, check_compiler, choose_device, compute_dtype
+from quintic.distributed import World, check_identical
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
-from quintic.model.build import build_model
-from quintic.optim.routing import Route, build_optimizers, route_parameters, routing_table
+from quintic.model.build import build_model, checkpoint_activations
+from quintic.optim.fsdp import FsdpUpdate, OwnersOrthogonalize, shard_model
+from quintic.optim.routing import (
+    Route,
+    check_routes,
+    optimizers_for,
+    route_parameters,
+    routing_table,
+)
 from quintic.optim.schedule import lr_factor
+from quintic.optim.update import LocalUpdate, Update, Zero1Update
 
 RESUME_MAY_CHANGE = frozenset(
     {
@@ -43,6 +53,9 @@ RESUME_MAY_CHANGE = frozenset(
         "train.device",
         "train.compile",
         "train.micro_batch",
+        "train.sharding",
+        "train.activation_checkpointing",
+        "train.hang_timeout_s",
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.tensorboard",
@@ -57,13 +70,30 @@ class Run:
 
     config: Config
     folder: Path
+    world: World
     device: torch.device
     dataset: Dataset
     loader: Loader
     loss: Callable[[Tensor, Tensor], Tensor]
     """(inputs_BT, targets_BT) -> mean nats per token; the model's own, or that compiled."""
     routes: list[Route]
+    update: Update
     state: TrainState
+
+    @property
+    def rows(self) -> range:
+        """The sequences of every global batch that are this process's: at least one, and on no
+        process more than one beyond another's."""
+        each, more = divmod(self.config.batch_sequences, self.world.size)
+        first = self.world.rank * each + min(self.world.rank, more)
+        return range(first, first + each + (self.world.rank < more))
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes of a step, as many on every process."""
+        assert self.config.train.micro_batch is not None, "set_up resolves it"
+        most = -(-self.config.batch_sequences // self.world.size)
+        return -(-most // self.config.train.micro_batch)
 
     @property
     def done(self) -> bool:
@@ -88,25 +118,35 @@ def open_data(config: Config, console: Console) -> Dataset:
     return open_dataset(path, config.data.tokenizer)
 
 
-def set_up(config: Config, folder: Path, console: Console) -> Run:
-    """Resolve, check and build; writes nothing.
+def set_up(config: Config, folder: Path, console: Console, world: World | None = None) -> Run:
+    """Resolve, check and build, on every process; writes nothing.
 
     Raises `QuinticError` for anything a user can get wrong.
     """
-    device = choose_device(config.train.device)
+    world = world or World()
+    device = choose_device(config.train.device, world)
     dtype = compute_dtype(config.train.precision, device)
     if config.train.compile:
         check_compiler(device)
-    dataset = open_data(config, console)
-    config = _resolve(config, dataset, device, dtype)
-    assert config.model.vocab_size is not None
-    shuffled = config.data.order == "shuffle"  # then the first steps already read everywhere
-    check_tokens(
-        dataset,
-        config.model.vocab_size,
-        None if shuffled else config.train.steps * config.train.batch_tokens + 1,
-        config.train.eval_tokens + 1,
-    )
+    if config.batch_sequences < world.size:
+        raise QuinticError(
+            f"a batch of {config.batch_sequences} sequences cannot be divided among {world.size} "
+            f"processes: start at most {config.batch_sequences}, or use "
+            f"--train.batch-tokens {world.size * config.model.context}"
+        )
+    with world.first_on_each_node():
+        dataset = open_data(config, console)
+        config = _resolve(config, dataset, device, dtype, world)
+        assert config.model.vocab_size is not None
+        if world.local_rank == 0:  # reads every token, once on each machine
+            shuffled = config.data.order == "shuffle"  # then the first steps read everywhere
+            check_tokens(
+                dataset,
+                config.model.vocab_size,
+                None if shuffled else config.train.steps * config.train.batch_tokens + 1,
+                config.train.eval_tokens + 1,
+            )
+    _check_same_everywhere(config, dataset, world)
     loader = Loader(
         dataset.train,
         context=config.model.context,
@@ -122,7 +162,10 @@ def set_up(config: Config, folder: Path, console: Console) -> Run:
             config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
         ).to(device)
         routes = route_parameters(model, config.optim)
-        optimizers = build_optimizers(model, routes, config.optim, device=device, compile=compiled)
+        check_routes(model, routes)
+        if config.train.activation_checkpointing:
+            checkpoint_activations(model)
+        update = _build_update(model, routes, config, device, world)
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         if not isinstance(error, MemoryError) and not re.search("memory|overflow", reason):
@@ -131,27 +174,77 @@ def set_up(config: Config, folder: Path, console: Console) -> Run:
             f"the model of {config.model.layers} layers x {config.model.width}, context "
             f"{config.model.context:,}, does not fit into memory ({reason}): make it smaller"
         ) from error
+    sharded = config.train.sharding == "fsdp" and world.size > 1
+    if sharded and compiled:
+        for block in model.layers:  # the gathering of the next block's weights stays outside
+            block.compile(dynamic=False)
     return Run(
         config=config,
         folder=folder,
+        world=world,
         device=device,
         dataset=dataset,
         loader=loader,
-        loss=torch.compile(model.loss, dynamic=False) if compiled else model.loss,
+        loss=torch.compile(model.loss, dynamic=False) if compiled and not sharded else model.loss,
         routes=routes,
-        state=TrainState(model, optimizers, dataset.fingerprint),
+        update=update,
+        state=TrainState(
+            model,
+            update.optimizers,
+            dataset.fingerprint,
+            shapes={route.name: route.shape for route in routes},
+        ),
     )
 
 
-def start(config: Config, folder: Path, console: Console) -> Run:
+def _build_update(
+    model: LanguageModel, routes: list[Route], config: Config, device: torch.device, world: World
+) -> Update:
+    """How gradients become weights: on one process, or divided among several."""
+    build = partial(optimizers_for, config=config.optim, device=device)
+    parameters = dict(model.named_parameters())
+    if world.size == 1:
+        build = partial(build, compile=config.train.compile)
+        return LocalUpdate(parameters, routes, build)
+    if config.train.sharding == "fsdp":
+        shard_model(model, world, device)
+        build = partial(build, on_whole=OwnersOrthogonalize(world))
+        return FsdpUpdate(model, routes, build, world)
+    build = partial(build, compile=config.train.compile)
+    return Zero1Update(parameters, routes, build, world)
+
+
+def _check_same_everywhere(config: Config, dataset: Dataset, world: World) -> None:
+    """Raise `QuinticError` where a rank is about to do something else than rank 0."""
+    check_identical(world, {"data": dataset.fingerprint})
+    # Each machine may keep its data in another place.
+    places = {"data.path", "data.tokenizer"}
+    configs = world.gather_objects(config)
+    for rank, other in enumerate(configs):
+        if fields := set(differing_fields(configs[0], other)) - places:
+            raise QuinticError(
+                f"rank {rank} was started with another {', '.join(sorted(fields))} than rank 0: "
+                "give all the same options"
+            )
+
+
+def start(config: Config, folder: Path, console: Console, world: World | None = None) -> Run:
     """Set up a new run and create its folder."""
-    runfolder.check_free(folder)
-    run = set_up(config, folder, console)
-    runfolder.create(folder, run.config, routing_table(run.routes))
+    world = world or World()
+    world.on_main(lambda: runfolder.check_free(folder))
+    run = set_up(config, folder, console, world)
+    world.on_main(lambda: runfolder.create(folder, run.config, routing_table(run.routes)))
     return run
 
 
-def resume(folder: Path, config: Config, console: Console, *, force_data: bool = False) -> Run:
+def resume(
+    folder: Path,
+    config: Config,
+    console: Console,
+    world: World | None = None,
+    *,
+    force_data: bool = False,
+) -> Run:
     """Set up the run in `folder` and load its newest whole checkpoint.
 
     `config` is the run's own with what the user replaced. A run that was killed before its first
@@ -160,9 +253,11 @@ def resume(folder: Path, config: Config, console: Console, *, force_data: bool =
     Raises `QuinticError` where the replacement would change what was already computed, where the
     data is another (unless forced), and where no checkpoint is whole.
     """
-    found = newest_whole(folder / runfolder.CHECKPOINTS)
-    _check_continues(runfolder.read_config(folder), config, found.state["step"] if found else 0)
-    run = set_up(config, folder, console)
+    world = world or World()
+    found = world.on_main(lambda: newest_whole(folder / runfolder.CHECKPOINTS))
+    saved = world.on_main(lambda: runfolder.read_config(folder))
+    _check_continues(saved, config, found.state["step"] if found else 0)
+    run = set_up(config, folder, console, world)
     if found is None:
         console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
         return run
@@ -170,7 +265,7 @@ def resume(folder: Path, config: Config, console: Console, *, force_data: bool =
         console.line(f"skipped: {problem}")
     if not force_data:
         check_same_data(run.dataset, found)
-    load_state(found, run.state)
+    load_state(found, run.state, world)
     console.line(f"resuming from {found.path}")
     return run
 
@@ -236,7 +331,9 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
     return Trained(config, chosen, model.to(chosen), found)
 
 
-def _resolve(config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Config:
+def _resolve(
+    config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype, world: World
+) -> Config:
     """The config with everything that was left to quintic filled in."""
     path = config.data.path
     return replace(
@@ -245,7 +342,7 @@ def _resolve(config: Config, dataset: Dataset, device: torch.device, dtype: torc
         train=replace(
             config.train,
             precision=cast(Precision, str(dtype).removeprefix("torch.")),
-            micro_batch=config.train.micro_batch or auto_micro_batch(config, device),
+            micro_batch=config.train.micro_batch or auto_micro_batch(config, device, world.size),
         ),
     )
 

@@ -43,11 +43,16 @@ def default_folder(recipe: str) -> Path:
     return folder
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, however far that has come."""
+    return (folder / CONFIG).exists()
+
+
 def check_free(folder: Path) -> None:
     """Raise `QuinticError` where a new run would write over something."""
     if not folder.exists():
         return
-    if (folder / CONFIG).exists():
+    if holds_run(folder):
         raise QuinticError(
             f"{folder} already holds a run: continue it with --resume {folder}, or choose "
             "another --out"
@@ -105,7 +110,7 @@ def lock(folder: Path) -> FileLock:
     return held
 
 
-def record_environment(folder: Path, device: torch.device) -> None:
+def record_environment(folder: Path, device: torch.device, processes: int = 1) -> None:
     """Append this start to `environment.json`."""
     path = folder / ENVIRONMENT
     starts: list[dict[str, Any]] = []
@@ -113,7 +118,7 @@ def record_environment(folder: Path, device: torch.device) -> None:
         with contextlib.suppress(ValueError):  # a damaged record is not worth refusing to train
             found = json.loads(path.read_text())
             starts = found if isinstance(found, list) else []
-    starts.append(describe_environment(device))
+    starts.append({**describe_environment(device), "processes": processes})
     _write_json(path, starts)
 
 

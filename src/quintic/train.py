@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,13 +18,14 @@ from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
 from quintic.device import peak_flops, reproducible
 from quintic.errors import QuinticError
-from quintic.evaluate import validation_loss
+from quintic.evaluate import share, validation_loss
 from quintic.figure import draw_loss
-from quintic.interrupt import StopRequest
+from quintic.interrupt import StopRequest, StopVote
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, read_metrics
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import lr_factor, momentum_at
 from quintic.run import Run
+from quintic.watchdog import Watchdog
 
 
 def train(run: Run, console: Console) -> bool:
@@ -32,10 +35,11 @@ def train(run: Run, console: Console) -> bool:
     cannot be written; every checkpoint on disk is whole then.
     """
     root = run.folder / runfolder.CHECKPOINTS
-    held = runfolder.lock(run.folder)
+    held = runfolder.lock(run.folder) if run.world.is_main else None
     try:
-        runfolder.write_config(run.folder, run.config)
-        runfolder.record_environment(run.folder, run.device)
+        if run.world.is_main:
+            runfolder.write_config(run.folder, run.config)
+            runfolder.record_environment(run.folder, run.device, run.world.size)
         _loop(run, console)
     except NonFiniteLossError as error:
         raise QuinticError(
@@ -56,74 +60,92 @@ def train(run: Run, console: Console) -> bool:
             f"make room or repair it, then continue with --resume {run.folder}"
         ) from error
     finally:
-        held.release()
+        if held is not None:
+            held.release()
     return run.done
 
 
 def _loop(run: Run, console: Console) -> None:
-    config, state, folder = run.config, run.state, run.folder
+    config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
+    root, keep = run.folder / runfolder.CHECKPOINTS, config.train.keep_checkpoints
     with ExitStack() as stack:
         if config.train.compile:
             stack.enter_context(reproducible(run.device))
         stop = stack.enter_context(StopRequest())  # first, since it guards the closing of the rest
         progress = stack.enter_context(RunProgress(console, steps, state.step))
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
-        checkpoints = stack.enter_context(
-            closing(CheckpointWriter(folder / runfolder.CHECKPOINTS, config.train.keep_checkpoints))
-        )
+        checkpoints = stack.enter_context(closing(CheckpointWriter(root, keep, world)))
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
-            Prefetcher(run.loader.batch, state.step, steps, pin=run.device.type == "cuda")
+            Prefetcher(
+                partial(run.loader.batch, rows=run.rows),
+                state.step,
+                steps,
+                pin=run.device.type == "cuda",
+            )
         )
+        vote = StopVote(stop, world)
+        watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s))
         while True:
             step = state.step
+            watchdog.at(step, "the vote on stopping", waits=True)
+            stopping = vote.outcome()
             # A resumed run begins with the validation of its step, so a stop need not wait for it.
-            if run.done or (step % config.train.eval_every == 0 and not stop.requested):
+            if run.done or (step % config.train.eval_every == 0 and not stopping):
+                watchdog.at(step, "validation")
                 metrics.flush()
                 began = time.perf_counter()
-                state.val_loss = evaluate_run(run)
+                state.val_loss = evaluate_run(run, watchdog)
                 metrics.validation(step, state.val_loss, time.perf_counter() - began)
-                drawer.submit(_draw, run, console)
+                if world.is_main:
+                    drawer.submit(_draw, run, console)
+                vote.cast()
+                stopping = vote.outcome()
 
-            due = step % config.train.checkpoint_every == 0 or run.done or stop.requested
+            due = step % config.train.checkpoint_every == 0 or run.done or stopping
             if due and step != saved_step:
+                watchdog.at(step, "the checkpoint", waits=True)
                 metrics.flush()
                 state.elapsed_s = metrics.elapsed_s
                 checkpoints.save(state)
                 saved_step = step
                 metrics.restart_clock()
 
-            if run.done or stop.requested:
+            if run.done or stopping:
                 break
 
-            loss = forward_backward(run, batches.get(step))
+            watchdog.at(step, "reading its batch")
+            batch = batches.get(step)
+            loss = forward_backward(run, batch, watchdog)
+            vote.cast()
             values = apply_schedule(config, state.optimizers, step)
-            if config.optim.clip_norm is not None:
-                values["grad_norm"] = torch.nn.utils.clip_grad_norm_(
-                    state.model.parameters(), config.optim.clip_norm
-                )
-            for optimizer in state.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            grad_norm = run.update.step(config.optim.clip_norm)
+            if grad_norm is not None:
+                values["grad_norm"] = grad_norm
             state.step, state.val_loss = step + 1, None
             metrics.train(step, loss, **values)
 
 
-def forward_backward(run: Run, batch: Batch) -> Tensor:
-    """Accumulate the gradient of the global batch; returns its mean loss, on the device."""
-    micro_batch, sequences = run.config.train.micro_batch, run.config.batch_sequences
-    assert micro_batch is not None, "set_up resolves it"
+def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -> Tensor:
+    """Accumulate the gradient of this process's rows of the global batch, and with the last of
+    them begin to add up all processes'; returns the mean loss of the batch, on the device."""
+    micro_batches, sequences = run.micro_batches, run.config.batch_sequences
     total = torch.zeros((), device=run.device)
-    for inputs_BT, targets_BT in zip(*(t.split(micro_batch) for t in batch), strict=True):
+    for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
+        if watchdog is not None:
+            watchdog.at(run.state.step, f"forward and backward pass {number} of {micro_batches}")
+        run.update.expect(last=number == micro_batches)
         loss = run.loss(
             inputs_BT.to(run.device, non_blocking=True),
             targets_BT.to(run.device, non_blocking=True),
         )
-        share = loss * (len(inputs_BT) / sequences)
-        share.backward()
-        total = total + share.detach()
-    return total
+        part = loss * (weight / sequences)
+        part.backward()
+        total = total + part.detach()
+    if watchdog is not None:
+        watchdog.at(run.state.step, "adding up gradients and updating weights", waits=True)
+    return run.world.sum(total)
 
 
 def apply_schedule(
@@ -141,24 +163,35 @@ def apply_schedule(
     return {"lr": config.optim.matrix_lr * factor, "lr_factor": factor}
 
 
-def evaluate_run(run: Run) -> float:
+def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:
     """Validation loss in nats per token on the first `train.eval_tokens` of the stream."""
     config = run.config
     assert config.train.micro_batch is not None, "set_up resolves it"
     batches = validation_batches(
-        run.dataset.val, config.model.context, config.train.eval_tokens, config.train.micro_batch
+        run.dataset.val,
+        config.model.context,
+        config.train.eval_tokens,
+        config.train.micro_batch * run.world.size,
     )
-    return validation_loss(run.loss, batches, run.device)
+
+    def noted() -> Iterator[Batch]:
+        for batch in batches:
+            if watchdog is not None:
+                watchdog.at(run.state.step, "validation")
+            yield batch
+
+    return validation_loss(run.loss, noted(), run.device, run.world)
 
 
 def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
+    peak = peak_flops(run.device, run.state.model.compute_dtype)
     return Metrics(
-        run.folder,
+        run.folder if run.world.is_main else None,
         step=run.state.step,
         elapsed_s=run.state.elapsed_s,
         batch_tokens=run.config.train.batch_tokens,
         flops_per_token=run.state.model.flops_per_token(),
-        peak_flops=peak_flops(run.device, run.state.model.compute_dtype),
+        peak_flops=peak and peak * run.world.size,
         device=run.device,
         tensorboard=run.config.train.tensorboard,
         on_record=progress.show,

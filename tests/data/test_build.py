@@ -19,13 +19,15 @@ from pyarrow import parquet
 
 from quintic.cli import main
 from quintic.data import build as build_module
+from quintic.data import pieces as pieces_module
 from quintic.data import sample as sample_module
-from quintic.data import sources as sources_module
 from quintic.data import spill as spill_module
-from quintic.data.build import BuildReport, BuildSettings, BuildStatus, build_dataset
+from quintic.data.build import BuildReport, BuildStatus, build_dataset
+from quintic.data.buildsettings import BuildSettings
 from quintic.data.check import check_dataset, describe_dataset
 from quintic.data.dataset import open_dataset
 from quintic.data.encode import Encoders, text_split
+from quintic.data.inputs import find_sources
 from quintic.data.shards import ShardWriter, open_shard
 from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.errors import QuinticError
@@ -68,7 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources_module, "PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", PIECE_BYTES)
     monkeypatch.setattr(build_module, "PIECE_BYTES", PIECE_BYTES)
 
 
@@ -257,8 +259,8 @@ def test_vocabulary_trained_on_the_input(
 def test_sample_for_the_vocabulary_is_bounded_and_of_all_files(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, _ = sources_module.find_sources([str(inputs)], leave_out=Path("nowhere"))
-    reading = sources_module.Reading("text", None)
+    found, _ = find_sources([str(inputs)], leave_out=Path("nowhere"))
+    reading = pieces_module.Reading("text", None)
     train = [text for text in TEXTS if text_split(text, 0.2) == "train"]
     assert [text for text, _ in sample_module.sample_texts(found, reading, 0.2)] == train
     monkeypatch.setattr(sample_module, "SAMPLE_BYTES", 6000)
@@ -288,8 +290,8 @@ def test_progress_and_end(build: Build, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from quintic.cli import main
-from quintic.data import build, sources, spill
-build.PIECE_BYTES = sources.PIECE_BYTES = {piece_bytes}
+from quintic.data import build, pieces, spill
+build.PIECE_BYTES = pieces.PIECE_BYTES = {piece_bytes}
 build.COMMIT_EVERY_S = 0.0
 spill._BUCKET_INPUT_BYTES = 10_000
 spill._BUFFER_BYTES = 8_000
@@ -404,9 +406,10 @@ def test_workers_end_when_their_parent_is_killed(
     program = f"""
 import multiprocessing, os, signal
 from pathlib import Path
-from quintic.data import build, sources
-from quintic.data.build import BuildSettings, build_dataset
-build.PIECE_BYTES = sources.PIECE_BYTES = {PIECE_BYTES}
+from quintic.data import build, pieces
+from quintic.data.build import build_dataset
+from quintic.data.buildsettings import BuildSettings
+build.PIECE_BYTES = pieces.PIECE_BYTES = {PIECE_BYTES}
 
 def kill(status):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -436,8 +439,8 @@ def test_full_disk_is_one_line_and_the_build_continues(
     program = f"""
 import resource, signal, sys
 from quintic.cli import main
-from quintic.data import build, sources
-sources.PIECE_BYTES = build.PIECE_BYTES = {PIECE_BYTES}
+from quintic.data import build, pieces
+pieces.PIECE_BYTES = build.PIECE_BYTES = {PIECE_BYTES}
 build.COMMIT_EVERY_S = 0.0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

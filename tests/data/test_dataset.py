@@ -77,7 +77,7 @@ def test_the_last_word_of_a_name_is_its_split(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(QuinticError, match=r"absent does not exist: give --data\.path"):
+    with pytest.raises(QuinticError, match=r"absent does not exist: name a folder"):
         open_dataset(tmp_path / "absent")
     (tmp_path / "file").touch()
     with pytest.raises(QuinticError, match="file is not a folder"):

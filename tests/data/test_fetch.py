@@ -302,6 +302,26 @@ def test_a_fetch_that_was_killed_continues_where_it_was(
     assert full_hub.sent.total() < 1.2 * total
 
 
+def test_ctrl_c_does_not_wait_for_a_silent_server(
+    full_hub: HubServer, shards: dict[str, bytes], out: Path
+) -> None:
+    full_hub.faults["*"] = ["hold"]
+    process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
+    halves = sum(len(shards[name]) // 2 for name in FIVE)
+    wait_until(lambda: full_hub.sent.total() >= halves)
+    time.sleep(0.3)  # what was sent is to be received
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert time.monotonic() - began < 5  # the server is given 30 s to answer
+    assert process.returncode == 130
+    full_hub.released.set()
+    fetch(REPO, out, shards=5, retry=QUICK)
+    assert_whole(out, shards, FIVE)
+    for name in FIVE:
+        assert full_hub.gets(name)[-1].headers["range"] == f"bytes={len(shards[name]) // 2}-"
+
+
 def test_two_processes_fetch_once(full_hub: HubServer, shards: dict[str, bytes], out: Path) -> None:
     full_hub.faults["*"] = ["hold"]
     command = ("data", "fetch", REPO, "--shards", 5, "--out", out)
@@ -387,7 +407,7 @@ def test_a_disk_too_small_is_refused_before_the_first_byte(
 ) -> None:
     full_hub.repos["org/data"].claimed_sizes[NAMES[1]] = 10**17
     line = refused(capsys, "data", "fetch", REPO, "--out", out)
-    assert "has no room: 100,000,000.0 GB are to be fetched" in line and "--shards" in line
+    assert "has no room: 100,000,000,001 MB are to be fetched" in line and "--shards" in line
     assert full_hub.sent.total() == 0 and not out.exists()
 
 

@@ -1,6 +1,7 @@
 """`quintic data build hub:OWNER/NAME`, with the real client against a server on loopback."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from quintic.cli import main
+from quintic.data import hubinput
+from quintic.data.build import BuildStatus, build_dataset
+from quintic.data.buildsettings import BuildSettings
 from quintic.data.dataset import open_dataset
 from quintic.data.hubinput import hub_sources
 from quintic.data.tokenizer import train_bpe
@@ -111,6 +115,27 @@ def test_build_from_the_hub_downloads_each_file_once(
     assert sorted(gets) == [
         f"/datasets/org/texts/resolve/{repo.commit}/data/train-{i}.parquet" for i in (0, 1)
     ]
+
+
+def test_progress_of_a_download_is_told(
+    repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hubinput, "_SHOW_EVERY_S", 0.001)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100)
+    waits = iter([0.05] * 10)
+    update = hubinput._Download.arrived
+
+    def slow(self: hubinput._Download, count: int) -> None:
+        update(self, count)
+        time.sleep(next(waits, 0.0))
+
+    monkeypatch.setattr(hubinput._Download, "arrived", slow)
+    statuses: list[BuildStatus] = []
+    settings = BuildSettings(("hub:org/texts",), "texts", tokenizer="train:280", val_share=0.0)
+    build_dataset(settings, tmp_path / "out", progress=statuses.append)
+    fractions = [status.fraction for status in statuses if status.stage == "download"]
+    assert len(set(fractions)) > 3
+    assert 0 < fractions[0] < fractions[-1] <= 1
 
 
 def test_file_that_cannot_be_downloaded_is_one_line(

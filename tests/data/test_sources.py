@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from quintic.data import sources as sources_module
+from quintic.data import pieces as pieces_module
 from quintic.data.documents import Bad, documents
-from quintic.data.sources import FIRST, Position, Reading, find_sources, read_pieces
+from quintic.data.inputs import find_sources
+from quintic.data.pieces import FIRST, Position, Reading, read_pieces
 from quintic.errors import QuinticError
 
 TEXTS = [f"Document {index}:\n\tâ, 漢 and 🙂.\r\n" * (1 + index % 5) for index in range(60)]
@@ -95,9 +96,9 @@ def test_every_format_gives_the_documents_whatever_the_size_of_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, piece_bytes: int
 ) -> None:
     FORMATS[name](tmp_path / name)
-    monkeypatch.setattr(sources_module, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(sources_module, "_UNPACK_BYTES", 100)
-    monkeypatch.setattr(sources_module, "_COLUMN_READ_BYTES", 333)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(pieces_module, "_UNPACK_BYTES", 100)
+    monkeypatch.setattr(pieces_module, "_COLUMN_READ_BYTES", 333)
     assert texts(tmp_path / name, separator=SEPARATOR) == TEXTS
 
 
@@ -106,14 +107,14 @@ def test_reading_goes_on_from_every_piece_with_the_same_line_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     FORMATS[name](tmp_path / name)
-    monkeypatch.setattr(sources_module, "PIECE_BYTES", 700)
-    monkeypatch.setattr(sources_module, "_COLUMN_READ_BYTES", 333)
-    monkeypatch.setattr(sources_module, "_UNPACK_BYTES", 100)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 700)
+    monkeypatch.setattr(pieces_module, "_COLUMN_READ_BYTES", 333)
+    monkeypatch.setattr(pieces_module, "_UNPACK_BYTES", 100)
     pieces = list(read(tmp_path / name, separator=SEPARATOR))
     assert len(pieces) > 1
     for index, (position, _) in enumerate(pieces):
         # Other pieces, the same documents.
-        monkeypatch.setattr(sources_module, "PIECE_BYTES", 100 + 50 * index)
+        monkeypatch.setattr(pieces_module, "PIECE_BYTES", 100 + 50 * index)
         rest = [
             d for _, found in read(tmp_path / name, position, separator=SEPARATOR) for d in found
         ]
@@ -163,7 +164,7 @@ def test_separators_that_overlap_cut_the_same_whatever_the_size_of_pieces(
     piece_bytes: int,
 ) -> None:
     (tmp_path / "a.txt").write_text(text)
-    monkeypatch.setattr(sources_module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", piece_bytes)
     found = [d for _, part in read(tmp_path / "a.txt", separator=separator) for d in part]
     expected, line = [], 1
     for document in text.split(separator):
@@ -267,8 +268,8 @@ def test_column_that_is_not_there_or_no_text(tmp_path: Path) -> None:
 
 
 def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources_module, "MAX_DOCUMENT_BYTES", 1 << 20)
-    monkeypatch.setattr(sources_module, "PIECE_BYTES", 1 << 10)
+    monkeypatch.setattr(pieces_module, "MAX_DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 1 << 10)
     path = tmp_path / "a.txt"
     path.write_bytes(b"some text\n" * 200_000)
     with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):

@@ -5,9 +5,17 @@ parsing.py     the command line as one of them
 complaints.py  what the command-line library objects to, in one line
 runs.py        train, evaluate, generate, recipes
 datasets.py    data fetch, build, push, info, check
-main.py        all of it, and the exit code
+command.py     all of it, and the exit code
 """
 
-from quintic.cli.command import main
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """As `quintic.cli.command.main`, which is imported here: processes that are spawned import what
+    the command began with, and need nothing of it."""
+    from quintic.cli.command import main
+
+    main(arguments)

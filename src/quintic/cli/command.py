@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what a terminal may not show
     try:
-        _run(parse(arguments))
+        _run(parse(arguments), arguments)
     except QuinticError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -52,9 +52,9 @@ def _fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def _run(command: Any) -> None:
+def _run(command: Any, arguments: Sequence[str]) -> None:
     if isinstance(command, Train):
-        runs.run_train(command)
+        runs.run_train(command, arguments)
     elif isinstance(command, Evaluate):
         runs.run_evaluate(command)
     elif isinstance(command, Generate):

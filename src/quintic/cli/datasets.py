@@ -31,8 +31,9 @@ def run_data_fetch(command: DataFetch) -> None:
 
 def run_data_build(command: DataBuild) -> None:
     from quintic.console import BuildProgress, Console
-    from quintic.data.build import BuildSettings, build_dataset, default_name
+    from quintic.data.build import build_dataset
     from quintic.data.buildfolder import SKIPPED_FILE
+    from quintic.data.buildsettings import BuildSettings, default_name
     from quintic.data.manifest import SPLITS
 
     console = Console()

@@ -25,6 +25,13 @@ class Train:
     """Continue the run in this folder."""
     force_data: bool = False
     """Resume on data with another fingerprint."""
+    auto_resume: bool = False
+    """Continue the run in --out where there is one, else start it: for schedulers that run the
+    same command again."""
+    procs: str | None = None
+    """Processes on this machine, or auto for one on each GPU; default one."""
+    max_restarts: int = 0
+    """How often --procs starts all processes again when one of them died."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

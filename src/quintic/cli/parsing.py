@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,20 +57,41 @@ def _parse(arguments: list[str]) -> Any:
         raise QuinticError(
             f"the recipe {command.recipe!r} must come first: quintic train {command.recipe} ..."
         )
+    if isinstance(command, Train) and command.resume is None and _continues(arguments):
+        return replace(command, resume=command.out, out=None)
     return command
+
+
+def _continues(arguments: list[str]) -> bool:
+    """Whether a run without --resume continues what is in its --out all the same.
+
+    Asked for by --auto-resume, and true of every restart that torchrun makes of its own.
+    """
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if not restarted and "--auto-resume" not in [a.replace("_", "-") for a in arguments]:
+        return False
+    out = value_of("--out", arguments)
+    if out is None:
+        asks = "a restart by torchrun" if restarted else "--auto-resume"
+        raise QuinticError(f"{asks} continues the run in --out: name its folder with --out")
+    from quintic.runfolder import holds_run
+
+    return holds_run(Path(out))
 
 
 def _train_defaults(arguments: list[str]) -> Train:
     named = arguments[0] if arguments and not arguments[0].startswith("-") else None
     resumed = value_of("--resume", arguments)
+    if resumed is None and _continues(arguments):
+        resumed = value_of("--out", arguments)
     if resumed is not None and resumed != "None":
         from quintic.runfolder import read_config
 
         config = read_config(Path(resumed))
         if named is not None and named != config.recipe:
             raise QuinticError(
-                f"--resume {resumed} continues a run of {config.recipe}, not of {named}: "
-                "leave the recipe out"
+                f"{resumed} holds a run of {config.recipe}, which cannot continue as {named}: "
+                "leave the recipe out, or name another folder"
             )
     else:
         config = get_recipe(named or DEFAULT_RECIPE)

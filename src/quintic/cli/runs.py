@@ -6,15 +6,47 @@ a mistyped option.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from quintic.cli.options import Evaluate, Generate, Train
 from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES
 
+if TYPE_CHECKING:
+    from quintic.distributed import World
 
-def run_train(command: Train) -> None:
+
+def run_train(command: Train, arguments: Sequence[str]) -> None:
+    """Train in this process, or start several that do; `arguments` is what they are started with.
+
+    Of several, this is called once to start them, and once in each of them.
+    """
+    if command.resume is not None and command.out is not None:
+        raise QuinticError("--resume continues in its own folder: leave --out away")
+    if command.procs is not None and "RANK" not in os.environ:
+        from quintic.launch import launch, process_count
+        from quintic.runfolder import default_folder
+
+        if command.resume is None and command.out is None:
+            # Chosen here, so that all processes and their restarts have the same.
+            arguments = [*arguments, "--out", str(default_folder(command.recipe))]
+        code = launch(arguments, process_count(command.procs), command.max_restarts)
+        raise SystemExit(code)
+
+    from quintic.device import choose_device
+    from quintic.distributed import connect, first_failure_speaks
+
+    world = connect(choose_device(command.train.device).type)
+    with first_failure_speaks(world):
+        _train_here(command, world)
+
+
+def _train_here(command: Train, world: World) -> None:
+    """This process's part of a run."""
     from quintic.console import Console
     from quintic.report import closing_lines, opening_lines
     from quintic.run import resume, start
@@ -28,20 +60,21 @@ def run_train(command: Train) -> None:
         optim=command.optim,
         train=command.train,
     )
-    console = Console()
+    console = Console(quiet=not world.is_main)
     if command.resume is not None:
-        if command.out is not None:
-            raise QuinticError("--resume continues in its own folder: leave --out away")
-        run = resume(command.resume, config, console, force_data=command.force_data)
+        run = resume(command.resume, config, console, world, force_data=command.force_data)
         if run.done:
             console.line(f"{run.folder} is complete: all {run.config.train.steps} steps are done")
             return
     else:
-        folder = command.out or default_folder(command.recipe)
-        run = start(config, folder, console)
+        folder = command.out or world.on_main(lambda: default_folder(command.recipe))
+        run = start(config, folder, console, world)
     for line in opening_lines(run):
         console.line(line)
-    if train(run, console):
+    done = train(run, console)
+    if not world.is_main:
+        return
+    if done:
         for line in closing_lines(run):
             console.line(line)
     else:

@@ -7,7 +7,6 @@ interrupted: everything is in the order of the input, or of a seeded shuffle.
 
 import hashlib
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,24 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quintic.data.buildfolder import SKIPPED_FILE, BuildFolder
+from quintic.data.buildsettings import BuildSettings
+from quintic.data.cores import available_cores
 from quintic.data.documents import Bad
 from quintic.data.encode import Encoded, Encoders, Encoding
-from quintic.data.manifest import SPLITS, Manifest, ShardRecord, Split
+from quintic.data.inputs import find_sources
+from quintic.data.manifest import SPLITS, Manifest, ShardRecord
+from quintic.data.pieces import FIRST, PIECE_BYTES, Piece, Position, read_pieces
 from quintic.data.sample import sample_texts
-from quintic.data.shards import MAX_SHARD_TOKENS, ShardWriter, open_shard, part_of, token_dtype
-from quintic.data.sources import (
-    FIRST,
-    PIECE_BYTES,
-    Piece,
-    Position,
-    Reading,
-    Source,
-    find_sources,
-    read_pieces,
-)
+from quintic.data.shards import token_dtype
+from quintic.data.shardset import ShardSet
+from quintic.data.sources import Source
 from quintic.data.spill import Spill, bucket_count
 from quintic.data.tokenizer import (
     GPT2,
@@ -53,80 +47,13 @@ _BUILD_VERSION = 1
 # Progress is kept this often: what is lost when a build is killed.
 COMMIT_EVERY_S = 10.0
 
-_FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 0}  # as llm.c and modded-nanogpt count
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What decides about the bytes of a dataset.
-
-    Attributes:
-        inputs: as `find_sources` takes them.
-        name: shards are named NAME_train_000001.bin, NAME_val_000000.bin.
-        field: of JSON objects or parquet columns, the one that holds the text.
-        separator: what stands between the documents of a text file; None if it is one document.
-        tokenizer: "gpt2", the path of a `tokenizer.json`, or "train:SIZE".
-        shard_tokens: tokens of a shard; the last of a split has what is left.
-        val_share: share of the documents that is for validation, 0 to 1.
-        shuffle: seed of a shuffle of the documents; None keeps their order.
-
-    Raises:
-        QuinticError: a value out of its range.
-    """
-
-    inputs: tuple[str, ...]
-    name: str
-    field: str = "text"
-    separator: str | None = None
-    tokenizer: str = GPT2.name
-    shard_tokens: int = 100_000_000
-    val_share: float = 0.01
-    shuffle: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.inputs:
-            raise QuinticError("data build needs an INPUT: a file, a folder or a pattern")
-        if not re.fullmatch(r"[^/\\\s.][^/\\\s]*", self.name):
-            raise QuinticError(
-                f"--name is {self.name!r}: it begins the names of the shards, and must be a word "
-                f"without blanks and slashes"
-            )
-        if not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
-            raise QuinticError(
-                f"--shard-tokens is {self.shard_tokens}: it must be 1 to {MAX_SHARD_TOKENS}"
-            )
-        if not 0 <= self.val_share <= 1:
-            raise QuinticError(f"--val-share is {self.val_share}: it must be 0 to 1")
-        if self.separator == "":
-            raise QuinticError("--separator is empty: leave it out, or name a text")
-        if self.tokenizer.startswith("train:") and self.trained_size is None:
-            raise QuinticError(
-                f"--tokenizer is {self.tokenizer!r}: a new vocabulary is asked for as train:SIZE, "
-                f"such as train:16384"
-            )
-        if self.trained_size is not None and self.val_share == 1:
-            raise QuinticError(
-                f"--tokenizer {self.tokenizer} needs training documents, --val-share 1 leaves none"
-            )
-
-    @property
-    def trained_size(self) -> int | None:
-        """Size of the vocabulary to train; None if it is there already."""
-        found = re.fullmatch(r"train:(\d[\d_]*)", self.tokenizer)
-        return int(found[1]) if found else None
-
-    @property
-    def reading(self) -> Reading:
-        separator = None if self.separator is None else self.separator.encode()
-        return Reading(self.field, separator)
-
 
 @dataclass(frozen=True)
 class BuildStatus:
     """How far a build has come.
 
     Attributes:
-        stage: "vocabulary", "tokens" or "shuffle".
+        stage: "vocabulary", "download", "tokens" or "shuffle"; a download is of one source.
         fraction: of the stage.
         documents: so far, of both splits.
         tokens: so far, of both splits.
@@ -160,18 +87,6 @@ class BuildReport:
     skipped: int
     notes: list[str]
     built: bool
-
-
-def default_name(out: Path) -> str:
-    """What the shards of a folder are named after unless told otherwise."""
-    return re.sub(r"\s+", "_", out.resolve().name.lstrip(".")) or "data"
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def build_dataset(
@@ -256,8 +171,13 @@ def _trained(
         return load_tokenizer(str(out / TOKENIZER_FILE))
     assert settings.trained_size is not None
 
+    def arriving(fraction: float) -> None:
+        if progress:
+            progress(BuildStatus("download", fraction))
+
     def texts() -> Iterator[str]:
-        for text, fraction in sample_texts(sources, settings.reading, settings.val_share):
+        reading, val_share = settings.reading, settings.val_share
+        for text, fraction in sample_texts(sources, reading, val_share, arriving):
             if progress:
                 progress(BuildStatus("vocabulary", fraction))
             yield text
@@ -293,7 +213,7 @@ class _Build:
         self._tokenizer, self._encoders = tokenizer, encoders
         self._max_bad, self._progress = max_bad, progress
         self._sizes = np.cumsum([0, *(source.size for source in sources)]).tolist()
-        self._shards = _ShardSet(folder.path, settings, tokenizer, encoders)
+        self._shards = ShardSet(folder.path, settings.name, settings.shard_tokens, tokenizer)
         self._spill: Spill | None = None
         if settings.shuffle is not None:
             buckets = bucket_count(self._sizes[-1])
@@ -340,7 +260,8 @@ class _Build:
         """Pieces from where the build is, several small ones together."""
         pieces: list[Piece] = []
         size = 0
-        for piece in read_pieces(self._sources, self._settings.reading, self._position):
+        reading, position = self._settings.reading, self._position
+        for piece in read_pieces(self._sources, reading, position, self._arriving):
             pieces.append(piece)
             size += piece.size
             if size >= PIECE_BYTES // 2 or len(pieces) >= 1000:
@@ -449,92 +370,10 @@ class _Build:
         else:
             skipped.unlink(missing_ok=True)
 
+    def _arriving(self, fraction: float) -> None:
+        """The next source is being fetched."""
+        self._show("download", fraction)
+
     def _show(self, stage: str, fraction: float) -> None:
         if self._progress:
             self._progress(BuildStatus(stage, fraction, self._documents, self._tokens, self._bad))
-
-
-class _ShardSet:
-    """The shards of both splits, filled one after another."""
-
-    def __init__(
-        self, folder: Path, settings: BuildSettings, tokenizer: Tokenizer, encoders: Encoders
-    ) -> None:
-        self._folder, self._name = folder, settings.name
-        self._shard_tokens, self._vocab_size = settings.shard_tokens, tokenizer.vocab_size
-        self._encoders = encoders
-        self._open: dict[Split, ShardWriter] = {}
-        self._records: dict[Split, list[Future[ShardRecord]]] = {split: [] for split in SPLITS}
-
-    def append(self, split: Split, tokens: npt.NDArray[np.unsignedinteger]) -> None:
-        """Write tokens, [count], over as many shards as they need."""
-        while len(tokens):
-            if split not in self._open:
-                number = len(self._records[split])
-                self._open[split] = ShardWriter(self._path(split, number), self._vocab_size)
-            writer = self._open[split]
-            room = self._shard_tokens - writer.count
-            writer.append(tokens[:room])
-            tokens = tokens[room:]
-            if writer.count == self._shard_tokens:
-                self._end_shard(split)
-
-    def flush(self) -> dict[str, Any]:
-        """Put on disk what was written, and return what `restore` needs to come back to here."""
-        for writer in self._open.values():
-            writer.flush()
-        return {
-            split: {
-                "records": [asdict(f.result()) if f.done() else None for f in self._records[split]],
-                "tokens": self._open[split].count if split in self._open else 0,
-            }
-            for split in SPLITS
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Come back to where `flush` returned this state; what was written since is dropped."""
-        for split in SPLITS:
-            records = state[split]["records"] if state else []
-            tokens = state[split]["tokens"] if state else 0
-            number = len(records) + (tokens > 0)
-            while self._drop(split, number):
-                number += 1
-            for record in records:
-                self._records[split].append(self._known(split, record))
-            if tokens:
-                path = self._path(split, len(records))
-                self._open[split] = ShardWriter(path, self._vocab_size, kept=tokens)
-
-    def finish(self) -> tuple[ShardRecord, ...]:
-        """End the last shards, and return what the manifest says of all."""
-        for split in list(self._open):
-            self._end_shard(split)
-        return tuple(future.result() for split in SPLITS for future in self._records[split])
-
-    def close(self) -> None:
-        """Leave what is not finished for another process."""
-        for writer in self._open.values():
-            writer.close()
-
-    def _path(self, split: Split, index: int) -> Path:
-        return self._folder / f"{self._name}_{split}_{_FIRST_NUMBER[split] + index:06d}.bin"
-
-    def _end_shard(self, split: Split) -> None:
-        shard = self._open.pop(split).finish()
-        self._records[split].append(self._encoders.record(shard, split))
-
-    def _drop(self, split: Split, index: int) -> bool:
-        """Remove a shard, finished or not; False if there is none."""
-        path = self._path(split, index)
-        there = [file for file in (path, part_of(path)) if file.exists()]
-        for file in there:
-            file.unlink()
-        return bool(there)
-
-    def _known(self, split: Split, record: dict[str, Any] | None) -> Future[ShardRecord]:
-        if record is None:  # it was still being read
-            shard = open_shard(self._path(split, len(self._records[split])))
-            return self._encoders.record(shard, split)
-        known: Future[ShardRecord] = Future()
-        known.set_result(ShardRecord(**record))
-        return known

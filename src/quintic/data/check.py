@@ -1,23 +1,31 @@
 """Looks into a dataset: is it what its manifest says, and what is in it?"""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from quintic.data.cores import available_cores
+from quintic.data.counting import ShardCounts, TokenCounter, count_shard
 from quintic.data.dataset import Dataset, open_dataset
-from quintic.data.manifest import SPLITS, ShardCounts, ShardRecord, Split, count_shard
+from quintic.data.manifest import SPLITS, ShardRecord, Split
 from quintic.data.shards import Shard, TokenStream
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
-from quintic.files import file_sha256
 
 Progress = Callable[[str, float], None]
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
+
+_COUNTED = {
+    "max_id": "max_id",
+    "documents": "documents",
+    "text_bytes": "text_bytes",
+    "sha256": "the checksum",
+}
 
 _SAMPLES = 3
 _SAMPLE_TOKENS = 80
@@ -78,23 +86,17 @@ def check_dataset(
     shards = [shard for stream in dataset.streams.values() for shard in stream.shards]
     total = sum(shard.count for shard in shards)
     done = 0
-    byte_lengths = vocabulary.byte_lengths if vocabulary else None
-    # NumPy and hashlib let go of the interpreter.
-    with ThreadPoolExecutor() as pool:
-        reading = [
-            (
-                shard,
-                pool.submit(count_shard, shard, dataset.eot_id, byte_lengths),
-                pool.submit(file_sha256, shard.path) if shard.path.name in records else None,
-            )
-            for shard in shards
-        ]
-        for shard, counts, checksum in reading:
+    counter = TokenCounter(dataset.eot_id, vocabulary.byte_lengths if vocabulary else None)
+    cores = available_cores()
+    # Twice the cores, so that some read while others compute. A second thread for a shard gains
+    # only where there are fewer shards than cores: its processor's cache does not hold the block.
+    with ThreadPoolExecutor(2 * cores) as readers, ThreadPoolExecutor(cores) as helpers:
+        helper = helpers if len(shards) < cores else None
+        counting = [readers.submit(count_shard, shard, counter, helper) for shard in shards]
+        for shard, counted in zip(shards, counting, strict=True):
             if progress:
                 progress(shard.path.name, done / total)
-            problems += _problems(
-                dataset, shard, counts.result(), records, checksum, byte_lengths is not None
-            )
+            problems += _problems(dataset, shard, counted.result(), records, vocabulary is not None)
             done += shard.count
     if progress:
         progress("", 1.0)
@@ -118,7 +120,6 @@ def _problems(
     shard: Shard,
     counts: ShardCounts,
     records: dict[str, ShardRecord],
-    checksum: Future[str] | None,
     counted_text: bool,
 ) -> list[str]:
     """What is wrong with a shard, one line each."""
@@ -126,20 +127,16 @@ def _problems(
     problems = []
     if vocab_size is not None and max_id >= vocab_size:
         problems.append(f"{name} holds the token id {max_id}, the vocabulary has {vocab_size} ids")
-    if checksum is None:
+    if name not in records:
         return problems
-    record = records[name]
-    fields = ["max_id", "documents", *(["text_bytes"] if counted_text else [])]
-    problems += [
-        f"{name} has {what} {getattr(counts, what)}, its manifest says {getattr(record, what)}"
-        for what in fields
-        if getattr(counts, what) != getattr(record, what)
+    found, said = counts._asdict(), asdict(records[name])
+    if not counted_text:
+        del found["text_bytes"]
+    return problems + [
+        f"{name} has {_COUNTED[key]} {value}, its manifest says {said[key]}"
+        for key, value in found.items()
+        if value != said[key]
     ]
-    if checksum.result() != record.sha256:
-        problems.append(
-            f"{name} has the checksum {checksum.result()}, its manifest says {record.sha256}"
-        )
-    return problems
 
 
 @dataclass(frozen=True)

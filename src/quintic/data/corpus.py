@@ -20,7 +20,8 @@ from shutil import rmtree
 import numpy as np
 import platformdirs
 
-from quintic.data.manifest import Manifest, ShardRecord, Split, record_shard
+from quintic.data.counting import TokenCounter, record_shard
+from quintic.data.manifest import Manifest, ShardRecord, Split
 from quintic.data.shards import write_shard
 from quintic.data.tokenizer import TOKENIZER_FILE, BpeTokenizer, train_bpe
 from quintic.errors import QuinticError
@@ -228,4 +229,4 @@ def _write_split(
             ids.extend(document)
     report(f"{split} tokens", 1.0)
     shard = write_shard(folder / f"python_{split}_000000.bin", np.array(ids, dtype=np.uint32))
-    return record_shard(shard, split, tokenizer.eot_id, tokenizer.byte_lengths)
+    return record_shard(shard, split, TokenCounter(tokenizer.eot_id, tokenizer.byte_lengths))

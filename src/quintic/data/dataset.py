@@ -118,7 +118,7 @@ def open_dataset(
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise QuinticError(
-            f"dataset {path} {what}: give --data.path a folder with *_train_*.bin and *_val_*.bin"
+            f"dataset {path} {what}: name a folder with *_train_*.bin and *_val_*.bin"
         )
     if (path / UNFINISHED).exists():
         raise QuinticError(
@@ -152,7 +152,7 @@ def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]
         if not found and (split in splits or not any(shards.values())):
             raise QuinticError(
                 f"dataset {path} has no {split} shards: expected files named *_{split}_*.bin; "
-                f"give --data.path a folder with both *_train_*.bin and *_val_*.bin"
+                f"name a folder with both *_train_*.bin and *_val_*.bin"
             )
     return shards
 
@@ -200,7 +200,7 @@ def _check_tokenizer(path: Path, manifest: Manifest, spec: str | None, info: Tok
         raise QuinticError(
             f"dataset {path} was made with the tokenizer '{manifest.tokenizer}' (fingerprint "
             f"{manifest.tokenizer_fingerprint[:12]}), not with '{spec}' (fingerprint "
-            f"{info.fingerprint[:12]}): leave --data.tokenizer out, or build the dataset again"
+            f"{info.fingerprint[:12]}): leave the tokenizer out, or build the dataset again"
         )
 
 

@@ -59,11 +59,18 @@ class BadAnswer(httpx2.TransportError):
 
 
 class Pacer:
-    """Paces the requests of all threads of a fetch: where a server asks one to wait, all wait."""
+    """Paces the requests of all threads of a fetch: where a server asks one to wait, all wait.
+
+    Attributes:
+        retry: how patiently.
+        say: as in `fetch`.
+        abandoned: set when nobody waits any more for a thread that was stopped: it must not write.
+    """
 
     def __init__(self, retry: Retry, say: Say) -> None:
         self.retry = retry
         self.say = say
+        self.abandoned = False
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -253,7 +260,10 @@ def _receive(file: RemoteFile, out: BinaryIO, pacer: Pacer, arrived: Callable[[i
             skip -= len(chunk) - len(fresh)
             if len(fresh) > file.size - out.tell():
                 raise BadAnswer(f"more than the {file.size} bytes that were promised")
+            if pacer.abandoned:  # another process may already go on with the part
+                raise StoppedError
             out.write(fresh)
+            out.flush()  # the process may end while this thread waits for the next chunk
             arrived(len(fresh))
             pacer.check()
     if out.tell() == start:

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from quintic.data.documents import Bad, Document, documents
-from quintic.data.manifest import SPLITS, ShardRecord, Split, record_shard
-from quintic.data.shards import Shard, token_dtype
-from quintic.data.sources import Piece, Reading
+from quintic.data.manifest import SPLITS, Split
+from quintic.data.pieces import Piece, Reading
+from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -113,10 +113,6 @@ class Encoder:
             reason = " ".join(str(error).split())[:120]
             return Bad(source, document.line, f"cannot be tokenized ({reason})")
 
-    def record(self, shard: Shard, split: Split) -> ShardRecord:
-        """As `record_shard`."""
-        return record_shard(shard, split, self._tokenizer.eot_id, self._tokenizer.byte_lengths)
-
     def _joined(self, documents: list[npt.NDArray[np.uint32]]) -> EncodedSplit:
         lengths = np.array([1 + len(ids) for ids in documents], dtype=np.int64)
         tokens = np.empty(int(lengths.sum()), dtype=self._dtype)
@@ -150,17 +146,10 @@ class Encoders:
 
     def encode(self, pieces: Sequence[Piece]) -> Future[Encoded]:
         """As `Encoder.encode`."""
-        return self._submit("encode", pieces)
-
-    def record(self, shard: Shard, split: Split) -> Future[ShardRecord]:
-        """As `Encoder.record`."""
-        return self._submit("record", shard, split)
-
-    def _submit(self, method: str, *arguments: object) -> Future[Any]:
         if self._pool is not None:
-            return self._pool.submit(_call, method, *arguments)
-        done: Future[Any] = Future()
-        done.set_result(getattr(self._encoder, method)(*arguments))
+            return self._pool.submit(_encode, pieces)
+        done: Future[Encoded] = Future()
+        done.set_result(self._encoder.encode(pieces))
         return done
 
     def __enter__(self) -> Self:
@@ -197,5 +186,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _call(method: str, *arguments: object) -> Any:
-    return getattr(_encoder, method)(*arguments)
+def _encode(pieces: Sequence[Piece]) -> Encoded:
+    return _encoder.encode(pieces)

@@ -8,12 +8,14 @@ size, checksum and header are right.
 import json
 import os
 import shutil
-import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -32,6 +34,9 @@ STATE_FOLDER = ".fetch"
 
 _RECORD_FILE = "record.json"
 _RECORD_VERSION = 1
+
+# How long a fetch that ends early waits for its threads.
+_GRACE_S = 1.0
 
 # Room that is left on the disk: a run writes its own files while shards arrive.
 _ROOM_LEFT = 64 << 20
@@ -147,8 +152,9 @@ def _check_room(folder: Path, missing: list[RemoteFile]) -> None:
     free = shutil.disk_usage(existing).free
     if needed and needed + _ROOM_LEFT > free:
         raise QuinticError(
-            f"{folder} has no room: {needed / 1e9:,.1f} GB are to be fetched, {free / 1e9:,.1f} GB "
-            "are free; choose another disk with --out, or fewer --shards"
+            f"{folder} has no room: {needed / 1e6:,.0f} MB are to be fetched, {free / 1e6:,.0f} MB "
+            f"are free, and {_ROOM_LEFT / 1e6:,.0f} MB must stay free; choose another disk with "
+            "--out, or fewer --shards"
         )
 
 
@@ -172,7 +178,7 @@ class _Fetching:
         self.record.commit = listing.commit
         self.record.train_shards = sum(split_of(name) == "train" for name in listing.shards)
         self._progress = progress
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._bytes_done = 0
         self._files_done = 0
 
@@ -188,18 +194,11 @@ class _Fetching:
         self._files_done = len(present)
         self._report()
         self._write_manifest()
-        pool = ThreadPoolExecutor(jobs)
-        try:
-            tasks = [
-                *(pool.submit(self._verify, file) for file in present),
-                *(pool.submit(self._fetch, file) for file in missing),
-            ]
-            done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        finally:
-            self.pacer.stop()
-            pool.shutdown(cancel_futures=True)
+        tasks = [
+            *(partial(self._verify, file) for file in present),
+            *(partial(self._fetch, file) for file in missing),
+        ]
+        _in_threads(tasks, jobs, self.pacer)
 
     def _keep_only_part_of(self, file: RemoteFile) -> None:
         """Remove parts of another content, which the source no longer has."""
@@ -224,6 +223,7 @@ class _Fetching:
             self.pacer.say(f"{path} is damaged: fetching it again")
         check = _no_check if file.name == TOKENIZER_FILE else open_shard
         download(file, part, self.pacer, check, self._arrived)
+        self.pacer.check()
         _put_on_disk(part)
         with self._lock:
             part.replace(path)
@@ -259,6 +259,46 @@ class _Fetching:
         wanted = self.listing.wanted
         total = sum(file.size for file in wanted)
         self._progress(Transfer(self._bytes_done, total, self._files_done, len(wanted)))
+
+
+def _in_threads(tasks: Sequence[Callable[[], None]], jobs: int, pacer: Pacer) -> None:
+    """Do tasks in several threads; the first exception stops all of them, and is raised.
+
+    Unlike those of a ThreadPoolExecutor, the threads are not waited for without limit, here or at
+    the end of the process: one that waits for a silent server cannot be told anything.
+
+    Args:
+        tasks: what to do.
+        jobs: number of threads.
+        pacer: of the tasks.
+    """
+    waiting, ended = SimpleQueue[Callable[[], None]](), SimpleQueue[Exception | None]()
+    for task in tasks:
+        waiting.put(task)
+
+    def work() -> None:
+        try:
+            while True:
+                waiting.get_nowait()()
+        except Empty:
+            ended.put(None)
+        except Exception as error:  # raised below, in the thread that asked
+            ended.put(error)
+
+    threads = [Thread(target=work, name="fetch", daemon=True) for _ in range(min(jobs, len(tasks)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in threads:
+            error = ended.get()
+            if error is not None:
+                raise error
+    finally:
+        pacer.stop()
+        end_s = time.monotonic() + _GRACE_S
+        for thread in threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
+        pacer.abandoned = True
 
 
 def _no_check(path: Path) -> None:

@@ -8,7 +8,7 @@ them.
 import fnmatch
 import re
 import threading
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,71 @@ import httpx2
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import DatasetInfo
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from huggingface_hub.utils import disable_progress_bars, tqdm  # type: ignore[attr-defined]
 
 from quintic import __version__
 from quintic.data.hub import HubRepo, endpoint, hub_api, hub_error
-from quintic.data.sources import READABLE, Source, kind_of
+from quintic.data.sources import READABLE, Arriving, Source, kind_of
 from quintic.errors import QuinticError
+
+_SHOW_EVERY_S = 0.2
 
 # The other splits are for evaluation: training on them would be a mistake that nobody sees.
 _TRAIN_SPLIT = "train"
 _OF_TRAINING = re.compile(r"(?:^|[/._-])train(?:[/._-]|$)")
+
+
+class _Download:
+    """A file that is being fetched by a thread, or was."""
+
+    def __init__(self) -> None:
+        self._bytes_done = 0
+        self.result: Path | None = None
+        self.error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, fetch: Callable[[type[tqdm]], Path]) -> None:
+        """Begin, unless it was begun; `fetch` takes the class of its progress bar."""
+        if self._thread is None:
+            # Not waited for at the end: Ctrl-C would otherwise hang until gigabytes have come.
+            self._thread = threading.Thread(
+                target=self._run, args=(fetch,), name="download", daemon=True
+            )
+            self._thread.start()
+
+    def wait(self, show: Callable[[int], None]) -> Path:
+        """Where it is, once it is whole; calls `show` with the bytes that are there so far."""
+        assert self._thread is not None
+        while self._thread.is_alive():
+            show(self._bytes_done)
+            self._thread.join(_SHOW_EVERY_S)
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+    def arrived(self, bytes_done: int) -> None:
+        """So much is there; the greatest counts."""
+        self._bytes_done = max(self._bytes_done, bytes_done)
+
+    def _run(self, fetch: Callable[[type[tqdm]], Path]) -> None:
+        download = self
+
+        class Bar(tqdm):
+            """Shows nothing and tells how far it is; there may be several of one file."""
+
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                self._bytes = int(options.get("initial") or 0)
+
+            def update(self, n: float | None = 1) -> None:
+                self._bytes += int(n or 0)
+                download.arrived(self._bytes)
+
+        try:
+            self.result = fetch(Bar)
+        except Exception as error:  # for the thread that waits
+            self.error = error
 
 
 @dataclass(frozen=True)
@@ -42,28 +97,26 @@ class HubSource(Source):
     repo: HubRepo = field(kw_only=True)
     file: str = field(kw_only=True)
     commit: str = field(kw_only=True)
+    _download: _Download = field(default_factory=_Download, init=False, compare=False, repr=False)
 
-    def local(self) -> Path:
+    def local(self, arriving: Arriving | None = None) -> Path:
         """Download the file, unless the cache has it."""
+        self.prepare()
+
+        def show(bytes_done: int) -> None:
+            if arriving and bytes_done:
+                arriving(min(1.0, bytes_done / max(1, self.size)))
+
         try:
-            return self._download()
+            return self._download.wait(show)
         except (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise hub_error(error, self.repo, f"cannot be read ({self.file})") from error
 
     def prepare(self) -> None:
-        """Download the file while the one before it is read.
+        """Begin to download the file; what goes wrong is told by `local`."""
+        self._download.begin(self._fetch)
 
-        What goes wrong here goes wrong again in `local`, which waits for this download.
-        """
-
-        def download() -> None:
-            with suppress(Exception):
-                self._download()
-
-        # Not waited for at the end: Ctrl-C would otherwise hang until gigabytes have come.
-        threading.Thread(target=download, name="download", daemon=True).start()
-
-    def _download(self) -> Path:
+    def _fetch(self, bar: type[tqdm]) -> Path:
         return Path(
             hf_hub_download(
                 self.repo.repo_id,
@@ -73,6 +126,7 @@ class HubSource(Source):
                 endpoint=endpoint(),
                 library_name="quintic",
                 library_version=__version__,
+                tqdm_class=bar,
             )
         )
 

@@ -3,14 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-import numpy as np
-import numpy.typing as npt
-
-from quintic.data.shards import Shard
 from quintic.errors import QuinticError
-from quintic.files import file_sha256, replacing
+from quintic.files import replacing
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -85,7 +81,8 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise QuinticError(
                 f"manifest {path} cannot be read ({error}): build the dataset again, or delete the "
-                f"manifest and name the tokenizer with --data.tokenizer"
+                f"manifest and name the tokenizer with --data.tokenizer when training, with "
+                f"--tokenizer in other commands"
             ) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != MANIFEST_VERSION:
@@ -115,74 +112,8 @@ def _typed(content: Any, kind: type[Manifest | ShardRecord], path: Path) -> dict
             raise QuinticError(
                 f"manifest {path}: field '{field.name}' is {value!r}, expected a "
                 f"{expected.__name__}; build the dataset again, or delete the manifest and name "
-                f"the tokenizer with --data.tokenizer"
+                f"the tokenizer with --data.tokenizer when training, with --tokenizer in other "
+                f"commands"
             )
         values[field.name] = value
     return values
-
-
-def record_shard(
-    shard: Shard, split: Split, eot_id: int, byte_lengths: npt.NDArray[np.integer]
-) -> ShardRecord:
-    """The manifest's record of a shard that was just written; reads it.
-
-    Args:
-        shard: the shard.
-        split: its split.
-        eot_id: of its tokenizer.
-        byte_lengths: of its tokenizer.
-    """
-    counts = count_shard(shard, eot_id, byte_lengths)
-    return ShardRecord(
-        file=shard.path.name,
-        split=split,
-        documents=counts.documents,
-        tokens=shard.count,
-        text_bytes=counts.text_bytes,
-        max_id=counts.max_id,
-        sha256=file_sha256(shard.path),
-    )
-
-
-class ShardCounts(NamedTuple):
-    """What a shard's tokens add up to; the fields are those of `ShardRecord`."""
-
-    documents: int
-    text_bytes: int
-    max_id: int
-
-
-# Less would be quicker for one thread, whose buffers stay in the processor's cache; but several
-# would wait for each other, since each call of NumPy ends by asking for the interpreter.
-_COUNT_TOKENS = 1 << 20
-
-
-def count_shard(
-    shard: Shard, eot_id: int | None, byte_lengths: npt.NDArray[np.integer] | None
-) -> ShardCounts:
-    """Read a shard once.
-
-    NumPy lets go of the interpreter, so that threads count shards in parallel.
-
-    Args:
-        shard: the shard.
-        eot_id: the end-of-text token; None counts no documents.
-        byte_lengths: bytes of text behind each id; None counts no text. Ids beyond it add none.
-    """
-    documents, text_bytes, max_id = 0, 0, 0
-    if byte_lengths is not None:
-        # The last place is for ids that the vocabulary does not have.
-        table = np.append(byte_lengths, 0).astype(np.uint32)
-        indices = np.empty(_COUNT_TOKENS, dtype=np.intp)
-        lengths = np.empty(_COUNT_TOKENS, dtype=np.uint32)
-    tokens = shard.tokens
-    for start in range(0, shard.count, _COUNT_TOKENS):
-        ids = tokens[start : start + _COUNT_TOKENS]
-        max_id = max(max_id, int(ids.max()))
-        if eot_id is not None:
-            documents += int(np.count_nonzero(ids == eot_id))
-        if byte_lengths is not None:
-            indices[: len(ids)] = ids
-            found = np.take(table, indices[: len(ids)], out=lengths[: len(ids)], mode="clip")
-            text_bytes += int(found.sum())
-    return ShardCounts(documents, text_bytes, max_id)

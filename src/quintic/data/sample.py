@@ -1,10 +1,11 @@
 """The documents that a vocabulary is trained on: a bounded sample, spread over all input files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from quintic.data.documents import Bad, Document, documents
 from quintic.data.encode import text_split
-from quintic.data.sources import Position, Reading, Source, read_pieces
+from quintic.data.pieces import Piece, Position, Reading, read_pieces
+from quintic.data.sources import Arriving, Source
 from quintic.errors import QuinticError
 
 # More text hardly changes a vocabulary of this kind, and takes longer to count than to tokenize.
@@ -12,7 +13,10 @@ SAMPLE_BYTES = 100_000_000
 
 
 def sample_texts(
-    sources: Sequence[Source], reading: Reading, val_share: float
+    sources: Sequence[Source],
+    reading: Reading,
+    val_share: float,
+    arriving: Arriving | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Training documents from the beginning of every source, in proportion to its size.
 
@@ -35,7 +39,8 @@ def sample_texts(
         wanted = SAMPLE_BYTES * passed / total
         if taken >= wanted:
             continue
-        for found in _training_documents(sources[: index + 1], index, reading, val_share):
+        pieces = read_pieces(sources[: index + 1], reading, Position(index), arriving)
+        for found in _training_documents(pieces, reading, val_share):
             if isinstance(found, Bad):
                 bad = bad or [found]
                 continue
@@ -50,10 +55,10 @@ def sample_texts(
 
 
 def _training_documents(
-    sources: Sequence[Source], index: int, reading: Reading, val_share: float
+    pieces: Iterable[Piece], reading: Reading, val_share: float
 ) -> Iterator[Document | Bad]:
-    """The training documents of the last source, and what cannot be a document."""
-    for piece in read_pieces(sources, reading, Position(index)):
+    """The training documents of pieces, and what cannot be a document."""
+    for piece in pieces:
         for found in documents(piece, reading):
             if isinstance(found, Bad) or text_split(found.text, val_share) == "train":
                 yield found

@@ -1,13 +1,14 @@
 """The .bin format of token shards; no other file knows its bytes.
 
 A shard is a header of 256 little-endian int32 (magic, version, number of tokens, zeros) and then
-the tokens. Both formats are llm.c's (Karpathy 2024, `dev/data/data_common.py`), so that shards of
-llm.c, modded-nanogpt and quintic are interchangeable:
+the tokens. Both formats are llm.c's (Karpathy 2024, HEADERS_INFO in `dev/data/data_common.py` at
+commit f1e2ace), so that shards of llm.c, modded-nanogpt and quintic are interchangeable:
 
     magic 20240520, version 1: uint16 tokens, for vocabularies up to 65,536 (GPT-2)
     magic 20240801, version 7: uint32 tokens, for larger ones (llm.c uses it for Llama 3)
 """
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,32 @@ class Shard:
         return np.memmap(
             self.path, dtype=self.dtype, mode="r", offset=HEADER_BYTES, shape=(self.count,)
         )
+
+    def blocks(
+        self, block_tokens: int
+    ) -> Iterator[tuple[memoryview, npt.NDArray[np.unsignedinteger]]]:
+        """Read the whole file once, in order.
+
+        Returns:
+            An iterator of bytes and of the tokens in them, [at most block_tokens]; the first are
+            the header's, without tokens. Both are valid until the next step.
+
+        Raises:
+            OSError: the file cannot be read, or has become shorter.
+        """
+        itemsize = self.dtype.itemsize
+        buffer = memoryview(bytearray(max(HEADER_BYTES, block_tokens * itemsize)))
+        ends = range(block_tokens, self.count + block_tokens, block_tokens)
+        counts = [0, *(min(block_tokens, self.count - end + block_tokens) for end in ends)]
+        with self.path.open("rb") as file:
+            for count in counts:
+                block = buffer[: count * itemsize or HEADER_BYTES]
+                if hasattr(os, "posix_fadvise"):  # the disk reads on while this block is worked on
+                    next_byte = file.tell() + len(block)
+                    os.posix_fadvise(file.fileno(), next_byte, len(buffer), os.POSIX_FADV_WILLNEED)
+                if file.readinto(block) < len(block):
+                    raise OSError(errno.EIO, "it has become shorter", str(self.path))
+                yield block, np.frombuffer(block, dtype=self.dtype, count=count)
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike) -> Shard:

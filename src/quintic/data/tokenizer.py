@@ -146,8 +146,11 @@ class Gpt2Tokenizer(Tokenizer):
 
     def encode_to_array(self, text: str) -> npt.NDArray[np.uint32]:
         # A fifth faster than a list, whose integers become objects one by one.
-        text = _without_lone_surrogates(text)
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            text = _without_lone_surrogates(text)
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._encoding.encode_ordinary_batch(

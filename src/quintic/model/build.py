@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from quintic.config import ModelConfig
 from quintic.model.base import LanguageModel
@@ -30,6 +33,15 @@ def build_model(
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         model = ARCHITECTURES[config.architecture](config, compute_dtype, CROSS_ENTROPIES[loss])
     return model.double() if compute_dtype is torch.float64 else model
+
+
+def checkpoint_activations(model: LanguageModel) -> None:
+    """Let the backward pass compute every block again from its input, which alone is kept.
+
+    Source: Chen et al., https://arxiv.org/abs/1604.06174
+    """
+    for block in model.layers:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def meta_model(config: ModelConfig) -> LanguageModel:

@@ -133,12 +133,13 @@ class NamedState(torch.optim.Optimizer):
 
     def _create(self) -> None:
         """Let the library build its structures, from zero gradients for want of others."""
+        before = [p.grad for p in self._parameters()]
         for p in self._parameters():
             p.grad = torch.zeros_like(p)
         for group in self.param_groups:
             self._library.init_group(group)  # type: ignore[attr-defined]
-        for p in self._parameters():
-            p.grad = None
+        for p, gradient in zip(self._parameters(), before, strict=True):
+            p.grad = gradient
 
     @contextmanager
     def _random(self) -> Iterator[None]:

@@ -11,6 +11,8 @@ Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +43,12 @@ def update_scale(scale: str, rows: int, columns: int) -> float:
     }[scale]
 
 
+Orthogonalize = Callable[[Tensor], Tensor]
+OnWholeMatrices = Callable[..., Tensor]
+"""(function, part_nlc, rows=r) -> part_nlc: applies a function of whole matrices [n, r, c] to a
+stack of which this process has l rows each."""
+
+
 def muon_update(
     G_nrc: Tensor,
     buffer_nrc: Tensor,
@@ -50,16 +58,20 @@ def muon_update(
     ns_steps: int,
     ns_dtype: torch.dtype,
     coefficients: str = "quintic",
+    on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
 
     Pure mathematics: no learning rate, no scale, no communication. An all-zero gradient with an
-    all-zero buffer gives an all-zero update.
+    all-zero buffer gives an all-zero update. All but the orthogonalisation is done element by
+    element, so the stack may hold some rows only, if `on_whole` brings whole matrices together.
     """
     buffer_nrc.mul_(momentum).add_(G_nrc)
     direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
-    update_nrc = newton_schulz(
-        direction_nrc.to(ns_dtype), steps=ns_steps, coefficients=COEFFICIENTS[coefficients]
+    orthogonalize = partial(newton_schulz, steps=ns_steps, coefficients=COEFFICIENTS[coefficients])
+    direction_nrc = direction_nrc.to(ns_dtype)
+    update_nrc = (
+        orthogonalize(direction_nrc) if on_whole is None else on_whole(orthogonalize, direction_nrc)
     )
     return update_nrc.to(G_nrc.dtype)
 
@@ -72,6 +84,9 @@ class Muon(torch.optim.Optimizer):
 
     Each parameter group's `lr` and `momentum` may be changed between steps. A parameter without a
     gradient is an error, since it would silently shrink the stack.
+
+    Where parameters are rows of larger matrices, a group names the whole ones' `shapes`, and
+    `on_whole` brings them together (`quintic.optim.fsdp`).
     """
 
     def __init__(
@@ -87,6 +102,7 @@ class Muon(torch.optim.Optimizer):
         ns_dtype: torch.dtype = torch.float32,
         coefficients: str = "quintic",
         compile: bool = False,
+        on_whole: OnWholeMatrices | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -100,35 +116,41 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self._compiled = compile
+        self._on_whole = on_whole
         self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
         self._stacks = [
-            (group, stack) for group in self.param_groups for stack in self._stack(group["params"])
+            (group, *stack)
+            for group in self.param_groups
+            for stack in self._stack(
+                group["params"], group.get("shapes") or [tuple(p.shape) for p in group["params"]]
+            )
         ]
 
-    def _stack(self, params: list[nn.Parameter]) -> list[tuple[list[nn.Parameter], Tensor]]:
-        """Parameters of one shape with their momentum, in the order of the model."""
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for p in params:
+    def _stack(
+        self, params: list[nn.Parameter], shapes: list[tuple[int, ...]]
+    ) -> list[tuple[tuple[int, ...], list[nn.Parameter], Tensor]]:
+        """Parameters of one whole shape with their momentum, in the order of the model."""
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for p, shape in zip(params, shapes, strict=True):
             if p.ndim != 2:
                 raise ValueError(f"Muon takes matrices only, not a parameter of shape {p.shape}")
-            by_shape.setdefault(p.shape, []).append(p)
+            by_shape.setdefault(shape, []).append(p)
         stacks = []
         for shape, same in by_shape.items():
-            most = max(1, STACK_ELEMENTS // shape.numel())
+            most = max(1, STACK_ELEMENTS // math.prod(shape))
             for start in range(0, len(same), most):
                 stack = same[start : start + most]
                 buffer_nrc = torch.stack([torch.zeros_like(p) for p in stack])
                 for p, buffer_rc in zip(stack, buffer_nrc, strict=True):
                     self.state[p]["momentum"] = buffer_rc
-                stacks.append((stack, buffer_nrc))
+                stacks.append((shape, stack, buffer_nrc))
         return stacks
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix from its `.grad`."""
         assert closure is None, "Muon evaluates the loss once a step"
-        for group, (params, buffer_nrc) in self._stacks:
-            rows, columns = params[0].shape
+        for group, (rows, columns), params, buffer_nrc in self._stacks:
             weights: list[Tensor] = list(params)
             momentum = group["momentum"]
             if self._compiled:
@@ -142,6 +164,7 @@ class Muon(torch.optim.Optimizer):
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],
                 coefficients=group["coefficients"],
+                on_whole=self._on_whole and partial(self._on_whole, rows=rows),
             )
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])

@@ -96,16 +96,6 @@ def newton_schulz(
     return X.mT if tall else X
 
 
-def newton_schulz_flops(rows: int, columns: int, steps: int) -> int:
-    """Floating-point operations of the matrix products for one matrix.
-
-    With R and C the smaller and the larger side, an iteration multiplies X X^T (2 R^2 C), A A
-    (2 R^3) and B X (2 R^2 C): 6 D^3 for a D x D matrix and 18 D^3 for a 4 D x D one.
-    """
-    R, C = min(rows, columns), max(rows, columns)
-    return steps * (4 * R * R * C + 2 * R**3)
-
-
 def orthogonalize_svd(G_nrc: Tensor) -> Tensor:
     """U V^T from the singular value decomposition: exact, slow, the oracle of the tests.
 

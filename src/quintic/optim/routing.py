@@ -8,18 +8,18 @@ optimizers are built from, so what is printed is what runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from quintic.config import MatrixOptimizer, OptimConfig
+from quintic.config import MatrixOptimizer, MuonConfig, OptimConfig
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.optim.baselines import build_baseline
-from quintic.optim.muon import Muon, update_scale
+from quintic.optim.muon import Muon, OnWholeMatrices, update_scale
 from quintic.optim.orthogonalize import default_dtype
 
 
@@ -110,21 +110,30 @@ def build_optimizers(
     device: torch.device,
     compile: bool = False,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a table of routes, with their state allocated.
-
-    Each group keeps its configured learning rate as `base_lr`; the schedule sets `lr` from it.
-    Groups carry `names`, so that state can be saved by parameter name.
-    """
+    """The optimizers of a whole model, once its table of routes is checked."""
     check_routes(model, routes)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    return optimizers_for(parameters, routes, config, device=device, compile=compile)
+
+
+def optimizers_for(
+    parameters: Mapping[str, nn.Parameter],
+    routes: Sequence[Route],
+    config: OptimConfig,
+    *,
+    device: torch.device,
+    compile: bool = False,
+    on_whole: OnWholeMatrices | None = None,
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of some parameters, or of rows of them, with their state allocated.
+
+    Each group keeps its configured learning rate as `base_lr`; the schedule sets `lr` from it.
+    Groups carry `names`, so that state can be saved by parameter name, and the whole parameters'
+    `shapes`.
+    """
     optimizers: list[torch.optim.Optimizer] = []
     if muon_routes := [route for route in routes if route.optimizer == "muon"]:
         muon, weights = config.muon, parameters[muon_routes[0].name].dtype
-        ns_dtype = (
-            default_dtype(device, weights)
-            if muon.ns_dtype == "auto"
-            else getattr(torch, muon.ns_dtype)
-        )
         optimizers.append(
             Muon(
                 _groups(muon_routes, parameters),
@@ -134,9 +143,10 @@ def build_optimizers(
                 scale=muon.scale,
                 weight_decay=muon.weight_decay,
                 ns_steps=muon.ns_steps,
-                ns_dtype=ns_dtype,
+                ns_dtype=newton_schulz_dtype(muon, device, weights),
                 coefficients=muon.coefficients,
                 compile=compile,
+                on_whole=on_whole,
             )
         )
     if rest := [route for route in routes if route.optimizer not in ("muon", "adamw")]:
@@ -154,7 +164,19 @@ def build_optimizers(
     return optimizers
 
 
-def _groups(routes: Iterable[Route], parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+def newton_schulz_dtype(
+    config: MuonConfig, device: torch.device, weights: torch.dtype
+) -> torch.dtype:
+    """The precision of Newton-Schulz that a config asks for."""
+    if config.ns_dtype == "auto":
+        return default_dtype(device, weights)
+    dtype: torch.dtype = getattr(torch, config.ns_dtype)
+    return dtype
+
+
+def _groups(
+    routes: Iterable[Route], parameters: Mapping[str, nn.Parameter]
+) -> list[dict[str, Any]]:
     """One parameter group for each (learning rate, weight decay)."""
     by_setting: dict[tuple[float, float], list[Route]] = {}
     for route in routes:
@@ -163,6 +185,7 @@ def _groups(routes: Iterable[Route], parameters: dict[str, nn.Parameter]) -> lis
         {
             "params": [parameters[route.name] for route in same],
             "names": [route.name for route in same],
+            "shapes": [route.shape for route in same],
             "lr": lr,
             "base_lr": lr,
             "weight_decay": weight_decay,

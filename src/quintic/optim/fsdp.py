@@ -1,0 +1,111 @@
+"""Models that do not fit on one device: every rank holds some rows of each parameter.
+
+PyTorch's fully sharded data parallel (FSDP2, `fully_shard`) brings a block's weights together when
+it is computed and sums its gradients into rows again. The optimizers work on the rows a rank has;
+Muon's orthogonalisation alone needs whole matrices, and gets each on one rank by an all-to-all.
+
+Shapes: N ranks, n matrices [r, c] of one shape, l rows of them on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from quintic.distributed import World, local_rows
+from quintic.model.base import LanguageModel
+from quintic.optim.muon import Orthogonalize
+from quintic.optim.routing import Route
+from quintic.optim.sharding import row_range
+from quintic.optim.update import BuildOptimizers, Update, clip_shards
+
+
+def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
+    """Keep of every parameter this rank's rows; the blocks are gathered one at a time."""
+    mesh = init_device_mesh(device.type, (world.size,))
+    for block in model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are already shares of the global mean, so gradients are summed as they are.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+class OwnersOrthogonalize:
+    """A function of whole matrices, applied to stacks of which every rank has some rows.
+
+    The matrices of a stack are dealt out: each rank gets the rows of its own ones from all others,
+    applies the function, and sends the rows back. Each matrix travels twice, as much as the
+    gradient's reduce-scatter and the weights' all-gather.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __call__(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
+        """Apply `function` to n matrices of `rows` rows; l of each are here and come back."""
+        size, (n, here, columns) = self._world.size, part_nlc.shape
+        each, most = -(-n // size), -(-rows // size)
+        # Padded to N * each matrices of N * most rows, so that all messages have one size.
+        padded = F.pad(part_nlc, (0, 0, 0, most - here, 0, size * each - n))
+        received = self._world.exchange(padded.view(size, each * most * columns).contiguous())
+        # [from rank, matrix, its rows, c] -> [matrix, rows of all ranks, c]
+        whole_erc = received.view(size, each, most, columns).transpose(0, 1).flatten(1, 2)[:, :rows]
+        done_erc = F.pad(function(whole_erc), (0, 0, 0, size * most - rows))
+        back = done_erc.view(each, size, most, columns).transpose(0, 1).contiguous()
+        returned = self._world.exchange(back.view(size, -1))
+        return returned.view(size * each, most, columns)[:n, :here]
+
+
+class FsdpUpdate(Update):
+    """Updates this rank's rows; FSDP has summed their gradients in the last backward pass."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        routes: Sequence[Route],
+        build: BuildOptimizers,
+        world: World,
+    ) -> None:
+        self._model, self._world = model, world
+        self._parameters = dict(model.named_parameters())
+        self._shards = {name: nn.Parameter(local_rows(p)) for name, p in self._parameters.items()}
+        here = [route for route in routes if _takes_part(route, world)]
+        self.optimizers = build(self._shards, here)
+
+    def expect(self, last: bool) -> None:
+        """Gradients accumulate unreduced until the last pass."""
+        model = self._model
+        assert isinstance(model, FSDPModule)
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+
+    def step(self, clip_norm: float | None) -> Tensor | None:
+        """Clip over all ranks, update, drop."""
+        for name, p in self._parameters.items():
+            assert p.grad is not None, f"{name} has no gradient"
+            self._shards[name].grad = local_rows(p.grad)
+        gradients = [s.grad for s in self._shards.values() if s.grad is not None and s.numel()]
+        norm = None
+        if clip_norm is not None:
+            like = next(iter(self._shards.values())).detach()
+            norm = clip_shards(gradients, clip_norm, like, self._world)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for name, p in self._parameters.items():
+            p.grad = self._shards[name].grad = None
+        return norm
+
+
+def _takes_part(route: Route, world: World) -> bool:
+    """Muon needs every rank for its exchange; other optimizers only those that have rows."""
+    start, stop = row_range(route.shape[0], world.rank, world.size)
+    return route.optimizer == "muon" or stop > start
