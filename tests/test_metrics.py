@@ -21,6 +21,7 @@ from quintic.metrics import (
     Metrics,
     NonFiniteLossError,
     Record,
+    peak_memory_bytes,
     read_metrics,
     truncate_metrics,
 )
@@ -41,6 +42,15 @@ def opened(folder: Path, seen: list[Record], **changes: Any) -> Metrics:
         "on_record": seen.append,
     }
     return Metrics(folder, **{**options, **changes})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
+def test_the_peak_memory_on_a_cpu_is_what_linux_counts() -> None:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = peak_memory_bytes(torch.device("cpu"))
+    # The kernel counts a few pages late on either side.
+    assert peak == pytest.approx(int(status["VmHWM"].split()[0]) * 1024, rel=0.05)
+    assert peak_memory_bytes(torch.device("meta")) is None
 
 
 def test_each_line_is_one_object_with_the_documented_fields(tiny_run: Path) -> None:

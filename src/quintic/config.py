@@ -466,13 +466,13 @@ class Config:
 
 def differing_fields(one: Config, other: Config) -> list[str]:
     """Dotted names of the fields in which two configs differ."""
-    left, right = dict(_flatten(one)), dict(_flatten(other))
+    left, right = dict(flatten(one)), dict(flatten(other))
     return [key for key in left if left[key] != right[key]]
 
 
 def unknown_field(key: str) -> str:
     """The message for a field that does not exist, with the nearest that does."""
-    nearest = nearest_name(key, [name for name, _ in _flatten(Config())])
+    nearest = nearest_name(key, [name for name, _ in flatten(Config())])
     hint = f"did you mean {nearest}?" if nearest else "see quintic train --help"
     return f"there is no field {key}: {hint}"
 
@@ -519,12 +519,13 @@ def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config
     return replace(config, model=replace(config.model, vocab_size=padded))
 
 
-def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The fields of a config by their dotted names, in the order of the sections."""
     pairs: list[tuple[str, Any]] = []
     for f in fields(node):
         value = getattr(node, f.name)
         if is_dataclass(value):
-            pairs += _flatten(value, f"{prefix}{f.name}.")
+            pairs += flatten(value, f"{prefix}{f.name}.")
         else:
             pairs.append((f"{prefix}{f.name}", value))
     return pairs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,8 +134,8 @@ class Metrics:
             record[name] = value.item() if isinstance(value, Tensor) else value
         if self.peak_flops is not None:
             record["mfu"] = round(tokens_per_s * self.flops_per_token / self.peak_flops, 4)
-        if self.device.type == "cuda":
-            record["memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+        if (peak := peak_memory_bytes(self.device)) is not None:
+            record["memory_gib"] = round(peak / 2**30, 3)
         self._write(record)
         if not math.isfinite(loss):
             raise NonFiniteLossError(pending.step, loss)
@@ -158,13 +159,28 @@ class Metrics:
             self._events.close()
 
 
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory in use so far: PyTorch's on a CUDA device; on a CPU what was resident of the
+    whole process, the interpreter and its libraries included. None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
 def read_metrics(path: Path) -> list[Record]:
     """The records of a `metrics.jsonl`; a last line cut short by a crash is left out.
 
     Raises `QuinticError` where another line is not a record.
     """
     records: list[Record] = []
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    # What is no text at all is no record either, and then said to be none.
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)

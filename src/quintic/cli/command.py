@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from quintic.cli import datasets, runs
+from quintic.cli import compare, datasets, runs
 from quintic.cli.options import (
+    Compare,
     DataBuild,
     DataFetch,
     DataInfo,
@@ -59,6 +60,8 @@ def _run(command: Any, arguments: Sequence[str]) -> None:
         runs.run_evaluate(command)
     elif isinstance(command, Generate):
         runs.run_generate(command)
+    elif isinstance(command, Compare):
+        compare.run_compare(command)
     elif isinstance(command, Recipes):
         runs.run_recipes()
     elif isinstance(command.action, DataFetch):

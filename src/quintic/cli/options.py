@@ -83,6 +83,24 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Runs side by side: table, statistics, figure. Seeds of one config are a group."""
+
+    runs: Positional[tuple[Path, ...]]
+    """RUN: folders of runs, or text logs of modded-nanogpt or llm.c; the first is the reference."""
+    target: float | None = None
+    """A validation loss, nats per token: what each takes to reach it, and whether it does."""
+    x: Literal["tokens", "steps", "seconds"] = "tokens"
+    """What the loss is drawn against, and what the runs are compared by."""
+    out: Path | None = None
+    """Write a figure (.png), an interactive page (.html) or all numbers (.json)."""
+    batch_tokens: int | None = None
+    """Tokens of a step, for logs that do not say: 524288 in llm.c's GPT-2."""
+    force: bool = False
+    """Side by side although the data differ, so that the losses do not compare."""
+
+
+@dataclass(frozen=True)
 class Recipes:
     """The recipes: parameters, tokens, hardware, expected loss."""
 
@@ -189,6 +207,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "evaluate": Evaluate,
     "generate": Generate,
+    "compare": Compare,
     "recipes": Recipes,
     "data fetch": DataFetch,
     "data push": DataPush,

@@ -14,7 +14,15 @@ import tyro
 from tyro.conf import arg, subcommand
 
 from quintic.cli.complaints import explain, value_of
-from quintic.cli.options import DEFAULT_RECIPE, Data, Evaluate, Generate, Recipes, Train
+from quintic.cli.options import (
+    DEFAULT_RECIPE,
+    Compare,
+    Data,
+    Evaluate,
+    Generate,
+    Recipes,
+    Train,
+)
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe
 
@@ -38,6 +46,7 @@ def _parse(arguments: list[str]) -> Any:
         Annotated[Train, subcommand("train", default=train), arg(name="")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
+        | Annotated[Compare, subcommand("compare")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
     )

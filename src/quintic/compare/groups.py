@@ -1,0 +1,144 @@
+"""Which runs belong together, what tells the others apart, and which losses compare at all."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quintic.compare.record import SEED, Data, RunRecord
+from quintic.errors import QuinticError
+
+BOOKKEEPING = frozenset({"train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard"})
+"""Fields that change neither a loss nor the time that is counted."""
+
+DATA_PATH = "data.path"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in the seed."""
+
+    label: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def counted(self) -> tuple[RunRecord, ...]:
+        """The first run of each seed: a repetition of one is no further sample of the noise."""
+        first: dict[Any, RunRecord] = {}
+        for run in self.runs:
+            first.setdefault(run.path if run.seed is None else run.seed, run)
+        return tuple(first.values())
+
+    @property
+    def repeated(self) -> tuple[RunRecord, ...]:
+        """The runs that are not counted."""
+        counted = {run.path for run in self.counted}
+        return tuple(run for run in self.runs if run.path not in counted)
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """The runs in groups, in the order in which the first of each was named.
+
+    Runs of quintic belong together where their configs are equal but for the seed and for
+    bookkeeping, and so is their data; logs of modded-nanogpt where the source code in them is
+    equal. Any other log stands alone.
+    """
+    found: dict[Any, list[RunRecord]] = {}
+    kinds: list[Data] = []
+    for run in runs:
+        kind = next((i for i, data in enumerate(kinds) if same_data(data, run.data)), None)
+        if kind is None:
+            kind = len(kinds)
+            kinds.append(run.data)
+        left_out = {SEED, DATA_PATH, *BOOKKEEPING}
+        settings = tuple((k, v) for k, v in run.settings.items() if k not in left_out)
+        key = (kind, settings) if settings else run.program or run.path
+        found.setdefault(key, []).append(run)
+    return [
+        Group(label, tuple(members))
+        for label, members in zip(_labels(list(found.values())), found.values(), strict=True)
+    ]
+
+
+def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Field by field what differs between the configs, a value for each group.
+
+    Seeds and bookkeeping are no differences, and the folder of the data only where the data is
+    another. A log, of which no config is known, has None everywhere.
+    """
+    known = [group.runs[0] for group in groups if group.runs[0].settings]
+    fields = list(dict.fromkeys(name for run in known for name in run.settings))
+    differing: dict[str, list[Any]] = {}
+    for name in fields:
+        values = [run.settings.get(name) for run in known]
+        moved = name == DATA_PATH and all(same_data(run.data, known[0].data) for run in known)
+        if (
+            name != SEED
+            and name not in BOOKKEEPING
+            and not moved
+            and values != values[:1] * len(values)
+        ):
+            differing[name] = [group.runs[0].settings.get(name) for group in groups]
+    return differing
+
+
+def same_data(one: Data, other: Data) -> bool:
+    """Whether two runs were trained on the same tokens, as far as that is known."""
+    if one.fingerprint is not None and other.fingerprint is not None:
+        return one.fingerprint == other.fingerprint
+    return one.described is None or other.described is None or one.described == other.described
+
+
+def check_same_data(runs: Sequence[RunRecord]) -> None:
+    """Raise `QuinticError` where losses do not compare: other data, or another part of it."""
+    for one, other in itertools.combinations(runs, 2):
+        if not same_data(one.data, other.data):
+            raise QuinticError(
+                f"{one.path} was trained on {one.data} and {other.path} on {other.data}: losses on "
+                "different data or of different tokenizers do not compare; name runs on the same, "
+                "or give --force to lay them side by side all the same"
+            )
+        tokens = one.data.eval_tokens, other.data.eval_tokens
+        if None not in tokens and tokens[0] != tokens[1]:
+            raise QuinticError(
+                f"{one.path} validates on {tokens[0]:,} tokens and {other.path} on {tokens[1]:,}: "
+                "losses on different text do not compare; train with the same train.eval_tokens, "
+                "or give --force to lay them side by side all the same"
+            )
+
+
+def _labels(groups: list[list[RunRecord]]) -> list[str]:
+    """A name for each group: the first way of naming that tells them all apart."""
+    settings = differing_settings([Group("", tuple(group)) for group in groups])
+
+    def differences(group: list[RunRecord]) -> str:
+        values = group[0].settings
+        parts = (f"{name.rsplit('.', 1)[-1]}={values[name]}" for name in settings if values)
+        return " ".join(itertools.islice(parts, 3))
+
+    ways: tuple[Callable[[list[RunRecord]], str], ...] = (
+        _stem,
+        lambda group: str(group[0].settings.get("recipe", _stem(group))),
+        lambda group: differences(group) or _stem(group),
+        lambda group: "/".join(group[0].path.parts[-2:]),
+    )
+    for way in ways:
+        labels = [way(group) for group in groups]
+        if all(labels) and len(set(labels)) == len(labels):
+            return labels
+    return [str(group[0].path) for group in groups]
+
+
+def _stem(group: list[RunRecord]) -> str:
+    """What the names of a group have in common: muon of muon-seed1 and muon-seed2."""
+    names = [run.path.absolute().name for run in group]
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    stem = "".join(letters[0] for letters in alike)
+    if any(name[len(stem) : len(stem) + 1].isdigit() for name in names):
+        stem = stem.rstrip("0123456789")  # of run10 and run11, the 1 is part of no name
+    return re.sub(r"(?<![^-_.])(seed|s)$", "", stem.rstrip("-_.")).rstrip("-_.")

@@ -1,0 +1,126 @@
+"""The folders of runs, and files that are logs, as records."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from quintic import runfolder
+from quintic.checkpoint import STATE, checkpoints
+from quintic.compare.logs import read_log
+from quintic.compare.record import Data, Point, RunRecord
+from quintic.config import EMBEDDED, Config, flatten
+from quintic.errors import QuinticError
+from quintic.metrics import METRICS, Record, read_metrics
+
+
+def read_run(path: Path, *, batch_tokens: int | None = None) -> RunRecord:
+    """The record of a run folder, or of a text log of modded-nanogpt or llm.c.
+
+    `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
+    where a line is damaged and where there is no validation yet.
+    """
+    if path.is_file():
+        return read_log(path, batch_tokens)
+    return _read_folder(path)
+
+
+def _read_folder(folder: Path) -> RunRecord:
+    config = runfolder.read_config(folder)
+    path = folder / METRICS
+    records = read_metrics(path)
+    points: list[Point] = []
+    elapsed_s, diverged_at = 0.0, None
+    for record in records:
+        # A validation at a step follows the step before, whose record has the time.
+        if (seconds := _number(path, record, "elapsed_s")) is not None:
+            elapsed_s = seconds
+        _number(path, record, "tokens")
+        for name in ("train_loss", "val_loss"):
+            loss = _number(path, record, name)
+            if loss is None:
+                continue
+            if not math.isfinite(loss):
+                diverged_at = record["step"] if diverged_at is None else diverged_at
+            elif name == "val_loss":
+                diverged_at = None
+                tokens = record.get("tokens", record["step"] * config.train.batch_tokens)
+                points.append(Point(record["step"], loss, tokens, elapsed_s))
+    if not points and diverged_at is None:
+        raise QuinticError(
+            f"{folder} has no validation loss yet ({METRICS} is "
+            f"{'without one' if records else 'empty or missing'}): train it further with "
+            f"--resume {folder}, or leave it out"
+        )
+    environment = _environment(folder)
+    return RunRecord(
+        path=folder,
+        source="quintic",
+        points=tuple(points),
+        data=_data(folder, config, environment),
+        settings=dict(flatten(config)),
+        steps_planned=config.train.steps,
+        diverged_at=diverged_at,
+        # The median, since the first step compiles and others wait for the machine.
+        tokens_per_s=_median(path, records, "tokens_per_s"),
+        memory_gib=max(
+            (m for r in records if (m := _number(path, r, "memory_gib")) is not None), default=None
+        ),
+        optimizer_share=_optimizer_share(path, records),
+        device=environment.get("device"),
+        commit=environment.get("commit"),
+    )
+
+
+def _number(path: Path, record: Record, name: str) -> float | None:
+    value = record.get(name)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise QuinticError(
+        f"{path}: {name} of step {record['step']} is {str(value)[:40]!r} and not a number; repair "
+        "or remove the line"
+    )
+
+
+def _median(path: Path, records: list[Record], name: str) -> float | None:
+    values = [v for record in records if (v := _number(path, record, name)) is not None]
+    return statistics.median(values) if values else None
+
+
+def _optimizer_share(path: Path, records: list[Record]) -> float | None:
+    pairs = [(_number(path, r, "optimizer_ms"), _number(path, r, "step_ms")) for r in records]
+    known = [(part, whole) for part, whole in pairs if part is not None and whole]
+    return sum(part for part, _ in known) / sum(whole for _, whole in known) if known else None
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """The newest entry of `environment.json`; what it lacks is merely not shown."""
+    with contextlib.suppress(OSError, ValueError):
+        starts = json.loads((folder / runfolder.ENVIRONMENT).read_text())
+        if isinstance(starts, list) and starts and isinstance(starts[-1], dict):
+            return starts[-1]
+    return {}
+
+
+def _data(folder: Path, config: Config, environment: dict[str, Any]) -> Data:
+    tokenizer = config.data.tokenizer or "its own tokenizer"
+    vocabulary = f"vocabulary {config.model.vocab_size}"
+    if config.data.path == EMBEDDED:
+        # Its text is that of the interpreter.
+        python = f"Python {environment.get('python', 'unknown')}"
+        described = (EMBEDDED, python, f"vocabulary {config.data.embedded_vocab}")
+    else:
+        described = (str(Path(config.data.path).absolute()), tokenizer, vocabulary)
+    return Data(_fingerprint(folder), described, config.train.eval_tokens)
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Of the dataset, from the newest checkpoint that can be read; its tensors are not needed."""
+    for checkpoint in reversed(checkpoints(folder / runfolder.CHECKPOINTS)):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((checkpoint / STATE).read_text())["fingerprint"])
+    return None

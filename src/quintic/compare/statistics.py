@@ -1,0 +1,192 @@
+"""What a few numbers from seeds of the same run say, and what they do not.
+
+All tests are Student's and Welch's, from SciPy. They take the runs as independent draws from a
+normal distribution, which final losses over seeds are close to. A seed changes the initialisation
+and, with `data.order shuffle`, the data order.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+ALPHA = 0.01
+"""The level of significance of the speedrun's rules
+(https://github.com/KellerJordan/modded-nanogpt#rules, the second)."""
+
+CONFIDENCE = 0.95
+"""Of every interval."""
+
+POWER = 0.8
+"""Chance to find an effect that is as large as the one seen, for the number of runs needed."""
+
+MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of some values; the spread is None for a single one."""
+
+    count: int
+    mean: float
+    deviation: float | None
+    """Standard deviation, with count - 1."""
+    error: float | None
+    """Standard error of the mean."""
+
+
+@dataclass(frozen=True)
+class BelowTarget:
+    """One-sided t-test of whether a mean is at most a target."""
+
+    p: float | None
+    """None for one value, and for values without any spread."""
+    runs_needed: int | None
+    """In all, for p < ALPHA with a chance of POWER if mean and spread are those seen; None where
+    the mean is not below the target, and where there is no spread or more than MOST_RUNS."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of one group less that of a reference, by Welch's two-sided test."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    runs_needed: int | None
+    """In each group, for p < ALPHA with a chance of POWER if means and spreads are those seen."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Geometric mean of one group over that of a reference."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    """Of Welch's test on the logarithms, that the ratio is 1."""
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and standard error of at least one value."""
+    if len(values) < 2:
+        return Summary(len(values), values[0], None, None)
+    deviation = statistics.stdev(values)
+    mean = statistics.fmean(values)
+    return Summary(len(values), mean, deviation, deviation / math.sqrt(len(values)))
+
+
+def below_target(values: Sequence[float], target: float) -> BelowTarget:
+    """Do these losses show a mean at or below the target? As the speedrun's rules ask.
+
+    p is the chance of a mean this low, or lower, if the true one is the target.
+    """
+    from scipy import stats
+
+    seen = summarize(values)
+    if not seen.deviation:
+        return BelowTarget(None, None)
+    p = float(stats.ttest_1samp(values, target, alternative="less").pvalue)
+    effect = (target - seen.mean) / seen.deviation
+    needed = _fewest(lambda runs: power_below_target(effect, runs)) if effect > 0 else None
+    return BelowTarget(p, needed)
+
+
+def power_below_target(effect: float, runs: int, alpha: float = ALPHA) -> float:
+    """Chance of p < alpha where the true mean lies `effect` standard deviations under the target.
+
+    With n runs t has a noncentral t distribution with n - 1 degrees of freedom and noncentrality
+    effect * sqrt(n) (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
+    """
+    from scipy import stats
+
+    critical = stats.t.isf(alpha, runs - 1)
+    return float(stats.nct.sf(critical, runs - 1, effect * math.sqrt(runs)))
+
+
+def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
+    """Do two groups differ in their mean? Welch's test: their spreads need not be equal."""
+    value = statistics.fmean(values) - statistics.fmean(reference)
+    low, high, p = _welch(values, reference)
+    needed = None
+    if p is not None:
+        one, other = statistics.variance(values), statistics.variance(reference)
+        effect = abs(value) / math.sqrt((one + other) / 2)
+        balance = (one + other) ** 2 / (one**2 + other**2)
+        if effect > 0:
+            needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
+    return Difference(value, low, high, p, needed)
+
+
+def power_of_difference(
+    effect: float, runs: int, balance: float = 2.0, alpha: float = ALPHA
+) -> float:
+    """Chance of p < alpha in Welch's test, two-sided, with `runs` in each of two groups.
+
+    Args:
+        effect: distance of the means over the root of the mean of the variances.
+        runs: of each group, at least two.
+        balance: Welch and Satterthwaite's degrees of freedom over runs - 1: 2 where the variances
+            are equal, towards 1 the more they differ.
+        alpha: level of significance.
+    """
+    from scipy import stats
+
+    freedom, shift = balance * (runs - 1), effect * math.sqrt(runs / 2)
+    critical = stats.t.isf(alpha / 2, freedom)
+    return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
+
+
+def ratio(values: Sequence[float], reference: Sequence[float]) -> Ratio | None:
+    """How many times the reference, with Welch's interval on the logarithms.
+
+    Logarithms, so that the interval of a over b is that of b over a turned over. None where a value
+    is not positive.
+    """
+    if min(*values, *reference) <= 0:
+        return None
+    logs, reference_logs = [math.log(v) for v in values], [math.log(v) for v in reference]
+    low, high, p = _welch(logs, reference_logs)
+    return Ratio(
+        math.exp(statistics.fmean(logs) - statistics.fmean(reference_logs)),
+        None if low is None else math.exp(low),
+        None if high is None else math.exp(high),
+        p,
+    )
+
+
+def _welch(
+    values: Sequence[float], reference: Sequence[float]
+) -> tuple[float | None, float | None, float | None]:
+    """Interval of the difference of the means, and p; None without a spread in both groups."""
+    from scipy import stats
+
+    for group in (values, reference):
+        if len(group) < 2:
+            return None, None, None
+    if not statistics.variance(values) + statistics.variance(reference):
+        return None, None, None
+    found = stats.ttest_ind(values, reference, equal_var=False)
+    interval = found.confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high), float(found.pvalue)
+
+
+def _fewest(power: Callable[[int], float]) -> int | None:
+    """The least number of runs, at least two, whose power is POWER."""
+    enough = 2
+    while power(enough) < POWER:
+        enough *= 2
+        if enough > MOST_RUNS:
+            return None
+    too_few = max(1, enough // 2)
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if power(middle) < POWER:
+            too_few = middle
+        else:
+            enough = middle
+    return enough

@@ -1,0 +1,119 @@
+"""The results of a comparison as tables of text, for the terminal and the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from quintic.compare.comparison import Comparison, Result
+from quintic.compare.record import AXES, Axis
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading for each column, and rows of as many cells; the first column names the row."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+def results_table(comparison: Comparison) -> Table:
+    """A row for each group; a column that no group could fill is left out."""
+    results = comparison.results
+    columns: dict[str, list[str]] = {
+        "": [result.group.label for result in results],
+        "runs": [str(len(result.group.counted)) for result in results],
+        "seeds": [_seeds(result) for result in results],
+        "final loss": [_final_loss(result) for result in results],
+    }
+    if comparison.target is not None:
+        for axis in AXES:
+            columns[f"{axis} to {comparison.target:g}"] = [_reach(r, axis) for r in results]
+    columns["tokens/s"] = [_or_unknown(r.tokens_per_s, "{:,.0f}") for r in results]
+    columns["peak memory"] = [_or_unknown(r.memory_gib, "{:.2f} GiB") for r in results]
+    columns["optimizer share"] = [_or_unknown(r.optimizer_share, "{:.2%}") for r in results]
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {UNKNOWN}}
+    return Table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def differences_table(comparison: Comparison) -> Table | None:
+    """What differs between the configs, laid the way that has fewer columns; None: nothing."""
+    labels = [result.group.label for result in comparison.results]
+    fields = list(comparison.settings)
+    if not fields:
+        return None
+    cells = [[setting(value) for value in comparison.settings[name]] for name in fields]
+    if len(fields) < len(labels):
+        return Table(
+            ["", *fields],
+            [[label, *row] for label, row in zip(labels, zip(*cells, strict=True), strict=True)],
+        )
+    return Table(["", *labels], [[name, *row] for name, row in zip(fields, cells, strict=True)])
+
+
+def print_table(console: Console, title: str, table: Table) -> None:
+    """Print a table, as wide as it is where nobody's terminal limits it."""
+    rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for heading in table.header:
+        rich.add_column(Text(heading))  # as Text, since brackets would be markup
+    for row in table.rows:
+        rich.add_row(*(Text(cell) for cell in row))
+    if not console.is_terminal:
+        unlimited = console.options.update(max_width=100_000)
+        width = Measurement.get(console, unlimited, rich).maximum
+        console = Console(file=console.file, width=max(width, console.width))
+    console.print(rich)
+
+
+def quantity(value: float, axis: Axis) -> str:
+    """A number of tokens, steps or seconds in a few characters."""
+    if axis == "tokens":
+        for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if value >= factor:
+                return f"{value / factor:.4g}{unit}"
+        return f"{value:,.0f}"
+    if axis == "steps":
+        return f"{value:,.0f}"
+    return f"{value:,.1f} s" if value < 1000 else f"{value:,.0f} s"
+
+
+def setting(value: Any) -> str:
+    """A value of the config as the config file has it; what no config tells is unknown."""
+    return UNKNOWN if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _final_loss(result: Result) -> str:
+    if result.diverged:
+        return f"{len(result.diverged)} of {len(result.group.counted)} diverged"
+    if result.summary is None:
+        return "unfinished"
+    error = "" if result.summary.error is None else f" ± {result.summary.error:.4f}"
+    return f"{result.summary.mean:.4f}{error}"
+
+
+def _seeds(result: Result) -> str:
+    seeds = [str(run.seed) for run in result.group.counted if run.seed is not None]
+    return ", ".join(seeds) or UNKNOWN
+
+
+def _reach(result: Result, axis: Axis) -> str:
+    reach = result.reach.get(axis)
+    if reach is None:
+        return UNKNOWN
+    if reach.mean is None:
+        return f"{len(reach.values)} of {reach.runs} runs" if reach.values else "never"
+    times = "" if reach.ratio is None else f" ({reach.ratio.value:.3g}×)"
+    return f"{quantity(reach.mean, axis)}{times}"
+
+
+def _or_unknown(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else form.format(value)

@@ -1,0 +1,42 @@
+"""Records of runs that were never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quintic.compare.record import Data, Point, RunRecord
+
+STEP_TOKENS, STEP_S = 1000, 0.5
+
+
+def record(
+    name: str,
+    losses: Sequence[float],
+    *,
+    seed: int | None = 1,
+    every: int = 10,
+    settings: dict[str, Any] | None = None,
+    **fields: Any,
+) -> RunRecord:
+    """A run that validated every `every` steps, with these losses, and ended there."""
+    points = tuple(
+        Point(i * every, loss, i * every * STEP_TOKENS, i * every * STEP_S)
+        for i, loss in enumerate(losses)
+    )
+    values: dict[str, Any] = {
+        "source": "quintic",
+        "settings": {"recipe": "laptop", "train.seed": seed, **(settings or {})},
+        "data": Data(fingerprint="f" * 64, described=("folder",), eval_tokens=512),
+        "steps_planned": every * (len(losses) - 1),
+    }
+    return RunRecord(path=Path(name), points=points, **{**values, **fields})
+
+
+def group_of(name: str, finals: Sequence[float], **options: Any) -> list[RunRecord]:
+    """Runs of one config with other seeds, which fall in a line from 8 to these final losses."""
+    return [
+        record(f"{name}-seed{seed}", [8.0, (8 + final) / 2, final], seed=seed, **options)
+        for seed, final in enumerate(finals, start=1)
+    ]

@@ -1,0 +1,258 @@
+"""Losses, what it takes to reach a target, and the sentences that say what follows."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from quintic.compare.comparison import Comparison, compare
+from quintic.compare.evidence import sentences
+from quintic.compare.record import Axis, Data, RunRecord
+from quintic.compare.statistics import below_target, difference, ratio
+from quintic.errors import QuinticError
+from tests.compare.records import STEP_S, STEP_TOKENS, group_of, record
+
+MUON = group_of("muon", [3.20, 3.21, 3.19], settings={"optim.matrices": "muon"})
+ADAMW = group_of("adamw", [3.40, 3.42, 3.41], settings={"optim.matrices": "adamw"})
+
+
+def said(comparison: Comparison) -> str:
+    return "\n".join(sentences(comparison))
+
+
+def text_of(
+    runs: Sequence[RunRecord], target: float | None = None, *, axis: Axis = "tokens"
+) -> str:
+    return said(compare(runs, target=target, axis=axis))
+
+
+def test_the_target_is_reached_on_a_line_between_two_validations() -> None:
+    run = record("run", [8.0, 5.0, 4.0, 4.5, 3.0])
+    # From 8 at step 0 to 5 at step 10; then 4.2 lies at four fifths of the way from 10 to 20.
+    assert run.reached(6.5, "steps") == pytest.approx(5)
+    assert run.reached(4.2, "steps") == pytest.approx(18)
+    assert run.reached(4.2, "tokens") == pytest.approx(18 * STEP_TOKENS)
+    assert run.reached(4.2, "seconds") == pytest.approx(18 * STEP_S)
+    assert run.reached(4.0, "steps") == 20  # the first time, though it rises again
+    assert run.reached(3.9, "steps") == pytest.approx(34)
+    assert run.reached(9.0, "steps") == 0
+    assert run.reached(2.999, "steps") is None
+
+
+def test_a_group_is_compared_with_the_first_in_loss_and_in_what_it_took() -> None:
+    comparison = compare([*ADAMW, *MUON], target=3.5)
+    adamw, muon = comparison.results
+    finals = [3.20, 3.21, 3.19]
+    assert muon.losses == tuple(finals)
+    assert muon.difference == difference(finals, [3.40, 3.42, 3.41])
+    assert muon.below == below_target(finals, 3.5)
+    steps = {
+        "adamw": [run.reached(3.5, "steps") or 0 for run in ADAMW],
+        "muon": [run.reached(3.5, "steps") or 0 for run in MUON],
+    }
+    assert muon.reach["steps"].ratio == ratio(steps["muon"], steps["adamw"])
+    assert muon.reach["steps"].mean == pytest.approx(sum(steps["muon"]) / 3)
+    assert adamw.difference is None
+    assert adamw.reach["steps"].ratio is None
+    assert comparison.settings == {"optim.matrices": ["adamw", "muon"]}
+    assert not comparison.notes
+
+
+def test_the_curve_of_a_group_is_the_mean_where_all_have_a_validation() -> None:
+    longer = record("c", [8.0, 5.0, 3.0], seed=3)
+    runs = [
+        record("a", [8.2, 5.2], seed=1, steps_planned=20),
+        record("b", [8.0, 5.1], seed=2, steps_planned=20),
+        longer,
+    ]
+    (result,) = compare(runs).results
+    assert [point.steps for point in result.curve] == [0, 10]
+    assert result.curve[1].mean == pytest.approx(5.1)
+    assert (result.curve[1].low, result.curve[1].high) == (5.0, 5.2)
+    assert result.losses == (3.0,)
+
+
+def test_evidence_for_a_difference_is_called_so() -> None:
+    text = text_of([*ADAMW, *MUON], 3.5)
+    assert "muon: the mean of 3 runs is 3.2000 ± 0.0058, at or below 3.5" in text
+    assert "significant at 0.01, as the speedrun's rules ask" in text
+    assert "the evidence supports that its final loss is lower" in text
+    assert "muon takes 0." in text
+    assert "the evidence supports that it takes fewer" in text
+
+
+def test_what_the_numbers_do_not_show_is_not_claimed() -> None:
+    wide = group_of("wide", [3.1, 3.6, 3.3], settings={"optim.matrices": "muon"})
+    text = text_of([*ADAMW, *wide], 3.5)
+    assert "not significant at 0.01. If mean and spread stay as they are," in text
+    assert "at 0.01 the evidence does not support a difference; if means and spreads stay" in text
+    assert "supports that" not in text.replace("does not support", "").replace("adamw: ", "")
+
+
+def test_the_runs_still_needed_are_those_beyond_the_ones_there() -> None:
+    finals = [3.2791, 3.2783, 3.2802, 3.2795]
+    needed = below_target(finals, 3.28).runs_needed
+    assert needed is not None
+    text = text_of(group_of("run", finals), 3.28)
+    assert f"{needed - 4} more runs, {needed} in all, have a chance of 80% to be" in text
+
+
+def test_a_mean_above_the_target_asks_for_no_further_runs() -> None:
+    text = text_of(ADAMW, 3.3)
+    assert "above 3.3, one-sided t-test p = 1: the evidence does not support" in text
+    assert "more runs" not in text
+
+
+def test_one_run_each_supports_no_claim() -> None:
+    text = text_of([ADAMW[0], MUON[0]], 3.5)
+    assert "ends 0.2000 lower than adamw-seed1, with one run each" in text
+    assert "so the evidence supports no claim" in text
+    assert "in one run, which has no spread to test with" in text
+    assert "Of one run the ratio has no uncertainty to state" in text
+    assert "several seeds" in text
+    assert "p =" not in text
+
+
+def test_one_run_alone_is_shown_and_compared_with_nothing() -> None:
+    comparison = compare([MUON[0]], target=3.5)
+    assert comparison.results[0].losses == (3.20,)
+    assert "This is one run: there is nothing to compare it with." in said(comparison)
+    assert "This is one group" in text_of(MUON)
+
+
+def test_a_target_that_is_never_reached_gives_no_ratio() -> None:
+    comparison = compare([*ADAMW, *MUON], target=3.3)
+    assert comparison.results[1].reach["tokens"].ratio is None
+    assert comparison.results[1].reach["tokens"].mean is not None
+    text = said(comparison)
+    assert (
+        "No ratio of tokens between muon and adamw: adamw does not reach 3.3, its lowest loss is "
+        "3.4000." in text
+    )
+    assert "takes" not in text
+
+
+def test_a_group_of_which_some_reach_the_target_has_no_mean_to_reach_it() -> None:
+    comparison = compare([*ADAMW, *MUON], target=3.195)
+    reach = comparison.results[1].reach["tokens"]
+    assert len(reach.values) == 1
+    assert reach.mean is None
+    assert reach.ratio is None
+    assert "1 of the 3 runs of muon reach 3.195." in said(comparison)
+
+
+def test_a_target_above_the_first_loss_gives_no_ratio() -> None:
+    assert "the target is reached before the first step" in text_of([*ADAMW, *MUON], 9.0)
+
+
+def test_a_run_that_diverged_is_not_left_out_of_a_mean_silently() -> None:
+    lost = replace(MUON[1], diverged_at=20, points=MUON[1].points[:2])
+    comparison = compare([*ADAMW, MUON[0], lost, MUON[2]], target=3.5)
+    muon = comparison.results[1]
+    assert muon.summary is None
+    assert muon.below is None
+    assert muon.difference is None
+    text = said(comparison)
+    assert "1 of 3 runs diverged and have no final loss, so nothing is tested against 3.5" in text
+    assert "muon against adamw: 1 of 3 runs of muon diverged" in text
+    assert comparison.notes == ("muon-seed2 diverged: its loss is not finite at step 20",)
+    # Nor where the reference diverged.
+    assert "of muon diverged" in text_of([MUON[0], lost, MUON[2], *ADAMW])
+
+
+def test_a_run_that_diverged_before_any_validation_is_shown() -> None:
+    lost = replace(MUON[0], diverged_at=0, points=())
+    comparison = compare([lost, *ADAMW], target=3.5)
+    assert comparison.results[0].curve == ()
+    assert "does not reach 3.5." in said(comparison)
+
+
+def test_an_unfinished_run_has_no_final_loss_and_the_others_count() -> None:
+    begun = replace(MUON[1], steps_planned=1000)
+    comparison = compare([MUON[0], begun, MUON[2]], target=3.5)
+    assert comparison.results[0].losses == (3.20, 3.19)
+    assert comparison.notes == (
+        "muon-seed2 is unfinished, 20 of 1,000 steps: it has no final loss",
+    )
+    text = text_of([*ADAMW, begun], 3.5)
+    assert "none of the 1 runs of muon-seed2 has come to its end, so nothing is tested" in text
+
+
+def test_copies_are_no_evidence() -> None:
+    with pytest.raises(QuinticError, match="are the same run"):
+        compare([MUON[0], MUON[0]])
+    copied = [replace(MUON[0], path=MUON[0].path / str(i)) for i in range(3)]
+    comparison = compare(copied, target=3.5)
+    assert comparison.results[0].losses == (3.20,)
+    assert len(comparison.notes) == 2
+    assert "repeats seed 1 of its group" in comparison.notes[0]
+    # With other seeds, as a config copied by hand would have it.
+    same = [replace(run, points=MUON[0].points) for run in MUON]
+    assert "are they one run, copied?" in text_of(same, 3.5)
+    others = [replace(run, points=ADAMW[0].points) for run in ADAMW]
+    assert "neither group has any spread to test with" in text_of([*same, *others])
+
+
+def test_with_more_groups_each_is_held_against_a_stricter_level() -> None:
+    # p of b against a is between 0.01 / 2 and 0.01.
+    b = group_of("b", [3.361, 3.363, 3.373], settings={"x": "b"})
+    a = group_of("a", [3.40, 3.42, 3.41], settings={"x": "a"})
+    c = group_of("c", [3.41, 3.40, 3.42], settings={"x": "c"})
+    p = difference([3.361, 3.363, 3.373], [3.40, 3.42, 3.41]).p
+    assert p is not None
+    assert 0.005 < p < 0.01
+    assert "the evidence supports that its final loss is lower" in text_of([*a, *b])
+    text = text_of([*a, *b, *c])
+    assert "supports that" not in text
+    assert "each p is held against 0.01 / 2 = 0.005" in text
+
+
+def test_losses_on_other_data_are_refused_and_forced_ones_are_not_tested() -> None:
+    other = [replace(run, data=Data("e" * 64, ("other",), 512)) for run in MUON]
+    with pytest.raises(QuinticError, match="do not compare"):
+        compare([*ADAMW, *other])
+    comparison = compare([*ADAMW, *other], target=3.5, force=True)
+    assert not comparison.comparable
+    assert comparison.results[1].difference is None
+    assert comparison.results[1].reach["tokens"].ratio is None
+    assert "because of --force" in comparison.notes[0]
+    text = said(comparison)
+    assert "Between the groups nothing is tested: their data differ." in text
+    assert "lower" not in text
+
+
+def test_what_makes_seconds_and_losses_doubtful_is_noted() -> None:
+    log = replace(MUON[0], source="llm.c", settings={}, data=Data(), device=None)
+    notes = compare([*ADAMW, log]).notes
+    assert any("on which data muon-seed1 was trained is unknown" in note for note in notes)
+    assert any("the trainers count them differently" in note for note in notes)
+    devices = [replace(run, device=f"device {run.seed}") for run in MUON[:2]]
+    assert (
+        "seconds do not compare, the devices differ: device 1; device 2" in compare(devices).notes
+    )
+    commits = [replace(run, commit=str(run.seed) * 40) for run in MUON[:2]]
+    assert any("different commits: 1111111111, 2222222222" in n for n in compare(commits).notes)
+
+
+def test_an_axis_that_a_run_does_not_know_is_refused_with_the_way_out() -> None:
+    points = tuple(replace(p, tokens=None, seconds=None) for p in MUON[0].points)
+    log = replace(MUON[0], points=points)
+    with pytest.raises(QuinticError, match=r"give --batch-tokens .* or --x steps"):
+        compare([log])
+    with pytest.raises(QuinticError, match="has no times: give --x steps"):
+        compare([log], axis="seconds")
+    comparison = compare([log, *ADAMW], target=3.5, axis="steps")
+    assert set(comparison.results[0].reach) == {"steps"}
+    assert "times the steps of" in said(comparison)
+    assert comparison.results[1].reach["tokens"].ratio is None
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_target_that_is_no_loss_is_refused(target: float) -> None:
+    with pytest.raises(QuinticError, match=r"--target is .*: it must be a positive loss"):
+        compare(MUON, target=target)
+
+
+def test_nothing_to_compare_is_refused() -> None:
+    with pytest.raises(QuinticError, match="needs at least one run"):
+        compare([])

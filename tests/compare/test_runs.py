@@ -1,0 +1,178 @@
+"""Run folders as records, whole and damaged."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quintic.compare.groups import same_data
+from quintic.compare.runs import read_run
+from quintic.errors import QuinticError
+from quintic.metrics import METRICS, read_metrics
+
+RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"
+
+
+@pytest.fixture
+def folder(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, which a test may change."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def append(folder: Path, *records: dict[str, Any]) -> None:
+    with (folder / METRICS).open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def test_a_run_folder_gives_its_validations_with_tokens_and_seconds(tiny_run: Path) -> None:
+    run = read_run(tiny_run)
+    records = read_metrics(tiny_run / METRICS)
+    elapsed = {r["step"]: r["elapsed_s"] for r in records if "elapsed_s" in r}
+    losses = {r["step"]: r["val_loss"] for r in records if "val_loss" in r}
+    assert [point.steps for point in run.points] == [0, 5, 10, 12]
+    for point in run.points:
+        assert point.loss == losses[point.steps]
+        assert point.tokens == 256 * point.steps
+        # The time of a validation is that at the end of the step before.
+        assert point.seconds == (elapsed[point.steps - 1] if point.steps else 0)
+    assert run.final_loss == losses[12]
+    assert run.seed == 1337
+    assert run.settings["optim.muon.lr"] == 0.02
+    speeds = sorted(r["tokens_per_s"] for r in records if "tokens_per_s" in r)
+    assert run.tokens_per_s == pytest.approx((speeds[5] + speeds[6]) / 2)
+    assert run.memory_gib is not None
+    assert 0.05 < run.memory_gib < 64  # PyTorch alone has more than 50 MiB
+    assert run.device is not None
+    assert run.optimizer_share is None
+
+
+def test_the_data_is_known_by_the_fingerprint_of_the_checkpoints(folder: Path) -> None:
+    states = sorted(folder.glob("checkpoints/*/state.json"))
+    fingerprint = json.loads(states[-1].read_text())["fingerprint"]
+    assert read_run(folder).data.fingerprint == fingerprint
+    older = {**json.loads(states[0].read_text()), "fingerprint": "older"}
+    states[0].write_text(json.dumps(older))
+    assert len(states) > 1
+    assert read_run(folder).data.fingerprint == fingerprint
+    for state in states[1:]:
+        state.write_text("{")
+    assert read_run(folder).data.fingerprint == "older"
+    shutil.rmtree(folder / "checkpoints")
+    bare = read_run(folder).data
+    assert bare.fingerprint is None
+    assert bare.described is not None
+    assert "vocabulary 128" in bare.described
+
+
+def test_the_stored_result_of_laptop_is_readable_without_checkpoints() -> None:
+    run = read_run(RESULT)
+    assert run.finished
+    assert run.final_loss == pytest.approx(3.4761, abs=1e-4)
+    assert run.data.described == ("embedded", "Python 3.11.7", "vocabulary 2048")
+
+
+def test_the_embedded_text_of_another_python_is_other_data(tmp_path: Path) -> None:
+    for name, python in (("same", "3.11.7"), ("other", "3.12.1")):
+        copy = Path(shutil.copytree(RESULT, tmp_path / name))
+        environment = json.loads((copy / "environment.json").read_text())
+        environment[-1]["python"] = python
+        (copy / "environment.json").write_text(json.dumps(environment))
+    original = read_run(RESULT).data
+    assert same_data(original, read_run(tmp_path / "same").data)
+    assert not same_data(original, read_run(tmp_path / "other").data)
+
+
+def test_the_share_of_the_optimizer_is_shown_where_it_was_recorded(folder: Path) -> None:
+    records = read_metrics(folder / METRICS)
+    steps = [r for r in records if "step_ms" in r]
+    for record in steps:
+        record["optimizer_ms"] = record["step_ms"] / 50
+    (folder / METRICS).write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert read_run(folder).optimizer_share == pytest.approx(0.02)
+
+
+def test_a_run_whose_loss_is_not_finite_has_diverged(folder: Path) -> None:
+    append(folder, {"step": 13, "tokens": 3328, "train_loss": math.nan})
+    run = read_run(folder)
+    assert run.diverged_at == 13
+    assert run.final_loss is None
+    assert [point.steps for point in run.points] == [0, 5, 10, 12]
+
+
+def test_a_loss_that_came_back_is_no_divergence(folder: Path) -> None:
+    lines = (folder / METRICS).read_text().splitlines(keepends=True)
+    lines.insert(4, '{"step": 3, "tokens": 768, "train_loss": Infinity}\n')
+    (folder / METRICS).write_text("".join(lines))
+    run = read_run(folder)
+    assert run.diverged_at is None
+    assert run.final_loss is not None
+
+
+def test_a_run_that_has_not_come_to_its_end_has_no_final_loss(folder: Path) -> None:
+    lines = (folder / METRICS).read_text().splitlines(keepends=True)
+    (folder / METRICS).write_text("".join(lines[:-1]))
+    run = read_run(folder)
+    assert not run.finished
+    assert run.steps_done == 10
+    assert run.final_loss is None
+
+
+def test_a_last_line_cut_short_is_left_out(folder: Path) -> None:
+    before = read_run(folder)
+    with (folder / METRICS).open("a") as file:
+        file.write('{"step": 13, "val_lo')
+    assert read_run(folder).points == before.points
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{damaged", "line 1 is not a record of a run: '{damaged'"),
+        ("[1, 2]", "line 1 is not a record of a run"),
+        ('{"step": 1, "val_loss": "low"}', "val_loss of step 1 is 'low' and not a number"),
+        ('{"step": 1, "tokens": [1], "val_loss": 3}', r"tokens of step 1 is '\[1\]' and not a num"),
+        ('{"step": 1, "elapsed_s": true}', "elapsed_s of step 1 is 'True' and not a number"),
+        ('{"step": 1, "memory_gib": "1"}', "memory_gib of step 1 is '1' and not a number"),
+    ],
+)
+def test_a_damaged_line_is_named(folder: Path, line: str, message: str) -> None:
+    path = folder / METRICS
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(QuinticError, match=message):
+        read_run(folder)
+
+
+def test_a_line_that_is_no_text_is_named(folder: Path) -> None:
+    path = folder / METRICS
+    path.write_bytes(b"\xff\xfe\x00\n" + path.read_bytes())
+    with pytest.raises(QuinticError, match="line 1 is not a record of a run"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 0, "train_loss": 4.8}\n'])
+def test_a_run_without_a_validation_is_refused(folder: Path, content: str | None) -> None:
+    (folder / METRICS).unlink()
+    if content is not None:
+        (folder / METRICS).write_text(content)
+    with pytest.raises(QuinticError, match="has no validation loss yet"):
+        read_run(folder)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuinticError, match="holds no run"):
+        read_run(tmp_path)
+    with pytest.raises(QuinticError, match="does not exist"):
+        read_run(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\ud800", '[{"python": 3}]'])
+def test_a_damaged_record_of_the_environment_costs_only_what_it_said(
+    folder: Path, content: str
+) -> None:
+    (folder / "environment.json").write_text(content, errors="surrogatepass")
+    run = read_run(folder)
+    assert run.final_loss is not None
+    assert run.device is None
