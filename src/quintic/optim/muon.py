@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from quintic.optim.orthogonalize import newton_schulz
+from quintic.optim.orthogonalize import COEFFICIENTS, newton_schulz
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
@@ -57,6 +57,7 @@ def muon_update(
     nesterov: bool,
     ns_steps: int,
     ns_dtype: torch.dtype,
+    coefficients: str = "quintic",
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
@@ -67,7 +68,7 @@ def muon_update(
     """
     buffer_nrc.mul_(momentum).add_(G_nrc)
     direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
-    orthogonalize = partial(newton_schulz, steps=ns_steps)
+    orthogonalize = partial(newton_schulz, steps=ns_steps, coefficients=COEFFICIENTS[coefficients])
     direction_nrc = direction_nrc.to(ns_dtype)
     update_nrc = (
         orthogonalize(direction_nrc) if on_whole is None else on_whole(orthogonalize, direction_nrc)
@@ -99,6 +100,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.float32,
+        coefficients: str = "quintic",
         compile: bool = False,
         on_whole: OnWholeMatrices | None = None,
     ) -> None:
@@ -110,6 +112,7 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "ns_dtype": ns_dtype,
+            "coefficients": coefficients,
         }
         super().__init__(params, defaults)
         self._compiled = compile
@@ -160,6 +163,7 @@ class Muon(torch.optim.Optimizer):
                 nesterov=group["nesterov"],
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],
+                coefficients=group["coefficients"],
                 on_whole=self._on_whole and partial(self._on_whole, rows=rows),
             )
             if group["weight_decay"]:
