@@ -85,6 +85,8 @@ def configs(draw: st.DrawFn) -> Config:
                 ns_steps=draw(st.integers(1, 12)),
                 coefficients=draw(st.sampled_from(["quintic", "polar_express"])),
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
+                normalize=draw(st.booleans()),
+                beta2=draw(fraction),
                 weight_decay=draw(st.just(0.0) | positive),
             ),
             adamw=AdamWConfig(

@@ -181,6 +181,10 @@ class MuonConfig:
     sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
+    normalize: bool = False
+    """NorMuon: divide each row of the update by its running root mean square."""
+    beta2: float = 0.95
+    """Decay of NorMuon's second moment; used with normalize only."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
 
@@ -188,7 +192,7 @@ class MuonConfig:
         _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
         _positive("optim.muon", self, "lr", "ns_steps")
         _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
-        _fraction("optim.muon", self, "momentum")
+        _fraction("optim.muon", self, "momentum", "beta2")
         _require(
             self.momentum_warmup_steps == 0 or self.momentum >= MOMENTUM_START,
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "

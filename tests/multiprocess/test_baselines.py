@@ -27,8 +27,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "sgd, fsdp": {"optim.matrices": "sgd", "train.sharding": "fsdp"},
     "soap": {"optim.matrices": "soap"},
     "shampoo": {"optim.matrices": "shampoo"},
-    "polar_express, fsdp": {
+    "normuon": {"optim.muon.normalize": True},
+    "polar_express, normuon, fsdp": {
         "optim.muon.coefficients": "polar_express",
+        "optim.muon.normalize": True,
         "train.sharding": "fsdp",
     },
     "ablated": {"model.positions": "learned", "model.norm": "layernorm", "model.qk_norm": False},

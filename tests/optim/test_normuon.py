@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from quintic.optim.muon import Muon
 from quintic.optim.normuon import normalize_neurons
 from quintic.optim.orthogonalize import newton_schulz
 
@@ -71,3 +73,22 @@ def test_a_stack_equals_each_matrix_alone() -> None:
     ]
     together = normalize_neurons(updates(2), moment.clone(), beta2=0.9)
     torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-14)
+
+
+def test_the_optimizer_applies_it_to_the_orthogonal_update_with_a_moment_for_each_matrix() -> None:
+    random = torch.Generator().manual_seed(7)
+    weights = [torch.randn(6, 4, generator=random, dtype=torch.float64) for _ in range(2)]
+    parameters = [nn.Parameter(w.clone()) for w in weights]
+    optimizer = Muon(parameters, lr=0.1, momentum=0.0, scale="aspect", normalize=True, beta2=0.8)
+    moment = torch.zeros(2, 6, 1, dtype=torch.float64)
+    expected = torch.stack(weights)
+    for _ in range(3):
+        gradient = torch.randn(2, 6, 4, generator=random, dtype=torch.float64)
+        for p, g in zip(parameters, gradient, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        update = normalize_neurons(newton_schulz(gradient.float()).double(), moment, beta2=0.8)
+        expected -= 0.1 * math.sqrt(6 / 4) * update
+    torch.testing.assert_close(torch.stack(list(parameters)).detach(), expected)
+    found = torch.stack([optimizer.state[p]["second_moment"] for p in parameters])
+    torch.testing.assert_close(found, moment)

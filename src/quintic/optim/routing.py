@@ -19,7 +19,7 @@ from quintic.config import MatrixOptimizer, MuonConfig, OptimConfig
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.optim.baselines import build_baseline
-from quintic.optim.muon import Muon, OnWholeMatrices, update_scale
+from quintic.optim.muon import Muon, WholeMatrices, update_scale
 from quintic.optim.orthogonalize import default_dtype
 
 
@@ -123,7 +123,7 @@ def optimizers_for(
     *,
     device: torch.device,
     compile: bool = False,
-    on_whole: OnWholeMatrices | None = None,
+    whole: WholeMatrices | None = None,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of some parameters, or of rows of them, with their state allocated.
 
@@ -145,8 +145,10 @@ def optimizers_for(
                 ns_steps=muon.ns_steps,
                 ns_dtype=newton_schulz_dtype(muon, device, weights),
                 coefficients=muon.coefficients,
+                normalize=muon.normalize,
+                beta2=muon.beta2,
                 compile=compile,
-                on_whole=on_whole,
+                whole=whole,
             )
         )
     if rest := [route for route in routes if route.optimizer not in ("muon", "adamw")]:
