@@ -157,10 +157,13 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     validation_batches(dataset.val, config.model.context, config.train.eval_tokens, 1)
 
     compiled = config.train.compile
+    sharded = config.train.sharding == "fsdp" and world.size > 1
     try:
         model = build_model(
             config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
-        ).to(device)
+        )
+        if not sharded:  # else a block at a time, since the whole may not fit
+            model = model.to(device)
         routes = route_parameters(model, config.optim)
         check_routes(model, routes)
         if config.train.activation_checkpointing:
@@ -174,7 +177,6 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
             f"the model of {config.model.layers} layers x {config.model.width}, context "
             f"{config.model.context:,}, does not fit into memory ({reason}): make it smaller"
         ) from error
-    sharded = config.train.sharding == "fsdp" and world.size > 1
     if sharded and compiled:
         for block in model.layers:  # the gathering of the next block's weights stays outside
             block.compile(dynamic=False)
