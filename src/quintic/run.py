@@ -96,6 +96,11 @@ class Run:
         return -(-most // self.config.train.micro_batch)
 
     @property
+    def sharded(self) -> bool:
+        """Whether this process has only some rows of the weights."""
+        return _sharded(self.config, self.world)
+
+    @property
     def done(self) -> bool:
         """All steps are trained."""
         return self.state.step >= self.config.train.steps
@@ -157,7 +162,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     validation_batches(dataset.val, config.model.context, config.train.eval_tokens, 1)
 
     compiled = config.train.compile
-    sharded = config.train.sharding == "fsdp" and world.size > 1
+    sharded = _sharded(config, world)
     try:
         model = build_model(
             config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
@@ -199,6 +204,10 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     )
 
 
+def _sharded(config: Config, world: World) -> bool:
+    return config.train.sharding == "fsdp" and world.size > 1
+
+
 def _build_update(
     model: LanguageModel, routes: list[Route], config: Config, device: torch.device, world: World
 ) -> Update:
@@ -208,7 +217,7 @@ def _build_update(
     if world.size == 1:
         build = partial(build, compile=config.train.compile)
         return LocalUpdate(parameters, routes, build)
-    if config.train.sharding == "fsdp":
+    if _sharded(config, world):
         shard_model(model, world, device)
         build = partial(build, whole=WholeAtOwners(world))
         return FsdpUpdate(model, routes, build, world)
