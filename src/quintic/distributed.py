@@ -24,14 +24,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Shard
 
-from quintic.errors import QuinticError
+from quintic.errors import LostRankError, QuinticError
+from quintic.rollcall import roll_call
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """When a collective gives up; `quintic.watchdog` finds a rank that hangs long before."""
+
+MEETING_TIMEOUT = timedelta(minutes=10)
+"""How long the ranks wait for each other at the start; nodes boot at different speed."""
 
 FAILED_KEY = "quintic/failed"
 PEER_GRACE_S = 2.0
@@ -60,8 +65,10 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    start: str = ""
+    """The name of this start of the processes: a restart of the same run has another."""
     store: Any = None
-    """Keys and values that all ranks share; outlives a rank that dies."""
+    """Keys and values that the ranks of this start share; outlives a rank that dies."""
     side_group: Any = None
     """A gloo group for what runs beside the steps, such as writing checkpoints."""
     cpu_mesh: DeviceMesh | None = None
@@ -173,6 +180,12 @@ class World:
             stride=stride,
         )
 
+    def another_store(self, timeout: timedelta) -> PrefixStore:
+        """A connection of its own to `store`, for another thread: calls on one wait in turn."""
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        return PrefixStore(self.start, store)
+
     @contextmanager
     def first_on_each_node(self) -> Iterator[None]:
         """Local rank 0 does this before the other ranks of its node, which find it done."""
@@ -212,7 +225,8 @@ def connect(backend_device: str) -> World:
     try:
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        store, rank, size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+        shared, rank, size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+        start, store = roll_call(shared, rank, size, MEETING_TIMEOUT.total_seconds())
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if backend_device == "cuda" else "gloo",
             store=store,
@@ -227,13 +241,13 @@ def connect(backend_device: str) -> World:
             f"WORLD_SIZE is {launched_size()} and {error.args[0]} is not set: start several "
             "processes with --procs N or with torchrun, which set both (docs/launch.md)"
         ) from error
-    except (ValueError, RuntimeError) as error:
-        raise QuinticError(
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        raise LostRankError(
             f"rank {os.environ['RANK']} on {socket.gethostname()} could not meet the other "
             f"processes ({_words(error)}): MASTER_ADDR and MASTER_PORT must reach rank 0, and "
             "GLOO_SOCKET_IFNAME name the interface that does (docs/launch.md)"
         ) from error
-    return World(rank, size, local_rank, local_size, store, side, mesh)
+    return World(rank, size, local_rank, local_size, start, store, side, mesh)
 
 
 @contextmanager
@@ -253,9 +267,9 @@ def first_failure_speaks(world: World) -> Iterator[None]:
         if lost:
             _await_claim(world)
         if not _claim(world):
-            raise SystemExit(2) from None
+            raise SystemExit(LostRankError.exit_code) from None
         if lost:
-            raise QuinticError(
+            raise LostRankError(
                 f"rank {world.rank} lost another rank, which ended without a word of its own "
                 f"({_words(error)}): all stop here"
             ) from error

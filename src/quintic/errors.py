@@ -6,3 +6,11 @@ class QuinticError(ValueError):
 
     The command line prints the message as one line and exits with code 2.
     """
+
+    exit_code = 2
+
+
+class LostRankError(QuinticError):
+    """Another process of the run is gone: nobody's mistake, so starting again may help."""
+
+    exit_code = 1

@@ -6,12 +6,31 @@ only one of them: they vote once a step.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from types import FrameType, TracebackType
 
 import torch
 
 from quintic.distributed import Pending, World
+
+
+PARENT_EVERY_S = 0.5
+
+
+def stop_with_launcher() -> None:
+    """Send this process SIGTERM when the launcher that started it is gone: nobody else would tell
+    it to stop, and whoever continues the run waits for it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_EVERY_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 class StopRequest:

@@ -11,8 +11,10 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
+from subprocess import Popen
 from types import FrameType
 from typing import Any
 
@@ -20,16 +22,17 @@ import torch
 from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from quintic.errors import QuinticError
 
-USER_ERROR = 2
+USER_ERROR = QuinticError.exit_code
 """The exit code of what a user got wrong, which no restart mends."""
 
 MONITOR_EVERY_S = 0.1
-LAST_WORDS_S = 10
+LAST_WORDS_S = 5.0
 """How long the others get to end by themselves once one process has failed."""
 
 
@@ -90,35 +93,46 @@ def launch(arguments: Sequence[str], procs: int, max_restarts: int) -> int:
             signal.signal(number, handler)
     if not result.is_failed():
         return 0
-    codes = {failure.exitcode for failure in result.failures.values()}
-    return USER_ERROR if USER_ERROR in codes else 1
+    if USER_ERROR in {failure.exitcode for failure in result.failures.values()}:
+        return USER_ERROR
+    return 1 if agent.stopped_by is None else 128 + agent.stopped_by
 
 
 class _Agent(LocalElasticAgent):
     """PyTorch's agent of one machine, with quintic's manners."""
 
-    _stopping = False
+    stopped_by: int | None = None
+    """The signal that asked the run to stop."""
+    _give_up_at_s: float | None = None
+    """When processes that have not ended by themselves are ended (`time.monotonic`)."""
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Give a signal to every process; they agree on the step at which they stop."""
-        self._stopping = True
-        for pid in self._pids():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+        """Give a signal to every process; they agree on the step at which they stop.
 
-    def _pids(self) -> list[int]:
-        return list(self._pcontext.pids().values()) if self._pcontext is not None else []
+        A second Ctrl-C ends those that do not heed it: they may wait for one that hangs.
+        """
+        if self.stopped_by is not None and number == signal.SIGINT:
+            self._give_up_at_s = time.monotonic() + LAST_WORDS_S
+        self.stopped_by = number
+        for process in self._alive():
+            process.send_signal(number)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        pids = super()._start_workers(worker_group)
+        if self.stopped_by is not None:  # they were not there yet to be told
+            for process in self._alive():
+                process.terminate()
+        return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> Any:
+        killed = self._end_the_rest()
         result = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            codes = [failure.exitcode for failure in result.failures.values()]
-            if self._stopping or USER_ERROR in codes:
+            failures = sorted(result.failures.items())
+            if self.stopped_by or USER_ERROR in [failure.exitcode for _, failure in failures]:
                 self._remaining_restarts = 0
-            for rank, failure in sorted(result.failures.items()):
-                if failure.exitcode < 0 and not self._stopping:
+            for rank, failure in failures:
+                if failure.exitcode < 0 and failure.pid not in killed and not self.stopped_by:
                     self._say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}")
             if self._remaining_restarts > 0:
                 done = self._worker_group.spec.max_restarts - self._remaining_restarts + 1
@@ -128,13 +142,35 @@ class _Agent(LocalElasticAgent):
                 )
         return result
 
+    def _end_the_rest(self) -> set[int]:
+        """Once a process has failed, let the others end with their own words, for a while; returns
+        those that had to be killed. PyTorch would send them a signal, which here means to save."""
+        failed = any(process.poll() for process in self._processes())
+        if failed and self._give_up_at_s is None:
+            self._give_up_at_s = time.monotonic() + LAST_WORDS_S
+        if self._give_up_at_s is None:
+            return set()
+        while (alive := self._alive()) and time.monotonic() < self._give_up_at_s:
+            if not failed and not any(process.poll() for process in self._processes()):
+                return set()  # all may yet end well
+            time.sleep(MONITOR_EVERY_S)
+        for process in alive:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._give_up_at_s = None
+        return {process.pid for process in alive}
+
+    def _processes(self) -> list[Popen[bytes]]:
+        assert isinstance(self._pcontext, SubprocessContext | None), "the entrypoint is a command"
+        if self._pcontext is None:
+            return []
+        return [handler.proc for handler in self._pcontext.subprocess_handlers.values()]
+
+    def _alive(self) -> list[Popen[bytes]]:
+        return [process for process in self._processes() if process.poll() is None]
+
     def _say(self, message: str) -> None:
         print(f"quintic: {message}", file=sys.stderr, flush=True)
-
-    def _shutdown(
-        self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = LAST_WORDS_S
-    ) -> None:
-        super()._shutdown(death_sig, min(timeout, LAST_WORDS_S))
 
 
 def _cores() -> int:

@@ -57,7 +57,9 @@ def check_free(folder: Path) -> None:
             f"{folder} already holds a run: continue it with --resume {folder}, or choose "
             "another --out"
         )
-    if not folder.is_dir() or any(folder.iterdir()):
+    # What a start that was killed left, before it was a run, is in nobody's way.
+    left_over = {folder / ROUTING, *folder.glob(f".{CONFIG}.*.tmp")}
+    if not folder.is_dir() or set(folder.iterdir()) - left_over:
         raise QuinticError(f"{folder} exists and is not an empty folder: choose another --out")
 
 

@@ -77,6 +77,8 @@ def _loop(run: Run, console: Console) -> None:
         stop = stack.enter_context(StopRequest())  # first, since it guards the closing of the rest
         progress = stack.enter_context(RunProgress(console, steps, state.step))
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
+        # It watches over the writing of the last checkpoint too, when all is closed.
+        watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s))
         checkpoints = stack.enter_context(closing(CheckpointWriter(root, keep, world)))
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
@@ -88,7 +90,6 @@ def _loop(run: Run, console: Console) -> None:
             )
         )
         vote = StopVote(stop, world)
-        watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s))
         while True:
             step = state.step
             watchdog.at(step, "the vote on stopping", waits=True)

@@ -1,4 +1,5 @@
-"""Finds a rank that hangs, says what it was doing, and ends the run so that it can be restarted.
+"""Finds a rank that hangs, says what it was doing, and ends the run so that it can be restarted;
+ends a rank whose launcher is gone.
 
 Every rank notes what it is doing (`at`); a thread posts that for the others to see. When a rank has
 made no progress for too long, all know which one was not waiting for another.
@@ -8,21 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.distributed.rendezvous import rendezvous
-
 from quintic.distributed import FAILED_KEY, World
+from quintic.errors import LostRankError
 
 POLL_S = 1.0
-LAST_WORDS_S = 10.0
+LAST_WORDS_S = 5.0
 """How long a rank may still take to end by itself once another has failed."""
 DOING_KEY, HUNG_KEY = "quintic/doing/{}", "quintic/hung"
 
@@ -55,7 +55,6 @@ class Watchdog:
         self._ended = threading.Event()
         self._beats = 0
         self._main_thread = threading.main_thread().ident
-        self._parent = os.getppid()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def at(self, step: int, what: str, *, waits: bool = False) -> None:
@@ -78,27 +77,31 @@ class Watchdog:
             self._thread.join(2 * POLL_S)
 
     def _watch(self) -> None:
-        # A connection of its own: the main thread may sit in a call on the other one.
-        store, _, _ = next(rendezvous("env://"))
         poll_s = min(POLL_S, self._timeout_s / 4)
-        failed_at: float | None = None
         try:
+            # A connection of its own: the main thread may sit in a call on the other one.
+            store = self._world.another_store(timedelta(seconds=self._timeout_s))
+            self._watch_all(store, poll_s)
+        except RuntimeError:  # the store is gone, with the launcher or with a machine
             while not self._ended.wait(poll_s):
-                if os.getppid() != self._parent:
-                    self._parent = os.getppid()
-                    os.kill(os.getpid(), signal.SIGTERM)  # the launcher is gone: save and stop
-                doing = self._post(store)
-                if doing.since_s > self._timeout_s:
-                    time.sleep(2 * poll_s)  # every rank posts once more meanwhile
-                    if self._now[3] > time.monotonic() - self._timeout_s:
-                        continue
-                    self._report(store, poll_s)
-                if failed_at is None and store.check([FAILED_KEY]):
-                    failed_at = time.monotonic()
-                if failed_at is not None and time.monotonic() - failed_at > LAST_WORDS_S:
-                    os._exit(2)  # stuck in a collective with the rank that failed
-        except RuntimeError:
-            return  # the store is gone and the run with it: the main thread finds out itself
+                step, what, _, since_s = self._now
+                if time.monotonic() - since_s > self._timeout_s:
+                    message = f"no progress for {self._timeout_s:.0f} s in {what} of step {step}"
+                    self._end(f"rank {self._world.rank}: {message}, and its launcher is gone")
+
+    def _watch_all(self, store: Any, poll_s: float) -> None:
+        failed_at: float | None = None
+        while not self._ended.wait(poll_s):
+            doing = self._post(store)
+            if doing.since_s > self._timeout_s:
+                time.sleep(2 * poll_s)  # every rank posts once more meanwhile
+                if self._now[3] > time.monotonic() - self._timeout_s:
+                    continue
+                self._report(store, poll_s)
+            if failed_at is None and store.check([FAILED_KEY]):
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() - failed_at > LAST_WORDS_S:
+                self._end()  # stuck in a collective with the rank that failed
 
     def _post(self, store: Any) -> _Doing:
         step, what, waits, since = self._now
@@ -129,10 +132,15 @@ class Watchdog:
             before = self._everybody(store)
             time.sleep(3 * poll_s)
             message = _explain(before, self._everybody(store), self._timeout_s)
+            self._end(message)
+        time.sleep(5 * poll_s)
+        self._end()
+
+    def _end(self, message: str = "") -> None:
+        """End this process, whatever its main thread waits for."""
+        if message:
             os.write(2, f"quintic: {message}\n".encode())
-        else:
-            time.sleep(5 * poll_s)
-        os._exit(2)
+        os._exit(LostRankError.exit_code)
 
     def _everybody(self, store: Any) -> list[_Doing | None]:
         keys = [DOING_KEY.format(rank) for rank in range(self._world.size)]

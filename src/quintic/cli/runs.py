@@ -38,8 +38,11 @@ def run_train(command: Train, arguments: Sequence[str]) -> None:
         raise SystemExit(code)
 
     from quintic.device import choose_device
-    from quintic.distributed import connect, first_failure_speaks
+    from quintic.distributed import connect, first_failure_speaks, launched_size
+    from quintic.interrupt import stop_with_launcher
 
+    if launched_size() > 1:
+        stop_with_launcher()
     world = connect(choose_device(command.train.device).type)
     with first_failure_speaks(world):
         _train_here(command, world)
