@@ -8,6 +8,7 @@ checks the digests and unpickles nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -124,7 +125,7 @@ def save_checkpoint(
             f.flush()
             os.fsync(f.fileno())
         fsync_folder(aside)
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         aside.rename(final)
         fsync_folder(root)
 
@@ -200,6 +201,14 @@ class Found:
     damaged: list[str]
 
 
+def _remove(checkpoint: Path) -> None:
+    """Make a checkpoint absent at once: deleting its files takes a while, and may be cut short."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.removing")
+    with contextlib.suppress(OSError):
+        checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def newest_whole(root: Path) -> Found | None:
     """The newest checkpoint that is whole, or None where the run has none at all.
 
@@ -255,7 +264,7 @@ class CheckpointWriter:
     def __init__(self, root: Path, keep: int, world: World | None = None) -> None:
         self.root, self.keep, self.world = root, keep, world or World()
         if self.world.is_main:
-            for left_over in root.glob(".step-*.writing"):  # of a process that was killed
+            for left_over in root.glob(".step-*"):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
@@ -282,11 +291,11 @@ class CheckpointWriter:
     def _prune(self, written: Path) -> None:
         for path in checkpoints(self.root):
             if path > written:  # damaged, or the run would have continued from there
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
         for path in checkpoints(self.root):
             if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def wait(self) -> Path | None:
         """Wait for the checkpoint under way and return it; raises `QuinticError` if it failed."""

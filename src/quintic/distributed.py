@@ -271,7 +271,7 @@ def first_failure_speaks(world: World) -> Iterator[None]:
         if lost:
             raise LostRankError(
                 f"rank {world.rank} lost another rank, which ended without a word of its own "
-                f"({_words(error)}): all stop here"
+                f"({_words(_root(error))}): all stop here"
             ) from error
         if isinstance(error, QuinticError):
             raise QuinticError(f"rank {world.rank}: {error}") from error
@@ -344,9 +344,18 @@ def _code_digest() -> str:
 
 
 def _words(error: BaseException) -> str:
-    """An error in one line: its first, without the source position that gloo puts before it."""
+    """An error in one line: its first, without the source position that gloo puts before it and
+    the advice that it puts behind."""
     lines = str(error).strip().splitlines()
-    return lines[0].split("] ", 1)[-1] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0].split("] ", 1)[-1].partition(". This is typically")[0]
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _single(new_name: str, old_name: str) -> Any:

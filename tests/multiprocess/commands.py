@@ -1,0 +1,200 @@
+"""The real command in processes of its own, with faults put into chosen ranks.
+
+Whatever a test does to them, none of these processes outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quintic.checkpoint import checkpoints, read_state
+from quintic.metrics import METRICS, read_metrics
+from quintic.runfolder import CHECKPOINTS
+
+TOKEN = "QUINTIC_TEST_TOKEN"
+"""In the environment of every process of a test, by which it is found again."""
+
+FAULT = """\
+import os, sys
+if os.environ.get("RANK") in {ranks!r} and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    {body}
+"""
+
+TIMEOUT_S = 90.0
+
+
+class Command:
+    """A command that runs, its output, and its descendants wherever they have gone."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self.token = uuid.uuid4().hex
+        self._output, self._errors = folder / "stdout", folder / "stderr"
+        self.began_s = time.monotonic()
+        with self._output.open("w") as output, self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                arguments,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    **environment,
+                    TOKEN: self.token,
+                },
+            )
+
+    @property
+    def output(self) -> str:
+        """Standard output so far."""
+        return self._output.read_text()
+
+    @property
+    def errors(self) -> str:
+        """Standard error so far."""
+        return self._errors.read_text()
+
+    def alive(self) -> dict[int, str]:
+        """Every process of this command that lives, with its rank; the launcher has none."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                environment = (entry / "environ").read_bytes().decode().split("\0")
+                if f"{TOKEN}={self.token}" in environment:
+                    values = dict(item.partition("=")[::2] for item in environment)
+                    found[int(entry.name)] = values.get("RANK", "")
+            except OSError:
+                continue
+        return found
+
+    def rank(self, rank: int) -> int:
+        """The process of a rank, once there is one."""
+        pids: list[int] = []
+        self.until(lambda: bool(pids.extend(self._of(rank)) or pids), f"rank {rank} to start")
+        return pids[0]
+
+    def _of(self, rank: int) -> list[int]:
+        return [pid for pid, found in self.alive().items() if found == str(rank)]
+
+    def signal(self, number: signal.Signals, rank: int | None = None) -> None:
+        """To the command itself, or to a rank of it."""
+        os.kill(self.process.pid if rank is None else self.rank(rank), number)
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait for a condition while the command runs."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}: {self.output}{self.errors}"
+            assert time.monotonic() < end, f"no {what}: {self.output}{self.errors}"
+            time.sleep(0.02)
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running: {self.output}{self.errors}") from None
+
+    def until_gone(self, timeout_s: float) -> None:
+        """Wait until no process of it lives."""
+        end = time.monotonic() + timeout_s
+        while alive := self.alive():
+            assert time.monotonic() < end, f"{alive} live on: {self.output}{self.errors}"
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """Kill what is left."""
+        while alive := self.alive():
+            for pid in alive:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            if self.process.poll() is None:
+                self.process.wait(10)
+            time.sleep(0.02)
+        self.process.wait(10)
+
+
+@contextmanager
+def running(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    fault: str = "",
+    ranks: Sequence[int] = (1,),
+    environment: dict[str, str] | None = None,
+    command: Sequence[str] = (sys.executable, "-m", "quintic"),
+) -> Iterator[Command]:
+    """Run `quintic` with these arguments.
+
+    Args:
+        arguments: of quintic.
+        folder: for its output, and for the fault.
+        fault: Python that the given ranks execute before they begin, at the first start only.
+        ranks: those ranks.
+        environment: added to this one's.
+        command: what runs quintic.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = dict(environment or {})
+    if fault:
+        body = "\n    ".join(fault.strip().splitlines())
+        (folder / "sitecustomize.py").write_text(
+            FAULT.format(ranks=[str(rank) for rank in ranks], body=body)
+        )
+        path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+    started = Command([*command, *arguments], folder, environment)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Of `metrics.jsonl`, which may be written at this moment."""
+    try:
+        return read_metrics(folder / METRICS)
+    except OSError:
+        return []
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    """Every loss of a run in the order of the file."""
+    return [
+        (record["step"], name, record[name])
+        for record in records(folder)
+        for name in ("val_loss", "train_loss")
+        if name in record
+    ]
+
+
+def steps_done(folder: Path) -> int:
+    """Steps that a run has in its metrics."""
+    steps = [record["step"] + 1 for record in records(folder) if "train_loss" in record]
+    return max(steps, default=0)
+
+
+def whole_checkpoints(folder: Path) -> list[int]:
+    """The steps of a run's checkpoints, all of which must be whole."""
+    return [read_state(path)["step"] for path in checkpoints(folder / CHECKPOINTS)]
+
+
+def assert_tidy(folder: Path) -> None:
+    """Nothing half-written is left, and every checkpoint is whole."""
+    whole_checkpoints(folder)
+    assert sorted((folder / CHECKPOINTS).iterdir()) == checkpoints(folder / CHECKPOINTS)
+    assert not list(folder.glob(".*.tmp"))
