@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,7 +259,11 @@ def first_failure_speaks(world: World) -> Iterator[None]:
     """
     try:
         yield
-    except (SystemExit, KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
+        if world.size > 1 and not _claim(world):
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
+    except (SystemExit, BrokenPipeError):
         raise
     except Exception as error:
         if world.size == 1:

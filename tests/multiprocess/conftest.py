@@ -11,7 +11,7 @@ from tests.conftest import tiny_config, tiny_options
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world
 
-STEPS = 200
+STEPS = 120
 LONG: dict[str, Any] = {
     "data.order": "shuffle",
     "optim.clip_norm": 1.0,

@@ -44,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}: make room or choose another folder")
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 

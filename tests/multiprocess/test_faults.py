@@ -1,0 +1,218 @@
+"""Ranks and launchers that die: the run goes on as if nothing had happened, and nothing is damaged.
+
+`QUINTIC_KILLS=20` kills twenty times instead of four.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quintic.checkpoint
+import quintic.distributed
+from quintic.checkpoint import checkpoints, read_state
+from quintic.console import Console
+from quintic.distributed import World, first_failure_speaks
+from quintic.errors import QuinticError
+from quintic.run import start
+from quintic.runfolder import CHECKPOINTS
+from tests.conftest import tiny_config
+from tests.multiprocess.commands import Command, assert_tidy, losses, running, steps_done
+from tests.multiprocess.conftest import LONG, STEPS
+from tests.multiprocess.test_same_result import train_here
+from tests.multiprocess.worlds import run_world
+
+KILLS = int(os.environ.get("QUINTIC_KILLS", "4"))
+
+
+def damaged(folder: Path) -> list[str]:
+    """What is wrong with the checkpoints; another process may be removing old ones just now."""
+    found = []
+    for path in checkpoints(folder / CHECKPOINTS):
+        try:
+            read_state(path)
+        except QuinticError as error:
+            if path.exists():
+                found.append(str(error))
+    return found
+
+
+def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_damage_nothing(
+    long_run: list[str], tmp_path: Path, undisturbed: Path
+) -> None:
+    choices, folder = random.Random(0), tmp_path / "run"
+    arguments = [*long_run, "--out", str(folder), "--procs", "2", "--max-restarts", "30"]
+    killed: dict[str, int] = {"rank": 0, "launcher": 0}
+    starts = 0
+    while True:
+        starts += 1
+        with running([*arguments, "--auto-resume"], tmp_path / f"start-{starts}") as run:
+            while sum(killed.values()) < KILLS:
+                before = steps_done(folder)
+                # Not before the run has moved on, or it would never end; sometimes at once then.
+                run.until(lambda before=before: steps_done(folder) != before, "a step")  # type: ignore[misc]
+                time.sleep(choices.choice([0.0, 0.1, 0.3]) * choices.random())
+                assert steps_done(folder) < STEPS, "too short a run for so many kills"
+                rank = choices.choice([0, 1, 0, 1, None])
+                run.signal(signal.SIGKILL, rank)
+                assert damaged(folder) == []
+                if rank is None:
+                    killed["launcher"] += 1
+                    killed_s = time.monotonic()
+                    run.until_gone(30)
+                    print(f"launcher killed: ranks ended in {time.monotonic() - killed_s:.1f} s")
+                    break
+                killed["rank"] += 1
+            else:
+                assert run.wait(120) == 0, run.errors
+                break
+        assert_tidy_after_kill(folder)
+    print(f"{killed}, {starts} starts of the command")
+    assert sum(killed.values()) == KILLS
+    assert losses(folder) == losses(undisturbed)
+    assert_tidy(folder)
+
+
+def assert_tidy_after_kill(folder: Path) -> None:
+    """Ranks that lost their launcher end with a checkpoint of the step at which they did."""
+    assert damaged(folder) == []
+    assert read_state(checkpoints(folder / CHECKPOINTS)[-1])["step"] == steps_done(folder)
+
+
+def test_a_rank_killed_at_the_first_start_is_restarted_and_named(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*tiny, "--out", str(folder), "--procs", "2", "--max-restarts", "1"]
+    fault = "import signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with running(arguments, tmp_path, fault=fault) as run:
+        assert run.wait() == 0
+    assert run.errors.splitlines()[-2:] == [
+        "quintic: rank 1 was ended by SIGKILL",
+        "quintic: starting all 2 processes again (restart 1 of 1)",
+    ]
+    assert steps_done(folder) == 12
+    assert_tidy(folder)
+
+
+# What differs between ranks is found at the start.
+
+
+def refused(world: World, data: Path, other_data: Path, root: Path) -> list[str]:
+    """Set up with something different on rank 1, three times; what each rank was told."""
+    said = []
+    differences: list[tuple[Path, dict[str, Any], Callable[[], str]]] = [
+        (other_data, {}, quintic.distributed._code_digest),
+        (data, {"optim.muon.lr": 0.03, "train.steps": 13}, quintic.distributed._code_digest),
+        (data, {}, lambda: "0123456789abcdef"),
+    ]
+    for number, (other, changes, digest) in enumerate(differences):
+        config = tiny_config(data)
+        if world.rank == 1:
+            config = tiny_config(other, changes)
+            quintic.distributed._code_digest = digest
+        try:
+            start(config, root / str(number), Console(quiet=True), world)
+        except QuinticError as error:
+            said.append(str(error))
+    return said
+
+
+def test_other_data_config_or_code_on_a_rank_is_refused_on_all_in_one_line_that_names_it(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_data, other)
+    shard = other / "tiny_train_000002.bin"
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    one, two, three = run_world(3, refused, tiny_data, other, tmp_path / "runs")
+    assert one == two == three
+    data, config, code = one
+    assert re.match(r"rank 1 on \S+ has other data than rank 0 \(\w{12}, not \w{12}\): ", data)
+    assert config.startswith(
+        "rank 1 was started with another optim.muon.lr, train.steps than rank 0: "
+    )
+    assert re.match(r"rank 1 on \S+ has other code than rank 0 \(0123456789ab, not ", code)
+    assert not (tmp_path / "runs").exists()
+
+
+# A disk that one rank cannot write to.
+
+
+def train_on_full_disk(world: World, config: Any, folder: Path) -> tuple[str, str]:
+    """Train; on rank 1 the disk is full from the third checkpoint on."""
+    own = quintic.checkpoint.HuggingFaceStorageWriter.write_data
+
+    def full(self: Any, *arguments: Any) -> Any:
+        if "step-00000030" in str(self.path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return own(self, *arguments)
+
+    if world.rank == 1:
+        quintic.checkpoint.HuggingFaceStorageWriter.write_data = full
+    try:
+        with first_failure_speaks(world):
+            train_here(world, config, folder)
+    except (QuinticError, SystemExit) as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def test_a_disk_full_on_one_rank_is_said_once_and_leaves_the_other_checkpoints_whole(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    told = run_world(2, train_on_full_disk, tiny_config(tiny_data, LONG), folder)
+    (_, message), (silent, _) = sorted(told, key=lambda item: item[0])
+    assert (silent, {name for name, _ in told}) == ("SystemExit", {"QuinticError", "SystemExit"})
+    last = folder / CHECKPOINTS / "step-00000020"
+    assert re.fullmatch(
+        rf"rank \d: could not write a checkpoint to {folder / CHECKPOINTS}: No space left on "
+        rf"device; what is there is whole \(the last checkpoint is {last}\): make room, then "
+        "continue with --resume",
+        message,
+    )
+    assert read_state(last)["step"] == 20
+    assert_tidy(folder)
+
+
+# What may change on a resume.
+
+
+def resumed(command: list[str], run: Path, logs: Path) -> Command:
+    with running(["train", "--resume", str(run), *command], logs) as again:
+        again.wait()
+    return again
+
+
+def test_resume_on_three_processes_is_exact_and_another_dtype_is_refused_in_one_line(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    shutil.rmtree(checkpoints(folder / CHECKPOINTS)[-1])
+    changed = ["--train.precision", "float32", "--train.batch-tokens", "512", "--procs", "2"]
+    again = resumed(changed, folder, tmp_path / "refused")
+    assert again.process.returncode == 2
+    assert re.fullmatch(
+        r"quintic: rank \d: --resume cannot change train.batch_tokens, train.precision: the 110 "
+        r"steps done were trained otherwise; start a new run with another --out\n",
+        again.errors,
+    )
+    again = resumed(["--procs", "3"], folder, tmp_path / "exact")
+    assert (again.process.returncode, again.errors) == (0, "")
+    found, expected = losses(folder), losses(undisturbed)
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
+    assert [entry[2] for entry in found] == pytest.approx([e[2] for e in expected], abs=1e-9)
