@@ -22,6 +22,7 @@ from quintic.distributed import FAILED_KEY, World
 from quintic.errors import LostRankError
 
 POLL_S = 1.0
+LOOK_AGAIN_POLLS = 3
 LAST_WORDS_S = 5.0
 """How long a rank may still take to end by itself once another has failed."""
 DOING_KEY, HUNG_KEY = "quintic/doing/{}", "quintic/hung"
@@ -92,12 +93,15 @@ class Watchdog:
     def _watch_all(self, store: Any, poll_s: float) -> None:
         failed_at: float | None = None
         while not self._ended.wait(poll_s):
-            doing = self._post(store)
-            if doing.since_s > self._timeout_s:
-                time.sleep(2 * poll_s)  # every rank posts once more meanwhile
-                if self._now[3] > time.monotonic() - self._timeout_s:
-                    continue
-                self._report(store, poll_s)
+            if self._post(store).since_s > self._timeout_s:
+                before = self._everybody(store)
+                for _ in range(LOOK_AGAIN_POLLS):  # every rank that lives posts meanwhile
+                    self._ended.wait(poll_s)
+                    self._post(store)
+                after = self._everybody(store)
+                # A rank that waits for a slow one is no reason: only where none moves on.
+                if not self._ended.is_set() and _all_stuck(before, after, self._timeout_s):
+                    self._report(store, _explain(before, after, self._timeout_s))
             if failed_at is None and store.check([FAILED_KEY]):
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > LAST_WORDS_S:
@@ -125,16 +129,11 @@ class Watchdog:
             return ""
         return f" ({Path(frame.f_code.co_filename).name} line {frame.f_lineno})"
 
-    def _report(self, store: Any, poll_s: float) -> None:
+    def _report(self, store: Any, message: str) -> None:
         """The first rank to come here speaks; all end."""
-        if store.add(HUNG_KEY, 1) == 1:
-            store.add(FAILED_KEY, 1)
-            before = self._everybody(store)
-            time.sleep(3 * poll_s)
-            message = _explain(before, self._everybody(store), self._timeout_s)
-            self._end(message)
-        time.sleep(5 * poll_s)
-        self._end()
+        first = store.add(HUNG_KEY, 1) == 1
+        store.add(FAILED_KEY, 1)
+        self._end(message if first else "")
 
     def _end(self, message: str = "") -> None:
         """End this process, whatever its main thread waits for."""
@@ -147,13 +146,27 @@ class Watchdog:
         return [_Doing(**json.loads(store.get(k))) if store.check([k]) else None for k in keys]
 
 
+def _all_stuck(
+    before: list[_Doing | None], after: list[_Doing | None], timeout_s: float
+) -> bool:
+    """Whether no rank has moved on for that long, from two looks at what everybody does."""
+    return all(
+        later is None or _silent(earlier, later) or later.since_s > timeout_s
+        for earlier, later in zip(before, after, strict=True)
+    )
+
+
+def _silent(earlier: _Doing | None, later: _Doing) -> bool:
+    return earlier is not None and later.beats == earlier.beats
+
+
 def _explain(before: list[_Doing | None], after: list[_Doing | None], timeout_s: float) -> str:
     """Who hangs, from two looks at what everybody does."""
     silent, hanging = [], []
     for rank, (earlier, later) in enumerate(zip(before, after, strict=True)):
         if later is None:
             silent.append(f"rank {rank} never answered")
-        elif earlier is not None and later.beats == earlier.beats and not later.waits:
+        elif _silent(earlier, later):
             silent.append(
                 f"rank {rank} does not answer any more, last seen in {later.what} of step "
                 f"{later.step}"

@@ -6,12 +6,23 @@ that nothing disturbed.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import torch
+
+import quintic.train
+from quintic.config import Config
+from quintic.console import Console
+from quintic.distributed import World
+from quintic.run import start
 from quintic.runfolder import holds_run
+from quintic.train import train
+from tests.conftest import tiny_config
 from tests.multiprocess.commands import (
     assert_tidy,
     losses,
@@ -19,7 +30,9 @@ from tests.multiprocess.commands import (
     steps_done,
     whole_checkpoints,
 )
-from tests.multiprocess.conftest import STEPS
+from tests.multiprocess.conftest import LONG, STEPS
+from tests.multiprocess.test_same_result import resume_here
+from tests.multiprocess.worlds import run_world
 
 SLOW = """
 import time, quintic.train, quintic.checkpoint
@@ -49,21 +62,20 @@ def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
 ) -> None:
     folder = tmp_path / "run"
     arguments = [*long_run, "--out", str(folder), "--procs", "2", "--max-restarts", "3"]
-    ways: list[tuple[str, int, signal.Signals, int | None]] = [
-        ("a step", 13, signal.SIGTERM, None),
-        ("validation", 25, signal.SIGTERM, None),
-        ("a checkpoint", 40, signal.SIGTERM, None),
-        ("a step", 73, signal.SIGINT, None),
-        ("a step", 83, signal.SIGTERM, 1),
+    ways = [
+        ("a step", 13, signal.SIGTERM),
+        ("validation", 25, signal.SIGTERM),
+        ("a checkpoint", 40, signal.SIGTERM),
+        ("a step", 73, signal.SIGINT),
     ]
-    for moment, at, number, rank in ways:
-        way = f"{number.name} to {'the launcher' if rank is None else 'one rank'} in {moment}"
+    for moment, at, number in ways:
+        way = f"{number.name} in {moment}"
         logs, fault = tmp_path / way.replace(" ", "-"), slow_in(moment, at)
         before = steps_done(folder)
         with running([*arguments, "--auto-resume"], logs, fault=fault) as run:
             run.until(lambda run=run: "now" in run.output, moment)  # type: ignore[misc]
             done = steps_done(folder)
-            run.signal(number, rank)
+            run.signal(number)
             sent_s = time.monotonic()
             assert (run.wait(), run.errors) == (0, ""), way
             print(f"{way}: exit after {time.monotonic() - sent_s:.1f} s")
@@ -95,6 +107,31 @@ def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
         assert (run.wait(), run.errors) == (0, "")
     assert losses(folder) == losses(undisturbed)
     assert_tidy(folder)
+
+
+def train_until_told(world: World, config: Config, folder: Path) -> tuple[bool, int]:
+    """Train; rank 1 is sent SIGTERM in its step 13. Whether the run ended, and at which step."""
+    own = quintic.train.apply_schedule
+
+    def told(config: Config, optimizers: list[torch.optim.Optimizer], step: int) -> Any:
+        if (world.rank, step) == (1, 13):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(config, optimizers, step)
+
+    quintic.train.apply_schedule = told
+    run = start(config, folder, Console(quiet=True), world)
+    return train(run, Console(quiet=True)), run.state.step
+
+
+def test_sigterm_to_one_rank_alone_stops_all_at_the_same_step(
+    tiny_data: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    config, folder = tiny_config(tiny_data, LONG), tmp_path / "run"
+    one, two = run_world(2, train_until_told, config, folder)
+    assert one == two == (False, 15)  # its vote of step 13 had been cast before
+    assert whole_checkpoints(folder)[-1] == 15
+    assert run_world(2, resume_here, config, folder) == [True, True]
+    assert losses(folder) == losses(undisturbed)
 
 
 def test_a_signal_before_training_has_begun_ends_all_and_leaves_nothing_in_the_way(
