@@ -128,6 +128,17 @@ def test_the_micro_batch_divides_the_batch_and_stays_small_on_a_cpu(
     assert found == max(n for n in divisors if n == 1 or n * context <= 4096)
 
 
+@pytest.mark.parametrize(
+    ("processes", "found"), [(1, 8), (2, 4), (3, 4), (4, 2), (5, 2), (6, 2), (8, 1)]
+)
+def test_the_micro_batch_of_any_number_of_processes_divides_the_batch_and_needs_one_pass(
+    processes: int, found: int
+) -> None:
+    config = tiny_config(Path("data"))
+    assert config.batch_sequences == 8
+    assert auto_micro_batch(config, CPU, processes) == found
+
+
 def test_the_micro_batch_fills_at_most_half_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class Properties:
         total_memory = 80 * 2**30

@@ -149,8 +149,8 @@ ACTIVATION_BYTES = 60
 def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -> int:
     """Sequences of a micro-batch where `train.micro_batch` is None.
 
-    The largest divisor of a process's share of the batch whose activations fill at most half the
-    device's memory.
+    The divisor of the batch that takes a process's share of it in the fewest passes, with
+    activations that fill at most half the device's memory.
     """
     tokens = CPU_MICRO_BATCH_TOKENS
     if device.type == "cuda":
@@ -159,8 +159,9 @@ def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -
     elif device.type == "mps":
         tokens = 8192
     limit = max(1, tokens // config.model.context)
-    sequences = -(-config.batch_sequences // processes)
-    return max(n for n in range(1, min(limit, sequences) + 1) if sequences % n == 0)
+    batch, most = config.batch_sequences, -(-config.batch_sequences // processes)
+    divisors = (n for n in range(1, min(limit, batch) + 1) if batch % n == 0)
+    return min(divisors, key=lambda n: (-(-most // n), n))
 
 
 def activation_bytes_per_token(model: ModelConfig) -> int:

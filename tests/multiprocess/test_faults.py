@@ -21,6 +21,8 @@ import pytest
 import quintic.checkpoint
 import quintic.distributed
 from quintic.checkpoint import checkpoints, read_state
+from quintic.cli.parsing import parse
+from quintic.cli.runs import _train_here
 from quintic.console import Console
 from quintic.distributed import World, first_failure_speaks
 from quintic.errors import QuinticError
@@ -48,21 +50,28 @@ def damaged(folder: Path) -> list[str]:
 
 
 def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_damage_nothing(
-    long_run: list[str], tmp_path: Path, undisturbed: Path
+    long_run: list[str], tiny_data: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     choices, folder = random.Random(0), tmp_path / "run"
-    arguments = [*long_run, "--out", str(folder), "--procs", "2", "--max-restarts", "30"]
+    steps = max(STEPS, 30 * KILLS)
+    if steps > STEPS:
+        undisturbed = tmp_path / "undisturbed"
+        config = tiny_config(tiny_data, {**LONG, "train.steps": steps})
+        run_world(2, train_here, config, undisturbed)
+    arguments = [*long_run, "--train.steps", str(steps), "--out", str(folder)]
+    arguments += ["--procs", "2", "--max-restarts", "30", "--auto-resume"]
     killed: dict[str, int] = {"rank": 0, "launcher": 0}
     starts = 0
     while True:
         starts += 1
-        with running([*arguments, "--auto-resume"], tmp_path / f"start-{starts}") as run:
+        with running(arguments, tmp_path / f"start-{starts}") as run:
             while sum(killed.values()) < KILLS:
-                before = steps_done(folder)
-                # Not before the run has moved on, or it would never end; sometimes at once then.
-                run.until(lambda before=before: steps_done(folder) != before, "a step")  # type: ignore[misc]
-                time.sleep(choices.choice([0.0, 0.1, 0.3]) * choices.random())
-                assert steps_done(folder) < STEPS, "too short a run for so many kills"
+                if choices.random() < 0.25:  # while it starts
+                    time.sleep(4 * choices.random())
+                else:  # in or between steps, validations and checkpoints
+                    wait_for_progress(run, folder)
+                    time.sleep(0.3 * choices.random())
+                assert steps_done(folder) < steps, "too short a run for so many kills"
                 rank = choices.choice([0, 1, 0, 1, None])
                 run.signal(signal.SIGKILL, rank)
                 assert damaged(folder) == []
@@ -76,17 +85,16 @@ def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_da
             else:
                 assert run.wait(120) == 0, run.errors
                 break
-        assert_tidy_after_kill(folder)
+        assert damaged(folder) == []
     print(f"{killed}, {starts} starts of the command")
     assert sum(killed.values()) == KILLS
     assert losses(folder) == losses(undisturbed)
     assert_tidy(folder)
 
 
-def assert_tidy_after_kill(folder: Path) -> None:
-    """Ranks that lost their launcher end with a checkpoint of the step at which they did."""
-    assert damaged(folder) == []
-    assert read_state(checkpoints(folder / CHECKPOINTS)[-1])["step"] == steps_done(folder)
+def wait_for_progress(run: Command, folder: Path) -> None:
+    before = steps_done(folder)
+    run.until(lambda: steps_done(folder) not in (0, before), "a step")
 
 
 def test_a_rank_killed_at_the_first_start_is_restarted_and_named(
@@ -146,6 +154,21 @@ def test_other_data_config_or_code_on_a_rank_is_refused_on_all_in_one_line_that_
     )
     assert re.match(r"rank 1 on \S+ has other code than rank 0 \(0123456789ab, not ", code)
     assert not (tmp_path / "runs").exists()
+
+
+def begin_or_continue(world: World, begin: list[str], go_on: list[str]) -> str:
+    with pytest.raises(QuinticError) as refused:
+        _train_here(parse(go_on if world.rank == 1 else begin), world)
+    return str(refused.value)
+
+
+def test_a_rank_that_would_begin_a_run_where_others_continue_it_is_refused(
+    tiny: list[str], tiny_run: Path, tmp_path: Path
+) -> None:
+    begin, go_on = [*tiny, "--out", str(tmp_path / "run")], ["train", "--resume", str(tiny_run)]
+    for message in run_world(2, begin_or_continue, begin, go_on):
+        assert message.startswith("some processes would continue a run and others begin one: give")
+    assert not (tmp_path / "run").exists()
 
 
 # A disk that one rank cannot write to.

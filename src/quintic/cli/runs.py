@@ -64,6 +64,12 @@ def _train_here(command: Train, world: World) -> None:
         train=command.train,
     )
     console = Console(quiet=not world.is_main)
+    if len(set(world.gather_objects(command.resume))) > 1:
+        # Each node's torchrun counts its own restarts, and none where a node comes back.
+        raise QuinticError(
+            "some processes would continue a run and others begin one: give all of them "
+            "--auto-resume, the same --out, and a file system that all of them see"
+        )
     if command.resume is not None:
         run = resume(command.resume, config, console, world, force_data=command.force_data)
         if run.done:
