@@ -1,6 +1,7 @@
 """One rule for devices: the choice, the precision, the micro-batch, the peak."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from quintic.device import (
 )
 from quintic.errors import QuinticError
 from quintic.recipes import get_recipe
+from tests.conftest import tiny_config
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 

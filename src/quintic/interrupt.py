@@ -16,7 +16,6 @@ import torch
 
 from quintic.distributed import Pending, World
 
-
 PARENT_EVERY_S = 0.5
 
 

@@ -146,9 +146,7 @@ class Watchdog:
         return [_Doing(**json.loads(store.get(k))) if store.check([k]) else None for k in keys]
 
 
-def _all_stuck(
-    before: list[_Doing | None], after: list[_Doing | None], timeout_s: float
-) -> bool:
+def _all_stuck(before: list[_Doing | None], after: list[_Doing | None], timeout_s: float) -> bool:
     """Whether no rank has moved on for that long, from two looks at what everybody does."""
     return all(
         later is None or _silent(earlier, later) or later.since_s > timeout_s

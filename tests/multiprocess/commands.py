@@ -81,9 +81,8 @@ class Command:
 
     def rank(self, rank: int) -> int:
         """The process of a rank, once there is one."""
-        pids: list[int] = []
-        self.until(lambda: bool(pids.extend(self._of(rank)) or pids), f"rank {rank} to start")
-        return pids[0]
+        self.until(lambda: self._of(rank) != [], f"start of rank {rank}")
+        return self._of(rank)[0]
 
     def _of(self, rank: int) -> list[int]:
         return [pid for pid, found in self.alive().items() if found == str(rank)]

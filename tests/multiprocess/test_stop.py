@@ -86,7 +86,9 @@ def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
         assert whole_checkpoints(folder)[-1] == steps < STEPS, way
         assert ("resuming from" in run.output) == (before > 0)
         last = run.output.splitlines()[-1]
-        assert last.startswith(f"stopped and saved at step {steps} of {STEPS}; continue with: "), way
+        assert last.startswith(f"stopped and saved at step {steps} of {STEPS}; continue with: "), (
+            way
+        )
         assert_tidy(folder)
 
     endless = slow_in("a step", 93, 600)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from quintic.distributed import World
+from quintic.model.base import LanguageModel
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import assert_tidy, losses, running, steps_done
 from tests.multiprocess.conftest import LONG
@@ -80,9 +81,6 @@ def test_a_rank_that_is_stopped_does_not_answer_and_the_run_ends(
 
 def train_slowly(world: World, data: Path, folder: Path) -> None:
     """On rank 1 every pass of the model takes a while; what is made of many takes long."""
-    import quintic.run
-    from quintic.model.base import LanguageModel
-
     own = LanguageModel.loss
     if world.rank == 1:
 
