@@ -118,7 +118,7 @@ class _Agent(LocalElasticAgent):
             process.send_signal(number)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        pids = super()._start_workers(worker_group)
+        pids: dict[int, Any] = super()._start_workers(worker_group)
         if self.stopped_by is not None:  # they were not there yet to be told
             for process in self._alive():
                 process.terminate()

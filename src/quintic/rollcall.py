@@ -13,7 +13,7 @@ import time
 import uuid
 from typing import Any
 
-from torch.distributed import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore
 
 POLL_S = 0.02
 HELLO, ROLL = "quintic/hello/{}", "quintic/roll"

@@ -1,6 +1,6 @@
 """Ranks and launchers that die: the run goes on as if nothing had happened, and nothing is damaged.
 
-`QUINTIC_KILLS=20` kills twenty times instead of four.
+`QUINTIC_KILLS=20` kills twenty times (3 minutes on two cores) instead of three.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.multiprocess.conftest import LONG, STEPS
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world
 
-KILLS = int(os.environ.get("QUINTIC_KILLS", "4"))
+KILLS = int(os.environ.get("QUINTIC_KILLS", "3"))
 
 
 def damaged(folder: Path) -> list[str]:
@@ -83,6 +83,8 @@ def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_da
                     print(f"launcher killed: ranks ended in {time.monotonic() - killed_s:.1f} s")
                     break
                 killed["rank"] += 1
+                named = f"quintic: rank {rank} was ended by SIGKILL"
+                run.until(lambda named=named: named in run.errors, named)  # type: ignore[misc]
             else:
                 assert run.wait(120) == 0, run.errors
                 break
@@ -96,22 +98,6 @@ def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_da
 def wait_for_progress(run: Command, folder: Path) -> None:
     before = steps_done(folder)
     run.until(lambda: steps_done(folder) not in (0, before), "a step")
-
-
-def test_a_rank_killed_at_the_first_start_is_restarted_and_named(
-    tiny: list[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    arguments = [*tiny, "--out", str(folder), "--procs", "2", "--max-restarts", "1"]
-    fault = "import signal; os.kill(os.getpid(), signal.SIGKILL)"
-    with running(arguments, tmp_path, fault=fault) as run:
-        assert run.wait() == 0
-    assert run.errors.splitlines()[-2:] == [
-        "quintic: rank 1 was ended by SIGKILL",
-        "quintic: starting all 2 processes again (restart 1 of 1)",
-    ]
-    assert steps_done(folder) == 12
-    assert_tidy(folder)
 
 
 # What differs between ranks is found at the start.

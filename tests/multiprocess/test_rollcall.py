@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed.distributed_c10d import HashStore
 
 from quintic.rollcall import HELLO, roll_call
 

@@ -63,10 +63,9 @@ def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
     folder = tmp_path / "run"
     arguments = [*long_run, "--out", str(folder), "--procs", "2", "--max-restarts", "3"]
     ways = [
-        ("a step", 13, signal.SIGTERM),
         ("validation", 25, signal.SIGTERM),
         ("a checkpoint", 40, signal.SIGTERM),
-        ("a step", 73, signal.SIGINT),
+        ("a step", 83, signal.SIGINT),
     ]
     for moment, at, number in ways:
         way = f"{number.name} in {moment}"

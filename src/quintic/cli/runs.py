@@ -64,7 +64,7 @@ def _train_here(command: Train, world: World) -> None:
         train=command.train,
     )
     console = Console(quiet=not world.is_main)
-    if len(set(world.gather_objects(command.resume))) > 1:
+    if len(set(world.gather_objects(command.resume is not None))) > 1:
         # Each node's torchrun counts its own restarts, and none where a node comes back.
         raise QuinticError(
             "some processes would continue a run and others begin one: give all of them "
