@@ -70,9 +70,9 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
 
     done = sum(outcome.final for outcome in outcomes.values())
     console.line(
-        f"sweep   {len(plan.runs)} runs in {folder}: {len(plan.runs) // plan.seeds} combinations "
-        f"of {', '.join(plan.fields)}, {plan.seeds} seeds each, {jobs} at once"
-        + (f"; {done} are done" if done else "")
+        f"sweep   {len(plan.runs)} runs in {folder}: {', '.join(plan.fields)} in "
+        f"{len(plan.runs) // plan.seeds} combinations, seeds {plan.base.train.seed} to "
+        f"{plan.base.train.seed + plan.seeds - 1}, {jobs} at once" + (f"; {done} done" * (done > 0))
     )
     with _Watch(folder, plan, outcomes, console) as watch:
         whole = execute(
@@ -108,6 +108,7 @@ class _Watch:
             steps_done=self._steps([]),
         )
         self._said: set[str] = set()
+        self._best = ""
 
     def __enter__(self) -> _Watch:
         self._write()
@@ -128,7 +129,7 @@ class _Watch:
                     if job.waits
                     else f"training {job.run.name}"
                 )
-        self._bar.show(self._ended(), self._steps(going), self._best())
+        self._bar.show(self._ended(), self._steps(going), self._best)
 
     def ended(self, run: PlannedRun) -> None:
         """Called once for each run, with its outcome noted."""
@@ -138,7 +139,11 @@ class _Watch:
             self.console.line(f"stopped {run.name}")
             return
         what = outcome.kind if outcome.val_loss is None else f"loss {outcome.val_loss:.4f}"
-        self._bar.ended(self._ended(), self._steps([]), f"{run.name}: {what}  {self._best()}")
+        if outcome.kind == "failed":
+            what += f" ({outcome.message})"
+        self._bar.ended(
+            self._ended(), self._steps([]), f"{run.name}: {what}  {self._best}".rstrip()
+        )
 
     def _ended(self) -> int:
         return sum(outcome.kind != "unfinished" for outcome in self.outcomes.values())
@@ -151,20 +156,14 @@ class _Watch:
             steps_done(job.folder) for job in going
         )
 
-    def _best(self) -> str:
-        from quintic.sweep.summary import summarize_sweep
-
-        leader = summarize_sweep(self.plan, self.outcomes).leader
-        if leader is None or leader.loss is None:
-            return ""
-        return f"best so far {leader.loss.mean:.4f} ({leader.name})"
-
     def _write(self) -> None:
         from quintic.sweep.record import write
         from quintic.sweep.summary import summarize_sweep
 
-        best = summarize_sweep(self.plan, self.outcomes).to_dict()
-        write(self.folder, self.plan, self.outcomes, best)
+        found = summarize_sweep(self.plan, self.outcomes)
+        write(self.folder, self.plan, self.outcomes, found.to_dict())
+        if (leader := found.leader) is not None and leader.loss is not None:
+            self._best = f"best so far {leader.loss.mean:.4f} ({leader.name})"
 
 
 def _conclude(folder: Path, found: Found, console: Console) -> None:
@@ -178,7 +177,7 @@ def _conclude(folder: Path, found: Found, console: Console) -> None:
         console.line(f"figure  {folder / FIGURE}")
     if found.best is None:
         (folder / BEST).unlink(missing_ok=True)
-        console.line("best    none: of no combination every seed came to its end")
+        console.line("best    none yet: of no combination has every seed come to its end")
         return
     write_json(folder / BEST, found.best.config.to_dict())
     console.line(f"best    {found.best.name}: quintic train {folder / BEST}")

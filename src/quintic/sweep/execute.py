@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from quintic.sweep.record import Outcome, Outcomes, outcome_in
 
 POLL_S = 0.1
 USER_ERROR = 2
-DIVERGED = "training has diverged"
-"""How the message of `quintic train` says it, with exit code 2."""
+DIVERGED = re.compile(r"training has diverged|is not finite after step \d+ and was not saved")
+"""How the messages of `quintic train` say it, with exit code 2: the loss of a step is not finite,
+or a weight that a checkpoint would hold."""
 
 
 class Job:
@@ -101,7 +103,7 @@ class Job:
     def _judge(self, code: int) -> Outcome:
         found = outcome_in(self.folder, self.run)
         message = self._last_words()
-        if code == USER_ERROR and DIVERGED in message:
+        if code == USER_ERROR and DIVERGED.search(message):
             return Outcome("diverged", message=message)
         if found.final:
             return found

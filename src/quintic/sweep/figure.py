@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,13 @@ from quintic.sweep.summary import Combination, Found, is_number
 MOST_STYLES = 6
 """Lines that a reader can still tell apart; of more, only that of the best is drawn out."""
 GREY = Style("#9a9a9a", (), ".")
+PANEL_IN, ONE_PANEL_IN, LEGEND_LINE_IN = 3.8, 6.4, 0.19
+LEGEND_LETTERS = 40
+"""Of a line of a legend."""
 BEST_COLOUR = "#D55E00"
-DIVERGED_HEIGHT = 0.965
-"""Of the panel: a run that diverged has no loss."""
+MARKS = {"diverged": "x", "above the scale": "^"}
+"""Of what has no place in a panel, at its top."""
+MARKS_HEIGHT = 0.965
 
 
 def draw_sweep(found: Found, path: Path) -> None:
@@ -26,24 +33,44 @@ def draw_sweep(found: Found, path: Path) -> None:
     which share none, are points. Bars are the standard error over seeds.
     """
     from matplotlib.figure import Figure  # slow to import, so only where it is used
+    from matplotlib.lines import Line2D
 
     fields = found.plan.fields
-    columns = min(3, len(fields))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(fields), 3)
     rows = -(-len(fields) // columns)
-    width = 6.4 if columns == 1 else 4.4 * columns
-    figure = Figure(figsize=(width, 4.4 * rows), dpi=150, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes in panels[len(fields) :]:
-        axes.remove()
-    for place, (field, axes) in enumerate(zip(fields, panels, strict=False)):
-        _draw_panel(axes, found, field)
-        if place % columns == 0:
-            axes.set_ylabel("final validation loss (nats per token)")
     limits = loss_limits([loss.mean for c in found.ranked if (loss := c.loss) is not None])
-    if limits is not None:
-        panels[0].set_ylim(*limits)
-    else:
-        panels[0].set_yticks([])
+    figure = Figure(dpi=150, layout="constrained")
+    # A legend below each panel, where no line runs through it, in a frame of its own.
+    grid = figure.add_gridspec(2 * rows, columns)
+    panels: list[Any] = []
+    entries = 0
+    for place, field in enumerate(fields):
+        row, column = divmod(place, columns)
+        axes = figure.add_subplot(grid[2 * row, column], sharey=panels[0] if panels else None)
+        panels.append(axes)
+        _draw_panel(axes, found, field, limits)
+        if column == 0:
+            axes.set_ylabel("final validation loss (nats per token)")
+        below = figure.add_subplot(grid[2 * row + 1, column])
+        below.axis("off")
+        keys = list(zip(*axes.get_legend_handles_labels(), strict=True))
+        keys.sort(key=lambda key: isinstance(key[0], Line2D))  # lines with error bars, then marks
+        if keys:
+            labels = ["\n".join(textwrap.wrap(label, LEGEND_LETTERS)) for _, label in keys]
+            legend = below.legend(
+                [handle for handle, _ in keys],
+                labels,
+                loc="upper center",
+                frameon=False,
+                fontsize="small",
+                handlelength=4,
+            )
+            legend.set_in_layout(False)  # the frame is made as large as it is
+            entries = max(entries, sum(1 + label.count("\n") for label in labels))
+    legend_in = LEGEND_LINE_IN * (entries + 1)
+    grid.set_height_ratios([PANEL_IN, legend_in] * rows)
+    width = ONE_PANEL_IN if columns == 1 else columns * PANEL_IN * 1.15
+    figure.set_size_inches(width, rows * (PANEL_IN + legend_in))
     with replacing(path) as file:
         figure.savefig(file, format="png")
 
@@ -60,7 +87,12 @@ def loss_limits(means: Sequence[float]) -> tuple[float, float] | None:
     return low - 0.08 * (high - low), high + 0.16 * max(high - low, spread / 3)
 
 
-def _draw_panel(axes: Any, found: Found, field: str) -> None:
+def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float] | None) -> None:
+    if limits is None:
+        axes.set_yticks([])
+    else:
+        axes.set_ylim(*limits)
+    highest = math.inf if limits is None else limits[1]
     place = _axis(axes, field, [c.values[field] for c in found.ranked])
     lines = _lines(found, field)
     best = found.best
@@ -74,22 +106,14 @@ def _draw_panel(axes: Any, found: Found, field: str) -> None:
             label = "through the best: " + ", ".join(others)
         points = [(place(c.values[field]), c) for c in line]
         _draw_line(axes, points, look, label, joined=found.plan.draws is None)
-        gone = [x for x, c in points if c.count("diverged")]
-        # Side by side rather than upon each other, where several diverge at one value.
-        height = DIVERGED_HEIGHT - 0.035 * (index % 5)
-        axes.plot(
-            gone,
-            [height] * len(gone),
-            linestyle="",
-            marker="x",
-            markersize=7,
-            markeredgewidth=1.8,
-            color=look.colour,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-        )
-    if any(c.count("diverged") for c in found.ranked):
-        axes.plot([], [], linestyle="", marker="x", color="#444444", label="diverged")
+        # Beside each other, where several diverge at one value.
+        height = MARKS_HEIGHT - 0.035 * (index % 5)
+        for kind, mark in MARKS.items():
+            if marked := [x for x, c in points if _is(kind, c, highest)]:
+                _mark(axes, marked, [height] * len(marked), mark, look.colour)
+    for kind, mark in MARKS.items():
+        if any(_is(kind, c, highest) for c in found.ranked):
+            axes.plot([], [], linestyle="", marker=mark, color="#444444", label=kind)
     if best is not None and best.loss is not None:
         axes.plot(
             [place(best.values[field])],
@@ -102,18 +126,30 @@ def _draw_panel(axes: Any, found: Found, field: str) -> None:
             color=BEST_COLOUR,
             label=f"best, {best.loss.mean:.4f} at {value_text(best.values[field])}",
         )
-    if axes.get_legend_handles_labels()[0]:
-        # Below the axes, so that no line runs through it.
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            ncols=1 if len(found.plan.fields) > 2 else 2,
-            frameon=False,
-            fontsize="small",
-            handlelength=4,
-        )
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is(kind: str, combination: Combination, highest: float) -> bool:
+    """Whether a combination gets one of the MARKS."""
+    diverged = combination.count("diverged") > 0
+    if kind == "diverged":
+        return diverged
+    return not diverged and combination.loss is not None and combination.loss.mean > highest
+
+
+def _mark(axes: Any, xs: list[float], heights: list[float], mark: str, colour: str) -> None:
+    """Marks at a share of the height of a panel."""
+    axes.plot(
+        xs,
+        heights,
+        linestyle="",
+        marker=mark,
+        markersize=7,
+        markeredgewidth=1.8,
+        color=colour,
+        transform=axes.get_xaxis_transform(),
+    )
 
 
 def _lines(found: Found, field: str) -> dict[tuple[str, ...], list[Combination]]:
@@ -149,7 +185,7 @@ def _draw_line(
     line, *_ = axes.errorbar(
         xs,
         means,
-        yerr=[0.0 if error is None else error for error in errors],
+        yerr=[math.nan if error is None else error for error in errors],
         color=look.colour,
         marker=look.marker,
         markersize=5,
@@ -161,6 +197,14 @@ def _draw_line(
     )
     if look.dashes and joined:
         line.set_dashes(look.dashes)
+
+
+def smallest_gap(places: Sequence[float]) -> float:
+    """Between neighbours, as a share of the distance from the first to the last place."""
+    ordered = sorted(places)
+    span = ordered[-1] - ordered[0] or 1.0
+    gaps = (after - before for before, after in itertools.pairwise(ordered))
+    return min((gap / span for gap in gaps), default=1.0)
 
 
 def _axis(axes: Any, field: str, values: Sequence[Any]) -> Callable[[Any], float]:
@@ -176,12 +220,23 @@ def _axis(axes: Any, field: str, values: Sequence[Any]) -> Callable[[Any], float
         axes.set_xticks(range(len(distinct)), [value_text(v) for v in distinct])
         axes.set_xlim(-0.5, len(distinct) - 0.5)
         return distinct.index
-    if min(distinct) > 0 and max(distinct) / min(distinct) >= 10:
+    from matplotlib.ticker import LogLocator
+
+    log = min(distinct) > 0 and max(distinct) / min(distinct) >= 10
+    if log:
         axes.set_xscale("log")
-    if len(distinct) <= 8:
+    gap = smallest_gap([math.log(v) if log else v for v in distinct])
+    turned = gap < 0.2
+    if gap > 0.09:
         axes.set_xticks(distinct, [f"{v:g}" for v in distinct])
         axes.minorticks_off()
-        if sum(len(f"{v:g}") for v in distinct) > 24:
-            axes.tick_params(axis="x", rotation=45)
+    elif log:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+    else:
+        turned = False
+    if turned:
+        axes.tick_params(axis="x", rotation=45)
     axes.margins(x=0.08)
     return float
