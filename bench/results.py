@@ -16,12 +16,14 @@ from quintic.runfolder import describe_environment
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
-def write_result(name: str, figures: dict[str, Any], device: torch.device) -> Path:
-    """Write `docs/results/NAME.json`."""
+def write_result(
+    name: str, figures: dict[str, Any], device: torch.device, *, module: str | None = None
+) -> Path:
+    """Write `docs/results/NAME.json`; `module` is what wrote it, where NAME does not begin so."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = describe_environment(device)
-    environment["command"] = f"python -m bench.{name.split('-')[0]}"
+    environment["command"] = f"python -m {module or 'bench.' + name.split('-')[0]}"
     path.write_text(json.dumps({"environment": environment, **figures}, indent=1) + "\n")
     return path
 

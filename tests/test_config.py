@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintic.config import (
+    GPT_SWITCHES,
     AdamWConfig,
     Config,
     DataConfig,
@@ -18,6 +19,9 @@ from quintic.config import (
     MuonConfig,
     OptimConfig,
     ScheduleConfig,
+    SGDConfig,
+    ShampooConfig,
+    SOAPConfig,
     TrainConfig,
     differing_fields,
     resolve_vocabulary,
@@ -40,15 +44,27 @@ def configs(draw: st.DrawFn) -> Config:
     cooldown = draw(st.floats(0, 1))
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
+    fsdp = draw(st.booleans())
+    architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
+
+    def switch(*values: Any) -> Any:
+        """gpt2 has no switches: the default, which comes first."""
+        return draw(st.sampled_from(values)) if architecture == "gpt" else values[0]
+
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
-            architecture=draw(st.sampled_from(["gpt", "gpt2"])),
+            architecture=architecture,
             layers=draw(st.integers(1, 48)),
             width=heads * 2 * draw(st.integers(1, 32)),
             heads=heads,
             context=context,
             vocab_size=draw(st.none() | st.integers(1, 200_000)),
+            positions=switch("rotary", "learned"),
+            norm=switch("rmsnorm", "layernorm"),
+            activation=switch("relu2", "gelu"),
+            init=switch("zero", "classic"),
+            qk_norm=switch(True, False),
         ),
         data=DataConfig(
             path=draw(st.text(min_size=1)),
@@ -57,7 +73,9 @@ def configs(draw: st.DrawFn) -> Config:
             embedded_vocab=draw(st.integers(512, 65_536)),
         ),
         optim=OptimConfig(
-            matrices=draw(st.sampled_from(["muon", "adamw"])),
+            matrices=draw(
+                st.sampled_from(["muon", "adamw", "sgd", "soap", "shampoo"][: 3 if fsdp else 5])
+            ),
             muon=MuonConfig(
                 lr=draw(positive),
                 momentum=draw(st.floats(0.85, 0.999) if warmed else fraction),
@@ -65,7 +83,10 @@ def configs(draw: st.DrawFn) -> Config:
                 nesterov=draw(st.booleans()),
                 scale=draw(st.sampled_from(["max_dim", "aspect", "rms"])),
                 ns_steps=draw(st.integers(1, 12)),
+                coefficients=draw(st.sampled_from(["quintic", "polar_express"])),
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
+                normalize=draw(st.booleans()),
+                beta2=draw(fraction),
                 weight_decay=draw(st.just(0.0) | positive),
             ),
             adamw=AdamWConfig(
@@ -74,6 +95,17 @@ def configs(draw: st.DrawFn) -> Config:
                 betas=draw(st.tuples(fraction, fraction)),
                 eps=draw(positive),
                 weight_decay=draw(st.just(0.0) | positive),
+            ),
+            sgd=SGDConfig(lr=draw(positive), momentum=draw(st.floats(0.01, 0.999))),
+            soap=SOAPConfig(
+                lr=draw(positive),
+                betas=draw(st.tuples(fraction, fraction)),
+                precondition_frequency=draw(st.integers(1, 100)),
+            ),
+            shampoo=ShampooConfig(
+                lr=draw(positive),
+                betas=draw(st.tuples(fraction, fraction)),
+                precondition_frequency=draw(st.integers(1, 100)),
             ),
             schedule=ScheduleConfig(
                 kind=draw(st.sampled_from(["trapezoid", "cosine"])),
@@ -90,7 +122,7 @@ def configs(draw: st.DrawFn) -> Config:
             device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
             precision=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
             compile=draw(st.booleans()),
-            sharding=draw(st.sampled_from(["zero1", "fsdp"])),
+            sharding="fsdp" if fsdp else "zero1",
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
             loss=draw(st.sampled_from(["chunked", "plain"])),
@@ -117,7 +149,10 @@ def test_the_round_trip_covers_every_field() -> None:
         return {field.name for field in dataclasses.fields(kind)}
 
     strategy = Path(__file__).read_text().split("def configs", 1)[1].split("@given", 1)[0]
-    sections = (ModelConfig, DataConfig, MuonConfig, AdamWConfig, ScheduleConfig, TrainConfig)
+    sections = (
+        *(ModelConfig, DataConfig, MuonConfig, AdamWConfig, SGDConfig, SOAPConfig, ShampooConfig),
+        *(ScheduleConfig, TrainConfig),
+    )
     for section in (Config, OptimConfig, *sections):
         assert {name for name in names(section) if f"{name}=" not in strategy} == set()
 
@@ -134,6 +169,9 @@ POSITIVE = [
     *(f"model.{name}" for name in ("layers", "width", "heads", "context", "vocab_size")),
     *(f"optim.muon.{name}" for name in ("lr", "ns_steps")),
     *(f"optim.adamw.{name}" for name in ("lr", "matrix_lr", "eps")),
+    "optim.sgd.lr",
+    *(f"optim.{name}.lr" for name in ("soap", "shampoo")),
+    *(f"optim.{name}.precondition_frequency" for name in ("soap", "shampoo")),
     "optim.clip_norm",
     "train.steps",
     "train.batch_tokens",
@@ -151,9 +189,14 @@ NOT_NEGATIVE = [
 ]
 CHOICES = {
     "model.architecture": "gpt, gpt2",
+    "model.positions": "rotary, learned",
+    "model.norm": "rmsnorm, layernorm",
+    "model.activation": "relu2, gelu",
+    "model.init": "zero, classic",
     "data.order": "stream, shuffle",
-    "optim.matrices": "muon, adamw",
+    "optim.matrices": "muon, adamw, sgd, soap, shampoo",
     "optim.muon.scale": "max_dim, aspect, rms",
+    "optim.muon.coefficients": "quintic, polar_express",
     "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
     "optim.schedule.kind": "trapezoid, cosine",
     "train.device": "auto, cuda, mps, cpu",
@@ -164,6 +207,7 @@ FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.ada
     "optim.clip_norm",
     "optim.muon.weight_decay",
     "optim.adamw.weight_decay",
+    *(f"optim.{name}.lr" for name in ("sgd", "soap", "shampoo")),
 }
 
 
@@ -241,8 +285,26 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "optim.adamw.betas is (0.9, 1.0): both must be at least 0 and less than 1",
         ),
         (
+            {"optim.soap.betas": (-0.1, 0.9)},
+            "optim.soap.betas is (-0.1, 0.9): both must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.shampoo.betas": (0.9, math.nan)},
+            "optim.shampoo.betas is (0.9, nan): both must be at least 0 and less than 1",
+        ),
+        (
+            {"optim.sgd.momentum": 0.0},
+            "optim.sgd.momentum is 0.0: it must be between 0 and 1, since Nesterov's method has "
+            "momentum",
+        ),
+        (
             {"optim.schedule.cooldown_fraction": 1.5},
             "optim.schedule.cooldown_fraction is 1.5: it must be from 0 to 1",
+        ),
+        (
+            {"train.sharding": "fsdp", "optim.matrices": "soap"},
+            "train.sharding fsdp cuts matrices into rows, and optim.matrices soap needs them "
+            "whole: use --train.sharding zero1",
         ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (
@@ -281,8 +343,34 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message:
 
 
 def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
-    config = Config().override({"model.architecture": "gpt2", "model.width": 45, "model.heads": 5})
-    assert config.model.head_width == 9
+    for field, value in (("model.architecture", "gpt2"), ("model.positions", "learned")):
+        config = Config().override({field: value, "model.width": 45, "model.heads": 5})
+        assert config.model.head_width == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "value"),
+    [
+        ("positions", "rotary", "learned"),
+        ("norm", "rmsnorm", "layernorm"),
+        ("activation", "relu2", "gelu"),
+        ("init", "zero", "classic"),
+        ("qk_norm", True, False),
+    ],
+)
+def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(
+    name: str, default: Any, value: Any
+) -> None:
+    assert name in GPT_SWITCHES
+    assert refused({"model.architecture": "gpt2", f"model.{name}": value}) == (
+        f"model.{name} is {value!r}, which model.architecture gpt2 cannot heed: leave it at "
+        f"{default!r}, or use --model.architecture gpt"
+    )
+    assert getattr(Config().override({f"model.{name}": value}).model, name) == value
+    for architecture in ("gpt", "gpt2"):
+        values = Config().override({"model.architecture": architecture}).to_dict()
+        del values["model"][name]  # as saved before the switch existed
+        assert getattr(Config.from_dict(values).model, name) == default
 
 
 @pytest.mark.parametrize(

@@ -68,20 +68,22 @@ class TrainState:
         tensors["rng.cpu"] = torch.get_rng_state()
         return tensors
 
-    def whole_shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of the whole of what `tensors` calls by this name, where it is known."""
+    def whole_rows(self, name: str) -> int | None:
+        """Rows of the whole of what `tensors` calls by this name, where it is cut by rows."""
         parameter = name.removeprefix("model.")
         if name.startswith("optim."):
             parameter = name.removeprefix("optim.").rpartition(".")[0]
-        return self.shapes.get(parameter)
+        shape = self.shapes.get(parameter)
+        return shape[0] if shape else None
 
     def on_cpu(self, world: World, *, copy: bool) -> dict[str, Tensor]:
         """`tensors` in CPU memory; those of which other ranks have the other rows as DTensors."""
         found = {}
         for name, tensor in self.tensors().items():
-            here, shape = tensor.to("cpu", copy=copy), self.whole_shape(name)
-            partial = shape is not None and here.ndim > 0 and here.shape != shape
-            found[name] = world.as_rows(here, shape) if partial and shape else here
+            here, rows = tensor.to("cpu", copy=copy), self.whole_rows(name)
+            if rows is not None and here.ndim > 0 and len(here) != rows:
+                here = world.as_rows(here, (rows, *here.shape[1:]))
+            found[name] = here
         return found
 
 

@@ -23,6 +23,11 @@ EMBEDDED = "embedded"
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
 
+GPT_SWITCHES = ("positions", "norm", "activation", "init", "qk_norm")
+"""Fields of `ModelConfig` that switch off a part of the modernised GPT; gpt2 has no such parts."""
+
+MatrixOptimizer = Literal["muon", "adamw", "sgd", "soap", "shampoo"]
+
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -58,6 +63,13 @@ def _fraction(section: str, config: Any, *names: str) -> None:
         )
 
 
+def _betas(section: str, betas: tuple[float, float]) -> None:
+    _require(
+        all(0 <= beta < 1 for beta in betas),
+        f"{section}.betas is {betas}: both must be at least 0 and less than 1",
+    )
+
+
 def _one_of(section: str, config: Any, *names: str) -> None:
     hints = typing.get_type_hints(type(config))
     for name in names:
@@ -84,9 +96,19 @@ class ModelConfig:
     """Tokens the model sees at once, T."""
     vocab_size: int | None = None
     """Rows of the embedding; None: the dataset's vocabulary, rounded up to a multiple of 128."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Ablation of gpt: rotary embeddings, or GPT-2's learned ones."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Ablation of gpt: RMSNorm without parameters, or GPT-2's LayerNorm with gain and bias."""
+    activation: Literal["relu2", "gelu"] = "relu2"
+    """Ablation of gpt: squared ReLU or GELU."""
+    init: Literal["zero", "classic"] = "zero"
+    """Ablation of gpt: output projections start at zero, or are divided by sqrt(2 layers)."""
+    qk_norm: bool = True
+    """Ablation of gpt: RMS-normalise queries and keys per head."""
 
     def __post_init__(self) -> None:
-        _one_of("model", self, "architecture")
+        _one_of("model", self, "architecture", *GPT_SWITCHES[:-1])
         _positive("model", self, "layers", "width", "heads", "context", "vocab_size")
         _require(
             self.width % self.heads == 0,
@@ -94,10 +116,17 @@ class ModelConfig:
             f"choose a multiple, for example --model.width {self._nearest_width()}",
         )
         _require(
-            self.architecture != "gpt" or self.head_width % 2 == 0,
+            self.architecture != "gpt" or self.positions != "rotary" or self.head_width % 2 == 0,
             f"the head width model.width / model.heads = {self.width} / {self.heads} = "
             f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
         )
+        for name in GPT_SWITCHES if self.architecture != "gpt" else ():
+            value, default = getattr(self, name), getattr(type(self), name)
+            _require(
+                value == default,
+                f"model.{name} is {value!r}, which model.architecture {self.architecture} cannot "
+                f"heed: leave it at {default!r}, or use --model.architecture gpt",
+            )
 
     def _nearest_width(self) -> int:
         return max(1, round(self.width / self.heads)) * self.heads
@@ -147,16 +176,23 @@ class MuonConfig:
     aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate."""
     ns_steps: int = 5
     """Newton-Schulz iterations."""
+    coefficients: Literal["quintic", "polar_express"] = "quintic"
+    """Of Newton-Schulz: quintic, the original's, the same in every iteration; polar_express, a
+    sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
+    normalize: bool = False
+    """NorMuon: divide each row of the update by its running root mean square."""
+    beta2: float = 0.95
+    """Decay of NorMuon's second moment; used with normalize only."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
 
     def __post_init__(self) -> None:
-        _one_of("optim.muon", self, "scale", "ns_dtype")
+        _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
         _positive("optim.muon", self, "lr", "ns_steps")
         _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
-        _fraction("optim.muon", self, "momentum")
+        _fraction("optim.muon", self, "momentum", "beta2")
         _require(
             self.momentum_warmup_steps == 0 or self.momentum >= MOMENTUM_START,
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
@@ -182,10 +218,57 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         _positive("optim.adamw", self, "lr", "matrix_lr", "eps")
         _not_negative("optim.adamw", self, "weight_decay")
+        _betas("optim.adamw", self.betas)
+
+
+@dataclass(frozen=True)
+class SGDConfig:
+    """SGD with Nesterov momentum, for the matrices of the blocks: what Muon orthogonalises."""
+
+    lr: float = 0.03
+    """Learning rate."""
+    momentum: float = 0.95
+    """Decay of the momentum buffer: buffer = momentum * buffer + gradient."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.sgd", self, "lr")
         _require(
-            all(0 <= beta < 1 for beta in self.betas),
-            f"optim.adamw.betas is {self.betas}: both must be at least 0 and less than 1",
+            0 < self.momentum < 1,
+            f"optim.sgd.momentum is {self.momentum}: it must be between 0 and 1, since Nesterov's "
+            "method has momentum",
         )
+
+
+@dataclass(frozen=True)
+class SOAPConfig:
+    """SOAP, for the matrices of the blocks; needs the extra `optimizers`."""
+
+    lr: float = 3e-3
+    """Learning rate."""
+    betas: tuple[float, float] = (0.95, 0.95)
+    """Decay of the first moment, and of the second and the preconditioners."""
+    precondition_frequency: int = 10
+    """Steps from one renewal of the eigenbasis to the next."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.soap", self, "lr", "precondition_frequency")
+        _betas("optim.soap", self.betas)
+
+
+@dataclass(frozen=True)
+class ShampooConfig:
+    """Shampoo, for the matrices of the blocks; needs the extra `optimizers`."""
+
+    lr: float = 1e-3
+    """Learning rate."""
+    betas: tuple[float, float] = (0.95, 0.95)
+    """Decay of the momentum, and of the preconditioners and the step length."""
+    precondition_frequency: int = 10
+    """Steps from one renewal of the inverse roots to the next."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.shampoo", self, "lr", "precondition_frequency")
+        _betas("optim.shampoo", self.betas)
 
 
 @dataclass(frozen=True)
@@ -210,12 +293,15 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Which optimizer takes the block matrices, and both optimizers' settings."""
+    """Which optimizer takes the block matrices, and each optimizer's settings."""
 
-    matrices: Literal["muon", "adamw"] = "muon"
+    matrices: MatrixOptimizer = "muon"
     """The optimizer of the block matrices; everything else is AdamW's."""
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    sgd: SGDConfig = field(default_factory=SGDConfig)
+    soap: SOAPConfig = field(default_factory=SOAPConfig)
+    shampoo: ShampooConfig = field(default_factory=ShampooConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip_norm: float | None = None
     """Clip the gradient to this global norm; None: no clipping."""
@@ -223,6 +309,18 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _one_of("optim", self, "matrices")
         _positive("optim", self, "clip_norm")
+
+    @property
+    def matrix_lr(self) -> float:
+        """Learning rate of the block matrices, before schedule and scale."""
+        if self.matrices == "adamw":
+            return self.adamw.matrix_lr or self.adamw.lr
+        return {
+            "muon": self.muon.lr,
+            "sgd": self.sgd.lr,
+            "soap": self.soap.lr,
+            "shampoo": self.shampoo.lr,
+        }[self.matrices]
 
 
 @dataclass(frozen=True)
@@ -318,6 +416,11 @@ class Config:
             f"{context:,}: use --train.eval-tokens "
             f"{max(1, round(self.train.eval_tokens / context)) * context}",
         )
+        _require(
+            self.train.sharding != "fsdp" or self.optim.matrices not in ("soap", "shampoo"),
+            f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
+            f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
+        )
         schedule = self.optim.schedule
         _require(
             schedule.warmup_steps + self.cooldown_steps <= self.train.steps,
@@ -380,9 +483,13 @@ def unknown_field(key: str) -> str:
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:
     """The nearest of several dotted names: by its last part where that is right, which finds a
-    field in another section, else by the whole, else by the last part; None where none is near."""
-    tail = name.rsplit(".", 1)[-1]
+    field in another section, else by the whole, else by the last part; None where none is near.
+    Where sections are only left out, it is the first: optim.lr and lr are optim.muon.lr."""
+    *sections, tail = name.rsplit(".", 1)
+    prefix = "".join(f"{section}." for section in sections)
     if same := [full for full in known if full.rsplit(".", 1)[-1] == tail]:
+        if inside := [full for full in same if full.startswith(prefix)]:
+            return inside[0]
         return difflib.get_close_matches(name, same, n=1, cutoff=0)[0]
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         return close[0]

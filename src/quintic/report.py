@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from quintic import runfolder
+from quintic.config import GPT_SWITCHES
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
@@ -13,6 +14,14 @@ from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.optim.routing import Route, newton_schulz_dtype
 from quintic.run import Run
+
+OPTIMIZERS = {
+    "muon": "Muon",
+    "sgd": "SGD with Nesterov momentum",
+    "soap": "SOAP",
+    "shampoo": "Shampoo",
+    "adamw": "AdamW",
+}
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
 
@@ -31,12 +40,14 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"{model.parameter_count():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token"
     )
+    if switched := [name for name in GPT_SWITCHES if getattr(c, name) != getattr(type(c), name)]:
+        yield f"        {', '.join(f'{name} {getattr(c, name)}' for name in switched)}"
     if run.world.size > 1:
         yield (
             f"procs   {run.world.size} processes, {t.sharding}, each with up to {len(run.rows)} "
             f"sequences of a batch in {run.micro_batches} micro-batches"
         )
-    for optimizer in ("muon", "adamw"):
+    for optimizer in OPTIMIZERS:
         if own := [route for route in run.routes if route.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
     train, tokens = run.dataset.train, t.steps * t.batch_tokens
@@ -54,14 +65,16 @@ def opening_lines(run: Run) -> Iterator[str]:
 def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     elements = sum(math.prod(route.shape) for route in routes)
     lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
-    if optimizer == "adamw":
-        return f"AdamW on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
+    if optimizer != "muon":
+        name = OPTIMIZERS[optimizer]
+        return f"{name} on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
     muon = run.config.optim.muon
     ns_dtype = newton_schulz_dtype(muon, run.device, next(run.state.model.parameters()).dtype)
     precision = str(ns_dtype).removeprefix("torch.")
+    kind = "Newton-Schulz" if muon.coefficients == "quintic" else muon.coefficients
     return (
         f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
-        f"{muon.scale}, {muon.ns_steps} Newton-Schulz steps in {precision}"
+        f"{muon.scale}, {muon.ns_steps} {kind} steps in {precision}"
     )
 
 

@@ -36,7 +36,7 @@ from quintic.distributed import World, check_identical
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
-from quintic.optim.fsdp import FsdpUpdate, OwnersOrthogonalize, shard_model
+from quintic.optim.fsdp import FsdpUpdate, WholeAtOwners, shard_model
 from quintic.optim.routing import (
     Route,
     check_routes,
@@ -208,7 +208,7 @@ def _build_update(
         return LocalUpdate(parameters, routes, build)
     if config.train.sharding == "fsdp":
         shard_model(model, world, device)
-        build = partial(build, on_whole=OwnersOrthogonalize(world))
+        build = partial(build, whole=WholeAtOwners(world))
         return FsdpUpdate(model, routes, build, world)
     build = partial(build, compile=config.train.compile)
     return Zero1Update(parameters, routes, build, world)

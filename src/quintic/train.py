@@ -164,9 +164,7 @@ def apply_schedule(
                 group["momentum"] = momentum_at(
                     step, momentum=muon.momentum, warmup=muon.momentum_warmup_steps
                 )
-    adamw = config.optim.adamw
-    matrix_lr = muon.lr if config.optim.matrices == "muon" else adamw.matrix_lr or adamw.lr
-    return {"lr": matrix_lr * factor, "lr_factor": factor}
+    return {"lr": config.optim.matrix_lr * factor, "lr_factor": factor}
 
 
 def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:

@@ -1,4 +1,6 @@
-"""What both architectures promise: causality, the cache, precision, weights from the seed alone."""
+"""What every model promises, ablations included: causality, the cache, precision, weights from the
+seed alone.
+"""
 
 from dataclasses import replace
 
@@ -20,7 +22,14 @@ CONFIGS = {
     ),
 }
 
-both = pytest.mark.parametrize("architecture", ["gpt", "gpt2"])
+CONFIGS |= {
+    "gpt, learned positions": replace(CONFIGS["gpt"], positions="learned"),
+    "gpt, LayerNorm": replace(CONFIGS["gpt"], norm="layernorm"),
+    "gpt, GELU": replace(CONFIGS["gpt"], activation="gelu"),
+    "gpt, no QK-norm": replace(CONFIGS["gpt"], qk_norm=False),
+}
+
+both = pytest.mark.parametrize("architecture", list(CONFIGS))
 
 
 def drawn(architecture: str) -> LanguageModel:

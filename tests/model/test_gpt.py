@@ -5,11 +5,13 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.config import ModelConfig
@@ -17,7 +19,8 @@ from quintic.data.shards import TokenStream, open_shard
 from quintic.data.tokenizer import Gpt2Tokenizer
 from quintic.model.base import LanguageModel, attend
 from quintic.model.build import build_model, meta_model
-from quintic.model.gpt import GPT, MLP, Block, Rotary, rms_norm
+from quintic.model.gpt import GPT, MLP, Block, Rotary
+from quintic.model.loss import CROSS_ENTROPIES
 from quintic.recipes import get_recipe
 
 Array = npt.NDArray[np.float64]
@@ -58,10 +61,28 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
     heads, width = config.heads, config.width // config.heads
     half = width // 2
 
-    def norm(x: Array) -> Array:
+    def rms_norm(x: Array) -> Array:
         return x / math.sqrt(float(np.mean(x**2)) + np.finfo(np.float64).eps)
 
+    def norm(x: Array, name: str) -> Array:
+        if config.norm == "rmsnorm":
+            return rms_norm(x)
+        centred = x - np.mean(x)
+        gain, bias = w[f"{name}.weight"], w[f"{name}.bias"]
+        return gain * centred / math.sqrt(float(np.mean(centred**2)) + 1e-5) + bias
+
+    def head_norm(x: Array) -> Array:
+        return rms_norm(x) if config.qk_norm else x
+
+    def activate(h: Array) -> Array:
+        if config.activation == "relu2":
+            return np.maximum(h, 0.0) ** 2
+        gelu: Array = h / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+        return gelu
+
     def rotate(x: Array, t: int) -> Array:
+        if config.positions != "rotary":
+            return x
         y = np.empty_like(x)
         for i in range(half):
             angle = t / 10_000 ** (2 * i / width)
@@ -71,17 +92,19 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
         return y
 
     xs = [w["embed.weight"][token] for token in tokens]
+    if config.positions == "learned":
+        xs = [x + w["positions.weight"][t] for t, x in enumerate(xs)]
     for layer in range(config.layers):
         q, k, v, o = (w[f"layers.{layer}.attention.{name}.weight"] for name in "qkvo")
-        normed = [norm(x) for x in xs]
+        normed = [norm(x, f"layers.{layer}.attention_norm") for x in xs]
         for t in range(len(xs)):
             outputs = []
             for h in range(heads):
                 part = slice(h * width, (h + 1) * width)
-                query = rotate(norm((q @ normed[t])[part]), t)
+                query = rotate(head_norm((q @ normed[t])[part]), t)
                 scores = np.array(
                     [
-                        query @ rotate(norm((k @ normed[s])[part]), s) / math.sqrt(width)
+                        query @ rotate(head_norm((k @ normed[s])[part]), s) / math.sqrt(width)
                         for s in range(t + 1)
                     ]
                 )
@@ -89,15 +112,26 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
                 outputs.append(sum(p[s] * (v @ normed[s])[part] for s in range(t + 1)))
             xs[t] = xs[t] + o @ np.concatenate(outputs)
         up, down = (w[f"layers.{layer}.mlp.{name}.weight"] for name in ("up", "down"))
-        xs = [x + down @ np.maximum(up @ norm(x), 0) ** 2 for x in xs]
-    return np.stack([w["embed.weight"] @ norm(x) for x in xs])
+        xs = [x + down @ activate(up @ norm(x, f"layers.{layer}.mlp_norm")) for x in xs]
+    return np.stack([w["embed.weight"] @ norm(x, "final_norm") for x in xs])
 
 
-def test_forward_equals_the_formulas_written_out_in_float64() -> None:
-    model = drawn(SMALL)
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "positions": {"positions": "learned"},
+    "norm": {"norm": "layernorm"},
+    "activation": {"activation": "gelu"},
+    "qk_norm": {"qk_norm": False},
+}
+
+
+@pytest.mark.parametrize("ablation", list(ABLATIONS))
+def test_forward_equals_the_formulas_written_out_in_float64(ablation: str) -> None:
+    config = replace(SMALL, **ABLATIONS[ablation])
+    model = drawn(config)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
     tokens = [3, 17, 17, 0, 39, 8, 21, 5, 3, 30, 1]
-    expected = reference_logits(weights, tokens, SMALL)
+    expected = reference_logits(weights, tokens, config)
     found = model(torch.tensor([tokens])).detach().numpy()[0]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -105,11 +139,12 @@ def test_forward_equals_the_formulas_written_out_in_float64() -> None:
 def rotary(dtype: torch.dtype, config: ModelConfig = SMALL) -> Rotary:
     model = build_model(config, compute_dtype=dtype)
     assert isinstance(model, GPT)
-    return model.rotary
+    assert isinstance(model.positions, Rotary)
+    return model.positions
 
 
 def test_rotary_embedding_is_relative() -> None:
-    turn = rotary(torch.float64)
+    turn = rotary(torch.float64).turn
     random = torch.Generator().manual_seed(1)
     q, k = torch.randn(2, 1, 1, 1, SMALL.head_width, generator=random, dtype=torch.float64)
 
@@ -122,7 +157,7 @@ def test_rotary_embedding_is_relative() -> None:
 
 
 def test_rotary_embedding_turns_the_planes_as_the_original_does() -> None:
-    turn = rotary(torch.float64)
+    turn = rotary(torch.float64).turn
     random = torch.Generator().manual_seed(2)
     x = torch.randn(2, 3, 5, SMALL.head_width, generator=random, dtype=torch.float64)
     y = turn(x, start=4)
@@ -148,13 +183,13 @@ def test_rotary_tables_are_never_below_float32(compute: torch.dtype, tables: tor
     assert turn.cos_TK.dtype == turn.sin_TK.dtype == tables
     angle = torch.arange(1024, dtype=torch.float64)
     torch.testing.assert_close(turn.cos_TK[:, 0], angle.cos().to(tables), rtol=0, atol=1e-7)
-    assert turn(torch.ones(1, 1, 3, 16, dtype=compute), 0).dtype == compute
+    assert turn.turn(torch.ones(1, 1, 3, 16, dtype=compute), 0).dtype == compute
 
 
 def test_every_block_is_the_identity_at_the_start() -> None:
     model = build_model(SMALL, compute_dtype=torch.float64)
     tokens = torch.randint(SMALL.vocab_size or 0, (2, 9))
-    assert torch.equal(model.features(tokens), rms_norm(model.embed(tokens)))
+    assert torch.equal(model.features(tokens), F.rms_norm(model.embed(tokens), (SMALL.width,)))
     for block in model.layers:
         assert isinstance(block, Block)
         assert not block.attention.o.weight.any()
@@ -170,6 +205,67 @@ def test_initialisation_is_that_of_a_linear_layer_tied_head_included() -> None:
         assert p.abs().max() <= bound, name
         assert p.abs().max() > 0.99 * bound, name
         assert p.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
+
+
+def test_classic_initialisation_divides_the_output_projections_and_changes_nothing_else() -> None:
+    config = ModelConfig(layers=3, width=128, heads=4, context=8, vocab_size=64)
+    zero = build_model(config, seed=5).state_dict()
+    classic = build_model(replace(config, init="classic"), seed=5).state_dict()
+    assert zero.keys() == classic.keys()
+    for name, weight in classic.items():
+        if name.endswith(("attention.o.weight", "mlp.down.weight")):
+            bound = 1 / math.sqrt(weight.shape[1]) / math.sqrt(2 * 3)
+            assert 0.98 * bound < weight.abs().max() <= bound, name
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
+        else:
+            assert torch.equal(weight, zero[name]), name
+
+
+@pytest.mark.parametrize("ablation", list(ABLATIONS))
+def test_a_seed_gives_the_weights_that_both_have_the_same_values(ablation: str) -> None:
+    default = build_model(SMALL, seed=5).state_dict()
+    ablated = build_model(replace(SMALL, **ABLATIONS[ablation]), seed=5).state_dict()
+    assert default.keys() <= ablated.keys()
+    for name, weight in default.items():
+        assert torch.equal(ablated[name], weight), name
+
+
+def test_learned_positions_start_as_the_embedding_does() -> None:
+    model = build_model(replace(SMALL, width=128, context=64, positions="learned"))
+    bound = 1 / math.sqrt(128)
+    weight = dict(model.named_parameters())["positions.weight"]
+    assert weight.shape == (64, 128)
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+
+
+def test_with_every_switch_thrown_it_is_gpt2_without_biases() -> None:
+    config = replace(SMALL, positions="learned", norm="layernorm", activation="gelu", qk_norm=False)
+    model = drawn(config)
+    classic = build_model(replace(SMALL, architecture="gpt2"), compute_dtype=torch.float64)
+    left_out = classic.load_state_dict(model.state_dict(), strict=False)
+    assert not left_out.unexpected_keys
+    assert len(left_out.missing_keys) == 6 * SMALL.layers
+    for name in left_out.missing_keys:  # the biases of q, k, v, o, up and down
+        assert not classic.get_parameter(name).any(), name
+    tokens = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(model(tokens), classic(tokens), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ablation", list(ABLATIONS))
+def test_loss_and_gradient_compile_as_one_graph(ablation: str) -> None:
+    model = drawn(replace(SMALL, **ABLATIONS[ablation]))
+    model.cross_entropy = CROSS_ENTROPIES["plain"]
+    tokens = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(5))
+    # Without a code generator: what is tested is that nothing breaks the graph.
+    compiled = torch.compile(model.loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    gradients = []
+    for loss in (model.loss, compiled):
+        model.zero_grad()
+        loss(tokens, tokens).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(model.parameters()))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
 
 
 def test_head_is_the_embedding() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quintic.optim.muon import Muon, muon_update, update_scale
-from quintic.optim.orthogonalize import newton_schulz
+from quintic.optim.orthogonalize import POLAR_EXPRESS, newton_schulz
 
 SHAPES = [(24, 24), (96, 24), (24, 96), (24, 24)]
 
@@ -131,6 +131,17 @@ def test_update_is_pure_but_for_the_buffer() -> None:
     assert torch.equal(G, before)
     assert torch.equal(buffer, G)
     torch.testing.assert_close(update, newton_schulz(G))
+
+
+def test_coefficients_of_the_group_are_those_of_the_update() -> None:
+    G = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    p = nn.Parameter(torch.zeros_like(G))
+    muon = Muon([p], lr=1.0, scale="aspect", ns_dtype=torch.float64, coefficients="polar_express")
+    p.grad = G
+    muon.step()
+    direction = (1 + 0.95) * G  # gradient + momentum * buffer in the first step
+    expected = -math.sqrt(6 / 4) * newton_schulz(direction, coefficients=POLAR_EXPRESS)
+    torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-12)
 
 
 def test_only_matrices_are_accepted() -> None:

@@ -60,6 +60,20 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(architecture: 
         assert all(name.endswith(".bias") or "norm" in name for name in rest if "layers" in name)
 
 
+def test_the_ablations_parameters_are_adamws() -> None:
+    config = replace(SIZES, positions="learned", norm="layernorm")
+    adamw = AdamWConfig(weight_decay=0.1)
+    routes = route_parameters(build_model(config), OptimConfig(adamw=adamw))
+    assert {route.name for route in routes if route.optimizer == "muon"} == set(MATRICES)
+    rest = {route.name: route.weight_decay for route in routes if route.optimizer == "adamw"}
+    norms = [
+        "final_norm",
+        *(f"layers.{i}.{part}_norm" for i in (0, 1) for part in ("attention", "mlp")),
+    ]
+    vectors = {f"{norm}.{kind}": 0.0 for norm in norms for kind in ("weight", "bias")}
+    assert rest == {"embed.weight": 0.1, "positions.weight": 0.1, **vectors}
+
+
 @both
 def test_adamw_takes_everything_where_the_matrices_are_its_own(architecture: str) -> None:
     adamw = AdamWConfig(lr=0.003, matrix_lr=0.001)

@@ -4,12 +4,18 @@ Rotary embeddings, RMSNorm without parameters, normalised queries and keys, squa
 biases, output projections that start at zero, the head tied to the embedding.
 Source: https://github.com/KellerJordan/modded-nanogpt
 
+Each of these can be switched off by itself for an ablation (`positions`, `norm`, `activation`,
+`init` and `qk_norm` of the config). A switch chooses a module or function where the model is
+built, so that what runs reads the same either way; what it chooses between stands first.
+
 Shapes: B batch, T time, D model width, H heads, K head width, F MLP width (4 D), V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +28,23 @@ from quintic.model.loss import CrossEntropy
 ROTARY_BASE = 10_000.0
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """x / rms(x) over the last axis, without parameters; eps is that of the precision of x."""
-    return F.rms_norm(x, (x.shape[-1],))
+rms_norm = partial(nn.RMSNorm, elementwise_affine=False)
+"""x / rms(x) over the last axis, without parameters; eps is that of the precision of x."""
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"rmsnorm": rms_norm, "layernorm": nn.LayerNorm}
+"""The values of `model.norm`; layernorm is GPT-2's, with a gain and a bias for each channel."""
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": squared_relu,
+    "gelu": partial(F.gelu, approximate="tanh"),
+}
+"""The values of `model.activation`; gelu in its tanh form is GPT-2's."""
 
 
 class Rotary(nn.Module):
@@ -39,15 +59,20 @@ class Rotary(nn.Module):
     cos_TK: Tensor
     sin_TK: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
         half = config.head_width // 2
         frequency_K = ROTARY_BASE ** (-torch.arange(half, dtype=torch.float64) / half)
         angle_TK = torch.outer(torch.arange(config.context, dtype=torch.float64), frequency_K)
-        self.register_buffer("cos_TK", angle_TK.cos(), persistent=False)
-        self.register_buffer("sin_TK", angle_TK.sin(), persistent=False)
+        tables = torch.promote_types(compute_dtype, torch.float32)
+        self.register_buffer("cos_TK", angle_TK.cos().to(tables), persistent=False)
+        self.register_buffer("sin_TK", angle_TK.sin().to(tables), persistent=False)
 
-    def forward(self, x_BHTK: Tensor, start: int) -> Tensor:
+    def add(self, x_BTD: Tensor, start: int) -> Tensor:
+        """The embedded tokens as they are: these positions enter at the queries and keys."""
+        return x_BTD
+
+    def turn(self, x_BHTK: Tensor, start: int) -> Tensor:
         """Turn queries or keys whose first position is `start`; same precision out as in."""
         stop = start + x_BHTK.shape[2]
         cos_TK, sin_TK = self.cos_TK[start:stop], self.sin_TK[start:stop]
@@ -56,24 +81,45 @@ class Rotary(nn.Module):
         return y.to(x_BHTK.dtype)
 
 
+class LearnedPositions(nn.Module):
+    """GPT-2's: a vector for each position, added to the token's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.context, config.width))
+
+    def add(self, x_BTD: Tensor, start: int) -> Tensor:
+        """The embedded tokens, of which the first stands at position `start`, with theirs."""
+        return x_BTD + self.weight[start : start + x_BTD.shape[1]]
+
+    def turn(self, x_BHTK: Tensor, start: int) -> Tensor:
+        """Queries or keys as they are: these positions are in the residual stream."""
+        return x_BHTK
+
+
+Positions = Rotary | LearnedPositions
+"""Two places where positions can enter: `add` at the embedding, `turn` at queries and keys."""
+
+
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and normalised queries and keys."""
+    """Causal self-attention with normalised queries and keys."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.layer = config.heads, layer
+        self.qk_norm = rms_norm(config.head_width) if config.qk_norm else nn.Identity()
         self.q = Linear(config.width, config.width, bias=False)
         self.k = Linear(config.width, config.width, bias=False)
         self.v = Linear(config.width, config.width, bias=False)
         self.o = Linear(config.width, config.width, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, positions: Positions, cache: KVCache | None) -> Tensor:
         start = 0 if cache is None else cache.length
         q_BHTK, k_BHTK, v_BHTK = (
             linear(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
-        q_BHTK, k_BHTK = rotary(rms_norm(q_BHTK), start), rotary(rms_norm(k_BHTK), start)
+        q_BHTK, k_BHTK = (positions.turn(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
         if cache is not None:
             k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
         y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK)
@@ -82,15 +128,16 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """D to 4 D, squared ReLU (https://arxiv.org/abs/2109.08668), back to D."""
+    """D to 4 D, the activation, back to D."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
         self.up = Linear(config.width, 4 * config.width, bias=False)
         self.down = Linear(4 * config.width, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = F.relu(self.up(x_BTD)).square()
+        h_BTF = self.activation(self.up(x_BTD))
         y: Tensor = self.down(h_BTF)
         return y
 
@@ -100,14 +147,16 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.attention_norm = NORMS[config.norm](config.width)
         self.attention = Attention(config, layer)
+        self.mlp_norm = NORMS[config.norm](config.width)
         self.mlp = MLP(config)
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary, cache: KVCache | None, dtype: torch.dtype
+        self, x_BTD: Tensor, positions: Positions, cache: KVCache | None, dtype: torch.dtype
     ) -> Tensor:
-        x_BTD = x_BTD + self.attention(rms_norm(x_BTD).to(dtype), rotary, cache)
-        x_BTD = x_BTD + self.mlp(rms_norm(x_BTD).to(dtype))
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), positions, cache)
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
         return x_BTD
 
 
@@ -119,18 +168,26 @@ class GPT(LanguageModel):
     ) -> None:
         super().__init__(config, compute_dtype, cross_entropy)
         self.embed = nn.Embedding(self.vocab_size, config.width)
-        self.rotary = Rotary(config)
+        self.positions = (
+            Rotary(config, compute_dtype)
+            if config.positions == "rotary"
+            else LearnedPositions(config)
+        )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_norm = NORMS[config.norm](config.width)
         self.reset_parameters()
-        self.rotary.to(torch.promote_types(compute_dtype, torch.float32))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default of a Linear, except as follows.
 
         The tied matrix is a Linear's weight as well, so it gets a Linear's initialisation and not
-        an embedding's normal(0, 1). The two output projections of a block are zero, which makes
-        the block the identity at step 0 (as in muP, https://arxiv.org/abs/2203.03466).
+        an embedding's normal(0, 1); learned positions get the same, since GPT-2 draws both alike.
+        The two output projections of a block are zero, which makes the block the identity at
+        step 0 (as in muP, https://arxiv.org/abs/2203.03466). With init `classic` they are divided
+        by sqrt(2 layers) instead, GPT-2's factor, which keeps the variance that 2 layers of them
+        add to the residual stream at one projection's. GPT-2's factor, but not its normal(0, 0.02):
+        that is this default (0.0208) at its own width of 768 and far below it at a small one.
         """
         bound = 1 / math.sqrt(self.config.width)
         nn.init.uniform_(self.embed.weight, -bound, bound)
@@ -140,11 +197,20 @@ class GPT(LanguageModel):
                 nn.init.uniform_(module.weight, -bound, bound)
         for block in self.layers:
             assert isinstance(block, Block)
-            nn.init.zeros_(block.attention.o.weight)
-            nn.init.zeros_(block.mlp.down.weight)
+            for projection in (block.attention.o, block.mlp.down):
+                if self.config.init == "zero":
+                    nn.init.zeros_(projection.weight)
+                else:
+                    projection.weight /= math.sqrt(2 * self.config.layers)
+        if isinstance(self.positions, LearnedPositions):
+            # Last, so that a seed gives all other weights the same values with every switch.
+            bound = 1 / math.sqrt(self.config.width)
+            nn.init.uniform_(self.positions.weight, -bound, bound)
 
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        x_BTD = self.embed(tokens_BT)
+        start = 0 if cache is None else cache.length
+        x_BTD = self.positions.add(self.embed(tokens_BT), start)
         for block in self.layers:
-            x_BTD = block(x_BTD, self.rotary, cache, self.compute_dtype)
-        return rms_norm(x_BTD).to(self.compute_dtype)
+            x_BTD = block(x_BTD, self.positions, cache, self.compute_dtype)
+        x: Tensor = self.final_norm(x_BTD).to(self.compute_dtype)
+        return x

@@ -39,8 +39,8 @@ def shard_model(model: LanguageModel, world: World, device: torch.device) -> Non
             module.set_force_sum_reduction_for_comms(True)
 
 
-class OwnersOrthogonalize:
-    """A function of whole matrices, applied to stacks of which every rank has some rows.
+class WholeAtOwners:
+    """Whole matrices from stacks of which every rank has some rows, for Muon.
 
     The matrices of a stack are dealt out: each rank gets the rows of its own ones from all others,
     applies the function, and sends the rows back. Each matrix travels twice, as much as the
@@ -50,7 +50,12 @@ class OwnersOrthogonalize:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def __call__(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
+    def norm(self, part_nlc: Tensor) -> Tensor:
+        """The Frobenius norm of each whole matrix, [n, 1, 1]."""
+        squares_n11 = part_nlc.square().sum(dim=(-2, -1), keepdim=True)
+        return self._world.sum(squares_n11).sqrt()
+
+    def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
         """Apply `function` to n matrices of `rows` rows; l of each are here and come back."""
         size, (n, here, columns) = self._world.size, part_nlc.shape
         each, most = -(-n // size), -(-rows // size)

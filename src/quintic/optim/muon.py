@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from quintic.optim.orthogonalize import newton_schulz
+from quintic.optim.normuon import frobenius_norm, normalize_neurons
+from quintic.optim.orthogonalize import COEFFICIENTS, newton_schulz
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
@@ -44,9 +45,28 @@ def update_scale(scale: str, rows: int, columns: int) -> float:
 
 
 Orthogonalize = Callable[[Tensor], Tensor]
-OnWholeMatrices = Callable[..., Tensor]
-"""(function, part_nlc, rows=r) -> part_nlc: applies a function of whole matrices [n, r, c] to a
-stack of which this process has l rows each."""
+
+
+class WholeMatrices(Protocol):
+    """What needs whole matrices, for stacks of which a process has l rows each."""
+
+    def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
+        """A function of the whole matrices [n, rows, c]; the same rows of its result."""
+
+    def norm(self, part_nlc: Tensor) -> Tensor:
+        """The Frobenius norm of each whole matrix, [n, 1, 1]."""
+
+
+class _Stack(NamedTuple):
+    """Matrices of one shape that are updated at once."""
+
+    group: dict[str, Any]
+    shape: tuple[int, ...]
+    """Of the whole matrices."""
+    params: list[nn.Parameter]
+    buffer_nrc: Tensor
+    second_moment_nr1: Tensor | None
+    """NorMuon's, where it is asked for."""
 
 
 def muon_update(
@@ -57,6 +77,7 @@ def muon_update(
     nesterov: bool,
     ns_steps: int,
     ns_dtype: torch.dtype,
+    coefficients: str = "quintic",
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
@@ -67,7 +88,7 @@ def muon_update(
     """
     buffer_nrc.mul_(momentum).add_(G_nrc)
     direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
-    orthogonalize = partial(newton_schulz, steps=ns_steps)
+    orthogonalize = partial(newton_schulz, steps=ns_steps, coefficients=COEFFICIENTS[coefficients])
     direction_nrc = direction_nrc.to(ns_dtype)
     update_nrc = (
         orthogonalize(direction_nrc) if on_whole is None else on_whole(orthogonalize, direction_nrc)
@@ -85,7 +106,7 @@ class Muon(torch.optim.Optimizer):
     gradient is an error, since it would silently shrink the stack.
 
     Where parameters are rows of larger matrices, a group names the whole ones' `shapes`, and
-    `on_whole` brings them together (`quintic.optim.fsdp`).
+    `whole` brings them together (`quintic.optim.fsdp`).
     """
 
     def __init__(
@@ -99,8 +120,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.float32,
+        coefficients: str = "quintic",
+        normalize: bool = False,
+        beta2: float = 0.95,
         compile: bool = False,
-        on_whole: OnWholeMatrices | None = None,
+        whole: WholeMatrices | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -110,25 +134,21 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "ns_dtype": ns_dtype,
+            "coefficients": coefficients,
+            "normalize": normalize,
+            "beta2": beta2,
         }
         super().__init__(params, defaults)
         self._compiled = compile
-        self._on_whole = on_whole
+        self._whole = whole
         self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
-        self._stacks = [
-            (group, *stack)
-            for group in self.param_groups
-            for stack in self._stack(
-                group["params"], group.get("shapes") or [tuple(p.shape) for p in group["params"]]
-            )
-        ]
+        self._stacks = [stack for group in self.param_groups for stack in self._stack(group)]
 
-    def _stack(
-        self, params: list[nn.Parameter], shapes: list[tuple[int, ...]]
-    ) -> list[tuple[tuple[int, ...], list[nn.Parameter], Tensor]]:
-        """Parameters of one whole shape with their momentum, in the order of the model."""
+    def _stack(self, group: dict[str, Any]) -> list[_Stack]:
+        """Parameters of one whole shape with their state, in the order of the model."""
         by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
-        for p, shape in zip(params, shapes, strict=True):
+        shapes = group.get("shapes") or [tuple(p.shape) for p in group["params"]]
+        for p, shape in zip(group["params"], shapes, strict=True):
             if p.ndim != 2:
                 raise ValueError(f"Muon takes matrices only, not a parameter of shape {p.shape}")
             by_shape.setdefault(shape, []).append(p)
@@ -138,16 +158,19 @@ class Muon(torch.optim.Optimizer):
             for start in range(0, len(same), most):
                 stack = same[start : start + most]
                 buffer_nrc = torch.stack([torch.zeros_like(p) for p in stack])
-                for p, buffer_rc in zip(stack, buffer_nrc, strict=True):
-                    self.state[p]["momentum"] = buffer_rc
-                stacks.append((shape, stack, buffer_nrc))
+                second_moment_nr1 = buffer_nrc[..., :1].clone() if group["normalize"] else None
+                for i, p in enumerate(stack):
+                    self.state[p]["momentum"] = buffer_nrc[i]
+                    if second_moment_nr1 is not None:
+                        self.state[p]["second_moment"] = second_moment_nr1[i]
+                stacks.append(_Stack(group, shape, stack, buffer_nrc, second_moment_nr1))
         return stacks
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix from its `.grad`."""
         assert closure is None, "Muon evaluates the loss once a step"
-        for group, (rows, columns), params, buffer_nrc in self._stacks:
+        for group, (rows, columns), params, buffer_nrc, second_moment_nr1 in self._stacks:
             weights: list[Tensor] = list(params)
             momentum = group["momentum"]
             if self._compiled:
@@ -160,8 +183,14 @@ class Muon(torch.optim.Optimizer):
                 nesterov=group["nesterov"],
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],
-                on_whole=self._on_whole and partial(self._on_whole, rows=rows),
+                coefficients=group["coefficients"],
+                on_whole=None if self._whole is None else partial(self._whole.apply, rows=rows),
             )
+            if second_moment_nr1 is not None:
+                norm = frobenius_norm if self._whole is None else self._whole.norm
+                update_nrc = normalize_neurons(
+                    update_nrc, second_moment_nr1, beta2=group["beta2"], norm=norm
+                )
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(

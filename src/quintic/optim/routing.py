@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from quintic.config import MuonConfig, OptimConfig
+from quintic.config import MatrixOptimizer, MuonConfig, OptimConfig
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
-from quintic.optim.muon import Muon, OnWholeMatrices, update_scale
+from quintic.optim.baselines import build_baseline
+from quintic.optim.muon import Muon, WholeMatrices, update_scale
 from quintic.optim.orthogonalize import default_dtype
 
 
@@ -28,11 +29,11 @@ class Route:
 
     name: str
     shape: tuple[int, ...]
-    optimizer: Literal["muon", "adamw"]
+    optimizer: MatrixOptimizer
     lr: float
     """Learning rate as configured, before the schedule."""
     scale: float
-    """Factor of the update that depends on the shape; 1 for AdamW."""
+    """Factor of the update that depends on the shape; 1 for all but Muon."""
     weight_decay: float
 
     @property
@@ -66,10 +67,11 @@ def route_parameters(model: LanguageModel, config: OptimConfig) -> list[Route]:
             scale = update_scale(muon.scale, *shape)
             routes.append(Route(name, shape, "muon", muon.lr, scale, muon.weight_decay))
             continue
+        if id(p) in block_matrices and config.matrices != "adamw":
+            routes.append(Route(name, shape, config.matrices, config.matrix_lr, 1.0, 0.0))
+            continue
         adamw = config.adamw
-        lr = adamw.lr
-        if id(p) in block_matrices and adamw.matrix_lr is not None:
-            lr = adamw.matrix_lr
+        lr = config.matrix_lr if id(p) in block_matrices else adamw.lr
         decay = adamw.weight_decay if p.ndim >= 2 else 0.0
         routes.append(Route(name, shape, "adamw", lr, 1.0, decay))
     return routes
@@ -121,7 +123,7 @@ def optimizers_for(
     *,
     device: torch.device,
     compile: bool = False,
-    on_whole: OnWholeMatrices | None = None,
+    whole: WholeMatrices | None = None,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of some parameters, or of rows of them, with their state allocated.
 
@@ -142,10 +144,15 @@ def optimizers_for(
                 weight_decay=muon.weight_decay,
                 ns_steps=muon.ns_steps,
                 ns_dtype=newton_schulz_dtype(muon, device, weights),
+                coefficients=muon.coefficients,
+                normalize=muon.normalize,
+                beta2=muon.beta2,
                 compile=compile,
-                on_whole=on_whole,
+                whole=whole,
             )
         )
+    if rest := [route for route in routes if route.optimizer not in ("muon", "adamw")]:
+        optimizers.append(build_baseline(config, _groups(rest, parameters)))
     if adamw_routes := [route for route in routes if route.optimizer == "adamw"]:
         adamw = torch.optim.AdamW(
             _groups(adamw_routes, parameters),
