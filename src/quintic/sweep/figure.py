@@ -84,7 +84,8 @@ def loss_limits(means: Sequence[float]) -> tuple[float, float] | None:
     upper_half = ordered[(3 * (len(ordered) - 1)) // 4]
     spread = max(upper_half - low, 0.02 * abs(low), 1e-4)
     high = min(ordered[-1], low + 3 * spread)
-    return low - 0.08 * (high - low), high + 0.16 * max(high - low, spread / 3)
+    room = max(high - low, spread / 3)
+    return low - 0.08 * room, high + 0.16 * room
 
 
 def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float] | None) -> None:

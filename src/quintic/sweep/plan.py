@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quintic.config import Config, field_types
+from quintic.config import Config
 from quintic.errors import QuinticError
 
 SEED = "train.seed"
@@ -25,7 +25,7 @@ NOT_VARIED = {
 }
 """Fields over which there is no best value, and what to do instead."""
 
-MOST_RUNS = 10_000
+MOST_RUNS = 2000
 LONGEST_NAME = 180
 """Characters; a file name may have 255."""
 
@@ -181,7 +181,7 @@ def _draw(varied: Sequence[Choices | Range], seed: int) -> Iterator[dict[str, An
 
 
 def _planned(base: Config, values: Values, seed: int) -> PlannedRun:
-    name = combination_name({**values, SEED: seed})
+    name = f"{combination_name(values)},seed={seed}"
     try:
         config = base.override({**values, SEED: seed})
     except QuinticError as error:
@@ -193,16 +193,13 @@ def _planned(base: Config, values: Values, seed: int) -> PlannedRun:
 
 
 def combination_name(values: Values) -> str:
-    """muon.lr=0.02,seed=1337"""
+    """muon.lr=0.02,model.width=128"""
     return ",".join(f"{short_name(field)}={value_text(v)}" for field, v in values.items())
 
 
 def short_name(field: str) -> str:
-    """The end of a field's name that no other field has: muon.lr, width."""
-    others = [name for name in field_types() if name != field]
-    parts = field.split(".")
-    ends = (".".join(parts[i:]) for i in range(len(parts) - 1, 0, -1))
-    return next((e for e in ends if not any(o.endswith(f".{e}") for o in others)), field)
+    """The end of a field's name, with which it is still the only one: muon.lr, model.width."""
+    return ".".join(field.split(".")[-2:])
 
 
 def value_text(value: Any) -> str:
