@@ -2,16 +2,15 @@
 
 A recipe derives from another where it can, so that reading one shows exactly what it changes.
 `quintic recipes` prints the table, `quintic train NAME` runs one, and every field can be replaced
-on the command line as `--section.field value`. A config in a file is a recipe too: `read_recipe`.
+on the command line as `--section.field value`. A config in a file is a recipe too
+(`quintic.recipefile`).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from quintic.config import (
     AdamWConfig,
@@ -64,30 +63,6 @@ def get_recipe(name: str) -> Config:
             f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}"
         )
     return RECIPES[name].build()
-
-
-def read_recipe(path: Path) -> Config:
-    """The config in a file: the `config.json` of a run, or the best of a sweep.
-
-    Raises `QuinticError` where the file is none.
-    """
-    if not path.is_file():
-        raise QuinticError(
-            f"there is no recipe file {path}: name the best.json of a sweep or the config.json of "
-            "a run"
-        )
-    try:
-        config = Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except QuinticError as error:
-        raise QuinticError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise QuinticError(f"{path} is not valid JSON: {error}; restore it") from error
-    if Path(config.recipe).name != config.recipe:
-        raise QuinticError(
-            f"{path}: recipe is {config.recipe!r}: it names the folder of the run, so it must be a "
-            "name without slashes"
-        )
-    return config
 
 
 @recipe(hardware="2 to 4 CPU cores, or any GPU", expected="1.62 bits per byte")

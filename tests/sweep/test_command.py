@@ -20,9 +20,10 @@ from quintic import runfolder
 from quintic.checkpoint import checkpoints
 from quintic.cli import main
 from quintic.metrics import read_metrics
-from quintic.sweep.execute import Job
+from quintic.sweep.execute import Job, run_environment
 from quintic.sweep.plan import PlannedRun
-from tests.conftest import tiny_arguments
+from quintic.sweep.record import Outcome
+from tests.conftest import tiny_arguments, tiny_config
 
 Capture = pytest.CaptureFixture[str]
 VARY = ["--vary", "optim.adamw.lr=0.005,1e30"]
@@ -216,6 +217,29 @@ def test_a_run_that_an_earlier_start_still_trains_is_waited_for_and_not_started_
         read_metrics(tiny_run / "metrics.jsonl")[-1]["val_loss"],
     )
     assert not (tmp_path / "run.json").exists(), "no process was started"
+
+
+def test_a_run_that_is_killed_has_failed_and_the_reason_is_said(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    job = Job(PlannedRun("run", {}, tiny_config(tiny_data)), tmp_path, os.environ)
+    assert job.outcome() is None
+    job.kill()
+    assert job.outcome() == Outcome("failed", message="was ended by SIGKILL")
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, None), (2, "4"), (3, "2"), (100, "1")])
+def test_the_cores_are_divided_among_the_runs_that_go_on_at_once(
+    jobs: int, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quintic.sweep.execute.available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    environment = run_environment(jobs)
+    assert environment.get("OMP_NUM_THREADS") == threads
+    assert environment.get("OMP_WAIT_POLICY") == ("passive" if jobs > 1 else None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert run_environment(jobs)["OMP_NUM_THREADS"] == "5", "what the user set stays"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from quintic.cli.options import (
 )
 from quintic.config import Config
 from quintic.errors import QuinticError
-from quintic.recipes import RECIPES, get_recipe, read_recipe
+from quintic.recipefile import read_recipe
+from quintic.recipes import RECIPES, get_recipe
 
 
 def parse(arguments: list[str]) -> Any:

@@ -69,17 +69,19 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
     from quintic.sweep.summary import summarize_sweep, table
 
     done = sum(outcome.final for outcome in outcomes.values())
+    first = plan.base.train.seed
     console.line(
         f"sweep   {len(plan.runs)} runs in {folder}: {', '.join(plan.fields)} in "
-        f"{len(plan.runs) // plan.seeds} combinations, seeds {plan.base.train.seed} to "
-        f"{plan.base.train.seed + plan.seeds - 1}, {jobs} at once" + (f"; {done} done" * (done > 0))
+        f"{len(plan.runs) // plan.seeds} combinations, "
+        f"{f'seeds {first} to {first + plan.seeds - 1}' if plan.seeds > 1 else f'seed {first}'}, "
+        f"{jobs} at once{f'; {done} done' if done else ''}"
     )
     with _Watch(folder, plan, outcomes, console) as watch:
         whole = execute(
             plan, folder, outcomes, jobs=jobs, on_change=watch.changed, on_end=watch.ended
         )
     found = summarize_sweep(plan, outcomes)
-    print_table(console.rich, "final validation loss in nats per token, best first", table(found))
+    print_table(console.rich, "final loss in nats per token, best first", table(found))
     _conclude(folder, found, console)
     if not whole:
         console.line("stopped and saved; the same command continues the sweep")

@@ -136,7 +136,7 @@ def execute(
     False where SIGINT or SIGTERM stopped it: the runs are then saved and have ended. A second
     SIGINT kills them and raises `KeyboardInterrupt`.
     """
-    environment = _environment(jobs)
+    environment = run_environment(jobs)
     waiting = deque(run for run in plan.runs if not outcomes[run.name].final)
     going: list[Job] = []
     told = False
@@ -166,7 +166,7 @@ def execute(
     return not told
 
 
-def _environment(jobs: int) -> dict[str, str]:
+def run_environment(jobs: int) -> dict[str, str]:
     """Of the runs: the cores are divided among those that go on at once."""
     environment = dict(os.environ)
     if jobs > 1:

@@ -85,7 +85,7 @@ def loss_limits(means: Sequence[float]) -> tuple[float, float] | None:
     spread = max(upper_half - low, 0.02 * abs(low), 1e-4)
     high = min(ordered[-1], low + 3 * spread)
     room = max(high - low, spread / 3)
-    return low - 0.08 * room, high + 0.16 * room
+    return low - 0.08 * room, high + 0.25 * room
 
 
 def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float] | None) -> None:
@@ -106,12 +106,14 @@ def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float]
         if not (named or alone) and best_one:
             label = "through the best: " + ", ".join(others)
         points = [(place(c.values[field]), c) for c in line]
-        _draw_line(axes, points, look, label, joined=found.plan.draws is None)
+        if any(c.losses for c in line):
+            _draw_line(axes, points, look, label, joined=found.plan.draws is None)
+            label = None  # else the crosses have it
         # Beside each other, where several diverge at one value.
         height = MARKS_HEIGHT - 0.035 * (index % 5)
         for kind, mark in MARKS.items():
             if marked := [x for x, c in points if _is(kind, c, highest)]:
-                _mark(axes, marked, [height] * len(marked), mark, look.colour)
+                _mark(axes, marked, [height] * len(marked), mark, look.colour, label)
     for kind, mark in MARKS.items():
         if any(_is(kind, c, highest) for c in found.ranked):
             axes.plot([], [], linestyle="", marker=mark, color="#444444", label=kind)
@@ -139,7 +141,9 @@ def _is(kind: str, combination: Combination, highest: float) -> bool:
     return not diverged and combination.loss is not None and combination.loss.mean > highest
 
 
-def _mark(axes: Any, xs: list[float], heights: list[float], mark: str, colour: str) -> None:
+def _mark(
+    axes: Any, xs: list[float], heights: list[float], mark: str, colour: str, label: str | None
+) -> None:
     """Marks at a share of the height of a panel."""
     axes.plot(
         xs,
@@ -149,6 +153,7 @@ def _mark(axes: Any, xs: list[float], heights: list[float], mark: str, colour: s
         markersize=7,
         markeredgewidth=1.8,
         color=colour,
+        label=label,
         transform=axes.get_xaxis_transform(),
     )
 
@@ -175,13 +180,11 @@ def _draw_line(
     *,
     joined: bool,
 ) -> None:
-    """A mean with its standard error at every place that has one."""
+    """A mean with its standard error at every place that has one; there is one at least."""
     known = sorted(
         ((x, loss.mean, loss.error) for x, c in points if (loss := c.loss) is not None),
         key=lambda point: point[0],
     )
-    if not known:
-        return
     xs, means, errors = zip(*known, strict=True)
     line, *_ = axes.errorbar(
         xs,
