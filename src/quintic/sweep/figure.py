@@ -224,7 +224,7 @@ def _axis(axes: Any, field: str, values: Sequence[Any]) -> Callable[[Any], float
         axes.set_xticks(range(len(distinct)), [value_text(v) for v in distinct])
         axes.set_xlim(-0.5, len(distinct) - 0.5)
         return distinct.index
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     log = min(distinct) > 0 and max(distinct) / min(distinct) >= 10
     if log:
@@ -239,6 +239,8 @@ def _axis(axes: Any, field: str, values: Sequence[Any]) -> Callable[[Any], float
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
     else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         turned = False
     if turned:
         axes.tick_params(axis="x", rotation=45)
