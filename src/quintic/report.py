@@ -111,28 +111,35 @@ def closing_lines(run: Run) -> Iterator[str]:
     state, dataset = run.state, run.dataset
     assert state.val_loss is not None, "the last step validates"
     yield from score_lines(dataset, state.val_loss, run.config.train.eval_tokens)
-    try:
-        tokenizer = dataset.load_tokenizer()
-    except QuinticError:
-        pass  # score_lines has said why
+    if run.sharded:
+        yield "no sample: the weights are divided among processes; generate from the run instead"
     else:
-        prompt = dataset.val.read(0, PROMPT_TOKENS).tolist()
-        ids = generate_ids(
-            state.model,
-            prompt,
-            tokens=SAMPLE_TOKENS,
-            temperature=0.8,
-            top_k=50,
-            seed=run.config.train.seed,
-            vocab_size=tokenizer.vocab_size,
-            stop_id=tokenizer.eot_id,
-        )
-        yield (
-            f"sample: the first {PROMPT_TOKENS} tokens of the validation text, and after | what "
-            "the model makes of them (temperature 0.8, top-k 50)"
-        )
-        seen = "".join(stream_text(tokenizer, prompt))
-        text = seen + "|" + "".join(stream_text(tokenizer, ids))
-        yield "".join(f"    {line}\n" for line in text.strip().splitlines())
+        yield from _sample_lines(run)
     yield f"figure  {run.folder / runfolder.FIGURE}"
     yield f"more    quintic generate {run.folder} --prompt 'def '"
+
+
+def _sample_lines(run: Run) -> Iterator[str]:
+    """What the model makes of the beginning of the validation text."""
+    try:
+        tokenizer = run.dataset.load_tokenizer()
+    except QuinticError:
+        return  # score_lines has said why
+    prompt = run.dataset.val.read(0, PROMPT_TOKENS).tolist()
+    ids = generate_ids(
+        run.state.model,
+        prompt,
+        tokens=SAMPLE_TOKENS,
+        temperature=0.8,
+        top_k=50,
+        seed=run.config.train.seed,
+        vocab_size=tokenizer.vocab_size,
+        stop_id=tokenizer.eot_id,
+    )
+    yield (
+        f"sample: the first {PROMPT_TOKENS} tokens of the validation text, and after | what "
+        "the model makes of them (temperature 0.8, top-k 50)"
+    )
+    seen = "".join(stream_text(tokenizer, prompt))
+    text = seen + "|" + "".join(stream_text(tokenizer, ids))
+    yield "".join(f"    {line}\n" for line in text.strip().splitlines())

@@ -96,6 +96,11 @@ class Run:
         return -(-most // self.config.train.micro_batch)
 
     @property
+    def sharded(self) -> bool:
+        """Whether this process has only some rows of the weights."""
+        return _sharded(self.config, self.world)
+
+    @property
     def done(self) -> bool:
         """All steps are trained."""
         return self.state.step >= self.config.train.steps
@@ -157,10 +162,13 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     validation_batches(dataset.val, config.model.context, config.train.eval_tokens, 1)
 
     compiled = config.train.compile
+    sharded = _sharded(config, world)
     try:
         model = build_model(
             config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
-        ).to(device)
+        )
+        if not sharded:  # else a block at a time, since the whole may not fit
+            model = model.to(device)
         routes = route_parameters(model, config.optim)
         check_routes(model, routes)
         if config.train.activation_checkpointing:
@@ -174,7 +182,6 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
             f"the model of {config.model.layers} layers x {config.model.width}, context "
             f"{config.model.context:,}, does not fit into memory ({reason}): make it smaller"
         ) from error
-    sharded = config.train.sharding == "fsdp" and world.size > 1
     if sharded and compiled:
         for block in model.layers:  # the gathering of the next block's weights stays outside
             block.compile(dynamic=False)
@@ -197,6 +204,10 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     )
 
 
+def _sharded(config: Config, world: World) -> bool:
+    return config.train.sharding == "fsdp" and world.size > 1
+
+
 def _build_update(
     model: LanguageModel, routes: list[Route], config: Config, device: torch.device, world: World
 ) -> Update:
@@ -206,7 +217,7 @@ def _build_update(
     if world.size == 1:
         build = partial(build, compile=config.train.compile)
         return LocalUpdate(parameters, routes, build)
-    if config.train.sharding == "fsdp":
+    if _sharded(config, world):
         shard_model(model, world, device)
         build = partial(build, whole=WholeAtOwners(world))
         return FsdpUpdate(model, routes, build, world)
