@@ -63,7 +63,7 @@ def test_help_lists_the_commands_and_is_what_no_arguments_give(capsys: Capture) 
         main([])
     assert not caught.value.code
     bare = capsys.readouterr().out
-    for command in ("train", "evaluate", "generate", "recipes", "data"):
+    for command in ("train", "sweep", "evaluate", "generate", "recipes", "data"):
         assert re.search(rf"\b{command}\b", bare)
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -95,7 +95,8 @@ def test_help_and_a_mistyped_option_do_not_wait_for_pytorch() -> None:
     program = """
 import sys
 from quintic.cli import main
-for arguments in (["--help"], ["train", "--help"], ["train", "--train.stps", "3"], ["trian"]):
+for arguments in (["--help"], ["train", "--help"], ["train", "--train.stps", "3"], ["trian"],
+                  ["sweep", "--help"], ["sweep", "--vary", "optim.muon.rl=1"]):
     try:
         main(arguments)
     except SystemExit:
@@ -175,7 +176,7 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ),
         (
             "trian",
-            "there is no command 'trian': did you mean train? the commands are train, evaluate, ",
+            "there is no command 'trian': did you mean train? the commands are train, sweep, ",
         ),
         ("--wibble", "there is no command '--wibble': the commands are train, "),
         ("data chek x", "there is no command 'chek': did you mean check? the commands are "),

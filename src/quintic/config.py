@@ -535,6 +535,17 @@ def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
+def field_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """The type of every field, by the dotted names of `flatten`."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(section).items():
+        if is_dataclass(hint):
+            found |= field_types(hint, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = hint
+    return found
+
+
 def _build(cls: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise QuinticError(f"config section {prefix.rstrip('.') or 'config'} is not an object")

@@ -179,3 +179,50 @@ class BuildProgress(_Bar):
             self._bar.update(self._task, completed=int(1000 * now.fraction), text=text)
         elif self._line_due():
             self.console.line(f"{now.stage} {now.fraction:.0%}  {text}")
+
+
+class SweepProgress(_Bar):
+    """Shows how far a sweep has come; a context manager.
+
+    Counted in steps of all runs; `steps_done` are those of runs that were done before.
+    """
+
+    def __init__(self, console: Console, runs: int, steps: int, steps_done: int) -> None:
+        super().__init__(
+            console,
+            TextColumn("{task.fields[runs]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.runs, self.steps = runs, steps
+        self._first, self._done = steps_done, steps_done
+        self._began_s = time.monotonic()
+        if self._bar is not None:
+            self._task = self._bar.add_task(
+                "sweep", total=steps, completed=steps_done, runs="", text=""
+            )
+
+    def show(self, runs_done: int, steps_done: int, text: str) -> None:
+        """How many runs and steps are done, and what goes on; on a terminal."""
+        self._done = steps_done
+        if self._bar is not None and self._task is not None:
+            runs = f"{runs_done}/{self.runs} runs"
+            self._bar.update(self._task, completed=steps_done, runs=runs, text=text)
+
+    def ended(self, runs_done: int, steps_done: int, text: str) -> None:
+        """A run has ended: one line, with the time left where no bar shows it."""
+        self._done = steps_done
+        left = "" if self._bar is not None or runs_done == self.runs else self._time_left()
+        self.console.line(f"{runs_done}/{self.runs} runs  {text}{left}")
+
+    def _time_left(self) -> str:
+        """As long again for each step as those that were done here have taken."""
+        if self._done <= self._first:
+            return ""
+        seconds = time.monotonic() - self._began_s
+        left_s = seconds * (self.steps - self._done) / (self._done - self._first)
+        if left_s < 90:
+            return f"  about {left_s:.0f} s left"
+        if left_s < 5400:
+            return f"  about {left_s / 60:.0f} min left"
+        return f"  about {left_s / 3600:.1f} h left"

@@ -1,11 +1,12 @@
 """Files that are whole or absent, and what tells two files apart."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -28,6 +29,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a value as JSON; raises as `replacing` does."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 
 def fsync_folder(folder: Path) -> None:

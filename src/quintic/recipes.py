@@ -2,7 +2,8 @@
 
 A recipe derives from another where it can, so that reading one shows exactly what it changes.
 `quintic recipes` prints the table, `quintic train NAME` runs one, and every field can be replaced
-on the command line as `--section.field value`.
+on the command line as `--section.field value`. A config in a file is a recipe too
+(`quintic.recipefile`).
 """
 
 from __future__ import annotations

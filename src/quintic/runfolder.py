@@ -29,7 +29,8 @@ import quintic
 from quintic.config import Config
 from quintic.device import device_name
 from quintic.errors import QuinticError
-from quintic.files import replacing
+from quintic.files import write_json
+from quintic.recipefile import read_recipe
 
 CONFIG, ENVIRONMENT, ROUTING = "config.json", "environment.json", "routing.txt"
 FIGURE, CHECKPOINTS = "loss.png", "checkpoints"
@@ -79,7 +80,7 @@ def create(folder: Path, config: Config, routing: str) -> None:
 
 def write_config(folder: Path, config: Config) -> None:
     """Write `config.json`; a resumed run keeps what was changed, such as its number of steps."""
-    _write_json(folder / CONFIG, config.to_dict())
+    write_json(folder / CONFIG, config.to_dict())
 
 
 def read_config(folder: Path) -> Config:
@@ -90,12 +91,7 @@ def read_config(folder: Path) -> Config:
         raise QuinticError(
             f"{folder} {what} ({CONFIG} is missing): name the folder that quintic train wrote"
         )
-    try:
-        return Config.from_dict(json.loads(path.read_text()))
-    except QuinticError as error:
-        raise QuinticError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise QuinticError(f"{path} is not valid JSON: {error}; restore it") from error
+    return read_recipe(path)
 
 
 def lock(folder: Path) -> FileLock:
@@ -121,12 +117,7 @@ def record_environment(folder: Path, device: torch.device, **facts: Any) -> None
             found = json.loads(path.read_text())
             starts = found if isinstance(found, list) else []
     starts.append({**describe_environment(device), **facts})
-    _write_json(path, starts)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=1).encode() + b"\n")
+    write_json(path, starts)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

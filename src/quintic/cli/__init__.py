@@ -4,6 +4,8 @@ options.py     the commands and their options, as dataclasses
 parsing.py     the command line as one of them
 complaints.py  what the command-line library objects to, in one line
 runs.py        train, evaluate, generate, recipes
+sweeps.py      sweep
+varying.py     the values of --vary
 compare.py     compare
 datasets.py    data fetch, build, push, info, check
 command.py     all of it, and the exit code

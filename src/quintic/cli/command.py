@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from quintic.cli import compare, datasets, runs
+from quintic.cli import compare, datasets, runs, sweeps
 from quintic.cli.options import (
     Compare,
     DataBuild,
@@ -21,6 +21,7 @@ from quintic.cli.options import (
     Evaluate,
     Generate,
     Recipes,
+    Sweep,
     Train,
 )
 from quintic.cli.parsing import parse
@@ -56,6 +57,8 @@ def _fail(message: str, exit_code: int = QuinticError.exit_code) -> None:
 def _run(command: Any, arguments: Sequence[str]) -> None:
     if isinstance(command, Train):
         runs.run_train(command, arguments)
+    elif isinstance(command, Sweep):
+        sweeps.run_sweep(command)
     elif isinstance(command, Evaluate):
         runs.run_evaluate(command)
     elif isinstance(command, Generate):

@@ -41,14 +41,14 @@ def explain(boxed: str, arguments: list[str]) -> str:
     if found := re.search(r"Missing from .+?: \S+ (.+?)\.? \(required\)", text):
         return f"{name} needs the {found[1][0].lower()}{found[1][1:]}: {way_out}"
     if found := re.search(r"Missing value for argument '(.+?)'. Expected (\d+)", text):
-        return f"{found[1]} needs {_kind(options.get(found[1]))}: {way_out}"
+        return f"{found[1]} needs {kind_of(options.get(found[1]))}: {way_out}"
     if found := re.search(r"invalid choice '(.*)' for argument '(.+?)'. .* one of \((.*)\)", text):
         return f"{found[2]} is {found[1]!r}: it must be one of {found[3].replace(chr(39), '')}"
     if found := re.search(r"Error parsing (--\S+):", text):
         kind = options.get(found[1])
         given = [a if not a.startswith("--") else a.replace("_", "-") for a in arguments]
         value = value_of(found[1], given, 2 if typing.get_origin(kind) is tuple else 1)
-        return f"{found[1]} is {value!r}: it must be {_kind(kind)}"
+        return f"{found[1]} is {value!r}: it must be {kind_of(kind)}"
     return text
 
 
@@ -66,16 +66,19 @@ def _options(command: Any, prefix: str = "--") -> dict[str, Any]:
     return options
 
 
-def _kind(hint: Any) -> str:
+def kind_of(hint: Any) -> str:
     """What a value of a type is called."""
     parts = typing.get_args(hint)
     if type(None) in parts:
-        return f"{_kind(parts[0])} or None"
+        return f"{kind_of(parts[0])} or None"
     if typing.get_origin(hint) is tuple:
-        return f"{len(parts)} values, each {_kind(parts[0])}"
+        return f"{len(parts)} values, each {kind_of(parts[0])}"
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(parts)}"
-    return {int: "an integer", float: "a number", Path: "a folder"}.get(hint, "a value")
+    return _KINDS.get(hint, "a value")
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "True or False", Path: "a folder"}
 
 
 def value_of(option: str, arguments: list[str], count: int = 1) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, UseAppendAction, subcommand
 
 from quintic.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
@@ -18,7 +18,8 @@ class Train:
     """Train a model: quintic train [RECIPE] [--section.field VALUE ...] [--out DIR]"""
 
     recipe: Positional[str] = DEFAULT_RECIPE
-    """Name of a recipe (see quintic recipes); its values are the defaults shown here."""
+    """Name of a recipe (see quintic recipes) or a config file, such as the best.json of a sweep;
+    its values are the defaults shown here."""
     out: Path | None = None
     """Folder of the run; default runs/RECIPE-N with the next free N."""
     resume: Path | None = None
@@ -32,6 +33,33 @@ class Train:
     """Processes on this machine, or auto for one on each GPU; default one."""
     max_restarts: int = 0
     """How often --procs starts all processes again when one of them died."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train a recipe with many values of some fields, and say which are best.
+
+    quintic sweep RECIPE --vary optim.muon.lr=1e-3,2e-3,4e-3 --seeds 3 [--section.field VALUE ...];
+    interrupted, the same command continues, and with more values or seeds it extends the sweep.
+    """
+
+    recipe: Positional[str] = DEFAULT_RECIPE
+    """Name of a recipe, or a config file of a run; its values are the defaults shown here."""
+    vary: UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=VALUE,VALUE,... or, with --random, FIELD=LOW..HIGH; once for each field. Spaces
+    separate the members of a pair."""
+    seeds: int = 1
+    """Runs of each combination, with train.seed and the seeds after it."""
+    random: int | None = None
+    """Draw so many combinations, ranges uniform in the logarithm; None: the whole grid."""
+    jobs: int = 1
+    """Runs at once."""
+    out: Path | None = None
+    """Folder of the sweep; default runs/RECIPE-sweep."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -205,6 +233,7 @@ class Data:
 
 COMMANDS: dict[str, Any] = {
     "train": Train,
+    "sweep": Sweep,
     "evaluate": Evaluate,
     "generate": Generate,
     "compare": Compare,

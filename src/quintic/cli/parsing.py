@@ -21,9 +21,12 @@ from quintic.cli.options import (
     Evaluate,
     Generate,
     Recipes,
+    Sweep,
     Train,
 )
+from quintic.config import Config
 from quintic.errors import QuinticError
+from quintic.recipefile import read_recipe
 from quintic.recipes import RECIPES, get_recipe
 
 
@@ -39,11 +42,14 @@ def _parse(arguments: list[str]) -> Any:
     What is known of a run before parsing, its recipe or the folder it resumes, gives the defaults
     that the command line replaces.
     """
-    train = Train()
+    train, sweep = Train(), Sweep()
     if arguments[:1] == ["train"]:
         train = _train_defaults(arguments[1:])
+    elif arguments[:1] == ["sweep"]:
+        sweep = _sweep_defaults(arguments[1:])
     commands = (
         Annotated[Train, subcommand("train", default=train), arg(name="")]
+        | Annotated[Sweep, subcommand("sweep", default=sweep), arg(name="")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Compare, subcommand("compare")]
@@ -57,18 +63,25 @@ def _parse(arguments: list[str]) -> Any:
         args=arguments or ["--help"],
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
-    if isinstance(command, Train) and command.recipe != train.recipe:
-        if command.recipe not in RECIPES:
-            raise QuinticError(
-                f"train does not understand {command.recipe!r}: a recipe comes first, and a switch "
-                "such as --train.compile or --train.no-compile takes no value"
-            )
-        raise QuinticError(
-            f"the recipe {command.recipe!r} must come first: quintic train {command.recipe} ..."
-        )
+    if isinstance(command, Train | Sweep):
+        named = train.recipe if isinstance(command, Train) else sweep.recipe
+        if command.recipe != named:
+            raise QuinticError(_misplaced(arguments[0], command.recipe))
+        if _is_file(named):
+            command = replace(command, recipe=_name_of(named))
     if isinstance(command, Train) and command.resume is None and _continues(arguments):
         return replace(command, resume=command.out, out=None)
     return command
+
+
+def _misplaced(command: str, recipe: str) -> str:
+    """What is said of a recipe that does not come first, or of what is none."""
+    if recipe not in RECIPES and not _is_file(recipe):
+        return (
+            f"{command} does not understand {recipe!r}: a recipe comes first, and a switch such as "
+            "--train.compile or --train.no-compile takes no value"
+        )
+    return f"the recipe {recipe!r} must come first: quintic {command} {recipe} ..."
 
 
 def _continues(arguments: list[str]) -> bool:
@@ -89,7 +102,7 @@ def _continues(arguments: list[str]) -> bool:
 
 
 def _train_defaults(arguments: list[str]) -> Train:
-    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    named = _named(arguments)
     resumed = value_of("--resume", arguments)
     if resumed is None and _continues(arguments):
         resumed = value_of("--out", arguments)
@@ -97,13 +110,13 @@ def _train_defaults(arguments: list[str]) -> Train:
         from quintic.runfolder import read_config
 
         config = read_config(Path(resumed))
-        if named is not None and named != config.recipe:
+        if named is not None and (recipe := _name_of(named)) != config.recipe:
             raise QuinticError(
-                f"{resumed} holds a run of {config.recipe}, which cannot continue as {named}: "
+                f"{resumed} holds a run of {config.recipe}, which cannot continue as {recipe}: "
                 "leave the recipe out, or name another folder"
             )
     else:
-        config = get_recipe(named or DEFAULT_RECIPE)
+        config = _config_of(named or DEFAULT_RECIPE)
     return Train(
         recipe=named or config.recipe,
         model=config.model,
@@ -111,6 +124,36 @@ def _train_defaults(arguments: list[str]) -> Train:
         optim=config.optim,
         train=config.train,
     )
+
+
+def _sweep_defaults(arguments: list[str]) -> Sweep:
+    named = _named(arguments) or DEFAULT_RECIPE
+    config = _config_of(named)
+    return Sweep(
+        recipe=named,
+        model=config.model,
+        data=config.data,
+        optim=config.optim,
+        train=config.train,
+    )
+
+
+def _named(arguments: list[str]) -> str | None:
+    """The recipe on a command line, which comes first."""
+    return arguments[0] if arguments and not arguments[0].startswith("-") else None
+
+
+def _is_file(recipe: str) -> bool:
+    """Whether a recipe is named by the file that holds its config."""
+    return recipe.endswith(".json")
+
+
+def _config_of(recipe: str) -> Config:
+    return read_recipe(Path(recipe)) if _is_file(recipe) else get_recipe(recipe)
+
+
+def _name_of(recipe: str) -> str:
+    return read_recipe(Path(recipe)).recipe if _is_file(recipe) else recipe
 
 
 @contextlib.contextmanager

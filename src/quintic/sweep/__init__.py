@@ -1,0 +1,8 @@
+"""`quintic sweep`: one recipe with many values of some fields, each with several seeds.
+
+plan.py     what runs: the grid, or random draws
+record.py   sweep.json, and whose sweep a folder holds
+execute.py  the runs as processes, several at once
+summary.py  means over seeds, the best, whether it lies on an edge
+figure.py   sweep.png
+"""
