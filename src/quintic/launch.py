@@ -26,6 +26,7 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from quintic.data.cores import available_cores
 from quintic.errors import QuinticError
 
 USER_ERROR = QuinticError.exit_code
@@ -59,7 +60,7 @@ def launch(arguments: Sequence[str], procs: int, max_restarts: int) -> int:
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # One after the other, as torchrun does it, would leave most of a CPU idle.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // procs)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // procs)))
     # Ours to handle: the elastic agent would end the processes without their own last words.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     rendezvous = RendezvousParameters(
@@ -171,7 +172,3 @@ class _Agent(LocalElasticAgent):
 
     def _say(self, message: str) -> None:
         print(f"quintic: {message}", file=sys.stderr, flush=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
