@@ -1,6 +1,6 @@
 """Ranks and launchers that die: the run goes on as if nothing had happened, and nothing is damaged.
 
-`QUINTIC_KILLS=20` kills twenty times (3 minutes on two cores) instead of three.
+`QUINTIC_SLOW_TESTS=1` kills twenty times (3 minutes on two cores) instead of three.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.multiprocess.conftest import LONG, STEPS
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world
 
-KILLS = int(os.environ.get("QUINTIC_KILLS", "3"))
+KILLS = 20 if os.environ.get("QUINTIC_SLOW_TESTS") else 3
 
 
 def damaged(folder: Path) -> list[str]:
