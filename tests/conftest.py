@@ -1,6 +1,7 @@
 """What all tests share: a tiny dataset and a tiny run that trains in a second."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ def pytest_configure() -> None:
     # Before torch is imported: threads that spin while they wait make a step a hundred times slower
     # where something else runs on the same cores, such as another worker of pytest.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # A shell that starts the tests in the background makes them ignore Ctrl-C, and with them the
+    # commands that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
