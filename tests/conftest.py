@@ -119,3 +119,15 @@ def text_run(text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = ["--model.vocab-size", "None"]
     main([*tiny_arguments(text_data), *vocabulary, "--out", str(folder)])
     return folder
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error of a command that is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("quintic: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("quintic: ").strip()

@@ -17,7 +17,7 @@ from quintic.cli.options import COMMANDS
 from quintic.config import Config, differing_fields
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES
-from tests.conftest import TINY_VOCAB
+from tests.conftest import TINY_VOCAB, refusal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -27,18 +27,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test in a folder of its own and on a terminal of one width."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-
-
-def refusal(arguments: list[str], capsys: Capture) -> str:
-    """The one line on standard error of a command that is refused."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("quintic: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("quintic: ").strip()
 
 
 def output(arguments: list[str], capsys: Capture) -> str:

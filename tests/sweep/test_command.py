@@ -23,7 +23,7 @@ from quintic.metrics import read_metrics
 from quintic.sweep.execute import Job, run_environment
 from quintic.sweep.plan import PlannedRun
 from quintic.sweep.record import Outcome
-from tests.conftest import tiny_arguments, tiny_config
+from tests.conftest import refusal, tiny_arguments, tiny_config
 
 Capture = pytest.CaptureFixture[str]
 VARY = ["--vary", "optim.adamw.lr=0.005,1e30"]
@@ -69,17 +69,6 @@ def starts_of(run: Path) -> int:
 def record_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
     return found
-
-
-def refusal(arguments: list[str], capsys: Capture) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("quintic: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("quintic: ").strip()
 
 
 def test_killed_and_started_again_it_does_no_run_twice_and_what_diverged_stops_nothing(
