@@ -130,6 +130,7 @@ def configs(draw: st.DrawFn) -> Config:
             eval_tokens=context * draw(st.integers(1, 100)),
             checkpoint_every=draw(st.integers(1, 1_000)),
             keep_checkpoints=draw(st.integers(1, 10)),
+            log_every=draw(st.integers(1, 10)),
             tensorboard=draw(st.booleans()),
         ),
     )
@@ -180,6 +181,7 @@ POSITIVE = [
     "train.eval_tokens",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.log_every",
 ]
 NOT_NEGATIVE = [
     "optim.muon.weight_decay",

@@ -360,6 +360,8 @@ class TrainConfig:
     """Steps between checkpoints; the end and a stop always save one."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; the best by validation loss is kept besides."""
+    log_every: int = 1
+    """Steps between the training losses that are written; all are checked for being finite."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.jsonl."""
 
@@ -375,6 +377,7 @@ class TrainConfig:
             "eval_tokens",
             "checkpoint_every",
             "keep_checkpoints",
+            "log_every",
             "hang_timeout_s",
         )
         _require(

@@ -58,6 +58,7 @@ RESUME_MAY_CHANGE = frozenset(
         "train.hang_timeout_s",
         "train.checkpoint_every",
         "train.keep_checkpoints",
+        "train.log_every",
         "train.tensorboard",
     }
 )
