@@ -306,6 +306,11 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "train.sharding fsdp cuts matrices into rows, and optim.matrices soap needs them "
             "whole: use --train.sharding zero1",
         ),
+        (
+            {"optim.adamw.head_lr": 0.008},
+            "optim.adamw.head_lr is 0.008 and the head is the embedding's matrix, whose learning "
+            "rate is optim.adamw.lr: leave it out, or use --model.no-tied-head",
+        ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (
             {"train.seed": 2**64},
@@ -356,6 +361,7 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
         ("activation", "relu2", "gelu"),
         ("init", "zero", "classic"),
         ("qk_norm", True, False),
+        ("tied_head", True, False),
     ],
 )
 def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(

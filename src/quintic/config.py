@@ -23,8 +23,12 @@ EMBEDDED = "embedded"
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
 
-GPT_SWITCHES = ("positions", "norm", "activation", "init", "qk_norm")
-"""Fields of `ModelConfig` that switch off a part of the modernised GPT; gpt2 has no such parts."""
+GPT_SWITCHES = (
+    *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
+    "tied_head",
+)
+"""Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
+gpt2 has none of them."""
 
 MatrixOptimizer = Literal["muon", "adamw", "sgd", "soap", "shampoo"]
 
@@ -106,9 +110,11 @@ class ModelConfig:
     """Ablation of gpt: output projections start at zero, or are divided by sqrt(2 layers)."""
     qk_norm: bool = True
     """Ablation of gpt: RMS-normalise queries and keys per head."""
+    tied_head: bool = True
+    """The head is the embedding's matrix; or one of its own, which starts at zero."""
 
     def __post_init__(self) -> None:
-        _one_of("model", self, "architecture", *GPT_SWITCHES[:-1])
+        _one_of("model", self, "architecture", "positions", "norm", "activation", "init")
         _positive("model", self, "layers", "width", "heads", "context", "vocab_size")
         _require(
             self.width % self.heads == 0,
@@ -208,6 +214,8 @@ class AdamWConfig:
     """Learning rate of embeddings, head and vectors."""
     matrix_lr: float | None = None
     """Learning rate of the block matrices where AdamW has them; None: lr."""
+    head_lr: float | None = None
+    """Learning rate of a head that is not tied to the embedding; None: lr."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment."""
     eps: float = 1e-8
@@ -216,7 +224,7 @@ class AdamWConfig:
     """Decoupled, on matrices only: vectors are never decayed."""
 
     def __post_init__(self) -> None:
-        _positive("optim.adamw", self, "lr", "matrix_lr", "eps")
+        _positive("optim.adamw", self, "lr", "matrix_lr", "head_lr", "eps")
         _not_negative("optim.adamw", self, "weight_decay")
         _betas("optim.adamw", self.betas)
 
@@ -420,6 +428,12 @@ class Config:
             self.train.sharding != "fsdp" or self.optim.matrices not in ("soap", "shampoo"),
             f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
             f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
+        )
+        _require(
+            self.optim.adamw.head_lr is None or not self.model.tied_head,
+            f"optim.adamw.head_lr is {self.optim.adamw.head_lr} and the head is the embedding's "
+            "matrix, whose learning rate is optim.adamw.lr: leave it out, or use "
+            "--model.no-tied-head",
         )
         schedule = self.optim.schedule
         _require(

@@ -27,6 +27,7 @@ CONFIGS |= {
     "gpt, LayerNorm": replace(CONFIGS["gpt"], norm="layernorm"),
     "gpt, GELU": replace(CONFIGS["gpt"], activation="gelu"),
     "gpt, no QK-norm": replace(CONFIGS["gpt"], qk_norm=False),
+    "gpt, untied": replace(CONFIGS["gpt"], tied_head=False),
 }
 
 both = pytest.mark.parametrize("architecture", list(CONFIGS))

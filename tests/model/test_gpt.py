@@ -113,21 +113,23 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             xs[t] = xs[t] + o @ np.concatenate(outputs)
         up, down = (w[f"layers.{layer}.mlp.{name}.weight"] for name in ("up", "down"))
         xs = [x + down @ activate(up @ norm(x, f"layers.{layer}.mlp_norm")) for x in xs]
-    return np.stack([w["embed.weight"] @ norm(x, "final_norm") for x in xs])
+    head = w["embed.weight"] if config.tied_head else w["head.weight"]
+    return np.stack([head @ norm(x, "final_norm") for x in xs])
 
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "none": {},
     "positions": {"positions": "learned"},
     "norm": {"norm": "layernorm"},
     "activation": {"activation": "gelu"},
     "qk_norm": {"qk_norm": False},
+    "tied_head": {"tied_head": False},
 }
 
 
-@pytest.mark.parametrize("ablation", list(ABLATIONS))
-def test_forward_equals_the_formulas_written_out_in_float64(ablation: str) -> None:
-    config = replace(SMALL, **ABLATIONS[ablation])
+@pytest.mark.parametrize("switch", list(SWITCHES))
+def test_forward_equals_the_formulas_written_out_in_float64(switch: str) -> None:
+    config = replace(SMALL, **SWITCHES[switch])
     model = drawn(config)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
     tokens = [3, 17, 17, 0, 39, 8, 21, 5, 3, 30, 1]
@@ -221,13 +223,13 @@ def test_classic_initialisation_divides_the_output_projections_and_changes_nothi
             assert torch.equal(weight, zero[name]), name
 
 
-@pytest.mark.parametrize("ablation", list(ABLATIONS))
-def test_a_seed_gives_the_weights_that_both_have_the_same_values(ablation: str) -> None:
+@pytest.mark.parametrize("switch", list(SWITCHES))
+def test_a_seed_gives_the_weights_that_both_have_the_same_values(switch: str) -> None:
     default = build_model(SMALL, seed=5).state_dict()
-    ablated = build_model(replace(SMALL, **ABLATIONS[ablation]), seed=5).state_dict()
-    assert default.keys() <= ablated.keys()
+    switched = build_model(replace(SMALL, **SWITCHES[switch]), seed=5).state_dict()
+    assert default.keys() <= switched.keys()
     for name, weight in default.items():
-        assert torch.equal(ablated[name], weight), name
+        assert torch.equal(switched[name], weight), name
 
 
 def test_learned_positions_start_as_the_embedding_does() -> None:
@@ -252,9 +254,9 @@ def test_with_every_switch_thrown_it_is_gpt2_without_biases() -> None:
     torch.testing.assert_close(model(tokens), classic(tokens), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("ablation", list(ABLATIONS))
-def test_loss_and_gradient_compile_as_one_graph(ablation: str) -> None:
-    model = drawn(replace(SMALL, **ABLATIONS[ablation]))
+@pytest.mark.parametrize("switch", list(SWITCHES))
+def test_loss_and_gradient_compile_as_one_graph(switch: str) -> None:
+    model = drawn(replace(SMALL, **SWITCHES[switch]))
     model.cross_entropy = CROSS_ENTROPIES["plain"]
     tokens = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(5))
     # Without a code generator: what is tested is that nothing breaks the graph.
@@ -278,6 +280,22 @@ def test_head_is_the_embedding() -> None:
     assert model.embed.weight.grad[7].any()
     shapes = [p.shape for p in model.parameters()]
     assert shapes.count(model.embed.weight.shape) == 1
+
+
+def test_an_untied_head_starts_at_zero_and_shares_nothing_with_the_embedding() -> None:
+    config = replace(SMALL, tied_head=False)
+    model = build_model(config, compute_dtype=torch.float64)
+    ids = torch.tensor([[1, 2, 3]])
+    assert not model.head.weight.any()
+    assert model.loss(ids, ids).item() == pytest.approx(math.log(40), rel=1e-12)
+    assert model.parameter_count() == meta_model(SMALL).parameter_count() + 40 * 24
+    assert model.flops_per_token() == meta_model(SMALL).flops_per_token()
+    model = drawn(config)
+    model.loss(ids, torch.tensor([[2, 3, 4]])).backward()
+    assert model.embed.weight.grad is not None
+    assert model.head.weight.grad is not None
+    assert not model.embed.weight.grad[7].any()  # never an input
+    assert model.head.weight.grad[7].any()
 
 
 def test_attention_scale_is_one_over_the_root_of_the_head_width() -> None:

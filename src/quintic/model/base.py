@@ -62,14 +62,29 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=time == seen)
 
 
+class Head(nn.Module):
+    """A head of its own, [V, D]. It starts at zero: every token is equally likely at step 0, and
+    the first gradient of the blocks is zero.
+
+    From the speedrun's record of 2024-11-03, which the zeros are "a significant fraction" of
+    (https://github.com/KellerJordan/modded-nanogpt, records/track_1_short/2024-11-03_UntieEmbed).
+    """
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.weight: Tensor = nn.Parameter(torch.zeros(vocab_size, width))
+
+
 class LanguageModel(nn.Module, ABC):
-    """A decoder with its head tied to the embedding; subclasses give `features`.
+    """A decoder with its head tied to the embedding, or not; subclasses give `features`.
 
     `compute_dtype` is the precision of the matrix products; the residual stream stays in the
     precision of the weights, as under the original's autocast.
     """
 
     embed: nn.Embedding
+    head: Head
+    """Where `model.tied_head` is off."""
     layers: nn.ModuleList
     """The transformer blocks; their matrices are Muon's."""
 
@@ -83,6 +98,11 @@ class LanguageModel(nn.Module, ABC):
         self.compute_dtype = compute_dtype
         self.cross_entropy = cross_entropy
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix [V, D]."""
+        return self.embed.weight if self.config.tied_head else self.head.weight
+
     @abstractmethod
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """The final normed activations x_BTD, in `compute_dtype`: what the head multiplies."""
@@ -92,13 +112,13 @@ class LanguageModel(nn.Module, ABC):
         x_BTD = self.features(tokens_BT, cache)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        logits_BTV = F.linear(x_BTD, self.embed.weight.to(x_BTD.dtype))
+        logits_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats per token, a scalar."""
         x_ND = self.features(inputs_BT).flatten(0, 1)
-        return self.cross_entropy(x_ND, self.embed.weight, targets_BT.flatten())
+        return self.cross_entropy(x_ND, self.head_weight, targets_BT.flatten())
 
     def blocks_parameter_count(self) -> int:
         """Elements of the blocks' matrices: those that multiply every token, without the head."""

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.base import KVCache, LanguageModel, Linear, attend
+from quintic.model.base import Head, KVCache, LanguageModel, Linear, attend
 from quintic.model.loss import CrossEntropy
 
 ROTARY_BASE = 10_000.0
@@ -175,6 +175,8 @@ class GPT(LanguageModel):
         )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = NORMS[config.norm](config.width)
+        if not config.tied_head:
+            self.head = Head(self.vocab_size, config.width)
         self.reset_parameters()
 
     @torch.no_grad()

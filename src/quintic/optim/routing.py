@@ -71,7 +71,11 @@ def route_parameters(model: LanguageModel, config: OptimConfig) -> list[Route]:
             routes.append(Route(name, shape, config.matrices, config.matrix_lr, 1.0, 0.0))
             continue
         adamw = config.adamw
-        lr = config.matrix_lr if id(p) in block_matrices else adamw.lr
+        lr = adamw.lr
+        if id(p) in block_matrices:
+            lr = config.matrix_lr
+        elif name == "head.weight":
+            lr = adamw.head_lr or lr
         decay = adamw.weight_decay if p.ndim >= 2 else 0.0
         routes.append(Route(name, shape, "adamw", lr, 1.0, decay))
     return routes
