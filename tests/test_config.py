@@ -51,6 +51,7 @@ def configs(draw: st.DrawFn) -> Config:
         """gpt2 has no switches: the default, which comes first."""
         return draw(st.sampled_from(values)) if architecture == "gpt" else values[0]
 
+    tied_head = switch(True, False)
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
@@ -65,6 +66,8 @@ def configs(draw: st.DrawFn) -> Config:
             activation=switch("relu2", "gelu"),
             init=switch("zero", "classic"),
             qk_norm=switch(True, False),
+            tied_head=tied_head,
+            logit_softcap=switch(None, 15.0, 30.0),
         ),
         data=DataConfig(
             path=draw(st.text(min_size=1)),
@@ -92,6 +95,7 @@ def configs(draw: st.DrawFn) -> Config:
             adamw=AdamWConfig(
                 lr=draw(positive),
                 matrix_lr=draw(st.none() | positive),
+                head_lr=None if tied_head else draw(st.none() | positive),
                 betas=draw(st.tuples(fraction, fraction)),
                 eps=draw(positive),
                 weight_decay=draw(st.just(0.0) | positive),
@@ -362,6 +366,7 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
         ("init", "zero", "classic"),
         ("qk_norm", True, False),
         ("tied_head", True, False),
+        ("logit_softcap", None, 15.0),
     ],
 )
 def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(

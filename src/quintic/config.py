@@ -25,7 +25,7 @@ MOMENTUM_START = 0.85
 
 GPT_SWITCHES = (
     *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
-    "tied_head",
+    *("tied_head", "logit_softcap"),  # techniques
 )
 """Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
 gpt2 has none of them."""
@@ -112,10 +112,14 @@ class ModelConfig:
     """Ablation of gpt: RMS-normalise queries and keys per head."""
     tied_head: bool = True
     """The head is the embedding's matrix; or one of its own, which starts at zero."""
+    logit_softcap: float | None = None
+    """Bound logits smoothly by +-this: softcap * tanh(logits / softcap); None: no bound."""
 
     def __post_init__(self) -> None:
         _one_of("model", self, "architecture", "positions", "norm", "activation", "init")
-        _positive("model", self, "layers", "width", "heads", "context", "vocab_size")
+        _positive(
+            "model", self, "layers", "width", "heads", "context", "vocab_size", "logit_softcap"
+        )
         _require(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}: "

@@ -114,7 +114,9 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
         up, down = (w[f"layers.{layer}.mlp.{name}.weight"] for name in ("up", "down"))
         xs = [x + down @ activate(up @ norm(x, f"layers.{layer}.mlp_norm")) for x in xs]
     head = w["embed.weight"] if config.tied_head else w["head.weight"]
-    return np.stack([head @ norm(x, "final_norm") for x in xs])
+    logits = np.stack([head @ norm(x, "final_norm") for x in xs])
+    cap = config.logit_softcap
+    return logits if cap is None else cap * np.tanh(logits / cap)
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -124,6 +126,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "activation": {"activation": "gelu"},
     "qk_norm": {"qk_norm": False},
     "tied_head": {"tied_head": False},
+    "logit_softcap": {"logit_softcap": 3.0},
 }
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.loss import CrossEntropy
+from quintic.model.loss import CrossEntropy, logits_of
 
 
 class Linear(nn.Linear):
@@ -112,13 +112,15 @@ class LanguageModel(nn.Module, ABC):
         x_BTD = self.features(tokens_BT, cache)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        logits_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
-        return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+        products_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
+        return logits_of(products_BTV, self.config.logit_softcap)
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats per token, a scalar."""
         x_ND = self.features(inputs_BT).flatten(0, 1)
-        return self.cross_entropy(x_ND, self.head_weight, targets_BT.flatten())
+        return self.cross_entropy(
+            x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap
+        )
 
     def blocks_parameter_count(self) -> int:
         """Elements of the blocks' matrices: those that multiply every token, without the head."""
