@@ -51,12 +51,16 @@ def configs(draw: st.DrawFn) -> Config:
         """gpt2 has no switches: the default, which comes first."""
         return draw(st.sampled_from(values)) if architecture == "gpt" else values[0]
 
-    tied_head = switch(True, False)
+    layers = draw(st.integers(1, 48))
+    tied_head, embed_shortcut = switch(True, False), switch(False, True)
+    unet_skips = layers > 1 and switch(False, True)
+    value_embeddings = switch(0, layers // 2)
+    scalars = embed_shortcut or unet_skips or value_embeddings > 0
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
             architecture=architecture,
-            layers=draw(st.integers(1, 48)),
+            layers=layers,
             width=heads * 2 * draw(st.integers(1, 32)),
             heads=heads,
             context=context,
@@ -68,6 +72,10 @@ def configs(draw: st.DrawFn) -> Config:
             qk_norm=switch(True, False),
             tied_head=tied_head,
             logit_softcap=switch(None, 15.0, 30.0),
+            embed_norm=switch(False, True),
+            value_embeddings=value_embeddings,
+            embed_shortcut=embed_shortcut,
+            unet_skips=unet_skips,
         ),
         data=DataConfig(
             path=draw(st.text(min_size=1)),
@@ -96,6 +104,7 @@ def configs(draw: st.DrawFn) -> Config:
                 lr=draw(positive),
                 matrix_lr=draw(st.none() | positive),
                 head_lr=None if tied_head else draw(st.none() | positive),
+                scalar_lr=draw(st.none() | positive) if scalars else None,
                 betas=draw(st.tuples(fraction, fraction)),
                 eps=draw(positive),
                 weight_decay=draw(st.just(0.0) | positive),
@@ -315,6 +324,20 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "optim.adamw.head_lr is 0.008 and the head is the embedding's matrix, whose learning "
             "rate is optim.adamw.lr: leave it out, or use --model.no-tied-head",
         ),
+        (
+            {"optim.adamw.scalar_lr": 0.04},
+            "optim.adamw.scalar_lr is 0.04 and the model has no learned scalars: leave it out, or "
+            "use --model.value-embeddings, --model.embed-shortcut or --model.unet-skips",
+        ),
+        (
+            {"model.value_embeddings": 4, "model.layers": 7},
+            "model.value_embeddings is 4: each serves two of the 7 layers, so there can be at most "
+            "3",
+        ),
+        (
+            {"model.unet_skips": True, "model.layers": 1},
+            "model.unet_skips is True and there is one layer: a skip needs two",
+        ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (
             {"train.seed": 2**64},
@@ -367,6 +390,10 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
         ("qk_norm", True, False),
         ("tied_head", True, False),
         ("logit_softcap", None, 15.0),
+        ("embed_norm", False, True),
+        ("value_embeddings", 0, 2),
+        ("embed_shortcut", False, True),
+        ("unet_skips", False, True),
     ],
 )
 def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(

@@ -25,7 +25,8 @@ MOMENTUM_START = 0.85
 
 GPT_SWITCHES = (
     *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
-    *("tied_head", "logit_softcap"),  # techniques
+    *("tied_head", "logit_softcap", "embed_norm"),  # techniques of the speedrun
+    *("value_embeddings", "embed_shortcut", "unet_skips"),
 )
 """Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
 gpt2 has none of them."""
@@ -114,6 +115,16 @@ class ModelConfig:
     """The head is the embedding's matrix; or one of its own, which starts at zero."""
     logit_softcap: float | None = None
     """Bound logits smoothly by +-this: softcap * tanh(logits / softcap); None: no bound."""
+    embed_norm: bool = False
+    """RMS-normalise the embedded tokens."""
+    value_embeddings: int = 0
+    """Tables of token embeddings mixed into attention values: of the first so many layers, and
+    again of the last; at most half of the layers."""
+    embed_shortcut: bool = False
+    """Mix the embedded tokens into the input of every layer, with learned scalars."""
+    unet_skips: bool = False
+    """Add the outputs of the first half of the layers to the inputs of the second, from the inside
+    out, with learned scalars."""
 
     def __post_init__(self) -> None:
         _one_of("model", self, "architecture", "positions", "norm", "activation", "init")
@@ -130,6 +141,16 @@ class ModelConfig:
             f"the head width model.width / model.heads = {self.width} / {self.heads} = "
             f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
         )
+        _not_negative("model", self, "value_embeddings")
+        _require(
+            2 * self.value_embeddings <= self.layers,
+            f"model.value_embeddings is {self.value_embeddings}: each serves two of the "
+            f"{self.layers} layers, so there can be at most {self.layers // 2}",
+        )
+        _require(
+            not self.unet_skips or self.layers > 1,
+            "model.unet_skips is True and there is one layer: a skip needs two",
+        )
         for name in GPT_SWITCHES if self.architecture != "gpt" else ():
             value, default = getattr(self, name), getattr(type(self), name)
             _require(
@@ -140,6 +161,11 @@ class ModelConfig:
 
     def _nearest_width(self) -> int:
         return max(1, round(self.width / self.heads)) * self.heads
+
+    @property
+    def has_scalars(self) -> bool:
+        """Whether there are learned scalars, which weigh shortcuts."""
+        return self.value_embeddings > 0 or self.embed_shortcut or self.unet_skips
 
     @property
     def head_width(self) -> int:
@@ -220,6 +246,8 @@ class AdamWConfig:
     """Learning rate of the block matrices where AdamW has them; None: lr."""
     head_lr: float | None = None
     """Learning rate of a head that is not tied to the embedding; None: lr."""
+    scalar_lr: float | None = None
+    """Learning rate of the learned scalars of shortcuts; None: lr."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment."""
     eps: float = 1e-8
@@ -228,7 +256,7 @@ class AdamWConfig:
     """Decoupled, on matrices only: vectors are never decayed."""
 
     def __post_init__(self) -> None:
-        _positive("optim.adamw", self, "lr", "matrix_lr", "head_lr", "eps")
+        _positive("optim.adamw", self, "lr", "matrix_lr", "head_lr", "scalar_lr", "eps")
         _not_negative("optim.adamw", self, "weight_decay")
         _betas("optim.adamw", self.betas)
 
@@ -438,6 +466,12 @@ class Config:
             f"optim.adamw.head_lr is {self.optim.adamw.head_lr} and the head is the embedding's "
             "matrix, whose learning rate is optim.adamw.lr: leave it out, or use "
             "--model.no-tied-head",
+        )
+        _require(
+            self.optim.adamw.scalar_lr is None or self.model.has_scalars,
+            f"optim.adamw.scalar_lr is {self.optim.adamw.scalar_lr} and the model has no learned "
+            "scalars: leave it out, or use --model.value-embeddings, --model.embed-shortcut or "
+            "--model.unet-skips",
         )
         schedule = self.optim.schedule
         _require(

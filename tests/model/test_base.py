@@ -27,7 +27,15 @@ CONFIGS |= {
     "gpt, LayerNorm": replace(CONFIGS["gpt"], norm="layernorm"),
     "gpt, GELU": replace(CONFIGS["gpt"], activation="gelu"),
     "gpt, no QK-norm": replace(CONFIGS["gpt"], qk_norm=False),
-    "gpt, untied": replace(CONFIGS["gpt"], tied_head=False),
+    "gpt, with every shortcut": replace(
+        CONFIGS["gpt"],
+        tied_head=False,
+        logit_softcap=15.0,
+        embed_norm=True,
+        value_embeddings=1,
+        embed_shortcut=True,
+        unet_skips=True,
+    ),
 }
 
 both = pytest.mark.parametrize("architecture", list(CONFIGS))

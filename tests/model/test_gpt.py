@@ -94,9 +94,28 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
     xs = [w["embed.weight"][token] for token in tokens]
     if config.positions == "learned":
         xs = [x + w["positions.weight"][t] for t, x in enumerate(xs)]
+    if config.embed_norm:
+        xs = [rms_norm(x) for x in xs]
+    x0s = list(xs)
+    outputs_of: list[list[Array]] = []
     for layer in range(config.layers):
+        if config.unet_skips and layer >= config.layers - config.layers // 2:
+            opposite = config.layers - 1 - layer
+            skip = w[f"skips.{opposite}.weight"][0]
+            xs = [x + skip * y for x, y in zip(xs, outputs_of[opposite], strict=True)]
+        if config.embed_shortcut:
+            a, b = w[f"layers.{layer}.shortcut.weight"]
+            xs = [a * x + b * x0 for x, x0 in zip(xs, x0s, strict=True)]
         q, k, v, o = (w[f"layers.{layer}.attention.{name}.weight"] for name in "qkvo")
         normed = [norm(x, f"layers.{layer}.attention_norm") for x in xs]
+        values = [v @ x for x in normed]
+        # Of 3 layers with one table, the first and the last have it.
+        if config.value_embeddings and layer in (0, config.layers - 1):
+            a, b = w[f"layers.{layer}.attention.value_mix.weight"]
+            embedded = [
+                w["value_embed.weight"][token] * math.sqrt(config.width) for token in tokens
+            ]
+            values = [a * x + b * e for x, e in zip(values, embedded, strict=True)]
         for t in range(len(xs)):
             outputs = []
             for h in range(heads):
@@ -109,10 +128,11 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
                     ]
                 )
                 p = np.exp(scores) / np.exp(scores).sum()
-                outputs.append(sum(p[s] * (v @ normed[s])[part] for s in range(t + 1)))
+                outputs.append(sum(p[s] * values[s][part] for s in range(t + 1)))
             xs[t] = xs[t] + o @ np.concatenate(outputs)
         up, down = (w[f"layers.{layer}.mlp.{name}.weight"] for name in ("up", "down"))
         xs = [x + down @ activate(up @ norm(x, f"layers.{layer}.mlp_norm")) for x in xs]
+        outputs_of.append(list(xs))
     head = w["embed.weight"] if config.tied_head else w["head.weight"]
     logits = np.stack([head @ norm(x, "final_norm") for x in xs])
     cap = config.logit_softcap
@@ -127,12 +147,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "qk_norm": {"qk_norm": False},
     "tied_head": {"tied_head": False},
     "logit_softcap": {"logit_softcap": 3.0},
+    "embed_norm": {"embed_norm": True},
+    "value_embeddings": {"value_embeddings": 1},
+    "embed_shortcut": {"embed_shortcut": True},
+    "unet_skips": {"unet_skips": True},
 }
 
 
-@pytest.mark.parametrize("switch", list(SWITCHES))
+@pytest.mark.parametrize("switch", [*SWITCHES, "unet_skips of an even number"])
 def test_forward_equals_the_formulas_written_out_in_float64(switch: str) -> None:
-    config = replace(SMALL, **SWITCHES[switch])
+    config = replace(SMALL, **SWITCHES.get(switch, {"unet_skips": True, "layers": 4}))
     model = drawn(config)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
     tokens = [3, 17, 17, 0, 39, 8, 21, 5, 3, 30, 1]
@@ -262,6 +286,7 @@ def test_loss_and_gradient_compile_as_one_graph(switch: str) -> None:
     model = drawn(replace(SMALL, **SWITCHES[switch]))
     model.cross_entropy = CROSS_ENTROPIES["plain"]
     tokens = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(5))
+    torch.compiler.reset()  # which counts all models of this process together
     # Without a code generator: what is tested is that nothing breaks the graph.
     compiled = torch.compile(model.loss, fullgraph=True, dynamic=False, backend="aot_eager")
     gradients = []

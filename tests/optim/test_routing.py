@@ -84,6 +84,32 @@ def test_an_untied_head_is_adamws_with_a_learning_rate_of_its_own_if_asked() -> 
         assert routes["embed.weight"].lr == 0.003
 
 
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_shortcuts_are_adamws_and_their_scalars_have_a_learning_rate_of_their_own_if_asked(
+    matrices: Literal["muon", "adamw"],
+) -> None:
+    config = replace(SIZES, value_embeddings=1, embed_shortcut=True, unet_skips=True)
+    model = build_model(config)
+    for scalar_lr in (None, 0.04):
+        adamw = AdamWConfig(lr=0.003, matrix_lr=0.001, scalar_lr=scalar_lr, weight_decay=0.1)
+        routes = route_parameters(model, OptimConfig(matrices=matrices, adamw=adamw))
+        check_routes(model, routes)
+        assert {r.name for r in routes if r.name in MATRICES} == set(MATRICES)
+        found = {
+            r.name: (r.shape, r.optimizer, r.lr, r.weight_decay)
+            for r in routes
+            if r.name not in MATRICES
+        }
+        scalar = ("adamw", scalar_lr or 0.003, 0.0)
+        assert found == {
+            "embed.weight": ((32, 16), "adamw", 0.003, 0.1),
+            "value_embed.weight": ((32, 16), "adamw", 0.003, 0.1),
+            "skips.0.weight": ((1,), *scalar),
+            **{f"layers.{i}.shortcut.weight": ((2,), *scalar) for i in (0, 1)},
+            **{f"layers.{i}.attention.value_mix.weight": ((2,), *scalar) for i in (0, 1)},
+        }
+
+
 @both
 def test_adamw_takes_everything_where_the_matrices_are_its_own(architecture: str) -> None:
     adamw = AdamWConfig(lr=0.003, matrix_lr=0.001)
