@@ -26,7 +26,7 @@ MOMENTUM_START = 0.85
 GPT_SWITCHES = (
     *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
     *("tied_head", "logit_softcap", "embed_norm"),  # techniques of the speedrun
-    *("value_embeddings", "embed_shortcut", "unet_skips"),
+    *("value_embeddings", "embed_shortcut", "unet_skips", "window", "document_mask"),
 )
 """Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
 gpt2 has none of them."""
@@ -125,6 +125,13 @@ class ModelConfig:
     unet_skips: bool = False
     """Add the outputs of the first half of the layers to the inputs of the second, from the inside
     out, with learned scalars."""
+    window: int | None = None
+    """Positions a token sees, itself included; None: all up to its own."""
+    document_mask: bool = False
+    """A token sees its own document only."""
+    eot_id: int | None = None
+    """The token that begins a document, for document_mask; None: that of the dataset's
+    tokenizer."""
 
     def __post_init__(self) -> None:
         _one_of("model", self, "architecture", "positions", "norm", "activation", "init")
@@ -150,6 +157,21 @@ class ModelConfig:
         _require(
             not self.unet_skips or self.layers > 1,
             "model.unet_skips is True and there is one layer: a skip needs two",
+        )
+        _require(
+            self.window is None or self.window <= self.context,
+            f"model.window is {self.window} and model.context {self.context}: a token sees no more "
+            "than the context, so choose a smaller window or leave it out",
+        )
+        _require(
+            self.eot_id is None or self.document_mask,
+            f"model.eot_id is {self.eot_id}, which serves model.document_mask alone: leave it out, "
+            "or use --model.document-mask",
+        )
+        _require(
+            self.eot_id is None or 0 <= self.eot_id < (self.vocab_size or 2**63),
+            f"model.eot_id is {self.eot_id}: it must be a token of the vocabulary"
+            + (f", from 0 to {self.vocab_size - 1}" if self.vocab_size else ""),
         )
         for name in GPT_SWITCHES if self.architecture != "gpt" else ():
             value, default = getattr(self, name), getattr(type(self), name)
@@ -573,6 +595,29 @@ def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config
         )
     padded = -(-dataset_vocabulary // 128) * 128
     return replace(config, model=replace(config.model, vocab_size=padded))
+
+
+def resolve_eot(config: Config, dataset_eot_id: int | None) -> Config:
+    """The config with `model.eot_id` filled in from the dataset's tokenizer, where it is needed.
+
+    Raises `QuinticError` where neither gives one, or where they differ.
+    """
+    model = config.model
+    if not model.document_mask:
+        return config
+    _require(
+        model.eot_id is not None or dataset_eot_id is not None,
+        f"the end-of-text token of {config.data.path} is unknown, which model.document_mask needs: "
+        "name its tokenizer with --data.tokenizer (gpt2, or a tokenizer.json) or give "
+        "--model.eot-id",
+    )
+    _require(
+        model.eot_id is None or dataset_eot_id is None or model.eot_id == dataset_eot_id,
+        f"model.eot_id is {model.eot_id} and the tokenizer of {config.data.path} begins documents "
+        f"with {dataset_eot_id}: leave --model.eot-id out",
+    )
+    eot_id = dataset_eot_id if model.eot_id is None else model.eot_id
+    return replace(config, model=replace(model, eot_id=eot_id))
 
 
 def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

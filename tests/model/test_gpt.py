@@ -17,7 +17,8 @@ from torch import Tensor
 from quintic.config import ModelConfig
 from quintic.data.shards import TokenStream, open_shard
 from quintic.data.tokenizer import Gpt2Tokenizer
-from quintic.model.base import LanguageModel, attend
+from quintic.model.attention import attend
+from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
 from quintic.model.gpt import GPT, MLP, Block, Rotary
 from quintic.model.loss import CROSS_ENTROPIES
@@ -91,6 +92,11 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             y[i + half] = -x1 * math.sin(angle) + x2 * math.cos(angle)
         return y
 
+    def visible(s: int, t: int) -> bool:
+        if config.window is not None and s <= t - config.window:
+            return False
+        return not config.document_mask or config.eot_id not in tokens[s + 1 : t + 1]
+
     xs = [w["embed.weight"][token] for token in tokens]
     if config.positions == "learned":
         xs = [x + w["positions.weight"][t] for t, x in enumerate(xs)]
@@ -120,15 +126,16 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             outputs = []
             for h in range(heads):
                 part = slice(h * width, (h + 1) * width)
+                seen = [s for s in range(t + 1) if visible(s, t)]
                 query = rotate(head_norm((q @ normed[t])[part]), t)
                 scores = np.array(
                     [
                         query @ rotate(head_norm((k @ normed[s])[part]), s) / math.sqrt(width)
-                        for s in range(t + 1)
+                        for s in seen
                     ]
                 )
                 p = np.exp(scores) / np.exp(scores).sum()
-                outputs.append(sum(p[s] * values[s][part] for s in range(t + 1)))
+                outputs.append(sum(p[i] * values[s][part] for i, s in enumerate(seen)))
             xs[t] = xs[t] + o @ np.concatenate(outputs)
         up, down = (w[f"layers.{layer}.mlp.{name}.weight"] for name in ("up", "down"))
         xs = [x + down @ activate(up @ norm(x, f"layers.{layer}.mlp_norm")) for x in xs]
@@ -151,6 +158,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "value_embeddings": {"value_embeddings": 1},
     "embed_shortcut": {"embed_shortcut": True},
     "unet_skips": {"unet_skips": True},
+    "window": {"window": 3},
+    "document_mask": {"document_mask": True, "eot_id": 17},
+    "window, document_mask": {"window": 4, "document_mask": True, "eot_id": 8},
 }
 
 

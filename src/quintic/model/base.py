@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
+from quintic.model.attention import mean_visible
 from quintic.model.loss import CrossEntropy, logits_of
 
 
@@ -30,8 +31,9 @@ class Linear(nn.Linear):
 class KVCache:
     """Keys and values of the tokens seen so far, for generation one token at a time.
 
-    Holds at most `context` positions: [layers, B, H, context, K] twice. `length` counts the
-    positions filled, which is the position of the next token.
+    Holds at most `context` positions: [layers, B, H, context, K] twice, and their tokens, which
+    masks are made of. `length` counts the positions filled, which is the position of the next
+    token.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class KVCache:
         shape = (config.layers, batch, config.heads, config.context, config.head_width)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.tokens = torch.zeros((batch, config.context), dtype=torch.int64, device=device)
         self.length = 0
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,16 +53,12 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v_BHTK
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-
-def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
-    """Causal attention with softmax scale 1/sqrt(K); the queries are the last T of S positions.
-
-    Either all positions are new (T = S), or one is (T = 1, generation): a single query sees every
-    key and needs no mask.
-    """
-    time, seen = q_BHTK.shape[2], k_BHSK.shape[2]
-    assert time in (1, seen), "several new positions behind a filled cache need their own mask"
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=time == seen)
+    def append_tokens(self, tokens_BT: Tensor) -> Tensor:
+        """Store the tokens of the new positions; return those of all, [B, S]."""
+        end = self.length + tokens_BT.shape[1]
+        assert end <= self.tokens.shape[1], "the caller rebuilds a full cache"
+        self.tokens[:, self.length : end] = tokens_BT
+        return self.tokens[:, :end]
 
 
 class Head(nn.Module):
@@ -138,7 +137,10 @@ class LanguageModel(nn.Module, ABC):
         products of T * D multiply-adds per token and layer, three times (forward, twice backward),
         halved because a token sees T / 2 others on average. `modded` has 0.80 GFLOP per token.
         Source: appendix B of PaLM (https://arxiv.org/abs/2204.02311), which does not halve.
+
+        A window counts as what a token sees with it. What documents hide depends on the text and is
+        counted as seen.
         """
         c = self.config
         matrices = self.blocks_parameter_count() + self.vocab_size * c.width
-        return 6.0 * matrices + 6.0 * c.layers * c.context * c.width
+        return 6.0 * matrices + 12.0 * c.layers * mean_visible(c.context, c.window) * c.width
