@@ -53,7 +53,7 @@ def configs(draw: st.DrawFn) -> Config:
         return draw(st.sampled_from(values)) if architecture == "gpt" else values[0]
 
     layers, vocabulary = draw(st.integers(1, 48)), draw(st.none() | st.integers(1, 200_000))
-    document_mask = switch(False, True)
+    document_mask, muon_decay = switch(False, True), draw(st.just(0.0) | positive)
     tied_head, embed_shortcut = switch(True, False), switch(False, True)
     unet_skips = layers > 1 and switch(False, True)
     value_embeddings = switch(0, layers // 2)
@@ -105,7 +105,8 @@ def configs(draw: st.DrawFn) -> Config:
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
                 normalize=draw(st.booleans()),
                 beta2=draw(fraction),
-                weight_decay=draw(st.just(0.0) | positive),
+                weight_decay=muon_decay,
+                cautious=muon_decay > 0 and draw(st.booleans()),
             ),
             adamw=AdamWConfig(
                 lr=draw(positive),
@@ -362,6 +363,11 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         (
             {"model.eot_id": -1, "model.document_mask": True},
             "model.eot_id is -1: it must be a token of the vocabulary",
+        ),
+        (
+            {"optim.muon.cautious": True},
+            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
+            "cautious about; give --optim.muon.weight-decay",
         ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (

@@ -245,6 +245,8 @@ class MuonConfig:
     """Decay of NorMuon's second moment; used with normalize only."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
+    cautious: bool = False
+    """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
         _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
@@ -255,6 +257,11 @@ class MuonConfig:
             self.momentum_warmup_steps == 0 or self.momentum >= MOMENTUM_START,
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
             "choose a larger momentum, or --optim.muon.momentum-warmup-steps 0",
+        )
+        _require(
+            not self.cautious or self.weight_decay > 0,
+            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
+            "cautious about; give --optim.muon.weight-decay",
         )
 
 

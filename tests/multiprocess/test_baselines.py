@@ -34,6 +34,8 @@ TECHNIQUES: dict[str, Any] = {
     "model.document_mask": True,
     "model.eot_id": 5,
     "optim.adamw.scalar_lr": 0.04,
+    "optim.muon.weight_decay": 0.1,
+    "optim.muon.cautious": True,
 }
 RUNS: dict[str, dict[str, Any]] = {
     "sgd": {"optim.matrices": "sgd"},

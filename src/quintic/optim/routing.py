@@ -150,6 +150,7 @@ def optimizers_for(
                 nesterov=muon.nesterov,
                 scale=muon.scale,
                 weight_decay=muon.weight_decay,
+                cautious=muon.cautious,
                 ns_steps=muon.ns_steps,
                 ns_dtype=newton_schulz_dtype(muon, device, weights),
                 coefficients=muon.coefficients,
