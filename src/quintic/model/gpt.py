@@ -220,7 +220,8 @@ class GPT(LanguageModel):
         """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default of a Linear, except as follows.
 
         The tied matrix is a Linear's weight as well, so it gets a Linear's initialisation and not
-        an embedding's normal(0, 1); learned positions get the same, since GPT-2 draws both alike.
+        an embedding's normal(0, 1). Learned positions get the same, since GPT-2 draws both alike,
+        and so do value tables.
         The two output projections of a block are zero, which makes the block the identity at
         step 0 (as in muP, https://arxiv.org/abs/2203.03466). With init `classic` they are divided
         by sqrt(2 layers) instead, GPT-2's factor, which keeps the variance that 2 layers of them
@@ -267,13 +268,13 @@ class GPT(LanguageModel):
         values: list[Tensor | None] = [None] * config.layers
         if config.value_embeddings:
             values = self.value_embed(tokens_BT, self.compute_dtype)
-        skipping: list[Tensor] = []
+        given: list[Tensor] = []  # by the layers of the first half, where there are skips
         for layer, block in enumerate(self.layers):
-            if layer >= config.layers - len(self.skips):
-                inner = len(skipping) - 1
-                x_BTD = x_BTD + self.skips[inner](skipping.pop())
+            opposite = config.layers - 1 - layer
+            if opposite < len(self.skips):
+                x_BTD = x_BTD + self.skips[opposite](given[opposite])
             x_BTD = block(x_BTD, values[layer], shared)
             if layer < len(self.skips):
-                skipping.append(x_BTD)
+                given.append(x_BTD)
         x: Tensor = self.final_norm(x_BTD).to(self.compute_dtype)
         return x
