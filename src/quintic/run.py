@@ -25,7 +25,14 @@ from quintic.checkpoint import (
     newest_whole,
     read_state,
 )
-from quintic.config import EMBEDDED, Config, Precision, differing_fields, resolve_vocabulary
+from quintic.config import (
+    EMBEDDED,
+    Config,
+    Precision,
+    differing_fields,
+    resolve_eot,
+    resolve_vocabulary,
+)
 from quintic.console import Console
 from quintic.data.corpus import embedded_dataset
 from quintic.data.dataset import Dataset, check_tokens, open_dataset
@@ -349,7 +356,7 @@ def _resolve(
     """The config with everything that was left to quintic filled in."""
     path = config.data.path
     return replace(
-        resolve_vocabulary(config, dataset.vocab_size),
+        resolve_eot(resolve_vocabulary(config, dataset.vocab_size), dataset.eot_id),
         data=replace(config.data, path=path if path == EMBEDDED else str(Path(path).absolute())),
         train=replace(
             config.train,
