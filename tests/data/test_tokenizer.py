@@ -230,10 +230,10 @@ class TestGpt2WithoutNetwork:
     """The message says which file goes where; and it comes soon."""
 
     def test_refused_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(address: str, expected_hash: str) -> dict[bytes, int]:
+        def refuse() -> tiktoken.Encoding:
             raise requests.ConnectionError("no route to host")
 
-        monkeypatch.setattr(tokenizer_module, "load_tiktoken_bpe", refuse)
+        monkeypatch.setattr(tokenizer_module, "_r50k", refuse)
         monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
         with pytest.raises(QuinticError) as caught:
             Gpt2Tokenizer()
@@ -244,11 +244,11 @@ class TestGpt2WithoutNetwork:
         assert "\n" not in message
 
     def test_no_answer(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        def hang(address: str, expected_hash: str) -> dict[bytes, int]:
+        def hang() -> tiktoken.Encoding:
             time.sleep(5)
             raise requests.ConnectionError
 
-        monkeypatch.setattr(tokenizer_module, "load_tiktoken_bpe", hang)
+        monkeypatch.setattr(tokenizer_module, "_r50k", hang)
         monkeypatch.setattr(tokenizer_module, "_DOWNLOAD_SECONDS", 0.1)
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
         began = time.monotonic()
@@ -258,7 +258,7 @@ class TestGpt2WithoutNetwork:
         assert str(tmp_path) in str(caught.value)
 
     def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(tokenizer_module, "load_tiktoken_bpe")
+        monkeypatch.delattr(tokenizer_module, "_r50k")
         assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2")
 
 
