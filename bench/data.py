@@ -357,9 +357,9 @@ def main() -> None:
         )
     for part in list(figures)[1:]:
         print(f"{part}: {json.dumps(figures[part])}")
-    kind = "data-build" if options.only_build else "data"
+    kind, flag = ("data-build", " --only-build") if options.only_build else ("data", "")
     name = f"{kind}-{device.type}-{built['workers']}workers"
-    print(f"written to {write_result(name, figures, device)}")
+    print(f"written to {write_result(name, figures, device, module=f'bench.data{flag}')}")
 
 
 if __name__ == "__main__":
