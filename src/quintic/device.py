@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.utils.deterministic
+from torch import Tensor
 
 from quintic.config import Config, ModelConfig
 from quintic.distributed import World
@@ -137,6 +138,28 @@ class DeviceTimer:
             return round(self._ms, 3)
         self._events[1].synchronize()
         return round(float(self._events[0].elapsed_time(self._events[1])), 3)
+
+
+class LateScalar:
+    """A number of a step, on its way from the device to the host.
+
+    `Tensor.item` of a CUDA tensor copies behind everything that was dispatched until then, so that
+    reading the loss of a step would wait for the step after it as well. Here the copy is dispatched
+    with the step it belongs to, and `item` waits for that alone.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._copied = value.detach(), None
+        if value.is_cuda:
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value.detach(), non_blocking=True)
+            self._copied = torch.cuda.current_stream(value.device).record_event()
+
+    def item(self) -> float:
+        """The number, once the device has come to it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._value.item()
 
 
 CPU_MICRO_BATCH_TOKENS = 4096
