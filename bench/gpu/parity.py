@@ -15,7 +15,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from bench.gpu.budget import Budget
 from bench.step import newton_schulz_one
+from quintic.attention_kernel import BACKENDS, attention_kernel, works
 from quintic.config import ModelConfig
 from quintic.device import reproducible
 from quintic.model.base import attend
@@ -37,6 +37,10 @@ ROOT = Path(__file__).parents[2]
 
 FACTOR, SLACK = 2.0, 1e-6
 """How much worse than the reference a fast path may be; the slack is float32's rounding."""
+
+
+DRAWS = 16
+"""Where the result is one number: over so many, the error of neither way is small by luck."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,21 @@ def precision(device: torch.device) -> torch.dtype:
 
 
 def check_losses(device: torch.device) -> Iterator[Check]:
-    """Every `train.loss` against the plain one: the value and both gradients."""
-    N, D, V = 300, 128, 1003  # no multiple of any tile
-    x, weight = torch.randn(N, D).to(precision(device)), 0.3 * torch.randn(V, D)
-    targets = torch.randint(V, (N,)).to(device)
+    """Every `train.loss` against the plain one: the values and both gradients of many draws."""
+    N, D, V = 75, 128, 1003  # no multiple of any tile
+    draws = [
+        (torch.randn(N, D).to(precision(device)), 0.3 * torch.randn(V, D), torch.randint(V, (N,)))
+        for _ in range(DRAWS)
+    ]
 
     def computed(name: str, dtype: torch.dtype | None, at: torch.device) -> list[Tensor]:
-        x_ND = x.to(at, dtype or x.dtype).requires_grad_()
-        weight_VD = weight.to(at, dtype).requires_grad_()
-        loss = CROSS_ENTROPIES[name](x_ND, weight_VD, targets.to(at))
-        return [loss, *torch.autograd.grad(loss, (x_ND, weight_VD))]
+        found: list[tuple[Tensor, ...]] = []
+        for x, weight, targets in draws:
+            x_ND = x.to(at, dtype or x.dtype).requires_grad_()
+            weight_VD = weight.to(at, dtype).requires_grad_()
+            loss = CROSS_ENTROPIES[name](x_ND, weight_VD, targets.to(at))
+            found.append((loss.detach(), *torch.autograd.grad(loss, (x_ND, weight_VD))))
+        return [torch.stack(same) for same in zip(*found, strict=True)]
 
     exact = computed("plain", torch.float64, torch.device("cpu"))
     plain = computed("plain", None, device)
@@ -108,30 +117,34 @@ def check_rotary(device: torch.device) -> Iterator[Check]:
 
 
 def check_attention(device: torch.device) -> Iterator[Check]:
-    """PyTorch's attention as `train.attention` chooses it against its plain one."""
+    """Every `train.attention` that works on the device against math."""
     B, H, T, K = 2, 2, 160, 128
     inputs = [torch.randn(B, H, T, K).to(precision(device)) for _ in range(3)]
     grad = torch.randn(B, H, T, K)
     names = ("value", "grad q", "grad k", "grad v")
 
-    def computed(at: torch.device, dtype: torch.dtype, context: Any) -> list[Tensor]:
+    def computed(at: torch.device, dtype: torch.dtype, kernel: str) -> list[Tensor]:
         q, k, v = (x.to(at, dtype).requires_grad_() for x in inputs)
-        with context:
+        with attention_kernel(kernel):
             y = attend(q, k, v)
             return [y, *torch.autograd.grad(y, (q, k, v), grad.to(at, dtype))]
 
-    exact = computed(torch.device("cpu"), torch.float64, nullcontext())
-    backend = torch.nn.attention.SDPBackend
-    plain = computed(device, precision(device), torch.nn.attention.sdpa_kernel(backend.MATH))
-    fast = computed(device, precision(device), nullcontext())
-    for what, f, p, e in zip(names, fast, plain, exact, strict=True):
-        yield Check(f"attention: {what}", error(f, e), error(p, e))
+    exact = computed(torch.device("cpu"), torch.float64, "math")
+    plain = computed(device, precision(device), "math")
+    for kernel in (*BACKENDS, "auto"):
+        if kernel == "math" or (
+            kernel in BACKENDS and not works(kernel, device, precision(device), K)
+        ):
+            continue
+        fast = computed(device, precision(device), kernel)
+        for what, f, p, e in zip(names, fast, plain, exact, strict=True):
+            yield Check(f"attention {kernel}: {what}", error(f, e), error(p, e))
 
 
 def check_model(device: torch.device) -> Iterator[Check]:
     """A compiled small model against the same eager: the loss and its gradient."""
     config = ModelConfig(layers=2, width=128, heads=1, context=128, vocab_size=512)
-    ids_BT = torch.randint(512, (2, 129))
+    ids_nBT = torch.randint(512, (DRAWS, 2, 129))
 
     def computed(dtype: torch.dtype, at: torch.device, compiled: bool) -> tuple[Tensor, Tensor]:
         model = build_model(config, compute_dtype=dtype)
@@ -141,16 +154,18 @@ def check_model(device: torch.device) -> Iterator[Check]:
                 p.add_(0.02 * torch.randn(p.shape, generator=random))
         model = model.to(at)
         function = torch.compile(model.loss, dynamic=False) if compiled else model.loss
-        loss = function(ids_BT[:, :-1].to(at).contiguous(), ids_BT[:, 1:].to(at).contiguous())
-        loss.backward()
+        losses = []
+        for ids_BT in ids_nBT.to(at):
+            losses.append(function(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()))
+            losses[-1].backward()
         grads = [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
-        return loss, torch.cat(grads)
+        return torch.stack(losses), torch.cat(grads)
 
     exact = computed(torch.float64, torch.device("cpu"), False)
     plain = computed(precision(device), device, False)
     with reproducible(device):
         fast = computed(precision(device), device, True)
-    for what, f, p, e in zip(("loss", "gradient"), fast, plain, exact, strict=True):
+    for what, f, p, e in zip(("losses", "gradient"), fast, plain, exact, strict=True):
         yield Check(f"model, compiled: {what}", error(f, e), error(p, e))
 
 

@@ -34,6 +34,7 @@ from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.loader import Prefetcher
 from quintic.data.shards import write_shard
+from quintic.data.upload import Uploader
 from quintic.device import DeviceTimer, auto_micro_batch, compute_dtype, peak_flops
 from quintic.errors import QuinticError
 from quintic.model.build import build_model, meta_model
@@ -45,8 +46,18 @@ PLAIN, AS_IS = "plain loop", "as it is"
 DATASHEET_FLOPS = 989e12
 """Dense bfloat16 peak of an H100 SXM, where the data sheet of the device is not known."""
 
-SWITCHES: tuple[dict[str, Any], ...] = ({"train.loss": "plain"}, {"train.compile": False})
-"""What is changed, one at a time, in every recipe that does not say so already."""
+SWITCHES: tuple[dict[str, Any], ...] = (
+    {"train.attention": "cudnn"},
+    {"train.attention": "flash"},
+    {"train.cast_once": True},
+    {"train.upload": "inline"},
+    {"train.cuda_graphs": True},
+    {"train.loss": "plain"},
+    {"train.attention": "math"},
+    {"train.compile": False},
+)
+"""What is changed, one at a time, in every recipe that does not say so already; the likeliest gains
+first, since time may run out."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,15 @@ class QuinticStepper:
         assert self.run.config.train.micro_batch is not None
         self.micro_batch = self.run.config.train.micro_batch
         self._resources = ExitStack()
+        self._resources.enter_context(self.run.computing())
         self._batches = self._resources.enter_context(
-            Prefetcher(self.run.loader.batch, 0, 2**31, pin=device.type == "cuda")
+            Prefetcher(
+                self.run.loader.batch,
+                0,
+                2**31,
+                pin=device.type == "cuda",
+                uploader=Uploader(device) if self.run.uploads_ahead else None,
+            )
         )
         self._device, self._number = device, 0
         self._forward: list[DeviceTimer] = []
