@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.gpu.budget import Budget
-from bench.gpu.ceilings import measure_ceilings
+from bench.gpu.ceilings import describe_device, measure_ceilings
 from bench.gpu.floor import NOMINAL_TB_PER_S, NOMINAL_TFLOPS, floor
 from bench.gpu.parity import run_checks, run_marked_tests
 from bench.gpu.steps import AS_IS, SWITCHES, free, measure_recipe
@@ -36,9 +36,13 @@ class Report:
     """The figures so far; every change is on disk at once."""
 
     def __init__(self, device: torch.device, folder: Path, options: argparse.Namespace) -> None:
-        self.figures: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}}
+        places = ("out", "data")  # of one machine only, and no result depends on them
+        named = {k: v for k, v in vars(options).items() if k not in places}
+        self.figures: dict[str, Any] = {"options": named}
         self._device, self._folder = device, folder
-        self._name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", _short_name(device).lower()).strip("-")
+        device_part = re.sub(r"[^a-z0-9]+", "-", _short_name(device).lower()).strip("-")
+        # What is counted depends on no device.
+        self._name = "gpu-floor" if options.parts == ["floor"] else f"gpu-{device_part}"
         self._began = time.monotonic()
 
     def add(self, part: str, value: Any) -> Path:
@@ -112,14 +116,14 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> None:
     budget = Budget(options.budget - CLOSING_S)
     device = choose_device(options.device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest")  # the references are float32
     changes = {"train.device": device.type}
     for more in options.set:
         changes |= more
     configs = [get_recipe(name).override(changes) for name in options.recipes]
     report = Report(device, options.out, options)
-    print(f"{device_name(device)}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
+    described = describe_device(device)
+    report.add("device", described)
+    print(", ".join(f"{name} {value}" for name, value in described.items()), flush=True)
     tables: list[tuple[tuple[str, ...], list[tuple[object, ...]]]] = []
     ceilings: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What a device reaches: the two rates that every other figure is held against.
+"""The device, and what it reaches: the two rates that every other figure is held against.
 
 Random data, since a matrix product of zeros takes less power and runs faster than any real one;
 buffers larger than the cache; the median of many repetitions, timed on the device.
@@ -6,18 +6,42 @@ buffers larger than the cache; the median of many repetitions, timed on the devi
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import platform
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from quintic.device import DeviceTimer
+from quintic.device import DeviceTimer, device_name
 
 WARMUP, ROUNDS = 3, 15
 
 SIZES = {"cuda": (8192, 2**31), "cpu": (256, 2**22), "mps": (4096, 2**28)}
 """By device: rows of the square matrices, and bytes of the buffer that is copied."""
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """The device and the versions of what computes on it."""
+    triton = importlib.util.find_spec("triton")
+    described: dict[str, Any] = {
+        "device": device_name(device),
+        "PyTorch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "Triton": importlib.metadata.version("triton") if triton else None,
+        "Python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described |= {
+            "cuDNN": torch.backends.cudnn.version(),
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 2),
+        }
+    return described
 
 
 def measure_ceilings(device: torch.device) -> dict[str, Any]:

@@ -24,8 +24,11 @@ NOMINAL_TFLOPS, NOMINAL_TB_PER_S = 798.0, 3.0
 """A bfloat16 product of 8,192 x 8,192 matrices and a copy, as seen on an H100: what the floor is
 computed with where the ceilings of the device at hand are not measured."""
 
-KEPT_BYTES = 42
-"""Bytes that a compiled block of gpt keeps per token and unit of width (tests/test_device.py)."""
+UPLOAD_GB_PER_S = 25.0
+"""From page-locked memory to the device over PCIe 4; twice as much over PCIe 5."""
+
+KEPT_BYTES = {"gpt": 42, "gpt2": 36}
+"""Bytes that a compiled block keeps per token and unit of width (tests/test_device.py)."""
 
 MICRO_BATCH_SEQUENCES = 64
 """Of a recipe that leaves it to the device, as it comes out for `modded` on 80 GB."""
@@ -71,7 +74,7 @@ def traffic(config: Config) -> Traffic:
     muon = blocks if config.optim.matrices == "muon" else 0
     passes = 2 + 3 * config.optim.muon.ns_steps  # the first two put in and take out
     return Traffic(
-        kept=3.0 * KEPT_BYTES * layers * width * tokens,
+        kept=3.0 * KEPT_BYTES[config.model.architecture] * layers * width * tokens,
         gradients=2.0 * HALF * 16 * layers * width * tokens,
         logits=5.0 * HALF * model.vocab_size * tokens,
         casts=float((FULL + HALF) * blocks * micro_batches),
@@ -79,6 +82,29 @@ def traffic(config: Config) -> Traffic:
         weight_gradients=float((2 * HALF + 2 * FULL) * everything * micro_batches),
         optimizer=5.0 * FULL * muon + 7.0 * FULL * (everything - muon) + HALF * passes * muon,
     )
+
+
+def expected_gains(config: Config, tb_per_s: float) -> dict[str, float]:
+    """What the switches of a step should save of it, before any of them is measured.
+
+    `cast_once_ms` and `fewer_micro_batches_ms` (half as many) are bytes that are no longer moved;
+    `upload_ahead_ms` the time of copying a batch of ids to the device. Attention is given as the
+    operations of a step: at a rate of r TFLOP/s it takes `attention_tflop` / r seconds.
+    """
+    moved, ids_bytes = traffic(config), 2 * 8 * config.train.batch_tokens
+    sequences = config.train.micro_batch or math.gcd(config.batch_sequences, MICRO_BATCH_SEQUENCES)
+    micro_batches = config.batch_sequences // sequences
+    again = moved.casts + moved.weights + moved.weight_gradients
+    c = config.model
+    attention_flops = 6.0 * c.layers * c.context * c.width * config.train.batch_tokens
+    return {
+        "cast_once_ms": round(moved.casts * (1 - 1 / micro_batches) / tb_per_s / 1e9, 3),
+        "fewer_micro_batches_ms": round(again / 2 / tb_per_s / 1e9, 3)
+        if micro_batches > 1
+        else 0.0,
+        "upload_ahead_ms": round(ids_bytes / UPLOAD_GB_PER_S / 1e6, 3),
+        "attention_tflop": round(attention_flops / 1e12, 2),
+    }
 
 
 def floor(
@@ -102,6 +128,7 @@ def floor(
         "gb_per_step": {name: round(size / 1e9, 2) for name, size in vars(moved).items()},
         "arithmetic_ms": round(1000 * arithmetic_s, 1),
         "memory_ms": round(1000 * memory_s, 1),
+        "expected_gains": expected_gains(config, tb_per_s),
         "floor_tokens_per_s": round(tokens / max(arithmetic_s, memory_s)),
         "one_after_the_other_tokens_per_s": round(tokens / (arithmetic_s + memory_s)),
     }

@@ -28,7 +28,9 @@ def longest_kernels(work: Callable[[], object], device: torch.device) -> list[di
             event.count,
         )
         for event in profiler.key_averages()
+        # Annotations, such as those of compiled graphs, span kernels that are counted themselves.
         if (event.device_type.name == "CUDA") == cuda
+        and not getattr(event, "is_user_annotation", False)
     }
     total = sum(ms for ms, _ in times.values()) or 1.0
     longest = sorted(times.items(), key=lambda item: -item[1][0])[:KERNELS]
