@@ -6,7 +6,6 @@ buffers larger than the cache; the median of many repetitions, timed on the devi
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 import statistics
@@ -25,12 +24,12 @@ SIZES = {"cuda": (8192, 2**31), "cpu": (256, 2**22), "mps": (4096, 2**28)}
 
 def describe_device(device: torch.device) -> dict[str, Any]:
     """The device and the versions of what computes on it."""
-    triton = importlib.util.find_spec("triton")
+    triton = importlib.import_module("triton") if importlib.util.find_spec("triton") else None
     described: dict[str, Any] = {
         "device": device_name(device),
         "PyTorch": torch.__version__,
         "CUDA": torch.version.cuda,
-        "Triton": importlib.metadata.version("triton") if triton else None,
+        "Triton": triton and triton.__version__,
         "Python": platform.python_version(),
     }
     if device.type == "cuda":

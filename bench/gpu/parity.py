@@ -117,7 +117,10 @@ def check_rotary(device: torch.device) -> Iterator[Check]:
 
 
 def check_attention(device: torch.device) -> Iterator[Check]:
-    """Every `train.attention` that works on the device against math."""
+    """Every `train.attention` that works on the device against math in the same precision.
+
+    By itself PyTorch's math computes bfloat16 in float32 inside, which no other kernel does.
+    """
     B, H, T, K = 2, 2, 160, 128
     inputs = [torch.randn(B, H, T, K).to(precision(device)) for _ in range(3)]
     grad = torch.randn(B, H, T, K)
@@ -125,9 +128,15 @@ def check_attention(device: torch.device) -> Iterator[Check]:
 
     def computed(at: torch.device, dtype: torch.dtype, kernel: str) -> list[Tensor]:
         q, k, v = (x.to(at, dtype).requires_grad_() for x in inputs)
-        with attention_kernel(kernel):
-            y = attend(q, k, v)
-            return [y, *torch.autograd.grad(y, (q, k, v), grad.to(at, dtype))]
+        allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+        allow(True)
+        try:
+            with attention_kernel(kernel):
+                y = attend(q, k, v)
+                return [y, *torch.autograd.grad(y, (q, k, v), grad.to(at, dtype))]
+        finally:
+            allow(before)
 
     exact = computed(torch.device("cpu"), torch.float64, "math")
     plain = computed(device, precision(device), "math")

@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import signal
+import statistics
 import tempfile
 import threading
 import time
@@ -157,6 +158,8 @@ def train_recipe(
         "eval_tokens": config.train.eval_tokens,
         "wall_s": round(wall_s, 1),
         "training_s": steps[-1]["elapsed_s"] if steps else 0.0,
+        "first_step_s": steps[0]["step_ms"] / 1000 if steps else 0.0,  # compilation, mostly
+        "step_ms": statistics.median(s["step_ms"] for s in steps) if steps else None,
         "val_losses": _curve(records),
         "final_val_loss": run.state.val_loss,
     }
