@@ -176,7 +176,7 @@ def _run(options: argparse.Namespace) -> None:
     for header, lines in tables:
         print()
         print_table(header, lines)
-    for line in budget.said:
+    for line in (*step_notes(rows), *budget.said):
         print(f"note: {line}")
     print(f"written to {path}, {report.figures['seconds']} s")
 
@@ -243,26 +243,32 @@ def parity_table(parity: dict[str, Any]) -> Table:
 def step_table(rows: list[dict[str, Any]]) -> Table:
     header = ("step", "ms", "tokens/s", "MFU product", "data sheet", "GiB", "fwd", "bwd", "opt",
               "wait", "times plain")  # fmt: skip
-    return header, [_step_line(row) for row in rows]
+    return header, [_step_line(row) for row in rows if "step_ms" in row]
 
 
 def _step_line(row: dict[str, Any]) -> tuple[object, ...]:
-    name = f"{row['recipe']}: {row['way']}"
-    if "step_ms" not in row:
-        why = next((f"{k}: {row[k]}" for k in ("refused", "failed", "skipped") if k in row), "")
-        return (f"{name} ({why[:90]})", *[""] * 10)
-    product = row.get("mfu_of_product")
+    product, datasheet = row.get("mfu_of_product"), row.get("mfu_of_datasheet")
     memory = row.get("peak_memory_gib")
     return (
-        name,
+        f"{row['recipe']}: {row['way']}",
         f"{row['step_ms']:,.1f}",
         f"{row['tokens_per_s']:,}",
-        "-" if product is None else f"{product:.1%}",
-        f"{row['mfu_of_datasheet']:.1%}",
+        *("-" if share is None else f"{share:.1%}" for share in (product, datasheet)),
         "-" if memory is None else f"{memory:.1f}",
         *(f"{row['shares'][part]:.1%}" for part in ("forward", "backward", "optimizer", "waiting")),
         f"{row.get('times_the_plain_loop', 1.0):.2f}",
     )
+
+
+def step_notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What the table leaves out: ways that were not measured, and steps that make the host wait."""
+    notes = []
+    for row in rows:
+        name = f"{row['recipe']}: {row['way']}"
+        notes += [f"{name} {k}: {row[k]}" for k in ("refused", "failed", "skipped") if k in row]
+        if row.get("synchronizes"):
+            notes.append(f"{name} makes the host wait: {row['synchronizes']}")
+    return notes
 
 
 def kernel_table(row: dict[str, Any]) -> Table:

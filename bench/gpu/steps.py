@@ -3,7 +3,8 @@
 A step is the whole of it, as `quintic.train` takes it: the batch from the loader, all
 micro-batches, the optimizers. Tokens are random, drawn once into shards. Steps are timed on the
 device from the end of one to the end of the next, so that nothing between them is lost; the median
-counts.
+counts. Forward includes the head's gradient where the loss computes it on the way, as `chunked`
+does.
 
 The plain loop is `bench.step.PlainLoop`, compiled unless asked otherwise: the same model and batch
 with the plain loss and one matrix after another. It runs in the same process, so that the ratio may
@@ -49,11 +50,11 @@ DATASHEET_FLOPS = 989e12
 SWITCHES: tuple[dict[str, Any], ...] = (
     {"train.attention": "cudnn"},
     {"train.attention": "flash"},
+    {"train.micro_batch": 128},
     {"train.cast_once": True},
     {"train.upload": "inline"},
     {"train.cuda_graphs": True},
     {"train.loss": "plain"},
-    {"train.attention": "math"},
     {"train.compile": False},
 )
 """What is changed, one at a time, in every recipe that does not say so already; the likeliest gains
@@ -308,8 +309,10 @@ def rates(
     """Tokens per second and the share of the arithmetic that the device could do meanwhile."""
     tokens_per_s = 1000 * config.train.batch_tokens / step_ms
     flops_per_s = tokens_per_s * meta_model(config.model).flops_per_token()
-    datasheet = peak_flops(device, torch.bfloat16) or DATASHEET_FLOPS
-    figures = {"tokens_per_s": round(tokens_per_s), "mfu_of_datasheet": flops_per_s / datasheet}
+    figures: dict[str, float] = {"tokens_per_s": round(tokens_per_s)}
+    if device.type == "cuda":
+        datasheet = peak_flops(device, torch.bfloat16) or DATASHEET_FLOPS
+        figures["mfu_of_datasheet"] = flops_per_s / datasheet
     if product_tflops is not None:
         figures["mfu_of_product"] = flops_per_s / product_tflops / 1e12
     return {name: round(value, 5) for name, value in figures.items()}

@@ -156,7 +156,7 @@ def _windows(stream: TokenStream, start: int, count: int, context: int) -> Batch
     return tokens[:-1].view(count, context), tokens[1:].view(count, context)
 
 
-class Uploader(Protocol[Moving]):
+class Mover(Protocol[Moving]):
     """Moves batches to where they are computed with, see `quintic.data.upload`."""
 
     def begin(self, batch: Batch) -> Moving:
@@ -187,7 +187,7 @@ class Prefetcher:
         first_step: int,
         last_step: int,
         pin: bool = False,
-        uploader: Uploader[Any] | None = None,
+        uploader: Mover[Any] | None = None,
     ) -> None:
         self.wait_s = 0.0
         self._batch = batch
