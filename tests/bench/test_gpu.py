@@ -15,10 +15,18 @@ from bench.gpu.__main__ import main, parse_changes
 from bench.gpu.budget import Budget
 from bench.gpu.floor import floor, traffic
 from bench.gpu.parity import CHECKS, Check, check_model, check_rotary, error, run_checks
-from bench.gpu.steps import AS_IS, PLAIN, PlainStepper, QuinticStepper, with_random_shards
-from bench.gpu.training import unpacked
+from bench.gpu.steps import (
+    AS_IS,
+    PLAIN,
+    PlainStepper,
+    QuinticStepper,
+    measure_way,
+    with_random_shards,
+)
+from bench.gpu.training import sized, unpacked
 
 from quintic.config import Config
+from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe
 from tests.conftest import TINY_VOCAB, tiny_config
 
@@ -173,6 +181,37 @@ def test_the_plain_loop_and_quintic_take_the_same_steps(tmp_path: Path) -> None:
         moved = (weight - before[name]).norm()
         assert moved > 0
         assert (weight - weights[1][name]).norm() < 2e-3 * moved, name
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_that_is_said(tmp_path: Path) -> None:
+    tried = []
+
+    def build(config: Config) -> QuinticStepper:
+        tried.append(config.train.micro_batch)
+        if config.train.micro_batch != 2:
+            raise torch.OutOfMemoryError("too large")
+        return QuinticStepper(config, CPU)
+
+    config = tiny_config(Path("unused"), {"train.micro_batch": 8, "train.steps": 100})
+    budget = Budget(100)
+    figures = measure_way(build, with_random_shards(config, tmp_path), CPU, 1, budget)
+    assert tried == [8, 4, 2] and figures["micro_batch"] == 2
+    assert [line.split("micro-batch ")[1] for line in budget.said] == [
+        f"{size} does not fit, half of it next" for size in (8, 4)
+    ]
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_way(build, config.override({"train.micro_batch": 1}), CPU, 1, budget)
+
+
+def test_a_run_is_sized_to_its_minutes_with_a_tenth_for_validation(tiny_data: Path) -> None:
+    config = sized(get_recipe("gpt2"), tiny_data, seconds=60.0, step_ms=500.0)
+    train = config.train
+    assert train.steps == 108
+    assert config.optim.schedule.warmup_steps == 10  # of 700, for 18,865 steps
+    assert train.eval_every == 10 and train.eval_tokens == 1024  # all that there is
+    assert train.checkpoint_every > train.steps
+    with pytest.raises(QuinticError, match="0 s are less than a step of 500 ms"):
+        sized(get_recipe("gpt2"), tiny_data, seconds=0.4, step_ms=500.0)
 
 
 def test_shards_that_are_not_packed_are_used_where_they_lie(
