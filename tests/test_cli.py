@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import quintic
 from quintic import runfolder
 from quintic.cli import main
 from quintic.cli.options import COMMANDS
@@ -516,3 +517,8 @@ def test_a_cpu_is_a_device_and_an_absent_one_is_refused(tiny_run: Path, capsys: 
     message = refusal(["evaluate", str(tiny_run), "--device", absent], capsys)
     assert message.startswith(f"there is no {absent} device here that PyTorch ")
     assert "cpu; ask for one of these, or for auto" in message
+
+
+def test_the_version_is_the_packages(capsys: Capture) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"quintic {quintic.__version__}\n"

@@ -24,6 +24,7 @@ from quintic.config import (
     SOAPConfig,
     TrainConfig,
     differing_fields,
+    resolve_eot,
     resolve_vocabulary,
     unknown_field,
 )
@@ -52,20 +53,37 @@ def configs(draw: st.DrawFn) -> Config:
         """gpt2 has no switches: the default, which comes first."""
         return draw(st.sampled_from(values)) if architecture == "gpt" else values[0]
 
+    layers, vocabulary = draw(st.integers(1, 48)), draw(st.none() | st.integers(1, 200_000))
+    document_mask, muon_decay = switch(False, True), draw(st.just(0.0) | positive)
+    tied_head, embed_shortcut = switch(True, False), switch(False, True)
+    unet_skips = layers > 1 and switch(False, True)
+    value_embeddings = switch(0, layers // 2)
+    scalars = embed_shortcut or unet_skips or value_embeddings > 0
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
             architecture=architecture,
-            layers=draw(st.integers(1, 48)),
+            layers=layers,
             width=heads * 2 * draw(st.integers(1, 32)),
             heads=heads,
             context=context,
-            vocab_size=draw(st.none() | st.integers(1, 200_000)),
+            vocab_size=vocabulary,
             positions=switch("rotary", "learned"),
             norm=switch("rmsnorm", "layernorm"),
             activation=switch("relu2", "gelu"),
             init=switch("zero", "classic"),
             qk_norm=switch(True, False),
+            tied_head=tied_head,
+            logit_softcap=switch(None, 15.0, 30.0),
+            embed_norm=switch(False, True),
+            value_embeddings=value_embeddings,
+            embed_shortcut=embed_shortcut,
+            unet_skips=unet_skips,
+            window=switch(None, 1, context),
+            document_mask=document_mask,
+            eot_id=draw(st.none() | st.integers(0, (vocabulary or 2**63) - 1))
+            if document_mask
+            else None,
         ),
         data=DataConfig(
             path=draw(st.text(min_size=1)),
@@ -88,11 +106,14 @@ def configs(draw: st.DrawFn) -> Config:
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
                 normalize=draw(st.booleans()),
                 beta2=draw(fraction),
-                weight_decay=draw(st.just(0.0) | positive),
+                weight_decay=muon_decay,
+                cautious=muon_decay > 0 and draw(st.booleans()),
             ),
             adamw=AdamWConfig(
                 lr=draw(positive),
                 matrix_lr=draw(st.none() | positive),
+                head_lr=None if tied_head else draw(st.none() | positive),
+                scalar_lr=draw(st.none() | positive) if scalars else None,
                 betas=draw(st.tuples(fraction, fraction)),
                 eps=draw(positive),
                 weight_decay=draw(st.just(0.0) | positive),
@@ -135,6 +156,7 @@ def configs(draw: st.DrawFn) -> Config:
             eval_tokens=context * draw(st.integers(1, 100)),
             checkpoint_every=draw(st.integers(1, 1_000)),
             keep_checkpoints=draw(st.integers(1, 10)),
+            log_every=draw(st.integers(1, 10)),
             tensorboard=draw(st.booleans()),
         ),
     )
@@ -185,6 +207,7 @@ POSITIVE = [
     "train.eval_tokens",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.log_every",
 ]
 NOT_NEGATIVE = [
     "optim.muon.weight_decay",
@@ -323,6 +346,48 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
             "no whole ones: use --train.sharding zero1, or --train.no-cast-once",
         ),
+        (
+            {"optim.adamw.head_lr": 0.008},
+            "optim.adamw.head_lr is 0.008 and the head is the embedding's matrix, whose learning "
+            "rate is optim.adamw.lr: leave it out, or use --model.no-tied-head",
+        ),
+        (
+            {"optim.adamw.scalar_lr": 0.04},
+            "optim.adamw.scalar_lr is 0.04 and the model has no learned scalars: leave it out, or "
+            "use --model.value-embeddings, --model.embed-shortcut or --model.unet-skips",
+        ),
+        (
+            {"model.value_embeddings": 4, "model.layers": 7},
+            "model.value_embeddings is 4: each serves two of the 7 layers, so there can be at most "
+            "3",
+        ),
+        (
+            {"model.unet_skips": True, "model.layers": 1},
+            "model.unet_skips is True and there is one layer: a skip needs two",
+        ),
+        (
+            {"model.window": 2000},
+            "model.window is 2000 and model.context 1024: a token sees no more than the context, "
+            "so choose a smaller window or leave it out",
+        ),
+        (
+            {"model.eot_id": 0},
+            "model.eot_id is 0, which serves model.document_mask alone: leave it out, or use "
+            "--model.document-mask",
+        ),
+        (
+            {"model.eot_id": 512, "model.document_mask": True, "model.vocab_size": 512},
+            "model.eot_id is 512: it must be a token of the vocabulary, from 0 to 511",
+        ),
+        (
+            {"model.eot_id": -1, "model.document_mask": True},
+            "model.eot_id is -1: it must be a token of the vocabulary",
+        ),
+        (
+            {"optim.muon.cautious": True},
+            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
+            "cautious about; give --optim.muon.weight-decay",
+        ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (
             {"train.seed": 2**64},
@@ -373,6 +438,14 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
         ("activation", "relu2", "gelu"),
         ("init", "zero", "classic"),
         ("qk_norm", True, False),
+        ("tied_head", True, False),
+        ("logit_softcap", None, 15.0),
+        ("embed_norm", False, True),
+        ("value_embeddings", 0, 2),
+        ("embed_shortcut", False, True),
+        ("unet_skips", False, True),
+        ("window", None, 256),
+        ("document_mask", False, True),
     ],
 )
 def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(
@@ -504,3 +577,23 @@ def test_an_unknown_vocabulary_is_refused_with_both_ways_out() -> None:
         QuinticError, match=r"some/folder is unknown.*--data\.tokenizer.*--model\.vocab-size"
     ):
         resolve_vocabulary(config, None)
+
+
+def test_the_end_of_text_is_the_datasets_where_documents_are_masked() -> None:
+    assert resolve_eot(Config(), 7) == Config()
+    config = Config().override({"model.document_mask": True})
+    for eot_id in (0, 50_256):
+        assert resolve_eot(config, eot_id).model.eot_id == eot_id
+    named = config.override({"model.eot_id": 0})
+    assert resolve_eot(named, None) == resolve_eot(named, 0) == named
+
+
+def test_an_unknown_or_another_end_of_text_is_refused_with_the_way_out() -> None:
+    config = Config().override({"data.path": "some/folder", "model.document_mask": True})
+    with pytest.raises(
+        QuinticError,
+        match=r"end-of-text token of some/folder is unknown.*--data\.tok.*--model\.eot",
+    ):
+        resolve_eot(config, None)
+    with pytest.raises(QuinticError, match=r"eot_id is 3 .* begins documents with 7: leave --mo"):
+        resolve_eot(config.override({"model.eot_id": 3}), 7)

@@ -130,6 +130,26 @@ def test_validation_and_checkpoints_are_not_counted_as_training_time(
     assert metrics.elapsed_s == 9
 
 
+def test_of_sparse_losses_none_that_is_not_finite_is_missed_and_all_time_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
+    seen: list[Record] = []
+    metrics = opened(tmp_path, seen, log_every=4)
+    for step in range(6):
+        clock[0] += 2
+        metrics.train(step, torch.tensor(5.0))
+    metrics.validation(6, 4.0, 0.0)
+    clock[0] += 2
+    with pytest.raises(NonFiniteLossError, match="at step 6"):
+        metrics.train(6, torch.tensor(math.nan))
+    metrics.close()
+    written = [(r["step"], r["elapsed_s"]) for r in read_metrics(tmp_path / METRICS)]
+    assert written == [(0, 2), (4, 10), (6, 12), (6, 14)]
+    assert [r["step_ms"] for r in seen if "step_ms" in r] == [2000, 2000, 2000]
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_written_and_then_raised(tmp_path: Path, loss: float) -> None:
     metrics = opened(tmp_path, [])

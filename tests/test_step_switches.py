@@ -23,6 +23,7 @@ from quintic.data.upload import Uploader
 from quintic.device import LateScalar
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Metrics, read_metrics
+from quintic.model.attention import attend
 from quintic.model.base import Linear
 from quintic.model.casts import KeptCasts
 from quintic.optim.routing import build_optimizers
@@ -102,11 +103,11 @@ def test_a_kernel_asked_for_by_name_computes_forward_and_recomputed_passes(
 
 def test_every_kernel_that_works_here_gives_the_losses_of_the_plain_one(tiny_data: Path) -> None:
     model = here(tiny_data, {}).model
-    found = [n for n in kernels.BACKENDS if kernels.works(n, DEVICE, torch.bfloat16, 16)]
-    assert "math" in found and len(found) >= 2 and model.head_width == 16
+    found = [n for n in kernels.BACKENDS if kernels.works(n, model, DEVICE, torch.bfloat16)]
+    assert "math" in found and len(found) >= 2
     of = {name: losses(here(tiny_data, {"train.attention": name})) for name in (*found, "auto")}
     assert all(close(of["math"], other, 0.05) for other in of.values())
-    own = kernels.own_choice(DEVICE, torch.bfloat16, 16)
+    own = kernels.own_choice(model, DEVICE, torch.bfloat16)
     assert own in found and of["auto"] == of[own]
 
 
@@ -118,6 +119,21 @@ def test_a_kernel_that_does_not_work_here_is_refused_with_those_that_do(tiny_dat
         "train.attention cudnn does not work on cpu for heads of 16 in bfloat16 with PyTorch "
         f"{torch.__version__}: use one that does, math, flash, or auto"
     )
+
+
+def test_a_kernel_is_tried_with_the_mask_that_the_model_has(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = []
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        masks.append(visible)
+        return attend(q, k, v, visible)
+
+    monkeypatch.setattr(kernels, "attend", watched)
+    for changes in ({}, {"model.window": 8}, {"model.document_mask": True, "model.eot_id": 0}):
+        assert kernels.works("math", here(tiny_data, changes).model, DEVICE, torch.bfloat16)
+    assert [mask is not None for mask in masks] == [False, True, True]
 
 
 def test_no_kernel_is_chosen_for_good() -> None:
@@ -379,7 +395,7 @@ def test_the_choices_of_a_step_are_said_once_at_the_start(tiny_data: Path) -> No
         (line,) = (line for line in opening_lines(run) if line.startswith("step "))
         return line
 
-    own = kernels.own_choice(DEVICE, torch.bfloat16, 16)
+    own = kernels.own_choice(here(tiny_data, {}).model, DEVICE, torch.bfloat16)
     assert said({}).startswith(f"step    attention as PyTorch chooses ({own})")
     named = said({"train.attention": "math", "train.cast_once": True})
     assert named.startswith("step    attention math, weights cast once a step")

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.overhead import muon_flops
 from quintic.config import Config, resolve_vocabulary
+from quintic.model.attention import mean_visible
 from quintic.model.build import meta_model
 
 HALF, FULL = 2, 4
@@ -96,7 +97,8 @@ def expected_gains(config: Config, tb_per_s: float) -> dict[str, float]:
     micro_batches = config.batch_sequences // sequences
     again = moved.casts + moved.weights + moved.weight_gradients
     c = config.model
-    attention_flops = 6.0 * c.layers * c.context * c.width * config.train.batch_tokens
+    seen = mean_visible(c.context, c.window)
+    attention_flops = 12.0 * c.layers * seen * c.width * config.train.batch_tokens
     return {
         "cast_once_ms": round(moved.casts * (1 - 1 / micro_batches) / tb_per_s / 1e9, 3),
         "fewer_micro_batches_ms": round(again / 2 / tb_per_s / 1e9, 3)

@@ -27,7 +27,7 @@ from bench.step import newton_schulz_one
 from quintic.attention_kernel import BACKENDS, attention_kernel, works
 from quintic.config import ModelConfig
 from quintic.device import reproducible
-from quintic.model.base import attend
+from quintic.model.attention import attend
 from quintic.model.build import build_model
 from quintic.model.gpt import Rotary
 from quintic.model.loss import CROSS_ENTROPIES
@@ -122,6 +122,7 @@ def check_attention(device: torch.device) -> Iterator[Check]:
     By itself PyTorch's math computes bfloat16 in float32 inside, which no other kernel does.
     """
     B, H, T, K = 2, 2, 160, 128
+    config = ModelConfig(width=H * K, heads=H)
     inputs = [torch.randn(B, H, T, K).to(precision(device)) for _ in range(3)]
     grad = torch.randn(B, H, T, K)
     names = ("value", "grad q", "grad k", "grad v")
@@ -142,7 +143,7 @@ def check_attention(device: torch.device) -> Iterator[Check]:
     plain = computed(device, precision(device), "math")
     for kernel in (*BACKENDS, "auto"):
         if kernel == "math" or (
-            kernel in BACKENDS and not works(kernel, device, precision(device), K)
+            kernel in BACKENDS and not works(kernel, config, device, precision(device))
         ):
             continue
         fast = computed(device, precision(device), kernel)

@@ -1,7 +1,7 @@
 """Which of PyTorch's attention kernels computes: one asked for by name, or PyTorch's own choice.
 
-All of them compute the same (`quintic.model.base.attend`) to rounding. The choice holds for the
-whole process while `attention_kernel` is open, in compiled code as well as outside and in the
+All of them compute the same (`quintic.model.attention.attend`) to rounding. The choice holds for
+the whole process while `attention_kernel` is open, in compiled code as well as outside and in the
 threads of the backward pass.
 """
 
@@ -11,10 +11,12 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from quintic.config import ModelConfig
 from quintic.errors import QuinticError
+from quintic.model.attention import attend
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -32,39 +34,56 @@ def attention_kernel(name: str) -> AbstractContextManager[None]:
     return nullcontext() if name == "auto" else sdpa_kernel(BACKENDS[name])
 
 
-def check_attention(asked: str, device: torch.device, dtype: torch.dtype, head_width: int) -> None:
+def check_attention(
+    config: ModelConfig, asked: str, device: torch.device, dtype: torch.dtype
+) -> None:
     """Raise `QuinticError` where a kernel is asked for by name and does not work here."""
-    if asked == "auto" or works(asked, device, dtype, head_width):
+    if asked == "auto" or works(asked, config, device, dtype):
         return
-    there = [name for name in BACKENDS if works(name, device, dtype, head_width)]
+    there = [name for name in BACKENDS if works(name, config, device, dtype)]
+    masked = " behind a mask" if _masked(config) else ""
     raise QuinticError(
-        f"train.attention {asked} does not work on {device.type} for heads of {head_width} in "
-        f"{str(dtype).removeprefix('torch.')} with PyTorch {torch.__version__}: use one that does, "
-        f"{', '.join(there) or 'none'}, or auto"
+        f"train.attention {asked} does not work on {device.type} for heads of {config.head_width} "
+        f"in {str(dtype).removeprefix('torch.')}{masked} with PyTorch {torch.__version__}: use one "
+        f"that does, {', '.join(there) or 'none'}, or auto"
     )
 
 
-def works(name: str, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether a kernel takes a small causal attention forward and backward on the device."""
+def works(name: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel takes a small attention of the model forward and backward on the device."""
     if device.type == "mps":
         return name == "math"  # the others are ignored there, not refused
-    shape = (1, 1, PROBE_TOKENS, head_width)
-    q, k, v = (torch.zeros(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    q, k, v = (_probe(config, device, dtype).requires_grad_() for _ in range(3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every reason why it does not
         try:
             with torch.enable_grad(), attention_kernel(name):
-                F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
+                attend(q, k, v, _mask(config, device)).sum().backward()
         except RuntimeError:
             return False
     return True
 
 
-def own_choice(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
+def own_choice(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     """The kernel that PyTorch takes by itself; None where it does not tell."""
     choose = getattr(torch, "_fused_sdp_choice", None)  # what its attention asks, not documented
     if choose is None or device.type not in ("cpu", "cuda"):
         return None
-    x = torch.zeros((1, 1, PROBE_TOKENS, head_width), dtype=dtype, device=device)
-    chosen = choose(x, x, x, is_causal=True)
+    x, mask = _probe(config, device, dtype), _mask(config, device)
+    chosen = choose(x, x, x, attn_mask=mask, is_causal=mask is None)
     return next((name for name, backend in BACKENDS.items() if backend.value == chosen), None)
+
+
+def _masked(config: ModelConfig) -> bool:
+    return config.window is not None or config.document_mask
+
+
+def _probe(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((1, 1, PROBE_TOKENS, config.head_width), dtype=dtype, device=device)
+
+
+def _mask(config: ModelConfig, device: torch.device) -> Tensor | None:
+    """A mask where the model has one, which not every kernel takes."""
+    if not _masked(config):
+        return None
+    return torch.ones((1, 1, PROBE_TOKENS, PROBE_TOKENS), dtype=torch.bool, device=device).tril()

@@ -23,8 +23,13 @@ EMBEDDED = "embedded"
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
 
-GPT_SWITCHES = ("positions", "norm", "activation", "init", "qk_norm")
-"""Fields of `ModelConfig` that switch off a part of the modernised GPT; gpt2 has no such parts."""
+GPT_SWITCHES = (
+    *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
+    *("tied_head", "logit_softcap", "embed_norm"),  # techniques of the speedrun
+    *("value_embeddings", "embed_shortcut", "unet_skips", "window", "document_mask"),
+)
+"""Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
+gpt2 has none of them."""
 
 MatrixOptimizer = Literal["muon", "adamw", "sgd", "soap", "shampoo"]
 
@@ -106,10 +111,33 @@ class ModelConfig:
     """Ablation of gpt: output projections start at zero, or are divided by sqrt(2 layers)."""
     qk_norm: bool = True
     """Ablation of gpt: RMS-normalise queries and keys per head."""
+    tied_head: bool = True
+    """The head is the embedding's matrix; or one of its own, which starts at zero."""
+    logit_softcap: float | None = None
+    """Bound logits smoothly by +-this: softcap * tanh(logits / softcap); None: no bound."""
+    embed_norm: bool = False
+    """RMS-normalise the embedded tokens."""
+    value_embeddings: int = 0
+    """Tables of token embeddings mixed into attention values: of the first so many layers, and
+    again of the last; at most half of the layers."""
+    embed_shortcut: bool = False
+    """Mix the embedded tokens into the input of every layer, with learned scalars."""
+    unet_skips: bool = False
+    """Add the outputs of the first half of the layers to the inputs of the second, from the inside
+    out, with learned scalars."""
+    window: int | None = None
+    """Positions a token sees, itself included; None: all up to its own."""
+    document_mask: bool = False
+    """A token sees its own document only."""
+    eot_id: int | None = None
+    """The token that begins a document, for document_mask; None: that of the dataset's
+    tokenizer."""
 
     def __post_init__(self) -> None:
-        _one_of("model", self, "architecture", *GPT_SWITCHES[:-1])
-        _positive("model", self, "layers", "width", "heads", "context", "vocab_size")
+        _one_of("model", self, "architecture", "positions", "norm", "activation", "init")
+        _positive(
+            "model", self, "layers", "width", "heads", "context", "vocab_size", "logit_softcap"
+        )
         _require(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}: "
@@ -119,6 +147,31 @@ class ModelConfig:
             self.architecture != "gpt" or self.positions != "rotary" or self.head_width % 2 == 0,
             f"the head width model.width / model.heads = {self.width} / {self.heads} = "
             f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
+        )
+        _not_negative("model", self, "value_embeddings")
+        _require(
+            2 * self.value_embeddings <= self.layers,
+            f"model.value_embeddings is {self.value_embeddings}: each serves two of the "
+            f"{self.layers} layers, so there can be at most {self.layers // 2}",
+        )
+        _require(
+            not self.unet_skips or self.layers > 1,
+            "model.unet_skips is True and there is one layer: a skip needs two",
+        )
+        _require(
+            self.window is None or self.window <= self.context,
+            f"model.window is {self.window} and model.context {self.context}: a token sees no more "
+            "than the context, so choose a smaller window or leave it out",
+        )
+        _require(
+            self.eot_id is None or self.document_mask,
+            f"model.eot_id is {self.eot_id}, which serves model.document_mask alone: leave it out, "
+            "or use --model.document-mask",
+        )
+        _require(
+            self.eot_id is None or 0 <= self.eot_id < (self.vocab_size or 2**63),
+            f"model.eot_id is {self.eot_id}: it must be a token of the vocabulary"
+            + (f", from 0 to {self.vocab_size - 1}" if self.vocab_size else ""),
         )
         for name in GPT_SWITCHES if self.architecture != "gpt" else ():
             value, default = getattr(self, name), getattr(type(self), name)
@@ -130,6 +183,11 @@ class ModelConfig:
 
     def _nearest_width(self) -> int:
         return max(1, round(self.width / self.heads)) * self.heads
+
+    @property
+    def has_scalars(self) -> bool:
+        """Whether there are learned scalars, which weigh shortcuts."""
+        return self.value_embeddings > 0 or self.embed_shortcut or self.unet_skips
 
     @property
     def head_width(self) -> int:
@@ -187,6 +245,8 @@ class MuonConfig:
     """Decay of NorMuon's second moment; used with normalize only."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
+    cautious: bool = False
+    """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
         _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
@@ -198,6 +258,11 @@ class MuonConfig:
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
             "choose a larger momentum, or --optim.muon.momentum-warmup-steps 0",
         )
+        _require(
+            not self.cautious or self.weight_decay > 0,
+            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
+            "cautious about; give --optim.muon.weight-decay",
+        )
 
 
 @dataclass(frozen=True)
@@ -208,6 +273,10 @@ class AdamWConfig:
     """Learning rate of embeddings, head and vectors."""
     matrix_lr: float | None = None
     """Learning rate of the block matrices where AdamW has them; None: lr."""
+    head_lr: float | None = None
+    """Learning rate of a head that is not tied to the embedding; None: lr."""
+    scalar_lr: float | None = None
+    """Learning rate of the learned scalars of shortcuts; None: lr."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment."""
     eps: float = 1e-8
@@ -216,7 +285,7 @@ class AdamWConfig:
     """Decoupled, on matrices only: vectors are never decayed."""
 
     def __post_init__(self) -> None:
-        _positive("optim.adamw", self, "lr", "matrix_lr", "eps")
+        _positive("optim.adamw", self, "lr", "matrix_lr", "head_lr", "scalar_lr", "eps")
         _not_negative("optim.adamw", self, "weight_decay")
         _betas("optim.adamw", self.betas)
 
@@ -371,6 +440,8 @@ class TrainConfig:
     """Steps between checkpoints; the end and a stop always save one."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; the best by validation loss is kept besides."""
+    log_every: int = 1
+    """Steps between the training losses that are written; all are checked for being finite."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.jsonl."""
 
@@ -386,6 +457,7 @@ class TrainConfig:
             "eval_tokens",
             "checkpoint_every",
             "keep_checkpoints",
+            "log_every",
             "hang_timeout_s",
         )
         _require(
@@ -441,6 +513,18 @@ class Config:
             self.train.sharding != "fsdp" or self.optim.matrices not in ("soap", "shampoo"),
             f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
             f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
+        )
+        _require(
+            self.optim.adamw.head_lr is None or not self.model.tied_head,
+            f"optim.adamw.head_lr is {self.optim.adamw.head_lr} and the head is the embedding's "
+            "matrix, whose learning rate is optim.adamw.lr: leave it out, or use "
+            "--model.no-tied-head",
+        )
+        _require(
+            self.optim.adamw.scalar_lr is None or self.model.has_scalars,
+            f"optim.adamw.scalar_lr is {self.optim.adamw.scalar_lr} and the model has no learned "
+            "scalars: leave it out, or use --model.value-embeddings, --model.embed-shortcut or "
+            "--model.unet-skips",
         )
         schedule = self.optim.schedule
         _require(
@@ -542,6 +626,29 @@ def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config
         )
     padded = -(-dataset_vocabulary // 128) * 128
     return replace(config, model=replace(config.model, vocab_size=padded))
+
+
+def resolve_eot(config: Config, dataset_eot_id: int | None) -> Config:
+    """The config with `model.eot_id` filled in from the dataset's tokenizer, where it is needed.
+
+    Raises `QuinticError` where neither gives one, or where they differ.
+    """
+    model = config.model
+    if not model.document_mask:
+        return config
+    _require(
+        model.eot_id is not None or dataset_eot_id is not None,
+        f"the end-of-text token of {config.data.path} is unknown, which model.document_mask needs: "
+        "name its tokenizer with --data.tokenizer (gpt2, or a tokenizer.json) or give "
+        "--model.eot-id",
+    )
+    _require(
+        model.eot_id is None or dataset_eot_id is None or model.eot_id == dataset_eot_id,
+        f"model.eot_id is {model.eot_id} and the tokenizer of {config.data.path} begins documents "
+        f"with {dataset_eot_id}: leave --model.eot-id out",
+    )
+    eot_id = dataset_eot_id if model.eot_id is None else model.eot_id
+    return replace(config, model=replace(model, eot_id=eot_id))
 
 
 def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -47,6 +47,7 @@ class _Pending:
 class Metrics:
     """Writes the records of a run; `on_record` gets each one, for the console.
 
+    Of the steps' losses every `log_every`-th is written, and one that is not finite.
     Without a folder nothing is written: of several processes one writes, and all notice where
     training has diverged.
 
@@ -63,6 +64,7 @@ class Metrics:
         flops_per_token: float,
         peak_flops: float | None,
         device: torch.device,
+        log_every: int = 1,
         tensorboard: bool,
         on_record: Callable[[Record], None],
     ) -> None:
@@ -70,6 +72,7 @@ class Metrics:
         self.batch_tokens = batch_tokens
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.device, self.on_record = device, on_record
+        self.log_every = log_every
         self._file: TextIO | None = None
         self._events: Any = None
         if folder is not None:
@@ -101,13 +104,14 @@ class Metrics:
             self._events.flush()
 
     def validation(self, step: int, val_loss: float, seconds: float) -> None:
-        """Write a validation loss and restart the clock."""
+        """Write a validation loss, with the seconds of training before it; restart the clock."""
         self._write(
             {
                 "step": step,
                 "tokens": step * self.batch_tokens,
                 "val_loss": val_loss,
                 "val_s": round(seconds, 3),
+                "elapsed_s": round(self.elapsed_s, 3),
             }
         )
         if not math.isfinite(val_loss):
@@ -126,6 +130,9 @@ class Metrics:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self.elapsed_s += seconds
+        finite = math.isfinite(loss)
+        if finite and pending.step % self.log_every:
+            return
         tokens_per_s = self.batch_tokens / seconds
         record: Record = {
             "step": pending.step,
@@ -142,7 +149,7 @@ class Metrics:
         if (peak := peak_memory_bytes(self.device)) is not None:
             record["memory_gib"] = round(peak / 2**30, 3)
         self._write(record)
-        if not math.isfinite(loss):
+        if not finite:
             raise NonFiniteLossError(pending.step, loss)
 
     def _write(self, record: Record) -> None:

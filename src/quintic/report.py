@@ -68,7 +68,7 @@ def _step_choices(run: Run) -> Iterator[str]:
     """How a step is computed, as far as it was chosen."""
     train, model = run.config.train, run.state.model
     if train.attention == "auto":
-        own = own_choice(run.device, model.compute_dtype, run.config.model.head_width)
+        own = own_choice(run.config.model, run.device, model.compute_dtype)
         yield f"attention as PyTorch chooses{f' ({own})' if own else ''}"
     else:
         yield f"attention {train.attention}"

@@ -27,7 +27,14 @@ from quintic.checkpoint import (
     newest_whole,
     read_state,
 )
-from quintic.config import EMBEDDED, Config, Precision, differing_fields, resolve_vocabulary
+from quintic.config import (
+    EMBEDDED,
+    Config,
+    Precision,
+    differing_fields,
+    resolve_eot,
+    resolve_vocabulary,
+)
 from quintic.console import Console
 from quintic.data.corpus import embedded_dataset
 from quintic.data.dataset import Dataset, check_tokens, open_dataset
@@ -71,6 +78,7 @@ RESUME_MAY_CHANGE = frozenset(
         "train.hang_timeout_s",
         "train.checkpoint_every",
         "train.keep_checkpoints",
+        "train.log_every",
         "train.tensorboard",
     }
 )
@@ -162,7 +170,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     dtype = compute_dtype(config.train.precision, device)
     if config.train.compile:
         check_compiler(device)
-    check_attention(config.train.attention, device, dtype, config.model.head_width)
+    check_attention(config.model, config.train.attention, device, dtype)
     _check_switches(config, device, dtype, world)
     if config.batch_sequences < world.size:
         raise QuinticError(
@@ -427,7 +435,7 @@ def _resolve(
     """The config with everything that was left to quintic filled in."""
     path = config.data.path
     return replace(
-        resolve_vocabulary(config, dataset.vocab_size),
+        resolve_eot(resolve_vocabulary(config, dataset.vocab_size), dataset.eot_id),
         data=replace(config.data, path=path if path == EMBEDDED else str(Path(path).absolute())),
         train=replace(
             config.train,

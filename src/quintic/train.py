@@ -203,6 +203,7 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
         flops_per_token=run.state.model.flops_per_token(),
         peak_flops=peak and peak * run.world.size,
         device=run.device,
+        log_every=run.config.train.log_every,
         tensorboard=run.config.train.tensorboard,
         on_record=progress.show,
     )

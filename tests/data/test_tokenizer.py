@@ -1,7 +1,9 @@
 import json
 import time
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 import tiktoken
@@ -175,14 +177,63 @@ class TestGpt2:
             gpt2.decode([50300])
 
 
+class TestGpt2AgainstTiktoken:
+    """Text is cut by another pattern than tiktoken's own, and the ids are its own."""
+
+    @pytest.fixture
+    def gpt2(self, gpt2_vocabulary: None) -> Tokenizer:
+        return load_tokenizer("gpt2")
+
+    @pytest.fixture
+    def tiktokens(self, gpt2_vocabulary: None) -> tiktoken.Encoding:
+        return tiktoken.get_encoding("r50k_base")
+
+    def test_vocabulary(self, gpt2: Tokenizer, tiktokens: tiktoken.Encoding) -> None:
+        assert (tiktokens.n_vocab, tiktokens.eot_token) == (gpt2.vocab_size, gpt2.eot_id)
+
+    def test_any_text(self, gpt2: Tokenizer, tiktokens: tiktoken.Encoding) -> None:
+        @given(text_strategy)
+        @settings(deadline=None, max_examples=500)
+        def check(text: str) -> None:
+            ids = tiktokens.encode_ordinary(text)
+            assert gpt2.encode(text) == ids
+            assert gpt2.encode_to_array(text).tolist() == ids
+
+        check()
+
+    def test_every_character_beside_all_others(
+        self, gpt2: Tokenizer, tiktokens: tiktoken.Encoding
+    ) -> None:
+        characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+        known = [c for c in characters if unicodedata.category(c) not in ("Cn", "Co")]
+        neighbours = "".join(f"{c}a{c} {c}1{c}'s'{c}\n" for c in known)
+        for text in ("".join(characters), " ".join(known), neighbours):
+            assert np.array_equal(
+                gpt2.encode_to_array(text), tiktokens.encode_to_numpy(text, disallowed_special=())
+            )
+
+    @pytest.mark.parametrize("text", ["a" + " " * 1_100_000, "a" + " " * 500_000 + "b"])
+    def test_long_white_space(
+        self, gpt2: Tokenizer, tiktokens: tiktoken.Encoding, text: str
+    ) -> None:
+        assert gpt2.encode(text) == tiktokens.encode_ordinary(text)
+
+    def test_it_gives_up_where_tiktoken_does(
+        self, gpt2: Tokenizer, tiktokens: tiktoken.Encoding
+    ) -> None:
+        for encode in (gpt2.encode_to_array, tiktokens.encode_to_numpy):
+            with pytest.raises(ValueError, match="Max stack size"):
+                encode(" " * 1_100_000 + "x")
+
+
 class TestGpt2WithoutNetwork:
     """The message says which file goes where; and it comes soon."""
 
     def test_refused_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(name: str) -> tiktoken.Encoding:
+        def refuse() -> tiktoken.Encoding:
             raise requests.ConnectionError("no route to host")
 
-        monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+        monkeypatch.setattr(tokenizer_module, "_r50k", refuse)
         monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
         with pytest.raises(QuinticError) as caught:
             Gpt2Tokenizer()
@@ -193,11 +244,11 @@ class TestGpt2WithoutNetwork:
         assert "\n" not in message
 
     def test_no_answer(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        def hang(name: str) -> tiktoken.Encoding:
+        def hang() -> tiktoken.Encoding:
             time.sleep(5)
             raise requests.ConnectionError
 
-        monkeypatch.setattr(tiktoken, "get_encoding", hang)
+        monkeypatch.setattr(tokenizer_module, "_r50k", hang)
         monkeypatch.setattr(tokenizer_module, "_DOWNLOAD_SECONDS", 0.1)
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
         began = time.monotonic()
@@ -207,7 +258,7 @@ class TestGpt2WithoutNetwork:
         assert str(tmp_path) in str(caught.value)
 
     def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(tiktoken, "get_encoding")
+        monkeypatch.delattr(tokenizer_module, "_r50k")
         assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2")
 
 

@@ -27,14 +27,30 @@ CONFIGS |= {
     "gpt, LayerNorm": replace(CONFIGS["gpt"], norm="layernorm"),
     "gpt, GELU": replace(CONFIGS["gpt"], activation="gelu"),
     "gpt, no QK-norm": replace(CONFIGS["gpt"], qk_norm=False),
+    "gpt, with every shortcut": replace(
+        CONFIGS["gpt"],
+        tied_head=False,
+        logit_softcap=15.0,
+        embed_norm=True,
+        value_embeddings=1,
+        embed_shortcut=True,
+        unet_skips=True,
+    ),
 }
+
+MASKED = {
+    "gpt, window": replace(CONFIGS["gpt"], window=3),
+    "gpt, window and documents": replace(CONFIGS["gpt"], window=6, document_mask=True, eot_id=8),
+}
+"""In which not every earlier token shows in a logit."""
 
 both = pytest.mark.parametrize("architecture", list(CONFIGS))
 
 
 def drawn(architecture: str) -> LanguageModel:
     """A float64 model in which no weight is zero, so that every part shows in the logits."""
-    model = build_model(CONFIGS[architecture], compute_dtype=torch.float64)
+    config = (CONFIGS | MASKED)[architecture]
+    model = build_model(config, compute_dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -58,13 +74,13 @@ def test_a_later_token_changes_no_earlier_logit(architecture: str) -> None:
         assert (changed[:, t:] - logits[:, t:]).abs().amax(-1).min() > 1e-6
 
 
-@both
+@pytest.mark.parametrize("architecture", [*CONFIGS, *MASKED])
 @pytest.mark.parametrize("prefill", [1, 5, CONTEXT])
 def test_logits_with_a_cache_token_by_token_equal_the_full_forward(
     architecture: str, prefill: int
 ) -> None:
     model, ids = drawn(architecture), tokens(3)
-    cache = KVCache(CONFIGS[architecture], batch=3, dtype=torch.float64, device=torch.device("cpu"))
+    cache = KVCache(model.config, batch=3, dtype=torch.float64, device=torch.device("cpu"))
     with torch.no_grad():
         full = model(ids)
         parts = [model(ids[:, :prefill], cache)]
@@ -73,6 +89,17 @@ def test_logits_with_a_cache_token_by_token_equal_the_full_forward(
             parts.append(model(ids[:, t : t + 1], cache))
     assert cache.length == CONTEXT
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", MASKED)
+def test_with_a_mask_several_tokens_at_once_may_follow_those_in_the_cache(
+    architecture: str,
+) -> None:
+    model, ids = drawn(architecture), tokens(3)
+    cache = KVCache(model.config, batch=3, dtype=torch.float64, device=torch.device("cpu"))
+    with torch.no_grad():
+        parts = [model(part, cache) for part in ids.split(5, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=0, atol=1e-12)
 
 
 @both

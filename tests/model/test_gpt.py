@@ -17,7 +17,8 @@ from torch import Tensor
 from quintic.config import ModelConfig
 from quintic.data.shards import TokenStream, open_shard
 from quintic.data.tokenizer import Gpt2Tokenizer
-from quintic.model.base import LanguageModel, attend
+from quintic.model.attention import attend
+from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
 from quintic.model.gpt import GPT, MLP, Block, Rotary
 from quintic.model.loss import CROSS_ENTROPIES
@@ -91,29 +92,58 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             y[i + half] = -x1 * math.sin(angle) + x2 * math.cos(angle)
         return y
 
+    def visible(s: int, t: int) -> bool:
+        if config.window is not None and s <= t - config.window:
+            return False
+        return not config.document_mask or config.eot_id not in tokens[s + 1 : t + 1]
+
     xs = [w["embed.weight"][token] for token in tokens]
     if config.positions == "learned":
         xs = [x + w["positions.weight"][t] for t, x in enumerate(xs)]
+    if config.embed_norm:
+        xs = [rms_norm(x) for x in xs]
+    x0s = list(xs)
+    outputs_of: list[list[Array]] = []
     for layer in range(config.layers):
+        if config.unet_skips and layer >= config.layers - config.layers // 2:
+            opposite = config.layers - 1 - layer
+            skip = w[f"skips.{opposite}.weight"][0]
+            xs = [x + skip * y for x, y in zip(xs, outputs_of[opposite], strict=True)]
+        if config.embed_shortcut:
+            a, b = w[f"layers.{layer}.shortcut.weight"]
+            xs = [a * x + b * x0 for x, x0 in zip(xs, x0s, strict=True)]
         q, k, v, o = (w[f"layers.{layer}.attention.{name}.weight"] for name in "qkvo")
         normed = [norm(x, f"layers.{layer}.attention_norm") for x in xs]
+        values = [v @ x for x in normed]
+        # Of 3 layers with one table, the first and the last have it.
+        if config.value_embeddings and layer in (0, config.layers - 1):
+            a, b = w[f"layers.{layer}.attention.value_mix.weight"]
+            embedded = [
+                w["value_embed.weight"][token] * math.sqrt(config.width) for token in tokens
+            ]
+            values = [a * x + b * e for x, e in zip(values, embedded, strict=True)]
         for t in range(len(xs)):
             outputs = []
             for h in range(heads):
                 part = slice(h * width, (h + 1) * width)
+                seen = [s for s in range(t + 1) if visible(s, t)]
                 query = rotate(head_norm((q @ normed[t])[part]), t)
                 scores = np.array(
                     [
                         query @ rotate(head_norm((k @ normed[s])[part]), s) / math.sqrt(width)
-                        for s in range(t + 1)
+                        for s in seen
                     ]
                 )
                 p = np.exp(scores) / np.exp(scores).sum()
-                outputs.append(sum(p[s] * (v @ normed[s])[part] for s in range(t + 1)))
+                outputs.append(sum(p[i] * values[s][part] for i, s in enumerate(seen)))
             xs[t] = xs[t] + o @ np.concatenate(outputs)
         up, down = (w[f"layers.{layer}.mlp.{name}.weight"] for name in ("up", "down"))
         xs = [x + down @ activate(up @ norm(x, f"layers.{layer}.mlp_norm")) for x in xs]
-    return np.stack([w["embed.weight"] @ norm(x, "final_norm") for x in xs])
+        outputs_of.append(list(xs))
+    head = w["embed.weight"] if config.tied_head else w["head.weight"]
+    logits = np.stack([head @ norm(x, "final_norm") for x in xs])
+    cap = config.logit_softcap
+    return logits if cap is None else cap * np.tanh(logits / cap)
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -123,11 +153,23 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "activation": {"activation": "gelu"},
     "qk_norm": {"qk_norm": False},
 }
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "tied_head": {"tied_head": False},
+    "logit_softcap": {"logit_softcap": 3.0},
+    "embed_norm": {"embed_norm": True},
+    "value_embeddings": {"value_embeddings": 1},
+    "embed_shortcut": {"embed_shortcut": True},
+    "unet_skips": {"unet_skips": True},
+    "window": {"window": 3},
+    "document_mask": {"document_mask": True, "eot_id": 17},
+}
+EVERY_TECHNIQUE = {field: value for t in TECHNIQUES.values() for field, value in t.items()}
+SWITCHES = ABLATIONS | TECHNIQUES | {"every technique": EVERY_TECHNIQUE}
 
 
-@pytest.mark.parametrize("ablation", list(ABLATIONS))
-def test_forward_equals_the_formulas_written_out_in_float64(ablation: str) -> None:
-    config = replace(SMALL, **ABLATIONS[ablation])
+@pytest.mark.parametrize("switch", [*SWITCHES, "unet_skips of an even number"])
+def test_forward_equals_the_formulas_written_out_in_float64(switch: str) -> None:
+    config = replace(SMALL, **SWITCHES.get(switch, {"unet_skips": True, "layers": 4}))
     model = drawn(config)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
     tokens = [3, 17, 17, 0, 39, 8, 21, 5, 3, 30, 1]
@@ -221,13 +263,13 @@ def test_classic_initialisation_divides_the_output_projections_and_changes_nothi
             assert torch.equal(weight, zero[name]), name
 
 
-@pytest.mark.parametrize("ablation", list(ABLATIONS))
-def test_a_seed_gives_the_weights_that_both_have_the_same_values(ablation: str) -> None:
+@pytest.mark.parametrize("switch", list(SWITCHES))
+def test_a_seed_gives_the_weights_that_both_have_the_same_values(switch: str) -> None:
     default = build_model(SMALL, seed=5).state_dict()
-    ablated = build_model(replace(SMALL, **ABLATIONS[ablation]), seed=5).state_dict()
-    assert default.keys() <= ablated.keys()
+    switched = build_model(replace(SMALL, **SWITCHES[switch]), seed=5).state_dict()
+    assert default.keys() <= switched.keys()
     for name, weight in default.items():
-        assert torch.equal(ablated[name], weight), name
+        assert torch.equal(switched[name], weight), name
 
 
 def test_learned_positions_start_as_the_embedding_does() -> None:
@@ -252,11 +294,12 @@ def test_with_every_switch_thrown_it_is_gpt2_without_biases() -> None:
     torch.testing.assert_close(model(tokens), classic(tokens), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("ablation", list(ABLATIONS))
-def test_loss_and_gradient_compile_as_one_graph(ablation: str) -> None:
-    model = drawn(replace(SMALL, **ABLATIONS[ablation]))
+@pytest.mark.parametrize("switch", [*ABLATIONS, "every technique"])
+def test_loss_and_gradient_compile_as_one_graph(switch: str) -> None:
+    model = drawn(replace(SMALL, **SWITCHES[switch]))
     model.cross_entropy = CROSS_ENTROPIES["plain"]
     tokens = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(5))
+    torch.compiler.reset()  # what it has compiled for other models of this process
     # Without a code generator: what is tested is that nothing breaks the graph.
     compiled = torch.compile(model.loss, fullgraph=True, dynamic=False, backend="aot_eager")
     gradients = []
@@ -278,6 +321,22 @@ def test_head_is_the_embedding() -> None:
     assert model.embed.weight.grad[7].any()
     shapes = [p.shape for p in model.parameters()]
     assert shapes.count(model.embed.weight.shape) == 1
+
+
+def test_an_untied_head_starts_at_zero_and_shares_nothing_with_the_embedding() -> None:
+    config = replace(SMALL, tied_head=False)
+    model = build_model(config, compute_dtype=torch.float64)
+    ids = torch.tensor([[1, 2, 3]])
+    assert not model.head.weight.any()
+    assert model.loss(ids, ids).item() == pytest.approx(math.log(40), rel=1e-12)
+    assert model.parameter_count() == meta_model(SMALL).parameter_count() + 40 * 24
+    assert model.flops_per_token() == meta_model(SMALL).flops_per_token()
+    model = drawn(config)
+    model.loss(ids, torch.tensor([[2, 3, 4]])).backward()
+    assert model.embed.weight.grad is not None
+    assert model.head.weight.grad is not None
+    assert not model.embed.weight.grad[7].any()  # never an input
+    assert model.head.weight.grad[7].any()
 
 
 def test_attention_scale_is_one_over_the_root_of_the_head_width() -> None:

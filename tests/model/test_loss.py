@@ -1,5 +1,6 @@
 """The chunked loss against the plain one: value, gradients, precision and memory."""
 
+import math
 from typing import Any
 
 import pytest
@@ -39,30 +40,51 @@ def inputs(
     return x.to(dtype).requires_grad_(), weight.to(master).requires_grad_(), targets
 
 
+softcaps = pytest.mark.parametrize("softcap", [None, 2.0], ids=["uncapped", "softcap"])
+"""2 is small enough to bend the logits here, whose standard deviation is 3.5."""
+
+
 def value_and_gradients(
-    loss: CrossEntropy, dtype: torch.dtype, scale: float = 1.0
+    loss: CrossEntropy, dtype: torch.dtype, scale: float = 1.0, softcap: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, targets = inputs(dtype)
-    value = loss(x, weight, targets)
+    value = loss(x, weight, targets, softcap)
     (scale * value).backward()
     assert x.grad is not None
     assert weight.grad is not None
     return value.detach(), x.grad, weight.grad
 
 
+def test_the_softcap_is_that_of_the_definition_token_by_token() -> None:
+    x, weight, targets = (tensor.detach() for tensor in inputs())
+    losses = []
+    for row, target in zip(x.tolist(), targets.tolist(), strict=True):
+        z = [sum(a * b for a, b in zip(row, w, strict=True)) for w in weight.tolist()]
+        capped = [2.0 * math.tanh(v / 2.0) for v in z]
+        losses.append(math.log(sum(math.exp(v) for v in capped)) - capped[target])
+    for loss in CROSS_ENTROPIES.values():
+        value = loss(x, weight, targets, 2.0).item()
+        assert value == pytest.approx(sum(losses) / N, rel=1e-13)
+        assert value != pytest.approx(loss(x, weight, targets).item(), rel=0.1)
+
+
+@softcaps
 @pytest.mark.parametrize("scale", [1.0, 0.125, -3.7])
-def test_chunked_equals_plain_in_float64(chunk: int, scale: float) -> None:
-    found = value_and_gradients(chunked_cross_entropy, torch.float64, scale)
-    expected = value_and_gradients(plain_cross_entropy, torch.float64, scale)
+def test_chunked_equals_plain_in_float64(chunk: int, scale: float, softcap: float | None) -> None:
+    found = value_and_gradients(chunked_cross_entropy, torch.float64, scale, softcap)
+    expected = value_and_gradients(plain_cross_entropy, torch.float64, scale, softcap)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@softcaps
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunked_is_as_exact_as_plain(chunk: int, dtype: torch.dtype) -> None:
-    exact = value_and_gradients(plain_cross_entropy, torch.float64, 0.3)
-    plain = value_and_gradients(plain_cross_entropy, dtype, 0.3)
-    found = value_and_gradients(chunked_cross_entropy, dtype, 0.3)
+def test_chunked_is_as_exact_as_plain(
+    chunk: int, dtype: torch.dtype, softcap: float | None
+) -> None:
+    exact = value_and_gradients(plain_cross_entropy, torch.float64, 0.3, softcap)
+    plain = value_and_gradients(plain_cross_entropy, dtype, 0.3, softcap)
+    found = value_and_gradients(chunked_cross_entropy, dtype, 0.3, softcap)
     for a, b, truth in zip(found, plain, exact, strict=True):
         assert a.dtype == b.dtype
         own, allowed = (a.double() - truth).norm(), 2 * (b.double() - truth).norm()
@@ -70,11 +92,14 @@ def test_chunked_is_as_exact_as_plain(chunk: int, dtype: torch.dtype) -> None:
         assert own <= allowed + 2e-7 * truth.norm()
 
 
-def test_chunked_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+@softcaps
+def test_chunked_passes_gradcheck(monkeypatch: pytest.MonkeyPatch, softcap: float | None) -> None:
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 3 * 5)
     x, weight, targets = inputs(N=7, D=3, V=5)
     assert torch.autograd.gradcheck(
-        lambda x, w: chunked_cross_entropy(x, w, targets), (x, weight), raise_exception=True
+        lambda x, w: chunked_cross_entropy(x, w, targets, softcap),
+        (x, weight),
+        raise_exception=True,
     )
 
 

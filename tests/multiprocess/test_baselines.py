@@ -1,4 +1,5 @@
-"""The optimizers that Muon is compared with, and the ablations, on several processes."""
+"""What a run can switch on or off, on several processes: the optimizers that Muon is compared with,
+ablations, techniques of the speedrun."""
 
 from __future__ import annotations
 
@@ -22,6 +23,20 @@ needs_library = pytest.mark.skipif(
     importlib.util.find_spec("pytorch_optimizer") is None,
     reason="pytorch_optimizer is not installed: pip install quintic[optimizers]",
 )
+TECHNIQUES: dict[str, Any] = {
+    "model.tied_head": False,
+    "model.logit_softcap": 15.0,
+    "model.embed_norm": True,
+    "model.value_embeddings": 1,
+    "model.embed_shortcut": True,
+    "model.unet_skips": True,
+    "model.window": 20,
+    "model.document_mask": True,
+    "model.eot_id": 5,
+    "optim.adamw.scalar_lr": 0.04,
+    "optim.muon.weight_decay": 0.1,
+    "optim.muon.cautious": True,
+}
 RUNS: dict[str, dict[str, Any]] = {
     "sgd": {"optim.matrices": "sgd"},
     "sgd, fsdp": {"optim.matrices": "sgd", "train.sharding": "fsdp"},
@@ -39,6 +54,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "model.norm": "layernorm",
         "train.sharding": "fsdp",
     },
+    "every technique": TECHNIQUES,
+    "every technique, fsdp": {**TECHNIQUES, "train.sharding": "fsdp"},
 }
 # SOAP's basis is arbitrary where the first gradient of a matrix has nothing, and rounding decides:
 # another micro-batch on one process changes these losses by 0.03 as well.

@@ -6,11 +6,10 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import nn
 
 from quintic.config import AdamWConfig, ModelConfig, MuonConfig, OptimConfig
 from quintic.errors import QuinticError
-from quintic.model.base import LanguageModel
+from quintic.model.base import Head, LanguageModel
 from quintic.model.build import build_model, meta_model
 from quintic.optim.muon import Muon
 from quintic.optim.routing import (
@@ -72,6 +71,43 @@ def test_the_ablations_parameters_are_adamws() -> None:
     ]
     vectors = {f"{norm}.{kind}": 0.0 for norm in norms for kind in ("weight", "bias")}
     assert rest == {"embed.weight": 0.1, "positions.weight": 0.1, **vectors}
+
+
+def test_an_untied_head_is_adamws_with_a_learning_rate_of_its_own_if_asked() -> None:
+    model = build_model(replace(SIZES, tied_head=False))
+    for head_lr, expected in ((None, 0.003), (0.008, 0.008)):
+        adamw = AdamWConfig(lr=0.003, matrix_lr=0.001, head_lr=head_lr, weight_decay=0.1)
+        routes = {r.name: r for r in route_parameters(model, OptimConfig(adamw=adamw))}
+        assert routes["head.weight"] == Route(
+            "head.weight", (32, 16), "adamw", expected, scale=1.0, weight_decay=0.1
+        )
+        assert routes["embed.weight"].lr == 0.003
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_shortcuts_are_adamws_and_their_scalars_have_a_learning_rate_of_their_own_if_asked(
+    matrices: Literal["muon", "adamw"],
+) -> None:
+    config = replace(SIZES, value_embeddings=1, embed_shortcut=True, unet_skips=True)
+    model = build_model(config)
+    for scalar_lr in (None, 0.04):
+        adamw = AdamWConfig(lr=0.003, matrix_lr=0.001, scalar_lr=scalar_lr, weight_decay=0.1)
+        routes = route_parameters(model, OptimConfig(matrices=matrices, adamw=adamw))
+        check_routes(model, routes)
+        assert {r.name for r in routes if r.name in MATRICES} == set(MATRICES)
+        found = {
+            r.name: (r.shape, r.optimizer, r.lr, r.weight_decay)
+            for r in routes
+            if r.name not in MATRICES
+        }
+        scalar = ("adamw", scalar_lr or 0.003, 0.0)
+        assert found == {
+            "embed.weight": ((32, 16), "adamw", 0.003, 0.1),
+            "value_embed.weight": ((32, 16), "adamw", 0.003, 0.1),
+            "skips.0.weight": ((1,), *scalar),
+            **{f"layers.{i}.shortcut.weight": ((2,), *scalar) for i in (0, 1)},
+            **{f"layers.{i}.attention.value_mix.weight": ((2,), *scalar) for i in (0, 1)},
+        }
 
 
 @both
@@ -232,7 +268,7 @@ def test_a_route_without_a_parameter_is_refused_by_name() -> None:
 
 def test_one_tensor_claimed_under_two_names_is_refused_with_both() -> None:
     model, routes = routed()
-    model.head = nn.Linear(16, 32, bias=False)
+    model.head = Head(32, 16)
     model.head.weight = model.embed.weight
     check_routes(model, routes)  # one claim of the tied tensor is right
     assert [route.name for route in route_parameters(model, OptimConfig())] == [

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from quintic import __version__
 from quintic.cli import compare, datasets, runs, sweeps
 from quintic.cli.options import (
     Compare,
@@ -31,6 +32,9 @@ from quintic.errors import QuinticError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; raises `SystemExit` with 2 for what a user got wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"quintic {__version__}")
+        return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what a terminal may not show
     try:

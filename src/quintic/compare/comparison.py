@@ -15,6 +15,7 @@ from quintic.compare.groups import (
     differing_settings,
     group_runs,
 )
+from quintic.compare.lengths import Lengths, compare_lengths
 from quintic.compare.record import AXES, Axis, RunRecord
 from quintic.compare.statistics import (
     BelowTarget,
@@ -95,6 +96,8 @@ class Comparison:
     results: tuple[Result, ...]
     settings: dict[str, list[Any]]
     """What differs between the configs, a value for each group."""
+    lengths: tuple[Lengths, ...]
+    """Where one config was trained for several lengths: which of them ends where another ends."""
     comparable: bool
     """False where the losses do not compare and were forced side by side."""
     notes: tuple[str, ...]
@@ -108,6 +111,7 @@ class Comparison:
             "comparable": self.comparable,
             "settings": self.settings,
             "notes": list(self.notes),
+            "lengths": [_lengths_dict(lengths) for lengths in self.lengths],
             "groups": [_result_dict(result) for result in self.results],
         }
 
@@ -150,6 +154,7 @@ def compare(
         axis=axis,
         results=tuple(results),
         settings=differing_settings(groups),
+        lengths=tuple(compare_lengths(groups)) if comparable else (),
         comparable=comparable,
         notes=tuple(_notes(results, comparable)),
     )
@@ -300,6 +305,19 @@ def _result_dict(result: Result) -> dict[str, Any]:
         "memory_gib": result.memory_gib,
         "optimizer_share": result.optimizer_share,
         "curve": [asdict(point) for point in result.curve],
+    }
+
+
+def _lengths_dict(lengths: Lengths) -> dict[str, Any]:
+    return {
+        "series": [group.label for group in lengths.series],
+        "reference": lengths.reference.label,
+        "reference_steps": lengths.reference_steps,
+        "pairs": lengths.pairs,
+        "steps": lengths.steps,
+        "ratio": lengths.ratio and asdict(lengths.ratio),
+        "too_short": lengths.too_short,
+        "too_long": lengths.too_long,
     }
 
 

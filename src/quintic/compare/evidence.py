@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quintic.compare.comparison import Comparison, Result
+from quintic.compare.lengths import Lengths
 from quintic.compare.statistics import ALPHA, CONFIDENCE, MOST_RUNS, POWER, Ratio
 
 
@@ -17,6 +18,7 @@ def sentences(comparison: Comparison) -> Iterator[str]:
         yield "Between the groups nothing is tested: their data differ."
     else:
         yield from _against_first(comparison)
+        yield from map(_length, comparison.lengths)
     if any(len(result.group.counted) == 1 for result in comparison.results):
         yield (
             "For a claim, train each with several seeds (--train.seed), 3 at the least; seeds of "
@@ -42,6 +44,39 @@ def _against_first(comparison: Comparison) -> Iterator[str]:
             f"With {len(others)} groups beside {first.group.label}, each p is held against "
             f"{ALPHA:g} / {len(others)} = {level:.2g}."
         )
+
+
+def _length(lengths: Lengths) -> str:
+    shortest, *_, longest = (group.runs[0].steps_planned for group in lengths.series)
+    wanted, steps = lengths.reference.label, lengths.reference_steps
+    opening = (
+        f"{' / '.join(group.label for group in lengths.series)}, one config for {shortest:,} to "
+        f"{longest:,} steps, against {wanted} ({steps:,} steps)"
+    )
+    if not lengths.pairs:
+        return f"{opening}: no seed is finished on both sides, so their lengths are not compared."
+    if lengths.steps is None or lengths.ratio is None:
+        missed = [
+            f"{count} of {lengths.pairs} seeds even the {which} run ends {where} it"
+            for count, which, where in (
+                (lengths.too_short, "longest", "above"),
+                (lengths.too_long, "shortest", "below"),
+            )
+            if count
+        ]
+        return f"{opening}: of {' and of '.join(missed)}, so no ratio of lengths is given."
+    found = lengths.ratio
+    if found.low is None or found.high is None:
+        evidence = "from one seed, so without an interval"
+    else:
+        evidence = (
+            f"{CONFIDENCE:.0%} interval {found.low:.2f} to {found.high:.2f} over {lengths.pairs} "
+            "seeds, paired"
+        )
+    return (
+        f"{opening}: a run of {lengths.steps:,.0f} steps ends where {wanted} ends, "
+        f"{found.value:.2f} times as many ({evidence})."
+    )
 
 
 def _below_target(result: Result, target: float) -> str:

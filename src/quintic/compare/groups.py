@@ -11,7 +11,14 @@ from typing import Any
 from quintic.compare.record import SEED, Data, RunRecord
 from quintic.errors import QuinticError
 
-BOOKKEEPING = frozenset({"train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard"})
+BOOKKEEPING = frozenset(
+    {
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.tensorboard",
+    }
+)
 """Fields that change neither a loss nor the time that is counted."""
 
 DATA_PATH = "data.path"

@@ -35,7 +35,7 @@ def _read_folder(folder: Path) -> RunRecord:
     points: list[Point] = []
     elapsed_s, diverged_at = 0.0, None
     for record in records:
-        # A validation at a step follows the step before, whose record has the time.
+        # A validation of older runs has no time of its own; the step before it has.
         if (seconds := _number(path, record, "elapsed_s")) is not None:
             elapsed_s = seconds
         _number(path, record, "tokens")

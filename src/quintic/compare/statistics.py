@@ -159,6 +159,28 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> Ratio | None:
     )
 
 
+def ratio_of_pairs(values: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """How many times the reference, where each value has a partner (the same seed).
+
+    Student's interval on the logarithms of the quotients, and its test that their mean is 0. All
+    must be positive; without a spread there is no interval.
+    """
+    from scipy import stats
+
+    logs = [math.log(value / base) for value, base in zip(values, reference, strict=True)]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2 or not statistics.variance(logs):
+        return Ratio(math.exp(mean), None, None, None)
+    found = stats.ttest_1samp(logs, 0.0)
+    interval = found.confidence_interval(CONFIDENCE)
+    return Ratio(
+        math.exp(mean),
+        math.exp(float(interval.low)),
+        math.exp(float(interval.high)),
+        float(found.pvalue),
+    )
+
+
 def _welch(
     values: Sequence[float], reference: Sequence[float]
 ) -> tuple[float | None, float | None, float | None]:

@@ -14,7 +14,7 @@ import zstandard
 from quintic.data.sources import Arriving, Kind, Source, unreadable
 from quintic.errors import QuinticError
 
-# A worker is busy with this much text for a fifth of a second.
+# A worker is busy with this much text for about a twentieth of a second.
 PIECE_BYTES = 1 << 20
 
 # A document is held whole, several times over: as bytes, as text and as tokens.

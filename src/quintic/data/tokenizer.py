@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 import tokenizers
+from tiktoken.load import load_tiktoken_bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from quintic.errors import QuinticError
@@ -123,14 +124,28 @@ class Tokenizer(ABC):
 
 GPT2 = TokenizerInfo(name="gpt2", vocab_size=50257, eot_id=50256, fingerprint="gpt2")
 
-# The name that tiktoken gives the file in its cache: the SHA-1 of the address it comes from.
 _GPT2_FILE = "r50k_base.tiktoken"
+_GPT2_ADDRESS = f"https://openaipublic.blob.core.windows.net/encodings/{_GPT2_FILE}"
+_GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# The name that tiktoken gives the file in its cache: the SHA-1 of the address it comes from.
 _GPT2_CACHED_AS = "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4"
 _DOWNLOAD_SECONDS = 30.0
 
+# How text is cut before merging: GPT-2's pattern, in a form that takes under two thirds of the time
+# of the one in tiktoken (r50k_pat_str of its `tiktoken_ext/openai_public.py`). The engine there,
+# fancy-regex, steps through what is possessive (`\p{L}++`) or looks ahead, one alternative after
+# another, in a machine that backtracks, and hands what is neither to regex-automata whole. So the
+# first four alternatives, possessive there, are greedy here, and in a group. They match the same:
+# nothing comes after their quantifiers that could ask for characters back. White space is cut as
+# tiktoken has it, which leaves the last blank to the word behind it.
+_GPT2_SPLIT = (
+    r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)"
+    r"|\s++$|\s+(?!\S)|\s"
+)
+
 
 class Gpt2Tokenizer(Tokenizer):
-    """GPT-2's vocabulary of 50,257 tokens (Radford et al. 2019), as tiktoken's `r50k_base`.
+    """GPT-2's vocabulary of 50,257 tokens (Radford et al. 2019): tiktoken's `r50k_base`, faster.
 
     Raises:
         QuinticError: the vocabulary is not in tiktoken's cache and cannot be downloaded.
@@ -165,13 +180,13 @@ class Gpt2Tokenizer(Tokenizer):
 
 
 def _load_r50k() -> tiktoken.Encoding:
-    """tiktoken's r50k_base, from its cache or downloaded, within `_DOWNLOAD_SECONDS`."""
+    """r50k_base, from tiktoken's cache or downloaded, within `_DOWNLOAD_SECONDS`."""
     loaded: list[tiktoken.Encoding] = []
     failures: list[Exception] = []
 
     def load() -> None:
         try:
-            loaded.append(tiktoken.get_encoding("r50k_base"))
+            loaded.append(_r50k())
         except Exception as error:  # reported below, in the thread that asked
             failures.append(error)
 
@@ -190,6 +205,17 @@ def _load_r50k() -> tiktoken.Encoding:
         f"GPT-2's vocabulary cannot be downloaded ({reason}): on a machine with network fetch "
         f"tiktoken's file {_GPT2_FILE}, put it under the name {_GPT2_CACHED_AS} into the folder "
         f"that TIKTOKEN_CACHE_DIR names ({now}), and try again"
+    )
+
+
+@cache
+def _r50k() -> tiktoken.Encoding:
+    return tiktoken.Encoding(
+        "r50k_base",
+        pat_str=_GPT2_SPLIT,
+        mergeable_ranks=load_tiktoken_bpe(_GPT2_ADDRESS, expected_hash=_GPT2_SHA256),
+        special_tokens={END_OF_TEXT: GPT2.eot_id},
+        explicit_n_vocab=GPT2.vocab_size,
     )
 
 

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
+from quintic.model.attention import mean_visible
 from quintic.model.casts import use_cast
-from quintic.model.loss import CrossEntropy
+from quintic.model.loss import CrossEntropy, logits_of
 
 
 class Linear(nn.Linear):
@@ -39,8 +40,9 @@ class Linear(nn.Linear):
 class KVCache:
     """Keys and values of the tokens seen so far, for generation one token at a time.
 
-    Holds at most `context` positions: [layers, B, H, context, K] twice. `length` counts the
-    positions filled, which is the position of the next token.
+    Holds at most `context` positions: [layers, B, H, context, K] twice, and their tokens, which
+    masks are made of. `length` counts the positions filled, which is the position of the next
+    token.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class KVCache:
         shape = (config.layers, batch, config.heads, config.context, config.head_width)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.tokens = torch.zeros((batch, config.context), dtype=torch.int64, device=device)
         self.length = 0
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,26 +62,37 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v_BHTK
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def append_tokens(self, tokens_BT: Tensor) -> Tensor:
+        """Store the tokens of the new positions; return those of all, [B, S]."""
+        end = self.length + tokens_BT.shape[1]
+        assert end <= self.tokens.shape[1], "the caller rebuilds a full cache"
+        self.tokens[:, self.length : end] = tokens_BT
+        return self.tokens[:, :end]
 
-def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
-    """Causal attention with softmax scale 1/sqrt(K); the queries are the last T of S positions.
 
-    Either all positions are new (T = S), or one is (T = 1, generation): a single query sees every
-    key and needs no mask.
+class Head(nn.Module):
+    """A head of its own, [V, D]. It starts at zero: every token is equally likely at step 0, and
+    the first gradient of the blocks is zero.
+
+    From the speedrun's record of 2024-11-03, which the zeros are "a significant fraction" of
+    (https://github.com/KellerJordan/modded-nanogpt, records/track_1_short/2024-11-03_UntieEmbed).
     """
-    time, seen = q_BHTK.shape[2], k_BHSK.shape[2]
-    assert time in (1, seen), "several new positions behind a filled cache need their own mask"
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=time == seen)
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.weight: Tensor = nn.Parameter(torch.zeros(vocab_size, width))
 
 
 class LanguageModel(nn.Module, ABC):
-    """A decoder with its head tied to the embedding; subclasses give `features`.
+    """A decoder with its head tied to the embedding, or not; subclasses give `features`.
 
     `compute_dtype` is the precision of the matrix products; the residual stream stays in the
     precision of the weights, as under the original's autocast.
     """
 
     embed: nn.Embedding
+    head: Head
+    """Where `model.tied_head` is off."""
     layers: nn.ModuleList
     """The transformer blocks; their matrices are Muon's."""
 
@@ -92,6 +106,11 @@ class LanguageModel(nn.Module, ABC):
         self.compute_dtype = compute_dtype
         self.cross_entropy = cross_entropy
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix [V, D]."""
+        return self.embed.weight if self.config.tied_head else self.head.weight
+
     @abstractmethod
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """The final normed activations x_BTD, in `compute_dtype`: what the head multiplies."""
@@ -101,13 +120,15 @@ class LanguageModel(nn.Module, ABC):
         x_BTD = self.features(tokens_BT, cache)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        logits_BTV = F.linear(x_BTD, self.embed.weight.to(x_BTD.dtype))
-        return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+        products_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
+        return logits_of(products_BTV, self.config.logit_softcap)
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats per token, a scalar."""
         x_ND = self.features(inputs_BT).flatten(0, 1)
-        return self.cross_entropy(x_ND, self.embed.weight, targets_BT.flatten())
+        return self.cross_entropy(
+            x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap
+        )
 
     def blocks_parameter_count(self) -> int:
         """Elements of the blocks' matrices: those that multiply every token, without the head."""
@@ -125,7 +146,10 @@ class LanguageModel(nn.Module, ABC):
         products of T * D multiply-adds per token and layer, three times (forward, twice backward),
         halved because a token sees T / 2 others on average. `modded` has 0.80 GFLOP per token.
         Source: appendix B of PaLM (https://arxiv.org/abs/2204.02311), which does not halve.
+
+        A window counts as what a token sees with it. What documents hide depends on the text and is
+        counted as seen.
         """
         c = self.config
         matrices = self.blocks_parameter_count() + self.vocab_size * c.width
-        return 6.0 * matrices + 6.0 * c.layers * c.context * c.width
+        return 6.0 * matrices + 12.0 * c.layers * mean_visible(c.context, c.window) * c.width

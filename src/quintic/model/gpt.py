@@ -6,7 +6,9 @@ Source: https://github.com/KellerJordan/modded-nanogpt
 
 Each of these can be switched off by itself for an ablation (`positions`, `norm`, `activation`,
 `init` and `qk_norm` of the config). A switch chooses a module or function where the model is
-built, so that what runs reads the same either way; what it chooses between stands first.
+built, so that what runs reads the same either way; what it chooses between stands first. Later
+techniques of the speedrun are off unless asked for: those that lead around blocks are in
+`shortcuts.py`, and what a token sees is decided in `attention.py`.
 
 Shapes: B batch, T time, D model width, H heads, K head width, F MLP width (4 D), V vocabulary.
 """
@@ -16,14 +18,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.base import KVCache, LanguageModel, Linear, attend
+from quintic.model.attention import attend, visible_positions
+from quintic.model.base import Head, KVCache, LanguageModel, Linear
 from quintic.model.loss import CrossEntropy
+from quintic.model.shortcuts import (
+    ValueEmbeddings,
+    embed_shortcut,
+    unet_skips,
+    value_mix,
+    value_table,
+)
 
 ROTARY_BASE = 10_000.0
 
@@ -101,6 +112,19 @@ Positions = Rotary | LearnedPositions
 """Two places where positions can enter: `add` at the embedding, `turn` at queries and keys."""
 
 
+class Pass(NamedTuple):
+    """What all blocks of a forward pass share."""
+
+    positions: Positions
+    cache: KVCache | None
+    dtype: torch.dtype
+    """Of matrix products."""
+    visible_BHTS: Tensor | None
+    """Which positions see which; None: each all earlier ones."""
+    x0_BTD: Tensor | None
+    """The first block's input, where each has a shortcut to it."""
+
+
 class Attention(nn.Module):
     """Causal self-attention with normalised queries and keys."""
 
@@ -112,17 +136,23 @@ class Attention(nn.Module):
         self.k = Linear(config.width, config.width, bias=False)
         self.v = Linear(config.width, config.width, bias=False)
         self.o = Linear(config.width, config.width, bias=False)
+        if value_table(config, layer) is not None:
+            self.value_mix = value_mix()
 
-    def forward(self, x_BTD: Tensor, positions: Positions, cache: KVCache | None) -> Tensor:
-        start = 0 if cache is None else cache.length
-        q_BHTK, k_BHTK, v_BHTK = (
-            linear(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for linear in (self.q, self.k, self.v)
-        )
-        q_BHTK, k_BHTK = (positions.turn(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
-        if cache is not None:
-            k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK)
+    def split(self, x_BTD: Tensor) -> Tensor:
+        """One part of the width for each head, [B, H, T, K]."""
+        x_BHTK: Tensor = x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BHTK
+
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: Pass) -> Tensor:
+        start = 0 if shared.cache is None else shared.cache.length
+        q_BHTK, k_BHTK, v_BHTK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
+        if value_BTD is not None:
+            v_BHTK = self.value_mix(v_BHTK, self.split(value_BTD))
+        q_BHTK, k_BHTK = (shared.positions.turn(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
+        if shared.cache is not None:
+            k_BHTK, v_BHTK = shared.cache.append(self.layer, k_BHTK, v_BHTK)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, shared.visible_BHTS)
         y: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
         return y
 
@@ -147,16 +177,18 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.shortcut = embed_shortcut() if config.embed_shortcut else None
         self.attention_norm = NORMS[config.norm](config.width)
         self.attention = Attention(config, layer)
         self.mlp_norm = NORMS[config.norm](config.width)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x_BTD: Tensor, positions: Positions, cache: KVCache | None, dtype: torch.dtype
-    ) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), positions, cache)
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: Pass) -> Tensor:
+        if self.shortcut is not None:
+            x_BTD = self.shortcut(x_BTD, shared.x0_BTD)
+        normed_BTD = self.attention_norm(x_BTD).to(shared.dtype)
+        x_BTD = x_BTD + self.attention(normed_BTD, value_BTD, shared)
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(shared.dtype))
         return x_BTD
 
 
@@ -173,8 +205,14 @@ class GPT(LanguageModel):
             if config.positions == "rotary"
             else LearnedPositions(config)
         )
+        self.embed_norm = rms_norm(config.width) if config.embed_norm else nn.Identity()
+        if config.value_embeddings:
+            self.value_embed = ValueEmbeddings(config, self.vocab_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.skips = unet_skips(config)
         self.final_norm = NORMS[config.norm](config.width)
+        if not config.tied_head:
+            self.head = Head(self.vocab_size, config.width)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -182,7 +220,8 @@ class GPT(LanguageModel):
         """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default of a Linear, except as follows.
 
         The tied matrix is a Linear's weight as well, so it gets a Linear's initialisation and not
-        an embedding's normal(0, 1); learned positions get the same, since GPT-2 draws both alike.
+        an embedding's normal(0, 1). Learned positions get the same, since GPT-2 draws both alike,
+        and so do value tables.
         The two output projections of a block are zero, which makes the block the identity at
         step 0 (as in muP, https://arxiv.org/abs/2203.03466). With init `classic` they are divided
         by sqrt(2 layers) instead, GPT-2's factor, which keeps the variance that 2 layers of them
@@ -202,15 +241,40 @@ class GPT(LanguageModel):
                     nn.init.zeros_(projection.weight)
                 else:
                     projection.weight /= math.sqrt(2 * self.config.layers)
+        # Last, so that a seed gives all other weights the same values with every switch.
+        bound = 1 / math.sqrt(self.config.width)
         if isinstance(self.positions, LearnedPositions):
-            # Last, so that a seed gives all other weights the same values with every switch.
-            bound = 1 / math.sqrt(self.config.width)
             nn.init.uniform_(self.positions.weight, -bound, bound)
+        if self.config.value_embeddings:
+            nn.init.uniform_(self.value_embed.weight, -bound, bound)
+
+    def visible(self, tokens_BT: Tensor, cache: KVCache | None) -> Tensor | None:
+        """The mask of all layers, where there is more to hide than what is later."""
+        config = self.config
+        if config.window is None and not config.document_mask:
+            return None
+        assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
+        tokens_BS = tokens_BT if cache is None else cache.append_tokens(tokens_BT)
+        return visible_positions(
+            tokens_BS, tokens_BT.shape[1], window=config.window, eot_id=config.eot_id
+        )
 
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        start = 0 if cache is None else cache.length
-        x_BTD = self.positions.add(self.embed(tokens_BT), start)
-        for block in self.layers:
-            x_BTD = block(x_BTD, self.positions, cache, self.compute_dtype)
+        config, start = self.config, 0 if cache is None else cache.length
+        x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), start))
+        x0_BTD = x_BTD if config.embed_shortcut else None
+        visible_BHTS = self.visible(tokens_BT, cache)
+        shared = Pass(self.positions, cache, self.compute_dtype, visible_BHTS, x0_BTD)
+        values: list[Tensor | None] = [None] * config.layers
+        if config.value_embeddings:
+            values = self.value_embed(tokens_BT, self.compute_dtype)
+        given: list[Tensor] = []  # by the layers of the first half, where there are skips
+        for layer, block in enumerate(self.layers):
+            opposite = config.layers - 1 - layer
+            if opposite < len(self.skips):
+                x_BTD = x_BTD + self.skips[opposite](given[opposite])
+            x_BTD = block(x_BTD, values[layer], shared)
+            if layer < len(self.skips):
+                given.append(x_BTD)
         x: Tensor = self.final_norm(x_BTD).to(self.compute_dtype)
         return x

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.base import KVCache, LanguageModel, Linear, attend
+from quintic.model.attention import attend
+from quintic.model.base import KVCache, LanguageModel, Linear
 from quintic.model.loss import CrossEntropy
 
 

@@ -5,52 +5,71 @@ Both functions have one signature and give the mean loss in nats per token, comp
 vocabulary] matrix of logits, its float32 copy and its gradient alive. `chunked_cross_entropy`
 never holds more than one chunk of it.
 
+With a softcap c, logits z become c tanh(z / c): nearly themselves while small, and never beyond
+-c and c. Source: Gemma 2 (https://arxiv.org/abs/2408.00118), with c = 30; the speedrun took it on
+2024-11-06, and 15 on 2025-01-04.
+
 Shapes: N tokens, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+class CrossEntropy(Protocol):
+    """Mean cross-entropy of `softmax(x @ weight.T)` against targets, as a scalar in nats."""
+
+    def __call__(
+        self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    ) -> Tensor: ...
+
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28, "mps": 2**26}
 """Logits of one chunk. On a CPU a chunk should stay in the cache; on a GPU it should be large
 enough to fill the device, and is still a fraction of GPT-2's [65536, 50304]."""
 
 
-def plain_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def plain_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+) -> Tensor:
     """Mean cross-entropy of `softmax(x @ weight.T)` against `targets`, as a scalar in nats."""
-    logits_NV = F.linear(x_ND, weight_VD.to(x_ND.dtype))
-    return F.cross_entropy(_at_least_float32(logits_NV), targets_N)
+    products_NV = F.linear(x_ND, weight_VD.to(x_ND.dtype))
+    return F.cross_entropy(logits_of(products_NV, softcap), targets_N)
 
 
-def chunked_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def logits_of(products: Tensor, softcap: float | None) -> Tensor:
+    """The head's products as logits: in float32 (float64 for float64), and capped."""
+    logits = products.to(torch.promote_types(products.dtype, torch.float32))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def chunked_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+) -> Tensor:
     """`plain_cross_entropy`, a chunk of tokens at a time, with the gradient taken on the way.
 
     The gradient of the logits is `softmax - one_hot`, known as soon as the softmax is, so the
     forward pass multiplies it out at once and the backward pass has nothing to recompute. This is
     the idea of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
+    A softcap multiplies it by its derivative, 1 - tanh(z / c)^2.
     """
     if not torch.is_grad_enabled():
         # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_N)
+    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
     return loss
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None
+    ) -> Tensor:
         tokens, vocabulary = x_ND.shape[0], weight_VD.shape[0]
         size = max(1, CHUNK_ELEMENTS.get(x_ND.device.type, 2**26) // vocabulary)
         need_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -61,13 +80,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, tokens, size):
             rows = slice(start, min(start + size, tokens))
             x_CD, targets_C1 = x_ND[rows], targets_N[rows, None]
-            log_p_CV = F.log_softmax(_at_least_float32(x_CD @ head_VD.T), dim=-1)
+            logits_CV = logits_of(x_CD @ head_VD.T, softcap)
+            slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
+            log_p_CV = F.log_softmax(logits_CV, dim=-1)
+            del logits_CV  # so that no more chunks are alive than it takes
             losses.append(-log_p_CV.gather(1, targets_C1).sum())
             if grad_x_ND is not None and grad_weight_VD is not None:
                 grad_CV = log_p_CV.exp_()
                 grad_CV.scatter_add_(
                     1, targets_C1, grad_CV.new_full((1, 1), -1.0).expand_as(targets_C1)
                 )
+                if slope_CV is not None:
+                    grad_CV.mul_(slope_CV)
                 grad_CV = grad_CV.mul_(1 / tokens).to(x_ND.dtype)
                 grad_x_ND[rows] = grad_CV @ head_VD
                 # Each chunk's product is added in the weight's own precision.
@@ -76,10 +100,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return torch.stack(losses).sum() / tokens
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad_loss,) = grad_outputs
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_x_ND * grad_loss.to(grad_x_ND.dtype), grad_weight_VD * grad_loss, None
+        return grad_x_ND * grad_loss.to(grad_x_ND.dtype), grad_weight_VD * grad_loss, None, None
 
 
 CROSS_ENTROPIES: dict[str, CrossEntropy] = {

@@ -3,6 +3,7 @@
     buffer = momentum * buffer + gradient
     update = orthogonalize(gradient + momentum * buffer)        (Nesterov; else of the buffer)
     weight = (1 - lr * weight_decay) * weight - lr * scale(r, c) * update
+                              (`cautious` decays only some entries: see `cautious.py`)
 
 Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in the record of
 2024-10-14. `docs/muon.md` has the mathematics, the scales and what people get wrong.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from quintic.optim.cautious import decay_cautiously
 from quintic.optim.normuon import frobenius_norm, normalize_neurons
 from quintic.optim.orthogonalize import COEFFICIENTS, newton_schulz
 
@@ -118,6 +120,7 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         scale: str = "max_dim",
         weight_decay: float = 0.0,
+        cautious: bool = False,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.float32,
         coefficients: str = "quintic",
@@ -132,6 +135,7 @@ class Muon(torch.optim.Optimizer):
             "nesterov": nesterov,
             "scale": scale,
             "weight_decay": weight_decay,
+            "cautious": cautious,
             "ns_steps": ns_steps,
             "ns_dtype": ns_dtype,
             "coefficients": coefficients,
@@ -191,8 +195,11 @@ class Muon(torch.optim.Optimizer):
                 update_nrc = normalize_neurons(
                     update_nrc, second_moment_nr1, beta2=group["beta2"], norm=norm
                 )
-            if group["weight_decay"]:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            decay = group["lr"] * group["weight_decay"]
+            if decay and group["cautious"]:
+                decay_cautiously(weights, update_nrc.unbind(), factor=decay)
+            elif decay:
+                torch._foreach_mul_(weights, 1 - decay)
             torch._foreach_add_(
                 weights,
                 list(update_nrc.unbind()),

@@ -18,6 +18,7 @@ from torch import nn
 from quintic.config import MatrixOptimizer, MuonConfig, OptimConfig
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
+from quintic.model.shortcuts import Mix
 from quintic.optim.baselines import build_baseline
 from quintic.optim.muon import Muon, WholeMatrices, update_scale
 from quintic.optim.orthogonalize import default_dtype
@@ -59,6 +60,7 @@ def route_parameters(model: LanguageModel, config: OptimConfig) -> list[Route]:
                 "have different optimizers, so untie them"
             )
     block_matrices = {id(p) for p in model.layers.parameters() if p.ndim == 2}
+    scalars = {id(m.weight) for m in model.modules() if isinstance(m, Mix)}
     routes = []
     for name, p in model.named_parameters():
         shape = tuple(p.shape)
@@ -71,7 +73,13 @@ def route_parameters(model: LanguageModel, config: OptimConfig) -> list[Route]:
             routes.append(Route(name, shape, config.matrices, config.matrix_lr, 1.0, 0.0))
             continue
         adamw = config.adamw
-        lr = config.matrix_lr if id(p) in block_matrices else adamw.lr
+        lr = adamw.lr
+        if id(p) in block_matrices:
+            lr = config.matrix_lr
+        elif name == "head.weight":
+            lr = adamw.head_lr or lr
+        elif id(p) in scalars:
+            lr = adamw.scalar_lr or lr
         decay = adamw.weight_decay if p.ndim >= 2 else 0.0
         routes.append(Route(name, shape, "adamw", lr, 1.0, decay))
     return routes
@@ -142,6 +150,7 @@ def optimizers_for(
                 nesterov=muon.nesterov,
                 scale=muon.scale,
                 weight_decay=muon.weight_decay,
+                cautious=muon.cautious,
                 ns_steps=muon.ns_steps,
                 ns_dtype=newton_schulz_dtype(muon, device, weights),
                 coefficients=muon.coefficients,

@@ -1,0 +1,107 @@
+"""Which positions a token sees, against the definition pair by pair."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quintic.config import ModelConfig
+from quintic.model.attention import attend, mean_visible, visible_positions
+from quintic.model.build import build_model, meta_model
+
+EOT = 9
+TEXT = [4, 1, 9, 3, 3, 2, 9, 9, 5, 6, 7, 1]
+"""Begins within a document; the fourth document is empty."""
+DOCUMENT = [0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3]
+
+MASKS: dict[str, dict[str, Any]] = {
+    "past": {"window": None, "eot_id": None},
+    "window": {"window": 3, "eot_id": None},
+    "itself": {"window": 1, "eot_id": None},
+    "document": {"window": None, "eot_id": EOT},
+    "window, document": {"window": 3, "eot_id": EOT},
+}
+
+
+def sees(t: int, s: int, *, window: int | None, eot_id: int | None) -> bool:
+    """Whether the token at t sees the one at s."""
+    if s > t or (window is not None and t - s >= window):
+        return False
+    return eot_id is None or DOCUMENT[s] == DOCUMENT[t]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("time", [1, 4, len(TEXT)])
+def test_the_last_positions_see_what_the_definition_says(mask: str, time: int) -> None:
+    seen = len(TEXT)
+    other = [1] * seen  # a second row without any document's beginning
+    found = visible_positions(torch.tensor([TEXT, other]), time, **MASKS[mask])
+    found = found.expand(2, 1, time, seen)
+    for i, t in enumerate(range(seen - time, seen)):
+        for s in range(seen):
+            assert found[0, 0, i, s] == sees(t, s, **MASKS[mask]), (t, s)
+            alone = sees(t, s, window=MASKS[mask]["window"], eot_id=None)
+            assert found[1, 0, i, s] == alone, (t, s)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_attention_is_a_softmax_over_what_is_visible(mask: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, len(TEXT), 8, generator=random, dtype=torch.float64)
+    visible = visible_positions(torch.tensor([TEXT, TEXT]), len(TEXT), **MASKS[mask])
+    found = attend(q, k, v, visible)
+    for t in range(len(TEXT)):
+        places = [s for s in range(len(TEXT)) if sees(t, s, **MASKS[mask])]
+        scores = (k[:, :, places] @ q[:, :, t, :, None]).squeeze(-1) / math.sqrt(8)
+        expected = (scores.softmax(-1)[..., None] * v[:, :, places]).sum(-2)
+        torch.testing.assert_close(found[:, :, t], expected, rtol=0, atol=1e-13)
+    if mask == "past":
+        torch.testing.assert_close(found, attend(q, k, v), rtol=0, atol=1e-13)
+
+
+def logits(config: ModelConfig, ids: list[int]) -> Tensor:
+    """Of a float64 model in which no weight is zero."""
+    model = build_model(config, compute_dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=random, dtype=p.dtype))
+        logits_TV: Tensor = model(torch.tensor([ids]))[0]
+    return logits_TV
+
+
+def test_in_one_layer_a_token_changes_the_logits_of_those_that_see_it_and_no_others() -> None:
+    config = ModelConfig(layers=1, width=16, heads=2, context=16, vocab_size=12)
+    config = replace(config, window=3, document_mask=True, eot_id=EOT)
+    before = logits(config, TEXT)
+    for s, token in enumerate(TEXT):
+        if token == EOT:
+            continue  # another token there would join two documents
+        after = list(TEXT)
+        after[s] = 8
+        moved = (logits(config, after) - before).abs().amax(-1)
+        for t in range(len(TEXT)):
+            visible = sees(t, s, window=3, eot_id=EOT)
+            assert moved[t] > 1e-6 if visible else moved[t] < 1e-13, (t, s)
+
+
+def test_a_document_is_predicted_as_if_it_stood_alone() -> None:
+    config = ModelConfig(layers=3, width=16, heads=2, context=16, vocab_size=12)
+    # Rotary embeddings are relative, so that nothing else tells where the document stands.
+    packed = logits(replace(config, document_mask=True, eot_id=EOT), TEXT)[7:]
+    torch.testing.assert_close(packed, logits(config, TEXT[7:]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 64])
+def test_flops_of_attention_are_those_of_the_visible_pairs(window: int | None) -> None:
+    context = 64
+    pairs = sum(min(t + 1, window or context) for t in range(context))
+    diagonal = min(window or context, context) / 2  # half of what each of the newest sees first
+    assert mean_visible(context, window) == pytest.approx(pairs / context - diagonal / context)
+    config = ModelConfig(layers=2, width=16, heads=2, context=context, vocab_size=12)
+    rest = 6 * (2 * 12 * 16**2 + 12 * 16)
+    flops = meta_model(replace(config, window=window)).flops_per_token()
+    assert flops == rest + 12 * 2 * mean_visible(context, window) * 16
