@@ -17,10 +17,15 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def write_result(
-    name: str, figures: dict[str, Any], device: torch.device, *, module: str | None = None
+    name: str,
+    figures: dict[str, Any],
+    device: torch.device,
+    *,
+    module: str | None = None,
+    folder: Path = RESULTS,
 ) -> Path:
-    """Write `docs/results/NAME.json`; `module` is what wrote it, where NAME does not begin so."""
-    path = RESULTS / f"{name}.json"
+    """Write NAME.json; `module` is what wrote it, where NAME does not begin so."""
+    path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = describe_environment(device)
     environment["command"] = f"python -m {module or 'bench.' + name.split('-')[0]}"

@@ -40,11 +40,14 @@ def small() -> Config:
 
 
 class PlainLoop:
-    """What anybody would write first: eager, plain loss, one matrix after another."""
+    """What anybody would write first: plain loss, one matrix after another; eager or compiled."""
 
-    def __init__(self, config: Config, model: LanguageModel) -> None:
+    def __init__(self, config: Config, model: LanguageModel, *, compiled: bool = False) -> None:
         self.config, self.model = config, model
-        self.matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+        self.loss = torch.compile(model.loss, dynamic=False) if compiled else model.loss
+        self.orthogonalize = torch.compile(newton_schulz_one) if compiled else newton_schulz_one
+        muon = config.optim.matrices == "muon"
+        self.matrices = [p for p in model.layers.parameters() if muon and p.ndim == 2]
         self.momentum = [torch.zeros_like(p) for p in self.matrices]
         rest = set(model.parameters()) - set(self.matrices)
         adamw = config.optim.adamw
@@ -56,7 +59,7 @@ class PlainLoop:
         )
 
     def forward_backward(self, inputs_BT: Tensor, targets_BT: Tensor) -> None:
-        self.model.loss(inputs_BT, targets_BT).backward()
+        self.loss(inputs_BT, targets_BT).backward()
 
     @torch.no_grad()
     def optimizer_step(self) -> None:
@@ -64,7 +67,7 @@ class PlainLoop:
         for p, buffer in zip(self.matrices, self.momentum, strict=True):
             assert p.grad is not None
             buffer.mul_(muon.momentum).add_(p.grad)
-            update = newton_schulz_one(p.grad.add(buffer, alpha=muon.momentum))
+            update = self.orthogonalize(p.grad.add(buffer, alpha=muon.momentum))
             p.add_(update, alpha=-muon.lr * update_scale(muon.scale, *p.shape))
         self.adamw.step()
         self.model.zero_grad()

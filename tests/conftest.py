@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quintic.cli import main
 from quintic.config import Config
 from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import write_shard
 from quintic.recipes import get_recipe
 
 TINY_VOCAB = 128
+
+
+def main(arguments: list[str]) -> None:
+    """The `quintic` command. Imported when it is called, so that tests which need no command line
+    also run where its library is absent, as on a GPU machine without network."""
+    from quintic.cli import main as command
+
+    command(arguments)
 
 
 def pytest_configure() -> None:

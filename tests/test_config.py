@@ -46,6 +46,7 @@ def configs(draw: st.DrawFn) -> Config:
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
     fsdp = draw(st.booleans())
+    compiled = draw(st.booleans())
     architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
 
     def switch(*values: Any) -> Any:
@@ -142,11 +143,15 @@ def configs(draw: st.DrawFn) -> Config:
             seed=draw(st.integers(0, 2**64 - 1)),
             device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
             precision=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
-            compile=draw(st.booleans()),
+            compile=compiled,
             sharding="fsdp" if fsdp else "zero1",
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
             loss=draw(st.sampled_from(["chunked", "plain"])),
+            attention=draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
+            cuda_graphs=compiled and draw(st.booleans()),
+            cast_once=not fsdp and draw(st.booleans()),
+            upload=draw(st.sampled_from(["auto", "ahead", "inline"])),
             eval_every=draw(st.integers(1, 1_000)),
             eval_tokens=context * draw(st.integers(1, 100)),
             checkpoint_every=draw(st.integers(1, 1_000)),
@@ -225,6 +230,8 @@ CHOICES = {
     "train.device": "auto, cuda, mps, cpu",
     "train.precision": "auto, float32, bfloat16, float64",
     "train.loss": "chunked, plain",
+    "train.attention": "auto, math, flash, efficient, cudnn",
+    "train.upload": "auto, ahead, inline",
 }
 FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.adamw.eps"} | {
     "optim.clip_norm",
@@ -328,6 +335,16 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             {"train.sharding": "fsdp", "optim.matrices": "soap"},
             "train.sharding fsdp cuts matrices into rows, and optim.matrices soap needs them "
             "whole: use --train.sharding zero1",
+        ),
+        (
+            {"train.cuda_graphs": True},
+            "train.cuda_graphs records what train.compile makes, and that is off: use "
+            "--train.compile, or --train.no-cuda-graphs",
+        ),
+        (
+            {"train.cast_once": True, "train.sharding": "fsdp"},
+            "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
+            "no whole ones: use --train.sharding zero1, or --train.no-cast-once",
         ),
         (
             {"optim.adamw.head_lr": 0.008},

@@ -1,14 +1,18 @@
 """One rule for devices: the choice, the precision, the micro-batch, the peak."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor
 
-from quintic.config import Config
+from quintic.config import Config, ModelConfig
 from quintic.device import (
+    ACTIVATION_BYTES,
+    CHECKPOINTED_BYTES,
     PEAK_BFLOAT16_FLOPS,
     activation_bytes_per_token,
     auto_micro_batch,
@@ -19,6 +23,8 @@ from quintic.device import (
     peak_flops,
 )
 from quintic.errors import QuinticError
+from quintic.model.base import LanguageModel
+from quintic.model.build import build_model, checkpoint_activations
 from quintic.recipes import get_recipe
 from tests.conftest import tiny_config
 
@@ -153,6 +159,65 @@ def test_the_micro_batch_fills_at_most_half_of_a_gpu(monkeypatch: pytest.MonkeyP
     assert found * per_sequence <= 40 * 2**30 < 2 * found * per_sequence
     Properties.total_memory = 2**20  # one sequence is always tried
     assert auto_micro_batch(config, CUDA) == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "way"),
+    [("gpt", "eager"), ("gpt2", "eager"), ("gpt", "partitioned"), ("gpt", "checkpointed")],
+)
+def test_activations_take_the_bytes_that_autograd_saves_and_a_little_more(
+    architecture: Literal["gpt", "gpt2"], way: str
+) -> None:
+    # `partitioned` divides forward from backward as the compiler does, and generates no code.
+    tokens, width = 4 * 64, 96
+    kept = {}
+    for layers in (1, 2):
+        config = ModelConfig(architecture, layers, width, heads=2, context=64, vocab_size=320)
+        model = build_model(config, compute_dtype=torch.bfloat16)
+        if way == "checkpointed":
+            checkpoint_activations(model)
+        backend = "aot_eager_decomp_partition"
+        loss = (
+            torch.compile(model.loss, dynamic=False, backend=backend)
+            if way == "partitioned"
+            else model.loss
+        )
+        kept[layers] = saved_activation_bytes(model, loss, tokens // 64)
+    per_layer = (kept[2] - kept[1]) / tokens / width
+    bound = CHECKPOINTED_BYTES if way == "checkpointed" else ACTIVATION_BYTES
+    assert (0.7 if architecture == "gpt2" else 0.85) * bound <= per_layer <= 1.02 * bound
+
+
+def saved_activation_bytes(
+    model: LanguageModel, loss: Callable[[Tensor, Tensor], Tensor], sequences: int
+) -> int:
+    """Bytes of what autograd saves in a forward pass, without weights and casts of them."""
+    weights = {p.shape for p in model.parameters()} | {p.shape[::-1] for p in model.parameters()}
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.shape not in weights:
+            saved[storage.data_ptr()] = tensor
+        return tensor
+
+    ids_BT = torch.randint(model.vocab_size, (sequences, model.config.context + 1))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss(ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def test_a_micro_batch_is_larger_where_activations_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Properties:
+        total_memory = 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    config = get_recipe("modded")
+    again = config.override({"train.activation_checkpointing": True})
+    assert auto_micro_batch(again, CUDA) > auto_micro_batch(config, CUDA)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -421,6 +421,17 @@ class TrainConfig:
     """Seconds without progress after which a process among several counts as hung."""
     loss: Literal["chunked", "plain"] = "chunked"
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference."""
+    attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = "auto"
+    """Kernel of attention: math is the reference; auto: PyTorch's own choice. One that is named
+    must work on the device."""
+    cuda_graphs: bool = False
+    """Replay each micro-batch as a CUDA graph, for models so small that launching their kernels
+    takes longer than running them. Needs compile, and one process."""
+    cast_once: bool = False
+    """Cast the blocks' weights to the compute precision once a step, not once a micro-batch."""
+    upload: Literal["auto", "ahead", "inline"] = "auto"
+    """Batches go to a GPU ahead, while the one before is computed, or inline with each
+    micro-batch; auto: ahead on CUDA."""
     eval_every: int = 125
     """Steps between validations; the last step always validates."""
     eval_tokens: int = 10_485_760
@@ -435,7 +446,7 @@ class TrainConfig:
     """Write TensorBoard events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        _one_of("train", self, "device", "precision", "loss", "sharding")
+        _one_of("train", self, "device", "precision", "loss", "sharding", "attention", "upload")
         _positive(
             "train",
             self,
@@ -448,6 +459,16 @@ class TrainConfig:
             "keep_checkpoints",
             "log_every",
             "hang_timeout_s",
+        )
+        _require(
+            self.compile or not self.cuda_graphs,
+            "train.cuda_graphs records what train.compile makes, and that is off: use "
+            "--train.compile, or --train.no-cuda-graphs",
+        )
+        _require(
+            self.sharding != "fsdp" or not self.cast_once,
+            "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
+            "no whole ones: use --train.sharding zero1, or --train.no-cast-once",
         )
         _require(
             0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from quintic.device import DeviceTimer
+from quintic.device import DeviceTimer, LateScalar
 from quintic.errors import QuinticError
 from quintic.files import replacing
 
@@ -40,8 +40,8 @@ class NonFiniteLossError(Exception):
 @dataclass(frozen=True)
 class _Pending:
     step: int
-    loss: Tensor
-    values: Record
+    loss: LateScalar
+    values: dict[str, float | LateScalar | DeviceTimer]
 
 
 class Metrics:
@@ -87,8 +87,10 @@ class Metrics:
 
         On a CPU the step is already done, so its own loss is written.
         """
+        late = {n: LateScalar(v) if isinstance(v, Tensor) else v for n, v in values.items()}
+        pending = _Pending(step, LateScalar(loss), late)
         self._write_pending()
-        self._pending = _Pending(step, loss, dict(values))
+        self._pending = pending
         if self.device.type == "cpu":
             self._write_pending()
 

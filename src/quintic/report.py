@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from quintic import runfolder
+from quintic.attention_kernel import own_choice
 from quintic.config import GPT_SWITCHES
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
@@ -34,6 +35,7 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"device  {device_name(run.device)}, {t.precision}, "
         f"{'compiled' if t.compile else 'eager'}, {t.loss} loss"
     )
+    yield f"step    {', '.join(_step_choices(run))}"
     yield (
         f"model   {c.architecture}, {c.layers} layers x {c.width}, {c.heads} heads of "
         f"{c.head_width}, context {c.context:,}, vocabulary {c.vocab_size:,}: "
@@ -60,6 +62,22 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"({tokens / len(train):.2f} epochs), micro-batches of {t.micro_batch} sequences, "
         f"in {run.folder}"
     )
+
+
+def _step_choices(run: Run) -> Iterator[str]:
+    """How a step is computed, as far as it was chosen."""
+    train, model = run.config.train, run.state.model
+    if train.attention == "auto":
+        own = own_choice(run.config.model, run.device, model.compute_dtype)
+        yield f"attention as PyTorch chooses{f' ({own})' if own else ''}"
+    else:
+        yield f"attention {train.attention}"
+    if train.cuda_graphs:
+        yield "micro-batches as CUDA graphs"
+    if train.cast_once:
+        yield "weights cast once a step"
+    if run.device.type == "cuda":
+        yield f"batches uploaded {'ahead' if run.uploads_ahead else 'inline'}"
 
 
 def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:

@@ -6,7 +6,8 @@ Everything a user can get wrong is found here, before step 0 and before anything
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from quintic import runfolder
+from quintic.attention_kernel import attention_kernel, check_attention
 from quintic.checkpoint import (
     Found,
     TrainState,
@@ -38,11 +40,18 @@ from quintic.data.corpus import embedded_dataset
 from quintic.data.dataset import Dataset, check_tokens, open_dataset
 from quintic.data.loader import Loader, validation_batches
 from quintic.data.readymade import fetch_command
-from quintic.device import auto_micro_batch, check_compiler, choose_device, compute_dtype
+from quintic.device import (
+    auto_micro_batch,
+    check_compiler,
+    choose_device,
+    compute_dtype,
+    reproducible,
+)
 from quintic.distributed import World, check_identical
 from quintic.errors import QuinticError
-from quintic.model.base import LanguageModel
+from quintic.model.base import LanguageModel, Linear
 from quintic.model.build import build_model, checkpoint_activations
+from quintic.model.casts import KeptCasts
 from quintic.optim.fsdp import FsdpUpdate, WholeAtOwners, shard_model
 from quintic.optim.routing import (
     Route,
@@ -62,6 +71,10 @@ RESUME_MAY_CHANGE = frozenset(
         "train.micro_batch",
         "train.sharding",
         "train.activation_checkpointing",
+        "train.attention",
+        "train.cuda_graphs",
+        "train.cast_once",
+        "train.upload",
         "train.hang_timeout_s",
         "train.checkpoint_every",
         "train.keep_checkpoints",
@@ -87,6 +100,22 @@ class Run:
     routes: list[Route]
     update: Update
     state: TrainState
+    casts: KeptCasts | None = None
+    """With `train.cast_once`."""
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around everything that computes: what was chosen for the whole process."""
+        with ExitStack() as stack:
+            if self.config.train.compile:
+                stack.enter_context(reproducible(self.device))
+            stack.enter_context(attention_kernel(self.config.train.attention))
+            yield
+
+    @property
+    def uploads_ahead(self) -> bool:
+        """Whether a batch is on its way to the device while the one before is computed."""
+        return self.device.type == "cuda" and self.config.train.upload != "inline"
 
     @property
     def rows(self) -> range:
@@ -141,6 +170,8 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     dtype = compute_dtype(config.train.precision, device)
     if config.train.compile:
         check_compiler(device)
+    check_attention(config.model, config.train.attention, device, dtype)
+    _check_switches(config, device, dtype, world)
     if config.batch_sequences < world.size:
         raise QuinticError(
             f"a batch of {config.batch_sequences} sequences cannot be divided among {world.size} "
@@ -182,6 +213,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
         if config.train.activation_checkpointing:
             checkpoint_activations(model)
         update = _build_update(model, routes, config, device, world)
+        casts = _kept_casts(model) if config.train.cast_once else None
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         if not isinstance(error, MemoryError) and not re.search("memory|overflow", reason):
@@ -200,7 +232,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
         device=device,
         dataset=dataset,
         loader=loader,
-        loss=torch.compile(model.loss, dynamic=False) if compiled and not sharded else model.loss,
+        loss=_compiled(model, config) if compiled and not sharded else model.loss,
         routes=routes,
         update=update,
         state=TrainState(
@@ -209,7 +241,54 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
             dataset.fingerprint,
             shapes={route.name: route.shape for route in routes},
         ),
+        casts=casts,
     )
+
+
+def _check_switches(config: Config, device: torch.device, dtype: torch.dtype, world: World) -> None:
+    """Raise `QuinticError` where a switch of the step cannot be heeded here."""
+    train, cuda = config.train, device.type == "cuda"
+    if train.upload == "ahead" and not cuda:
+        raise QuinticError(
+            f"train.upload ahead is for CUDA devices and this run is on {device.type}: leave it at "
+            "auto"
+        )
+    if train.cuda_graphs and not cuda:
+        raise QuinticError(
+            f"train.cuda_graphs is for CUDA devices and this run is on {device.type}: use "
+            "--train.no-cuda-graphs"
+        )
+    if train.cuda_graphs and world.size > 1:
+        raise QuinticError(
+            f"train.cuda_graphs is for one process and there are {world.size}, whose gradients "
+            "move between them: use --train.no-cuda-graphs"
+        )
+    if train.cast_once and dtype in (torch.float32, torch.float64):
+        raise QuinticError(
+            f"train.cast_once has nothing to cast: the weights are computed with in "
+            f"{str(dtype).removeprefix('torch.')}, as they are; use --train.precision bfloat16, or "
+            "--train.no-cast-once"
+        )
+
+
+def _kept_casts(model: LanguageModel) -> KeptCasts:
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    return KeptCasts(linears, model.compute_dtype)
+
+
+def _compiled(model: LanguageModel, config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model's loss, compiled; each micro-batch a replay of its graph where that is asked."""
+    if not config.train.cuda_graphs:
+        return torch.compile(model.loss, dynamic=False)
+    replayed = torch.compile(model.loss, dynamic=False, mode="reduce-overhead")
+
+    def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        # What the micro-batch before left in the graph's memory is no longer needed.
+        torch.compiler.cudagraph_mark_step_begin()
+        value: Tensor = replayed(inputs_BT, targets_BT)
+        return value
+
+    return loss
 
 
 def _sharded(config: Config, world: World) -> bool:
@@ -224,7 +303,7 @@ def _build_update(
     parameters = dict(model.named_parameters())
     if world.size == 1:
         build = partial(build, compile=config.train.compile)
-        return LocalUpdate(parameters, routes, build)
+        return LocalUpdate(parameters, routes, build, keep_gradients=config.train.cuda_graphs)
     if _sharded(config, world):
         shard_model(model, world, device)
         build = partial(build, whole=WholeAtOwners(world))

@@ -16,7 +16,8 @@ from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.config import Config
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
-from quintic.device import DeviceTimer, peak_flops, reproducible
+from quintic.data.upload import Uploader
+from quintic.device import DeviceTimer, peak_flops
 from quintic.errors import QuinticError
 from quintic.evaluate import share, validation_loss
 from quintic.figure import draw_loss
@@ -72,8 +73,7 @@ def _loop(run: Run, console: Console) -> None:
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
     root, keep = run.folder / runfolder.CHECKPOINTS, config.train.keep_checkpoints
     with ExitStack() as stack:
-        if config.train.compile:
-            stack.enter_context(reproducible(run.device))
+        stack.enter_context(run.computing())
         stop = stack.enter_context(StopRequest())  # first, since it guards the closing of the rest
         progress = stack.enter_context(RunProgress(console, steps, state.step))
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
@@ -87,6 +87,7 @@ def _loop(run: Run, console: Console) -> None:
                 state.step,
                 steps,
                 pin=run.device.type == "cuda",
+                uploader=Uploader(run.device) if run.uploads_ahead else None,
             )
         )
         vote = StopVote(stop, world)
@@ -137,6 +138,8 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
     them begin to add up all processes'; returns the mean loss of the batch, on the device."""
     micro_batches, sequences = run.micro_batches, run.config.batch_sequences
     total = torch.zeros((), device=run.device)
+    if run.casts is not None:
+        run.casts.renew()
     for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
         if watchdog is not None:
             watchdog.at(run.state.step, f"forward and backward pass {number} of {micro_batches}")
@@ -172,6 +175,8 @@ def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:
     """Validation loss in nats per token on the first `train.eval_tokens` of the stream."""
     config = run.config
     assert config.train.micro_batch is not None, "set_up resolves it"
+    if run.casts is not None:
+        run.casts.renew()
     batches = validation_batches(
         run.dataset.val,
         config.model.context,

@@ -18,7 +18,6 @@ from pathlib import Path
 from shutil import rmtree
 
 import numpy as np
-import platformdirs
 
 from quintic.data.counting import TokenCounter, record_shard
 from quintic.data.manifest import Manifest, ShardRecord, Split
@@ -81,8 +80,11 @@ def embedded_dataset(
 
 
 def _default_cache() -> Path:
-    named = os.environ.get("QUINTIC_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("quintic"))
+    if named := os.environ.get("QUINTIC_CACHE"):
+        return Path(named).expanduser()
+    import platformdirs  # only here, so that a machine that has shards can do without it
+
+    return Path(platformdirs.user_cache_dir("quintic"))
 
 
 def _dataset_of_tree(

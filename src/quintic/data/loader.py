@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
 
 Batch = tuple[Tensor, Tensor]
+Moving = TypeVar("Moving")
 
 
 class Loader:
@@ -155,6 +156,16 @@ def _windows(stream: TokenStream, start: int, count: int, context: int) -> Batch
     return tokens[:-1].view(count, context), tokens[1:].view(count, context)
 
 
+class Mover(Protocol[Moving]):
+    """Moves batches to where they are computed with, see `quintic.data.upload`."""
+
+    def begin(self, batch: Batch) -> Moving:
+        """Start; called by the thread that prepares batches."""
+
+    def ready(self, moving: Moving) -> Batch:
+        """The batch where it is to be; called by the thread that computes."""
+
+
 class Prefetcher:
     """Prepares the batch of the next step in a background thread while this one is trained on.
 
@@ -164,21 +175,27 @@ class Prefetcher:
         last_step: one past the last, as in `range`.
         pin: put batches into page-locked memory, from which a copy to the GPU can be asynchronous;
             needs CUDA.
+        uploader: starts the copy to the GPU as soon as a batch is prepared; needs `pin`.
 
     Attributes:
         wait_s: seconds that `get` has waited in all; near 0 where data keeps up with training.
     """
 
     def __init__(
-        self, batch: Callable[[int], Batch], first_step: int, last_step: int, pin: bool = False
+        self,
+        batch: Callable[[int], Batch],
+        first_step: int,
+        last_step: int,
+        pin: bool = False,
+        uploader: Mover[Any] | None = None,
     ) -> None:
         self.wait_s = 0.0
         self._batch = batch
-        self._pin = pin
+        self._pin, self._uploader = pin, uploader
         self._last_step = last_step
         self._next_step = first_step
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._ahead: Future[Batch] | None = self._prepare(first_step)
+        self._ahead: Future[Any] | None = self._prepare(first_step)
 
     def get(self, step: int) -> Batch:
         """The batch of the next step; steps come in order, each once.
@@ -188,10 +205,11 @@ class Prefetcher:
         """
         assert self._ahead is not None and step == self._next_step, f"step {step} is out of turn"
         began = time.perf_counter()
-        batch = self._ahead.result()
+        prepared = self._ahead.result()
         self.wait_s += time.perf_counter() - began
         self._next_step += 1
         self._ahead = self._prepare(self._next_step)
+        batch: Batch = prepared if self._uploader is None else self._uploader.ready(prepared)
         return batch
 
     def close(self) -> None:
@@ -209,13 +227,15 @@ class Prefetcher:
     ) -> None:
         self.close()
 
-    def _prepare(self, step: int) -> Future[Batch] | None:
+    def _prepare(self, step: int) -> Future[Any] | None:
         if step >= self._last_step:
             return None
         return self._executor.submit(self._load, step)
 
-    def _load(self, step: int) -> Batch:
+    def _load(self, step: int) -> Any:
         inputs, targets = self._batch(step)
         if self._pin:
-            return inputs.pin_memory(), targets.pin_memory()
-        return inputs, targets
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return (
+            (inputs, targets) if self._uploader is None else self._uploader.begin((inputs, targets))
+        )

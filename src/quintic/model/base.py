@@ -17,15 +17,24 @@ from torch import Tensor, nn
 
 from quintic.config import ModelConfig
 from quintic.model.attention import mean_visible
+from quintic.model.casts import use_cast
 from quintic.model.loss import CrossEntropy, logits_of
 
 
 class Linear(nn.Linear):
     """`nn.Linear` with float32 master weights, computed in the precision of its input."""
 
+    cast: Tensor | None
+    """The weight in that precision, where `quintic.model.casts` keeps it."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.register_buffer("cast", None, persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        weight = self.weight.to(x.dtype) if self.cast is None else use_cast(self.weight, self.cast)
+        return F.linear(x, weight, bias)
 
 
 class KVCache:

@@ -43,16 +43,26 @@ class Update(ABC):
 
 
 class LocalUpdate(Update):
-    """One process, or all parameters on every one."""
+    """One process, or all parameters on every one.
+
+    With `keep_gradients` the gradients stay where they are in memory and are set to zero: what a
+    CUDA graph computed is overwritten by its next replay, unless it was added to something.
+    """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         routes: Sequence[Route],
         build: BuildOptimizers,
+        *,
+        keep_gradients: bool = False,
     ) -> None:
         self.optimizers = build(parameters, routes)
         self._parameters = list(parameters.values())
+        self._keep_gradients = keep_gradients
+        if keep_gradients:
+            for p in self._parameters:
+                p.grad = torch.zeros_like(p)
 
     def expect(self, last: bool) -> None:
         """Gradients accumulate in `.grad` and stay there."""
@@ -64,7 +74,7 @@ class LocalUpdate(Update):
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not self._keep_gradients)
         return norm
 
 

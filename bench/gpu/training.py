@@ -1,0 +1,177 @@
+"""A recipe trained on real shards for some minutes, the schedule sized to them.
+
+The run is quintic's own (`quintic.run.start`, `quintic.train.train`), with its folder and metrics.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu.budget import Budget
+from bench.gpu.steps import AS_IS, QuinticStepper, free, measure_way, with_random_shards
+from quintic.config import Config
+from quintic.console import Console
+from quintic.data.dataset import open_dataset
+from quintic.errors import QuinticError
+from quintic.metrics import METRICS, read_metrics
+from quintic.report import opening_lines
+from quintic.run import start
+from quintic.runfolder import CHECKPOINTS
+from quintic.train import train
+
+VALIDATIONS = 10
+"""Validations of a run, besides the first."""
+
+VALIDATION_SHARE = 0.1
+"""Of a run's time at most; a token is validated in a third of the time that it is trained in."""
+
+CLOSING_S = 25.0
+"""Kept back from a run's time: set-up, compilation, and the checkpoint at the end."""
+
+
+@contextmanager
+def unpacked(folder: Path) -> Iterator[Path]:
+    """A folder of `.bin` shards; those that are `.bin.xz` are unpacked into a temporary one."""
+    packed = sorted(folder.glob("*.bin.xz"))
+    if not packed:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary)
+
+        def unpack(path: Path) -> None:
+            with lzma.open(path) as source, (target / path.stem).open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+
+        with ThreadPoolExecutor(min(len(packed), os.cpu_count() or 1)) as pool:
+            list(pool.map(unpack, packed))
+        for path in folder.glob("*.bin"):
+            (target / path.name).symlink_to(path.resolve())
+        yield target
+
+
+def sized(config: Config, data: Path, seconds: float, step_ms: float) -> Config:
+    """`config` on `data`, its steps and validations such that it trains for so many seconds.
+
+    Raises `QuinticError` where that is less than a step.
+    """
+    batch = config.train.batch_tokens
+    steps = int(1000 * (1 - VALIDATION_SHARE) * seconds / step_ms)
+    if steps < 1:
+        raise QuinticError(
+            f"{seconds:.0f} s are less than a step of {step_ms:.0f} ms: give more --minutes"
+        )
+    tokens_per_s = 1000 * batch / step_ms
+    most = int(3 * tokens_per_s * VALIDATION_SHARE * seconds / (VALIDATIONS + 1))
+    there = len(open_dataset(data).val) - 1
+    context = config.model.context
+    sequences = max(1, min(most, there, config.train.eval_tokens) // context)
+    return config.override(
+        {
+            "data.path": str(data),
+            "data.tokenizer": None,
+            "train.steps": steps,
+            "train.eval_every": max(1, steps // VALIDATIONS),
+            "train.eval_tokens": sequences * context,
+            "train.checkpoint_every": steps + 1,
+            "train.keep_checkpoints": 1,
+            "train.tensorboard": False,
+            "optim.schedule.warmup_steps": min(config.optim.schedule.warmup_steps, steps // 10),
+        }
+    )
+
+
+def step_ms_of(config: Config, device: torch.device, budget: Budget) -> float:
+    """A short measurement, where the steps of this recipe were not measured before."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure_way(
+            lambda changed: QuinticStepper(changed, device),
+            with_random_shards(config, Path(folder)),
+            device,
+            3,
+            budget,
+        )
+    free(device)
+    return float(figures["step_ms"])
+
+
+def train_recipe(
+    config: Config,
+    data: Path,
+    folder: Path,
+    device: torch.device,
+    budget: Budget,
+    *,
+    minutes: float,
+    step_ms: float | None,
+) -> dict[str, Any]:
+    """Train for some minutes, or for what is left of the budget; the losses and when they came."""
+    if step_ms is None:
+        step_ms = step_ms_of(config, device, budget)
+    seconds = min(60 * minutes, budget.left_s - CLOSING_S)
+    if seconds < 60 * minutes:
+        budget.say(f"{config.recipe} trains for {seconds:.0f} s, not {60 * minutes:.0f}")
+    config = sized(config, data, seconds, step_ms)
+    console = Console()
+    run = start(config, folder, console)
+    for line in opening_lines(run):
+        console.line(line)
+    # A step slower than it was measured must not cost the results: quintic stops at a signal.
+    stop = threading.Timer(
+        max(1.0, budget.left_s - CLOSING_S / 2), os.kill, (os.getpid(), signal.SIGINT)
+    )
+    stop.daemon = True
+    began = time.monotonic()
+    stop.start()
+    try:
+        done = train(run, console)
+    finally:
+        stop.cancel()
+    wall_s = time.monotonic() - began
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # 1.5 GB that nobody asked for
+    if not done:
+        budget.say(f"{config.recipe} was stopped at step {run.state.step} of {config.train.steps}")
+    records = read_metrics(folder / METRICS)
+    steps = [record for record in records if "train_loss" in record]
+    return {
+        "recipe": config.recipe,
+        "way": AS_IS,
+        "finished": done,
+        "steps": run.state.step,
+        "of_steps": config.train.steps,
+        "batch_tokens": config.train.batch_tokens,
+        "epochs": round(run.state.step * config.train.batch_tokens / len(run.dataset.train), 3),
+        "eval_tokens": config.train.eval_tokens,
+        "wall_s": round(wall_s, 1),
+        "training_s": steps[-1]["elapsed_s"] if steps else 0.0,
+        "first_step_s": steps[0]["step_ms"] / 1000 if steps else 0.0,  # compilation, mostly
+        "step_ms": statistics.median(s["step_ms"] for s in steps) if steps else None,
+        "val_losses": _curve(records),
+        "final_val_loss": run.state.val_loss,
+    }
+
+
+def _curve(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Validation losses by step, each with the seconds of training until then."""
+    curve, elapsed_s = [], 0.0
+    for record in records:
+        elapsed_s = record.get("elapsed_s", elapsed_s)
+        if "val_loss" in record:
+            curve.append(
+                {"step": record["step"], "elapsed_s": elapsed_s, "val_loss": record["val_loss"]}
+            )
+    return curve
