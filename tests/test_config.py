@@ -125,7 +125,7 @@ def configs(draw: st.DrawFn) -> Config:
             sharding="fsdp" if fsdp else "zero1",
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
-            loss=draw(st.sampled_from(["chunked", "plain"])),
+            loss=draw(st.sampled_from(["chunked", "plain", "fused"])),
             eval_every=draw(st.integers(1, 1_000)),
             eval_tokens=context * draw(st.integers(1, 100)),
             checkpoint_every=draw(st.integers(1, 1_000)),
@@ -198,10 +198,11 @@ CHOICES = {
     "optim.muon.scale": "max_dim, aspect, rms",
     "optim.muon.coefficients": "quintic, polar_express",
     "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
+    "optim.muon.kernel": "auto, torch, triton",
     "optim.schedule.kind": "trapezoid, cosine",
     "train.device": "auto, cuda, mps, cpu",
     "train.precision": "auto, float32, bfloat16, float64",
-    "train.loss": "chunked, plain",
+    "train.loss": "chunked, plain, fused",
 }
 FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.adamw.eps"} | {
     "optim.clip_norm",

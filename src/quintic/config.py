@@ -181,6 +181,9 @@ class MuonConfig:
     sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
+    kernel: Literal["auto", "torch", "triton"] = "auto"
+    """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes only half of what is
+    symmetric; auto: torch, until the kernel has been measured."""
     normalize: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""
     beta2: float = 0.95
@@ -189,7 +192,7 @@ class MuonConfig:
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
 
     def __post_init__(self) -> None:
-        _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
+        _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype", "kernel")
         _positive("optim.muon", self, "lr", "ns_steps")
         _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
         _fraction("optim.muon", self, "momentum", "beta2")
@@ -350,8 +353,9 @@ class TrainConfig:
     computation for a fraction of the memory."""
     hang_timeout_s: float = 600.0
     """Seconds without progress after which a process among several counts as hung."""
-    loss: Literal["chunked", "plain"] = "chunked"
-    """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference."""
+    loss: Literal["chunked", "plain", "fused"] = "chunked"
+    """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
+    chunked with a Triton kernel, for GPUs."""
     eval_every: int = 125
     """Steps between validations; the last step always validates."""
     eval_tokens: int = 10_485_760

@@ -34,6 +34,7 @@ from quintic.data.readymade import fetch_command
 from quintic.device import auto_micro_batch, check_compiler, choose_device, compute_dtype
 from quintic.distributed import World, check_identical
 from quintic.errors import QuinticError
+from quintic.kernels.runnable import require_triton
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
 from quintic.optim.fsdp import FsdpUpdate, WholeAtOwners, shard_model
@@ -50,8 +51,10 @@ from quintic.optim.update import LocalUpdate, Update, Zero1Update
 RESUME_MAY_CHANGE = frozenset(
     {
         "data.path",
+        "optim.muon.kernel",
         "train.device",
         "train.compile",
+        "train.loss",
         "train.micro_batch",
         "train.sharding",
         "train.activation_checkpointing",
@@ -133,6 +136,8 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     dtype = compute_dtype(config.train.precision, device)
     if config.train.compile:
         check_compiler(device)
+    if config.train.loss == "fused":
+        require_triton(device, asked="train.loss fused", instead="--train.loss chunked")
     if config.batch_sequences < world.size:
         raise QuinticError(
             f"a batch of {config.batch_sequences} sequences cannot be divided among {world.size} "

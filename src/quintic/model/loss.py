@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quintic.model.fused_loss import fused_cross_entropy
+
 CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28, "mps": 2**26}
@@ -84,6 +86,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 CROSS_ENTROPIES: dict[str, CrossEntropy] = {
     "chunked": chunked_cross_entropy,
+    "fused": fused_cross_entropy,
     "plain": plain_cross_entropy,
 }
 """The values of `train.loss`."""

@@ -20,7 +20,7 @@ from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.optim.baselines import build_baseline
 from quintic.optim.muon import Muon, WholeMatrices, update_scale
-from quintic.optim.orthogonalize import default_dtype
+from quintic.optim.orthogonalize import default_dtype, polynomial_for
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def optimizers_for(
     optimizers: list[torch.optim.Optimizer] = []
     if muon_routes := [route for route in routes if route.optimizer == "muon"]:
         muon, weights = config.muon, parameters[muon_routes[0].name].dtype
+        ns_dtype = newton_schulz_dtype(muon, device, weights)
         optimizers.append(
             Muon(
                 _groups(muon_routes, parameters),
@@ -143,11 +144,12 @@ def optimizers_for(
                 scale=muon.scale,
                 weight_decay=muon.weight_decay,
                 ns_steps=muon.ns_steps,
-                ns_dtype=newton_schulz_dtype(muon, device, weights),
+                ns_dtype=ns_dtype,
                 coefficients=muon.coefficients,
                 normalize=muon.normalize,
                 beta2=muon.beta2,
                 compile=compile,
+                polynomial=polynomial_for(muon.kernel, device, ns_dtype),
                 whole=whole,
             )
         )
