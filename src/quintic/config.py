@@ -182,7 +182,7 @@ class MuonConfig:
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
     kernel: Literal["auto", "torch", "triton"] = "auto"
-    """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes only half of what is
+    """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes half of what is
     symmetric; auto: torch, until the kernel has been measured."""
     normalize: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""

@@ -1,5 +1,8 @@
-"""Compile the kernels for GPUs that are not here, and say what of theirs the code uses."""
+"""Compile the kernels for a GPU that is not here, and say what of its own their code uses."""
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -7,9 +10,14 @@ from triton.compiler import ASTSource
 
 from quintic.kernels import cross_entropy, gram
 
+CAPABILITY = 90
+"""Hopper's."""
 
-def compile_for(capability, kernel, arguments, constants, **options):
-    """The PTX of a kernel whose pointers and strides are multiples of 16 bytes, as here."""
+
+def ptx_of(
+    kernel: Any, arguments: dict[str, str], constants: dict[str, Any], **options: int
+) -> str:
+    """The code of a kernel whose pointers and strides are multiples of 16 bytes."""
     signature = arguments | dict.fromkeys(constants, "constexpr")
     aligned = {
         (place,): [["tt.divisibility", 16]]
@@ -17,19 +25,19 @@ def compile_for(capability, kernel, arguments, constants, **options):
         if kind.startswith(("*", "i"))
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
     assert compiled.asm["cubin"]
-    return compiled.asm["ptx"]
+    ptx: str = compiled.asm["ptx"]
+    return ptx
 
 
-def report(name, capability, ptx):
-    used = [word for word in ("ld.global.v4", "wgmma", "mma.sync", "tcgen05.mma") if word in ptx]
-    print(name, f"sm_{capability}", *used)
+def report(name: str, ptx: str) -> None:
+    print(name, *(word for word in ("ld.global.v4", "wgmma") if word in ptx))
 
 
-for capability in (80, 90, 100):
-    ptx = compile_for(
-        capability,
+report(
+    "cross_entropy",
+    ptx_of(
         cross_entropy._cross_entropy_row,
         {
             "logits_ptr": "*bf16",
@@ -39,18 +47,18 @@ for capability in (80, 90, 100):
             "tokens": "i32",
         },
         {"VOCABULARY": 50_304, "GRADIENT": True, "FLOAT": tl.float32, "BLOCK": cross_entropy.BLOCK},
-        num_warps=4,
-    )
-    report("cross_entropy", capability, ptx)
-    for add in (False, True):
-        block, block_k = gram.BLOCKS[gram.torch.bfloat16]
-        ptx = compile_for(
-            capability,
-            gram._gram_tile,
-            {"x_ptr": "*bf16", "out_ptr": "*bf16", "b": "fp32", "c": "fp32"},
-            {"ROWS": 768, "COLUMNS": 3072, "ADD": add}
-            | {"BLOCK": block, "BLOCK_K": block_k, "WIDEN": False},
-            num_warps=8,
-            num_stages=3,
-        )
-        report("gram", capability, ptx)
+        num_warps=cross_entropy.WARPS,
+    ),
+)
+block, block_k = gram.BLOCKS[torch.bfloat16]
+report(
+    "gram",
+    ptx_of(
+        gram._gram_tile,
+        {"x_ptr": "*bf16", "out_ptr": "*bf16", "b": "fp32", "c": "fp32"},
+        {"ROWS": 768, "COLUMNS": 3072, "ADD": True, "WIDEN": False}
+        | {"BLOCK": block, "BLOCK_K": block_k},
+        num_warps=gram.WARPS,
+        num_stages=gram.STAGES,
+    ),
+)

@@ -31,7 +31,8 @@ def kernel(device: torch.device) -> ModuleType:
 def stack(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Matrices of Frobenius norm 1, as Newton-Schulz has them."""
     X = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (X / X.norm(dim=(-2, -1), keepdim=True)).to(device)
+    X /= X.norm(dim=(-2, -1), keepdim=True)
+    return X.to(device)
 
 
 def assert_as_exact(found: Tensor, plain: Tensor, exact: Tensor) -> None:
@@ -66,7 +67,7 @@ def test_every_tile_of_a_large_triangle_is_written(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(40, 40), (33, 70), (2, 2, 70, 33)])
+@pytest.mark.parametrize("shape", [(40, 40), (2, 1, 70, 33)])
 def test_newton_schulz_with_the_kernel_is_as_exact(
     device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:

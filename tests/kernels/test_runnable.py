@@ -1,6 +1,7 @@
 """Kernels asked for by name: used where they can run, refused in one line where they cannot."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,19 @@ from quintic.kernels.runnable import require_triton
 from quintic.metrics import METRICS, read_metrics
 from tests.conftest import refusal
 
+SHORT = {
+    "train.steps": "2",
+    "train.batch-tokens": "64",
+    "train.eval-tokens": "64",
+    "optim.schedule.cooldown-fraction": "0",
+}
+"""The interpreter takes milliseconds for each token."""
+
 ASKED = [("train.loss", "fused", "chunked"), ("optim.muon.kernel", "triton", "torch")]
+
+
+def short() -> list[str]:
+    return [text for name, value in SHORT.items() for text in (f"--{name}", value)]
 
 
 def obstacle(device: str) -> str:
@@ -68,13 +81,13 @@ def test_a_run_with_a_kernel_trains_as_without(
 ) -> None:
     def losses(choice: str) -> list[float]:
         folder = tmp_path / choice
-        short = ["--train.steps", "3", "--optim.schedule.cooldown-fraction", "0"]
-        main([*tiny, *short, f"--{field.replace('_', '-')}", choice, "--out", str(folder)])
+        option = f"--{field.replace('_', '-')}"
+        main([*tiny, *short(), option, choice, "--out", str(folder)])
         records = read_metrics(folder / METRICS)
         return [r[name] for r in records for name in ("train_loss", "val_loss") if name in r]
 
     found, expected = losses(value), losses(instead)
-    assert len(expected) == 5  # three steps, validation before and after
+    assert len(expected) == 4  # two steps, validation before and after
     assert found == pytest.approx(expected, rel=2e-5)
 
 
@@ -86,8 +99,7 @@ def test_a_run_goes_on_without_the_kernel_it_began_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = str(tmp_path / "run")
-    fused = ["--train.loss", "fused", "--optim.schedule.cooldown-fraction", "0"]
-    main([*tiny, *fused, "--train.steps", "1", "--out", folder])
+    main([*tiny, *short(), "--train.loss", "fused", "--train.steps", "1", "--out", folder])
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # on another machine
     go_on = ["train", "--resume", folder, "--train.device", "cpu", "--train.steps", "2"]
     assert refusal(go_on, capsys).endswith("use --train.loss chunked")
@@ -95,28 +107,13 @@ def test_a_run_goes_on_without_the_kernel_it_began_with(
     assert len([r for r in read_metrics(Path(folder) / METRICS) if "train_loss" in r]) == 2
 
 
-def test_importing_quintic_and_its_losses_leaves_triton_alone() -> None:
-    code = (
-        "import sys, quintic.model.loss, quintic.optim.routing; assert 'triton' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_kernels_compile_for_ampere_hopper_and_blackwell(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_hopper_and_use_what_it_has(tmp_path: Path) -> None:
     """By Triton's compiler, which needs no GPU; in a process of its own, since here the kernels
-    are interpreted."""
+    are interpreted. Hopper's: tensor cores for a product, loads of 16 bytes for rows of logits."""
     script = Path(__file__).with_name("compile_kernels.py")
-    environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=subprocess.os.environ | environment,  # type: ignore[attr-defined]
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 9
-    # Hopper's tensor cores for a product, and loads of 16 bytes for the rows of logits.
-    assert [line for line in lines if "wgmma" in line and "gram sm_90" in line]
-    assert all("ld.global.v4" in line for line in lines if line.startswith("cross_entropy"))
+    assert done.stdout.splitlines() == ["cross_entropy ld.global.v4", "gram ld.global.v4 wgmma"]

@@ -22,6 +22,8 @@ of loads take 96 KiB, which every GPU with bfloat16 units has, and a tile 64 reg
 256 threads: two programs run on one of Hopper's multiprocessors. Without tensor cores, in float32,
 tiles as large would not fit into the registers."""
 
+WARPS, STAGES = 8, 3
+
 
 @triton.jit
 def _lower_triangle(index):
@@ -126,7 +128,7 @@ def _launch(X_nRC: Tensor, *, add: bool, b: float, c: float) -> Tensor:
         BLOCK_K=block_k,
         # The interpreter would multiply bfloat16's bit patterns; float32 has the same products.
         WIDEN=interpreted(),
-        num_warps=8,
-        num_stages=3,
+        num_warps=WARPS,
+        num_stages=STAGES,
     )
     return out_nRR
