@@ -45,8 +45,10 @@ report(
             "losses_ptr": "*fp32",
             "stride": "i32",
             "tokens": "i32",
+            "softcap": "fp32",
         },
-        {"VOCABULARY": 50_304, "GRADIENT": True, "FLOAT": tl.float32, "BLOCK": cross_entropy.BLOCK},
+        {"VOCABULARY": 50_304, "GRADIENT": True, "FLOAT": tl.float32, "CAPPED": True}
+        | {"BLOCK": cross_entropy.BLOCK},
         num_warps=cross_entropy.WARPS,
     ),
 )

@@ -1,15 +1,19 @@
 """The fused loss against the plain one: value, gradients, precision and memory."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.model import fused_loss
 from quintic.model.fused_loss import fused_cross_entropy, head_and_loss
 from quintic.model.loss import CrossEntropy, plain_cross_entropy
 from tests.model.test_loss import Recorder, inputs
+
+pytestmark = pytest.mark.device
 
 N, D, V = 7, 12, 5001
 """A vocabulary of more than one of the kernel's blocks of 4,096, and no multiple of any."""
@@ -84,6 +88,29 @@ def test_large_logits_stay_finite(device: torch.device) -> None:
     assert x.grad.isfinite().all()
 
 
+def capped_cross_entropy(softcap: float, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """In plain PyTorch."""
+    logits = F.linear(x, weight.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
+    return F.cross_entropy(softcap * torch.tanh(logits / softcap), targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [2.0, 30.0])
+def test_a_softcap_is_as_exact_as_in_plain_pytorch(
+    device: torch.device, softcap: float, dtype: torch.dtype
+) -> None:
+    """From logits far below the cap to far beyond it."""
+    reference = partial(capped_cross_entropy, softcap)
+    fused = partial(fused_cross_entropy, softcap=softcap)
+    exact = value_and_gradients(reference, torch.float64, device)
+    plain = value_and_gradients(reference, dtype, device)
+    found = value_and_gradients(fused, dtype, device)
+    for a, b, truth in zip(found, plain, exact, strict=True):
+        own, allowed = (a.double() - truth).norm(), 2 * (b.double() - truth).norm()
+        rounding = 1e-14 if dtype is torch.float64 else 2e-7
+        assert own <= allowed + rounding * truth.norm()
+
+
 class FloatRecorder(Recorder):
     """Elements of the largest float32 tensor that any operation returned."""
 
@@ -99,7 +126,7 @@ def test_no_logits_exist_in_float32(device: torch.device) -> None:
     """Looked for inside the operator, which a recorder sees as one."""
     x, weight, targets = (t.detach().to(device) for t in inputs(torch.bfloat16, N=64, D=3, V=512))
     with FloatRecorder() as recorder:
-        head_and_loss(x, weight, targets, True)
+        head_and_loss(x, weight, targets, None, True)
     assert recorder.largest == weight.numel()
     with FloatRecorder() as recorder:  # it sees what it should
         plain_cross_entropy(x, weight, targets)
@@ -112,7 +139,7 @@ def test_without_gradients_none_is_computed(device: torch.device, chunk: int, gu
     with guard():
         value = fused_cross_entropy(x, weight, targets)
         with Recorder() as recorder:
-            head_and_loss(x.detach(), weight.detach(), targets, False)
+            head_and_loss(x.detach(), weight.detach(), targets, None, False)
     assert not value.requires_grad
     torch.testing.assert_close(value, plain_cross_entropy(x, weight, targets).detach())
     # One product a chunk; inference mode records the function before it is taken apart.

@@ -15,6 +15,8 @@ from quintic.optim.orthogonalize import gram_polynomial, newton_schulz, polynomi
 from quintic.optim.routing import build_optimizers, route_parameters
 from quintic.recipes import get_recipe
 
+pytestmark = pytest.mark.device
+
 SHAPES = [(1, 1, 1), (2, 5, 7), (1, 64, 32), (3, 130, 70), (1, 300, 257)]
 """Below a tile, a tile's own size, and rows and columns that no tile divides."""
 

@@ -21,39 +21,46 @@ CHUNK_ELEMENTS = 2**30
 and writes the gradient of the head once, in float32, so there should be few."""
 
 
-def fused_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """`plain_cross_entropy` with the gradient taken in the forward pass, by a kernel.
+def fused_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+) -> Tensor:
+    """`plain_cross_entropy` with the gradient taken in the forward pass, by a kernel; with a
+    softcap c, that of c tanh(logits / c).
 
     `quintic.kernels.runnable` says where it can run.
     """
     if not torch.is_grad_enabled():
         # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss: Tensor = _FusedCrossEntropy.apply(x_ND, weight_VD, targets_N)
+    loss: Tensor = _FusedCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
     return loss
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None
+    ) -> Tensor:
         need_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss: Tensor
-        loss, grad_x_ND, grad_weight_VD = _head_and_loss(x_ND, weight_VD, targets_N, need_gradient)
+        loss, grad_x_ND, grad_weight_VD = _head_and_loss(
+            x_ND, weight_VD, targets_N, softcap, need_gradient
+        )
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad_loss,) = grad_outputs
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_x_ND * grad_loss.to(grad_x_ND.dtype), grad_weight_VD * grad_loss, None
+        return grad_x_ND * grad_loss.to(grad_x_ND.dtype), grad_weight_VD * grad_loss, None, None
 
 
 def head_and_loss(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, gradient: bool
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss and its gradients by x and the weight; these are empty where none is needed."""
-    from quintic.kernels.cross_entropy import cross_entropy, cross_entropy_
+    from quintic.kernels.cross_entropy import cross_entropy_
 
     tokens, vocabulary = x_ND.shape[0], weight_VD.shape[0]
     size = max(1, CHUNK_ELEMENTS // vocabulary)
@@ -64,13 +71,18 @@ def head_and_loss(
         rows = slice(start, min(start + size, tokens))
         x_CD, targets_C, losses_C = x_ND[rows], targets_N[rows], losses_N[rows]
         logits_CV = x_CD @ head_VD.T
-        if not gradient:
-            cross_entropy(logits_CV, targets_C, losses_C)
-            continue
-        cross_entropy_(logits_CV, targets_C, losses_C, tokens)
-        torch.mm(logits_CV, head_VD, out=grad_x_ND[rows])
-        # Each chunk's product is added in the weight's own precision.
-        grad_weight_VD += (logits_CV.T @ x_CD).to(weight_VD.dtype)
+        cross_entropy_(
+            logits_CV,
+            targets_C,
+            losses_C,
+            gradient_of=tokens if gradient else None,
+            softcap=softcap,
+        )
+        if gradient:
+            grad_CV = logits_CV
+            torch.mm(grad_CV, head_VD, out=grad_x_ND[rows])
+            # Each chunk's product is added in the weight's own precision.
+            grad_weight_VD += (grad_CV.T @ x_CD).to(weight_VD.dtype)
     return losses_N.sum() / tokens, grad_x_ND, grad_weight_VD
 
 
@@ -81,7 +93,7 @@ compiled program does not grow with the number of chunks."""
 
 @_head_and_loss.register_fake
 def _(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, gradient: bool
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss_dtype, grad_x_ND, grad_weight_VD = _outputs(x_ND, weight_VD, gradient)
     return x_ND.new_empty((), dtype=loss_dtype), grad_x_ND, grad_weight_VD
