@@ -50,7 +50,7 @@ def test_without_a_gpu_the_command_refuses_in_one_line_and_writes_nothing(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     option, folder = f"--{field.replace('_', '-')}", tmp_path / "run"
     assert refusal([*tiny, option, value, "--out", str(folder)], capsys) == (
-        f"{field} {value} is a Triton kernel and the device is cpu: it needs an NVIDIA or AMD GPU: "
+        f"{field} {value} runs a Triton kernel, and the device is cpu, not an NVIDIA or AMD GPU: "
         f"use {option} {instead}"
     )
     assert not folder.exists()
@@ -66,9 +66,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require_triton(torch.device(device), asked="ASKED", instead="INSTEAD")
     assert "the device is mps" in obstacle("mps")
     here["capability"] = (7, 5)
-    assert obstacle("cuda") == (
-        "ASKED is a Triton kernel and Tesla T4 has compute capability 7.5, below 8.0: use INSTEAD"
-    )
+    assert obstacle("cuda").endswith("Tesla T4 has compute capability 7.5, below 8.0: use INSTEAD")
     here["triton"] = False
     assert "triton is not installed" in obstacle("cuda")
     assert "the device is cpu" in obstacle("cpu")

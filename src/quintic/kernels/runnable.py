@@ -28,7 +28,7 @@ def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
     `asked` is the option that needs them and `instead` what to use where they cannot run.
     """
     if reason := _obstacle(device):
-        raise QuinticError(f"{asked} is a Triton kernel and {reason}: use {instead}")
+        raise QuinticError(f"{asked} runs a Triton kernel, and {reason}: use {instead}")
 
 
 def _obstacle(device: torch.device) -> str | None:
@@ -36,7 +36,7 @@ def _obstacle(device: torch.device) -> str | None:
         return (
             "triton is not installed, which PyTorch's CUDA builds for Linux bring along"
             if device.type == "cuda"
-            else f"the device is {device.type}: it needs an NVIDIA or AMD GPU"
+            else _no_gpu(device)
         )
     if device.type == "cuda":
         if (found := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
@@ -46,4 +46,8 @@ def _obstacle(device: torch.device) -> str | None:
         return None
     if device.type == "cpu" and interpreted():
         return None
-    return f"the device is {device.type}: it needs an NVIDIA or AMD GPU"
+    return _no_gpu(device)
+
+
+def _no_gpu(device: torch.device) -> str:
+    return f"the device is {device.type}, not an NVIDIA or AMD GPU"
