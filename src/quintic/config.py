@@ -356,6 +356,9 @@ class TrainConfig:
     loss: Literal["chunked", "plain", "fused"] = "chunked"
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
     chunked with a Triton kernel, for GPUs."""
+    float8_head: bool = False
+    """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
+    rounds alike and gains nothing. Validation stays in the compute precision."""
     eval_every: int = 125
     """Steps between validations; the last step always validates."""
     eval_tokens: int = 10_485_760
@@ -425,12 +428,28 @@ class Config:
             f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
             f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
         )
+        if self.train.float8_head:
+            self._check_float8_head()
         schedule = self.optim.schedule
         _require(
             schedule.warmup_steps + self.cooldown_steps <= self.train.steps,
             f"optim.schedule.warmup_steps {schedule.warmup_steps} and {self.cooldown_steps} steps "
             f"of cooldown do not fit in train.steps {self.train.steps}: shorten the warm-up",
         )
+
+    def _check_float8_head(self) -> None:
+        _require(
+            self.train.loss != "plain",
+            "train.float8_head is for the losses that go by chunks, and train.loss is plain: use "
+            "--train.loss chunked or --train.loss fused, or --train.no-float8-head",
+        )
+        for name in ("width", "context", "vocab_size"):
+            size = getattr(self.model, name)
+            _require(
+                size is None or size % 16 == 0,
+                f"model.{name} is {size}, and train.float8_head multiplies 16 numbers at a time: "
+                f"choose a multiple, for example {-(-(size or 0) // 16) * 16}",
+            )
 
     @property
     def batch_sequences(self) -> int:

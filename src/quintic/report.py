@@ -32,7 +32,7 @@ def opening_lines(run: Run) -> Iterator[str]:
     c, t = config.model, config.train
     yield (
         f"device  {device_name(run.device)}, {t.precision}, "
-        f"{'compiled' if t.compile else 'eager'}, {t.loss} loss"
+        f"{'compiled' if t.compile else 'eager'}, {t.loss} loss{_float8_note(run)}"
     )
     yield (
         f"model   {c.architecture}, {c.layers} layers x {c.width}, {c.heads} heads of "
@@ -62,6 +62,12 @@ def opening_lines(run: Run) -> Iterator[str]:
     )
 
 
+def _float8_note(run: Run) -> str:
+    if not run.config.train.float8_head:
+        return ""
+    return ", float8 head" + (" (rounded only: no faster here)" if run.device.type == "cpu" else "")
+
+
 def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     elements = sum(math.prod(route.shape) for route in routes)
     lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
@@ -75,6 +81,7 @@ def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     return (
         f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
         f"{muon.scale}, {muon.ns_steps} {kind} steps in {precision}"
+        f"{', Triton kernel' if muon.kernel == 'triton' else ''}"
     )
 
 

@@ -34,7 +34,7 @@ from quintic.data.readymade import fetch_command
 from quintic.device import auto_micro_batch, check_compiler, choose_device, compute_dtype
 from quintic.distributed import World, check_identical
 from quintic.errors import QuinticError
-from quintic.kernels.runnable import require_triton
+from quintic.kernels.runnable import require_float8, require_triton
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
 from quintic.optim.fsdp import FsdpUpdate, WholeAtOwners, shard_model
@@ -138,6 +138,8 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
         check_compiler(device)
     if config.train.loss == "fused":
         require_triton(device, asked="train.loss fused", instead="--train.loss chunked")
+    if config.train.float8_head:
+        require_float8(device, dtype)
     if config.batch_sequences < world.size:
         raise QuinticError(
             f"a batch of {config.batch_sequences} sequences cannot be divided among {world.size} "
@@ -170,7 +172,11 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     sharded = _sharded(config, world)
     try:
         model = build_model(
-            config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
+            config.model,
+            seed=config.train.seed,
+            compute_dtype=dtype,
+            loss=config.train.loss,
+            float8_head=config.train.float8_head,
         )
         if not sharded:  # else a block at a time, since the whole may not fit
             model = model.to(device)

@@ -22,7 +22,9 @@ N, D, V = 7, 12, 5001
 @pytest.fixture(params=[1, 3, 7, 100], ids=lambda n: f"{n}-tokens-a-chunk")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     tokens: int = request.param
-    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", tokens * V + V // 2)
+    monkeypatch.setattr(fused_loss, "ALIGNMENT", 1)
+    for kind in fused_loss.CHUNK_ELEMENTS:
+        monkeypatch.setitem(fused_loss.CHUNK_ELEMENTS, kind, tokens * V + V // 2)
     return tokens
 
 
@@ -126,7 +128,7 @@ def test_no_logits_exist_in_float32(device: torch.device) -> None:
     """Looked for inside the operator, which a recorder sees as one."""
     x, weight, targets = (t.detach().to(device) for t in inputs(torch.bfloat16, N=64, D=3, V=512))
     with FloatRecorder() as recorder:
-        head_and_loss(x, weight, targets, None, True)
+        head_and_loss(x, weight, targets, None, True, True, False)
     assert recorder.largest == weight.numel()
     with FloatRecorder() as recorder:  # it sees what it should
         plain_cross_entropy(x, weight, targets)
@@ -139,7 +141,7 @@ def test_without_gradients_none_is_computed(device: torch.device, chunk: int, gu
     with guard():
         value = fused_cross_entropy(x, weight, targets)
         with Recorder() as recorder:
-            head_and_loss(x.detach(), weight.detach(), targets, None, False)
+            head_and_loss(x.detach(), weight.detach(), targets, None, False, True, False)
     assert not value.requires_grad
     torch.testing.assert_close(value, plain_cross_entropy(x, weight, targets).detach())
     # One product a chunk; inference mode records the function before it is taken apart.

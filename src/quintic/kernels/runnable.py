@@ -1,4 +1,4 @@
-"""Whether Triton kernels can run on a device, asked before one is."""
+"""What the fast paths need of a device, asked before a run begins."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from quintic.errors import QuinticError
 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which a GPU has bfloat16 units: Ampere."""
+
+FLOAT8_CAPABILITY = (8, 9)
+"""From which it has float8 units: Ada and Hopper."""
 
 
 def interpreted() -> bool:
@@ -39,14 +42,32 @@ def _obstacle(device: torch.device) -> str | None:
             else _no_gpu(device)
         )
     if device.type == "cuda":
-        if (found := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
-            least = ".".join(map(str, LEAST_CAPABILITY))
-            name = torch.cuda.get_device_name(device)
-            return f"{name} has compute capability {found[0]}.{found[1]}, below {least}"
-        return None
+        return _too_old(device, LEAST_CAPABILITY)
     if device.type == "cpu" and interpreted():
         return None
     return _no_gpu(device)
+
+
+def require_float8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise `QuinticError` where `train.float8_head` can neither run nor be rounded alike."""
+    reason = None
+    if dtype is torch.float64:
+        reason = "all else is to be float64"
+    elif device.type == "mps" or (device.type == "cuda" and torch.version.hip is not None):
+        reason = f"{device.type} is not NVIDIA's here, whose formats it needs"
+    elif device.type == "cuda":
+        reason = _too_old(device, FLOAT8_CAPABILITY)
+    if reason:
+        raise QuinticError(
+            f"train.float8_head multiplies in float8, and {reason}: use --train.no-float8-head"
+        )
+
+
+def _too_old(device: torch.device, least: tuple[int, int]) -> str | None:
+    if (found := torch.cuda.get_device_capability(device)) >= least:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return f"{name} has compute capability {found[0]}.{found[1]}, below {least[0]}.{least[1]}"
 
 
 def _no_gpu(device: torch.device) -> str:
