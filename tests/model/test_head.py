@@ -166,14 +166,14 @@ def test_validation_is_not_in_float8() -> None:
 def test_a_run_says_that_it_rounds_and_learns_as_without(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def losses(switch: str) -> list[float]:
-        folder = tmp_path / switch
-        main([*tiny, f"--train.{switch}", "--out", str(folder)])
+    def losses(name: str, *options: str) -> list[float]:
+        folder = tmp_path / name
+        main([*tiny, *options, "--out", str(folder)])
         return [r["train_loss"] for r in read_metrics(folder / METRICS) if "train_loss" in r]
 
-    exact = losses("no-float8-head")
+    exact = losses("exact")
     assert "float8" not in capsys.readouterr().out
-    rounded = losses("float8-head")
+    rounded = losses("rounded", "--train.float8-head")
     assert "chunked loss, float8 head (rounded only: no faster here)" in capsys.readouterr().out
     assert rounded != exact
     assert rounded == pytest.approx(exact, abs=0.02)
