@@ -32,26 +32,31 @@ def ptx_of(
 
 
 def report(name: str, ptx: str) -> None:
-    print(name, *(word for word in ("ld.global.v4", "wgmma") if word in ptx))
+    print(
+        name,
+        *(word for word in ("ld.global.v4", "cvt.rn.satfinite.e5m2x2.f32", "wgmma") if word in ptx),
+    )
 
 
-report(
-    "cross_entropy",
-    ptx_of(
-        cross_entropy._cross_entropy_row,
-        {
-            "logits_ptr": "*bf16",
-            "targets_ptr": "*i64",
-            "losses_ptr": "*fp32",
-            "stride": "i32",
-            "tokens": "i32",
-            "softcap": "fp32",
-        },
-        {"VOCABULARY": 50_304, "GRADIENT": True, "FLOAT": tl.float32, "CAPPED": True}
-        | {"BLOCK": cross_entropy.BLOCK},
-        num_warps=cross_entropy.WARPS,
-    ),
-)
+for grad in ("*bf16", "*fp8e5"):
+    report(
+        f"cross_entropy {grad}",
+        ptx_of(
+            cross_entropy._cross_entropy_row,
+            {
+                "logits_ptr": "*bf16",
+                "targets_ptr": "*i64",
+                "losses_ptr": "*fp32",
+                "grad_ptr": grad,
+                "stride": "i32",
+                "divisor": "fp32",
+                "softcap": "fp32",
+            },
+            {"VOCABULARY": 50_304, "GRADIENT": True, "FLOAT": tl.float32, "CAPPED": True}
+            | {"BLOCK": cross_entropy.BLOCK},
+            num_warps=cross_entropy.WARPS,
+        ),
+    )
 block, block_k = gram.BLOCKS[torch.bfloat16]
 report(
     "gram",

@@ -38,6 +38,11 @@ def inputs(*, zero_head: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     return x_ND, weight_VD * (0 if zero_head else 1), targets_N
 
 
+def in_float8(gradient: Tensor) -> Tensor:
+    """A gradient of the mean loss as the loss writes it."""
+    return (gradient * N / GRADIENT_SCALE).to(E5M2)
+
+
 @pytest.mark.parametrize("largest", [1e-6, 0.3, 447.9, 448.0, 448.1, 1e5])
 def test_the_scale_is_the_smallest_power_of_two_that_lets_all_values_fit(largest: float) -> None:
     values = torch.tensor([0.0, -largest, largest / 3])
@@ -53,8 +58,8 @@ def test_what_float8_can_hold_is_multiplied_exactly() -> None:
     gradient = torch.randint(-4, 5, (N, V), generator=random) / 4 / N
     products = Float8Products(x, weight)
     assert torch.equal(products.logits(x), x @ weight.T)
-    torch.testing.assert_close(products.grad_x(gradient), gradient @ weight)
-    torch.testing.assert_close(products.grad_weight(gradient, x), gradient.T @ x)
+    torch.testing.assert_close(products.grad_x(in_float8(gradient)), gradient @ weight)
+    torch.testing.assert_close(products.grad_weight(in_float8(gradient), x), gradient.T @ x)
 
 
 def test_gradients_down_to_half_a_billionth_survive() -> None:
@@ -64,7 +69,7 @@ def test_gradients_down_to_half_a_billionth_survive() -> None:
     products = Float8Products(torch.ones(N, D), torch.ones(V, D))
     gradient = torch.zeros(N, V)
     gradient[0, 0], gradient[1, 0], gradient[2, 0] = smallest / N, 1 / N, -1 / N
-    assert products.grad_x(gradient)[:3, 0].tolist() == [smallest / N, 1 / N, -1 / N]
+    assert products.grad_x(in_float8(gradient))[:3, 0].tolist() == [smallest / N, 1 / N, -1 / N]
 
 
 def test_pytorchs_product_of_float8_is_called_as_it_asks() -> None:
@@ -85,7 +90,8 @@ def test_a_gpu_multiplies_as_the_cpu_says() -> None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("there is no GPU with float8 units")
     x, weight, _ = inputs()
-    gradient = torch.randn(N, V, generator=torch.Generator().manual_seed(1)).clamp(-1, 1) / N
+    random = torch.Generator().manual_seed(1)
+    gradient = in_float8(torch.randn(N, V, generator=random).clamp(-1, 1) / N)
     here, there = Float8Products(x, weight), Float8Products(x.cuda(), weight.cuda())
     for a, b in (
         (there.logits(x.cuda()), here.logits(x)),

@@ -40,8 +40,9 @@ def _cross_entropy_row(
     logits_ptr,
     targets_ptr,
     losses_ptr,
+    grad_ptr,
     stride,
-    tokens,
+    divisor,
     softcap,
     VOCABULARY: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -51,6 +52,7 @@ def _cross_entropy_row(
 ):
     row = tl.program_id(0).to(tl.int64)  # times the stride beyond 2**31 in a large chunk
     logits_ptr += row * stride
+    grad_ptr += row * stride
     target = tl.load(targets_ptr + row)
     target_logit = _logits(logits_ptr + target, target >= 0, softcap, FLOAT, CAPPED)
     columns = tl.arange(0, BLOCK)
@@ -69,17 +71,17 @@ def _cross_entropy_row(
     tl.store(losses_ptr + row, log_total - target_logit)
 
     if GRADIENT:
-        # The second pass, mostly out of the L2 cache: (softmax - one_hot) / tokens.
+        # The second pass, mostly out of the L2 cache: (softmax - one_hot) / divisor.
         for start in range(0, VOCABULARY, BLOCK):
             inside = start + columns < VOCABULARY
-            ptrs = logits_ptr + start + columns
-            logits = _logits(ptrs, inside, softcap, FLOAT, CAPPED)
+            logits = _logits(logits_ptr + start + columns, inside, softcap, FLOAT, CAPPED)
             one_hot = tl.where(start + columns == target, 1.0, 0.0)
-            gradient = (tl.exp(logits - log_total) - one_hot) / tokens
+            gradient = (tl.exp(logits - log_total) - one_hot) / divisor
             if CAPPED:
                 tanh = logits / softcap
                 gradient *= tl.where(inside, 1.0 - tanh * tanh, 0.0)
-            tl.store(ptrs, gradient.to(logits_ptr.dtype.element_ty), mask=inside)
+            ptrs = grad_ptr + start + columns
+            tl.store(ptrs, gradient.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
 def cross_entropy_(
@@ -87,30 +89,34 @@ def cross_entropy_(
     targets_C: Tensor,
     losses_C: Tensor,
     *,
-    gradient_of: int | None = None,
+    grad_CV: Tensor | None = None,
+    divisor: float = 1.0,
     softcap: float | None = None,
 ) -> None:
-    """Write each row's cross-entropy in nats, and if asked its gradient over the logits.
+    """Write each row's cross-entropy in nats, and where `grad_CV` is given its gradient there.
 
-    The gradient is that of the mean over `gradient_of` tokens, of which these C are a part. With a
-    softcap c the loss is that of c tanh(logits / c). All is computed in the precision of
-    `losses_C`: float32, or float64 for float64 logits. A row is read once, and where it is to
-    become the gradient once more. Targets must be in [0, V).
+    The gradient is that by the logits, (softmax - one_hot) / divisor; `grad_CV` may be the logits'
+    own memory. With a softcap c the loss is that of c tanh(logits / c). All is computed in the
+    precision of `losses_C`: float32, or float64 for float64 logits. A row is read once, and for its
+    gradient once more. Targets must be in [0, V).
 
     Online softmax: Milakov & Gimelshein, https://arxiv.org/abs/1805.02867. The gradient in place of
     the logits: Liger Kernel, https://arxiv.org/abs/2410.10989.
     """
     rows, vocabulary = logits_CV.shape
+    written_CV = logits_CV if grad_CV is None else grad_CV
+    assert logits_CV.stride() == written_CV.stride()
     assert logits_CV.stride(1) == targets_C.stride(0) == losses_C.stride(0) == 1
     _cross_entropy_row[(rows,)](
         logits_CV,
         targets_C,
         losses_C,
+        written_CV,
         logits_CV.stride(0),
-        gradient_of or 1,
+        divisor,
         softcap or 1.0,
         VOCABULARY=vocabulary,
-        GRADIENT=gradient_of is not None,
+        GRADIENT=grad_CV is not None,
         FLOAT=tl.float64 if losses_C.dtype is torch.float64 else tl.float32,
         CAPPED=softcap is not None,
         BLOCK=BLOCK,

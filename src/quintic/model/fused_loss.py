@@ -128,15 +128,16 @@ def head_and_loss(
         rows = slice(start, min(start + size, tokens))
         x_CD = x_ND[rows]
         logits_CV = products.logits(x_CD)
+        grad_CV = products.grad_buffer(logits_CV) if gradient else None
         cross_entropy_(
             logits_CV,
             targets_N[rows],
             losses_N[rows],
-            gradient_of=tokens if gradient else None,
+            grad_CV=grad_CV,
+            divisor=products.grad_divisor,
             softcap=softcap,
         )
-        if gradient:
-            grad_CV = logits_CV
+        if grad_CV is not None:
             grad_x_ND[rows] = products.grad_x(grad_CV)
             # Each chunk's product is added in the weight's own precision.
             grad_weight_VD += products.grad_weight(grad_CV, x_CD).to(weight_VD.dtype)
@@ -176,7 +177,8 @@ def torch_cross_entropy_(
     targets_C: Tensor,
     losses_C: Tensor,
     *,
-    gradient_of: int | None = None,
+    grad_CV: Tensor | None = None,
+    divisor: float = 1.0,
     softcap: float | None = None,
 ) -> None:
     """`quintic.kernels.cross_entropy.cross_entropy_` in plain PyTorch, which says what it does."""
@@ -185,12 +187,12 @@ def torch_cross_entropy_(
         capped_CV = softcap * torch.tanh(capped_CV / softcap)
     log_p_CV = F.log_softmax(capped_CV, dim=-1)
     losses_C.copy_(F.nll_loss(log_p_CV, targets_C, reduction="none"))
-    if gradient_of is not None:
-        grad_CV = log_p_CV.exp_()
-        grad_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+    if grad_CV is not None:
+        p_CV = log_p_CV.exp_()
+        p_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
         if softcap is not None:
-            grad_CV *= 1 - (capped_CV / softcap).square()
-        logits_CV.copy_(grad_CV.div_(gradient_of))
+            p_CV *= 1 - (capped_CV / softcap).square()
+        grad_CV.copy_(p_CV.div_(divisor))
 
 
 FLOAT8_CROSS_ENTROPIES = {

@@ -24,13 +24,22 @@ one-hot does: e5m2 then holds it from 1 down to 4.7e-10."""
 
 
 class HeadProducts(Protocol):
-    """The products of a chunk; the weight and its precision are the object's."""
+    """The products of a chunk; the weight and its precision are the object's.
+
+    The gradient G of the mean loss is given as softmax minus one-hot, divided by `grad_divisor`.
+    """
+
+    grad_divisor: float
+
+    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
+        """Where G is to be written, uninitialised: the logits' own memory, if nothing else needs
+        them."""
 
     def logits(self, x_CD: Tensor) -> Tensor:
         """x W^T, [C, V], in the precision of x."""
 
     def grad_x(self, grad_CV: Tensor) -> Tensor:
-        """G W, [C, D], in the precision of G."""
+        """G W, [C, D], in the precision of x."""
 
     def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
         """G^T x, [V, D]."""
@@ -41,6 +50,10 @@ class Products:
 
     def __init__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
         self._head_VD = weight_VD.to(x_ND.dtype)
+        self.grad_divisor: float = len(x_ND)
+
+    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
+        return logits_CV
 
     def logits(self, x_CD: Tensor) -> Tensor:
         return x_CD @ self._head_VD.T
@@ -68,28 +81,29 @@ class Float8Products:
         """x of all tokens, whose mean loss it is, for the scales."""
         self._x_scale, self._head_scale = power_of_two_scale(x_ND), power_of_two_scale(weight_VD)
         self._head_VD = (weight_VD / self._head_scale).to(E4M3)
+        self._head_DV = self._head_VD.T.contiguous()  # products want both operands by rows
         self._grad_scale = x_ND.new_full((), GRADIENT_SCALE / len(x_ND), dtype=torch.float32)
+        self.grad_divisor: float = GRADIENT_SCALE
+        self._dtype = x_ND.dtype
+
+    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
+        return torch.empty_like(logits_CV, dtype=E5M2)
 
     def logits(self, x_CD: Tensor) -> Tensor:
         x8_CD = (x_CD / self._x_scale).to(E4M3)
         return scaled_product(
-            x8_CD, self._head_VD, self._x_scale, self._head_scale, x_CD.dtype, fast=True
+            x8_CD, self._head_VD, self._x_scale, self._head_scale, self._dtype, fast=True
         )
 
     def grad_x(self, grad_CV: Tensor) -> Tensor:
-        grad8_CV = (grad_CV / self._grad_scale).to(E5M2)
         return scaled_product(
-            grad8_CV,
-            self._head_VD.T.contiguous(),
-            self._grad_scale,
-            self._head_scale,
-            grad_CV.dtype,
+            grad_CV, self._head_DV, self._grad_scale, self._head_scale, self._dtype
         )
 
     def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
-        grad8_VC = (grad_CV / self._grad_scale).to(E5M2).T.contiguous()
         x8_DC = (x_CD / self._x_scale).to(E4M3).T.contiguous()
-        return scaled_product(grad8_VC, x8_DC, self._grad_scale, self._x_scale, torch.float32)
+        grad_VC = grad_CV.T.contiguous()
+        return scaled_product(grad_VC, x8_DC, self._grad_scale, self._x_scale, torch.float32)
 
 
 def power_of_two_scale(values: Tensor) -> Tensor:
