@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,9 +28,9 @@ from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.config import Config
 from quintic.device import choose_device, compute_dtype
 from quintic.errors import QuinticError
-from quintic.kernels.runnable import require_triton
+from quintic.kernels.runnable import require_float8, require_triton
 from quintic.model.build import meta_model
-from quintic.model.fused_loss import fused_cross_entropy
+from quintic.model.fused_loss import fused_cross_entropy, fused_float8_cross_entropy
 from quintic.model.loss import CrossEntropy, chunked_cross_entropy, plain_cross_entropy
 from quintic.optim.orthogonalize import newton_schulz, polynomial_for
 from quintic.optim.sharding import newton_schulz_flops
@@ -106,9 +107,9 @@ def eager_bytes_per_logit(loss: CrossEntropy) -> float:
     return float(traffic.bytes / (tokens * vocabulary))
 
 
-FUSED_BYTES_PER_LOGIT = 2 + 2 + 2
+KERNEL_BYTES_PER_LOGIT = {"fused": 2 + 2 + 2, "fused, float8": 2 + 2 + 1 + (1 + 1)}
 """In bfloat16: read for the loss, read for the gradient (from the L2 cache, where a row of 100 kB
-should still be), write."""
+should still be), write; in float8 a byte written, and a transposed copy of it."""
 
 
 def symmetric_flops(rows: int, columns: int, steps: int, tile: int = TILE) -> float:
@@ -124,19 +125,16 @@ def expected(sizes: Sizes, batch_tokens: int, ns_steps: int) -> dict[str, Any]:
     logits = batch_tokens * sizes.vocabulary
     whole = sum(n * newton_schulz_flops(r, c, ns_steps) for n, r, c in sizes.stacks)
     half = sum(n * symmetric_flops(r, c, ns_steps) for n, r, c in sizes.stacks)
+    per_logit = {
+        "plain, eager": eager_bytes_per_logit(plain_cross_entropy),
+        "chunked, eager": eager_bytes_per_logit(chunked_cross_entropy),
+        **KERNEL_BYTES_PER_LOGIT,
+    }
     return {
         "batch_tokens": batch_tokens,
         "head_product_tflop": round(6 * logits * sizes.width / 1e12, 2),
-        "loss_bytes_per_logit": {
-            "plain, eager": eager_bytes_per_logit(plain_cross_entropy),
-            "chunked, eager": eager_bytes_per_logit(chunked_cross_entropy),
-            "fused": FUSED_BYTES_PER_LOGIT,
-        },
-        "loss_gigabytes": {
-            "plain, eager": round(eager_bytes_per_logit(plain_cross_entropy) * logits / 1e9, 1),
-            "chunked, eager": round(eager_bytes_per_logit(chunked_cross_entropy) * logits / 1e9, 1),
-            "fused": round(FUSED_BYTES_PER_LOGIT * logits / 1e9, 1),
-        },
+        "loss_bytes_per_logit": per_logit,
+        "loss_gigabytes": {way: round(b * logits / 1e9, 1) for way, b in per_logit.items()},
         "newton_schulz_tflop": {"torch": round(whole / 1e12, 3), "triton": round(half / 1e12, 3)},
     }
 
@@ -197,6 +195,9 @@ def measure_losses(sizes: Sizes, device: torch.device, rounds: int) -> list[dict
     if device.type == "cuda":
         for name in ("plain", "chunked"):
             ways[f"{name}, compiled"] = partial(step, torch.compile(LOSSES[name], dynamic=False))
+        with suppress(QuinticError):  # GPUs without float8 units are measured without
+            require_float8(device, dtype)
+            ways["fused, float8"] = partial(step, fused_float8_cross_entropy)
     return list(measured(dict(ways), device, rounds))
 
 

@@ -85,6 +85,7 @@ def configs(draw: st.DrawFn) -> Config:
                 ns_steps=draw(st.integers(1, 12)),
                 coefficients=draw(st.sampled_from(["quintic", "polar_express"])),
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
+                kernel=draw(st.sampled_from(["auto", "torch", "triton"])),
                 normalize=draw(st.booleans()),
                 beta2=draw(fraction),
                 weight_decay=draw(st.just(0.0) | positive),
@@ -126,6 +127,7 @@ def configs(draw: st.DrawFn) -> Config:
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
             loss=draw(st.sampled_from(["chunked", "plain", "fused"])),
+            float8_head=False,  # what it asks of the sizes has a test of its own
             eval_every=draw(st.integers(1, 1_000)),
             eval_tokens=context * draw(st.integers(1, 100)),
             checkpoint_every=draw(st.integers(1, 1_000)),
