@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def pytest_configure() -> None:
     # A shell that starts the tests in the background makes them ignore Ctrl-C, and with them the
     # commands that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Before triton is imported, by us or by torch.compile: without a GPU it can only interpret.
+    if find_spec("triton"):
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

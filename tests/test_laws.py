@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import quintic
@@ -87,6 +88,8 @@ def python(code: str, *arguments: str) -> str:
 
 def test_importing_every_module_opens_no_socket() -> None:
     names = [name for name in MODULES if not name.endswith("__main__")]
+    if find_spec("triton") is None:
+        names = [n for n in names if not within_any(imports(MODULES[n]), "triton")]
     assert len(names) > 25
     found = json.loads(python(IMPORT_EVERYTHING, json.dumps(names)))
     assert found == {"events": [], "works": True}
@@ -118,8 +121,24 @@ def test_the_model_knows_nothing_of_data_optimizers_or_training() -> None:
     for name in MODULES:
         if within(name, "quintic.model"):
             for found in own_imports(name):
-                assert within(found, "quintic.model", "quintic.config", "quintic.errors"), name
+                allowed = ("model", "kernels", "config", "errors")
+                assert within(found, *(f"quintic.{a}" for a in allowed)), name
             assert not within_any(imports(MODULES[name]), "torch.distributed"), name
+
+
+def test_the_kernels_know_nothing_of_what_uses_them() -> None:
+    for name in MODULES:
+        if within(name, "quintic.kernels"):
+            for found in own_imports(name):
+                assert within(found, "quintic.kernels", "quintic.errors"), name
+
+
+def test_triton_is_imported_by_kernels_alone() -> None:
+    """And they only where one is asked for, so that quintic needs no triton."""
+    users = {name for name, path in MODULES.items() if within_any(imports(path), "triton")}
+    assert users == {"quintic.kernels.cross_entropy", "quintic.kernels.gram"}
+    for path in MODULES.values():
+        assert not imports(path, lazy=False) & users, path
 
 
 def test_the_data_knows_nothing_of_models_optimizers_or_training() -> None:
@@ -131,7 +150,7 @@ def test_the_data_knows_nothing_of_models_optimizers_or_training() -> None:
 
 
 def test_the_optimizers_know_nothing_of_data_or_training() -> None:
-    allowed = ("optim", "model", "config", "errors")
+    allowed = ("optim", "model", "kernels", "config", "errors")
     communicate = ("quintic.optim.update", "quintic.optim.fsdp")
     for name in MODULES:
         if within(name, "quintic.optim"):

@@ -239,6 +239,9 @@ class MuonConfig:
     sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
+    kernel: Literal["auto", "torch", "triton"] = "auto"
+    """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes half of what is
+    symmetric; auto: torch, until the kernel has been measured."""
     normalize: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""
     beta2: float = 0.95
@@ -249,7 +252,7 @@ class MuonConfig:
     """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
-        _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype")
+        _one_of("optim.muon", self, "scale", "coefficients", "ns_dtype", "kernel")
         _positive("optim.muon", self, "lr", "ns_steps")
         _not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
         _fraction("optim.muon", self, "momentum", "beta2")
@@ -419,8 +422,12 @@ class TrainConfig:
     computation for a fraction of the memory."""
     hang_timeout_s: float = 600.0
     """Seconds without progress after which a process among several counts as hung."""
-    loss: Literal["chunked", "plain"] = "chunked"
-    """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference."""
+    loss: Literal["chunked", "plain", "fused"] = "chunked"
+    """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
+    chunked with a Triton kernel, for GPUs."""
+    float8_head: bool = False
+    """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
+    rounds alike and gains nothing. Validation stays in the compute precision."""
     attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = "auto"
     """Kernel of attention: math is the reference; auto: PyTorch's own choice. One that is named
     must work on the device."""
@@ -526,12 +533,28 @@ class Config:
             "scalars: leave it out, or use --model.value-embeddings, --model.embed-shortcut or "
             "--model.unet-skips",
         )
+        if self.train.float8_head:
+            self._check_float8_head()
         schedule = self.optim.schedule
         _require(
             schedule.warmup_steps + self.cooldown_steps <= self.train.steps,
             f"optim.schedule.warmup_steps {schedule.warmup_steps} and {self.cooldown_steps} steps "
             f"of cooldown do not fit in train.steps {self.train.steps}: shorten the warm-up",
         )
+
+    def _check_float8_head(self) -> None:
+        _require(
+            self.train.loss != "plain",
+            "train.float8_head is for the losses that go by chunks, and train.loss is plain: use "
+            "--train.loss chunked or --train.loss fused, or --train.no-float8-head",
+        )
+        for name in ("width", "context", "vocab_size"):
+            size = getattr(self.model, name)
+            _require(
+                size is None or size % 16 == 0,
+                f"model.{name} is {size}, and train.float8_head multiplies 16 numbers at a time: "
+                f"choose a multiple, for example {-(-(size or 0) // 16) * 16}",
+            )
 
     @property
     def batch_sequences(self) -> int:

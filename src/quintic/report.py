@@ -33,7 +33,7 @@ def opening_lines(run: Run) -> Iterator[str]:
     c, t = config.model, config.train
     yield (
         f"device  {device_name(run.device)}, {t.precision}, "
-        f"{'compiled' if t.compile else 'eager'}, {t.loss} loss"
+        f"{'compiled' if t.compile else 'eager'}, {t.loss} loss{_float8_note(run)}"
     )
     yield f"step    {', '.join(_step_choices(run))}"
     yield (
@@ -80,6 +80,12 @@ def _step_choices(run: Run) -> Iterator[str]:
         yield f"batches uploaded {'ahead' if run.uploads_ahead else 'inline'}"
 
 
+def _float8_note(run: Run) -> str:
+    if not run.config.train.float8_head:
+        return ""
+    return ", float8 head" + (" (rounded only: no faster here)" if run.device.type == "cpu" else "")
+
+
 def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     elements = sum(math.prod(route.shape) for route in routes)
     lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
@@ -93,6 +99,7 @@ def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
     return (
         f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
         f"{muon.scale}, {muon.ns_steps} {kind} steps in {precision}"
+        f"{', Triton kernel' if muon.kernel == 'triton' else ''}"
     )
 
 

@@ -49,6 +49,7 @@ from quintic.device import (
 )
 from quintic.distributed import World, check_identical
 from quintic.errors import QuinticError
+from quintic.kernels.runnable import require_float8, require_triton
 from quintic.model.base import LanguageModel, Linear
 from quintic.model.build import build_model, checkpoint_activations
 from quintic.model.casts import KeptCasts
@@ -66,8 +67,10 @@ from quintic.optim.update import LocalUpdate, Update, Zero1Update
 RESUME_MAY_CHANGE = frozenset(
     {
         "data.path",
+        "optim.muon.kernel",
         "train.device",
         "train.compile",
+        "train.loss",
         "train.micro_batch",
         "train.sharding",
         "train.activation_checkpointing",
@@ -170,6 +173,10 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     dtype = compute_dtype(config.train.precision, device)
     if config.train.compile:
         check_compiler(device)
+    if config.train.loss == "fused":
+        require_triton(device, asked="train.loss fused", instead="--train.loss chunked")
+    if config.train.float8_head:
+        require_float8(device, dtype)
     check_attention(config.model, config.train.attention, device, dtype)
     _check_switches(config, device, dtype, world)
     if config.batch_sequences < world.size:
@@ -204,7 +211,11 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
     sharded = _sharded(config, world)
     try:
         model = build_model(
-            config.model, seed=config.train.seed, compute_dtype=dtype, loss=config.train.loss
+            config.model,
+            seed=config.train.seed,
+            compute_dtype=dtype,
+            loss=config.train.loss,
+            float8_head=config.train.float8_head,
         )
         if not sharded:  # else a block at a time, since the whole may not fit
             model = model.to(device)

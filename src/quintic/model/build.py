@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quintic.config import ModelConfig
 from quintic.model.base import LanguageModel
+from quintic.model.fused_loss import FLOAT8_CROSS_ENTROPIES
 from quintic.model.gpt import GPT
 from quintic.model.gpt2 import GPT2
 from quintic.model.loss import CROSS_ENTROPIES
@@ -22,6 +23,7 @@ def build_model(
     seed: int = 0,
     compute_dtype: torch.dtype = torch.float32,
     loss: str = "chunked",
+    float8_head: bool = False,
 ) -> LanguageModel:
     """A model with freshly drawn weights, on the CPU.
 
@@ -29,9 +31,10 @@ def build_model(
     precision (float64 weights are the float32 draws), so every machine starts from the same model.
     The caller's random state is left as it was.
     """
+    cross_entropy = (FLOAT8_CROSS_ENTROPIES if float8_head else CROSS_ENTROPIES)[loss]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
-        model = ARCHITECTURES[config.architecture](config, compute_dtype, CROSS_ENTROPIES[loss])
+        model = ARCHITECTURES[config.architecture](config, compute_dtype, cross_entropy)
     return model.double() if compute_dtype is torch.float64 else model
 
 

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quintic.model.fused_loss import fused_cross_entropy
+
 
 class CrossEntropy(Protocol):
     """Mean cross-entropy of `softmax(x @ weight.T)` against targets, as a scalar in nats."""
@@ -108,6 +110,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 CROSS_ENTROPIES: dict[str, CrossEntropy] = {
     "chunked": chunked_cross_entropy,
+    "fused": fused_cross_entropy,
     "plain": plain_cross_entropy,
 }
 """The values of `train.loss`."""

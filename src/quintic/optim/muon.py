@@ -22,7 +22,12 @@ from torch.optim.optimizer import ParamsT
 
 from quintic.optim.cautious import decay_cautiously
 from quintic.optim.normuon import frobenius_norm, normalize_neurons
-from quintic.optim.orthogonalize import COEFFICIENTS, newton_schulz
+from quintic.optim.orthogonalize import (
+    COEFFICIENTS,
+    GramPolynomial,
+    gram_polynomial,
+    newton_schulz,
+)
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
@@ -80,6 +85,7 @@ def muon_update(
     ns_steps: int,
     ns_dtype: torch.dtype,
     coefficients: str = "quintic",
+    polynomial: GramPolynomial = gram_polynomial,
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
@@ -90,7 +96,12 @@ def muon_update(
     """
     buffer_nrc.mul_(momentum).add_(G_nrc)
     direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
-    orthogonalize = partial(newton_schulz, steps=ns_steps, coefficients=COEFFICIENTS[coefficients])
+    orthogonalize = partial(
+        newton_schulz,
+        steps=ns_steps,
+        coefficients=COEFFICIENTS[coefficients],
+        polynomial=polynomial,
+    )
     direction_nrc = direction_nrc.to(ns_dtype)
     update_nrc = (
         orthogonalize(direction_nrc) if on_whole is None else on_whole(orthogonalize, direction_nrc)
@@ -127,6 +138,7 @@ class Muon(torch.optim.Optimizer):
         normalize: bool = False,
         beta2: float = 0.95,
         compile: bool = False,
+        polynomial: GramPolynomial = gram_polynomial,
         whole: WholeMatrices | None = None,
     ) -> None:
         defaults = {
@@ -144,6 +156,7 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self._compiled = compile
+        self._polynomial = polynomial
         self._whole = whole
         self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
         self._stacks = [stack for group in self.param_groups for stack in self._stack(group)]
@@ -188,6 +201,7 @@ class Muon(torch.optim.Optimizer):
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],
                 coefficients=group["coefficients"],
+                polynomial=self._polynomial,
                 on_whole=None if self._whole is None else partial(self._whole.apply, rows=rows),
             )
             if second_moment_nr1 is not None:

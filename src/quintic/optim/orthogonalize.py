@@ -6,10 +6,13 @@ Shapes: n matrices of r rows and c columns; R = min(r, c), C = max(r, c).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from quintic.errors import QuinticError
+from quintic.kernels.runnable import require_triton
 
 Coefficients = tuple[float, float, float]
 """(a, b, c) of one iteration, x -> a x + b x^3 + c x^5 on every singular value."""
@@ -68,8 +71,26 @@ EPS = 1e-7
 """Added to the Frobenius norm that the matrix is divided by, so that zero stays zero."""
 
 
+GramPolynomial = Callable[[Tensor, float, float], Tensor]
+"""(X_nRC, b, c) -> b A + c A A, where A = X X^T."""
+
+
+def gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
+    """b A + c A A with A = X X^T, of each matrix of a stack; what an iteration multiplies X by.
+
+    `quintic.kernels.gram` computes the same with half the operations.
+    """
+    A_nRR = X_nRC @ X_nRC.mT
+    # baddbmm scales and adds inside the product.
+    return torch.baddbmm(A_nRR, A_nRR, A_nRR, beta=b, alpha=c)
+
+
 def newton_schulz(
-    G_nrc: Tensor, *, steps: int = 5, coefficients: Sequence[Coefficients] = (QUINTIC,)
+    G_nrc: Tensor,
+    *,
+    steps: int = 5,
+    coefficients: Sequence[Coefficients] = (QUINTIC,),
+    polynomial: GramPolynomial = gram_polynomial,
 ) -> Tensor:
     """Orthogonalise a stack of matrices [..., r, c] at once, in the precision they come in.
 
@@ -88,9 +109,7 @@ def newton_schulz(
     X_nRC = (X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)).contiguous()
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        A_nRR = X_nRC @ X_nRC.mT
-        # baddbmm scales and adds inside the product: b A + c A A, then a X + B X.
-        B_nRR = torch.baddbmm(A_nRR, A_nRR, A_nRR, beta=b, alpha=c)
+        B_nRR = polynomial(X_nRC, b, c)
         X_nRC = torch.baddbmm(X_nRC, B_nRR, X_nRC, beta=a)
     X = X_nRC.reshape(X.shape)
     return X.mT if tall else X
@@ -118,3 +137,23 @@ def default_dtype(device: torch.device, weights: torch.dtype) -> torch.dtype:
     if device.type == "cuda" and weights is not torch.float64:
         return torch.bfloat16
     return weights
+
+
+def polynomial_for(kernel: str, device: torch.device, dtype: torch.dtype) -> GramPolynomial:
+    """The products of Newton-Schulz for `optim.muon.kernel`, in the precision `dtype`.
+
+    `auto` is PyTorch's own until the kernel has been measured on a GPU.
+
+    Raises `QuinticError` where the kernel is asked for and cannot run.
+    """
+    if kernel != "triton":
+        return gram_polynomial
+    require_triton(device, asked="optim.muon.kernel triton", instead="--optim.muon.kernel torch")
+    if dtype is torch.float64:
+        raise QuinticError(
+            "optim.muon.kernel triton adds up in float32 and Newton-Schulz is to run in float64: "
+            "use --optim.muon.kernel torch, or --optim.muon.ns-dtype float32"
+        )
+    from quintic.kernels import gram
+
+    return gram.gram_polynomial

@@ -21,7 +21,7 @@ from quintic.model.base import LanguageModel
 from quintic.model.shortcuts import Mix
 from quintic.optim.baselines import build_baseline
 from quintic.optim.muon import Muon, WholeMatrices, update_scale
-from quintic.optim.orthogonalize import default_dtype
+from quintic.optim.orthogonalize import default_dtype, polynomial_for
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def optimizers_for(
     optimizers: list[torch.optim.Optimizer] = []
     if muon_routes := [route for route in routes if route.optimizer == "muon"]:
         muon, weights = config.muon, parameters[muon_routes[0].name].dtype
+        ns_dtype = newton_schulz_dtype(muon, device, weights)
         optimizers.append(
             Muon(
                 _groups(muon_routes, parameters),
@@ -152,11 +153,12 @@ def optimizers_for(
                 weight_decay=muon.weight_decay,
                 cautious=muon.cautious,
                 ns_steps=muon.ns_steps,
-                ns_dtype=newton_schulz_dtype(muon, device, weights),
+                ns_dtype=ns_dtype,
                 coefficients=muon.coefficients,
                 normalize=muon.normalize,
                 beta2=muon.beta2,
                 compile=compile,
+                polynomial=polynomial_for(muon.kernel, device, ns_dtype),
                 whole=whole,
             )
         )

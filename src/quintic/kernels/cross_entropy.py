@@ -1,0 +1,124 @@
+"""Cross-entropy of rows of logits and its gradient, which takes their place in memory.
+
+Shapes: C tokens, V vocabulary.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, WARPS = 4096, 4
+"""Logits of a row that are held at once: 32 in each of a program's 128 threads, whose code then
+needs 55 registers, so that a multiprocessor of Hopper works on nine rows at once."""
+
+
+@triton.jit
+def _tanh(x):
+    """Triton has none. Near zero the quotient of exponentials loses digits, which float64 has to
+    spare and float32 has not: there the series to x^9 is as exact as float32."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    tanh = tl.where(x < 0, e - 1.0, 1.0 - e) / (1.0 + e)
+    if x.dtype == tl.float64:
+        return tanh
+    s = x * x
+    series = x * (1 - s * (1 / 3 - s * (2 / 15 - s * (17 / 315 - s * (62 / 2835)))))
+    return tl.where(s < 0.0625, series, tanh)
+
+
+@triton.jit
+def _logits(ptrs, inside, softcap, FLOAT: tl.constexpr, CAPPED: tl.constexpr):
+    """What the head gave, capped if asked; outside the vocabulary -inf, whose softmax is zero."""
+    logits = tl.load(ptrs, mask=inside, other=0.0).to(FLOAT)
+    if CAPPED:
+        logits = softcap * _tanh(logits / softcap)
+    return tl.where(inside, logits, float("-inf"))
+
+
+@triton.jit
+def _cross_entropy_row(
+    logits_ptr,
+    targets_ptr,
+    losses_ptr,
+    grad_ptr,
+    stride,
+    divisor,
+    softcap,
+    VOCABULARY: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    FLOAT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)  # times the stride beyond 2**31 in a large chunk
+    logits_ptr += row * stride
+    grad_ptr += row * stride
+    target = tl.load(targets_ptr + row)
+    target_logit = _logits(logits_ptr + target, target >= 0, softcap, FLOAT, CAPPED)
+    columns = tl.arange(0, BLOCK)
+
+    # Online softmax: one pass over the row finds its maximum and the sum of exponentials, scaled
+    # anew where a block has a larger maximum.
+    maximum = tl.full((), float("-inf"), FLOAT)
+    total = tl.full((), 0.0, FLOAT)
+    for start in range(0, VOCABULARY, BLOCK):
+        inside = start + columns < VOCABULARY
+        logits = _logits(logits_ptr + start + columns, inside, softcap, FLOAT, CAPPED)
+        larger = tl.maximum(maximum, tl.max(logits, axis=0))
+        total = total * tl.exp(maximum - larger) + tl.sum(tl.exp(logits - larger), axis=0)
+        maximum = larger
+    log_total = maximum + tl.log(total)
+    tl.store(losses_ptr + row, log_total - target_logit)
+
+    if GRADIENT:
+        # The second pass, mostly out of the L2 cache: (softmax - one_hot) / divisor.
+        for start in range(0, VOCABULARY, BLOCK):
+            inside = start + columns < VOCABULARY
+            logits = _logits(logits_ptr + start + columns, inside, softcap, FLOAT, CAPPED)
+            one_hot = tl.where(start + columns == target, 1.0, 0.0)
+            gradient = (tl.exp(logits - log_total) - one_hot) / divisor
+            if CAPPED:
+                tanh = logits / softcap
+                gradient *= tl.where(inside, 1.0 - tanh * tanh, 0.0)
+            ptrs = grad_ptr + start + columns
+            tl.store(ptrs, gradient.to(grad_ptr.dtype.element_ty), mask=inside)
+
+
+def cross_entropy_(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    losses_C: Tensor,
+    *,
+    grad_CV: Tensor | None = None,
+    divisor: float = 1.0,
+    softcap: float | None = None,
+) -> None:
+    """Write each row's cross-entropy in nats, and where `grad_CV` is given its gradient there.
+
+    The gradient is that by the logits, (softmax - one_hot) / divisor; `grad_CV` may be the logits'
+    own memory. With a softcap c the loss is that of c tanh(logits / c). All is computed in the
+    precision of `losses_C`: float32, or float64 for float64 logits. A row is read once, and for its
+    gradient once more. Targets must be in [0, V).
+
+    Online softmax: Milakov & Gimelshein, https://arxiv.org/abs/1805.02867. The gradient in place of
+    the logits: Liger Kernel, https://arxiv.org/abs/2410.10989.
+    """
+    rows, vocabulary = logits_CV.shape
+    written_CV = logits_CV if grad_CV is None else grad_CV
+    assert logits_CV.stride() == written_CV.stride()
+    assert logits_CV.stride(1) == targets_C.stride(0) == losses_C.stride(0) == 1
+    _cross_entropy_row[(rows,)](
+        logits_CV,
+        targets_C,
+        losses_C,
+        written_CV,
+        logits_CV.stride(0),
+        divisor,
+        softcap or 1.0,
+        VOCABULARY=vocabulary,
+        GRADIENT=grad_CV is not None,
+        FLOAT=tl.float64 if losses_C.dtype is torch.float64 else tl.float32,
+        CAPPED=softcap is not None,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+    )

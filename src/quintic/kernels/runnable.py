@@ -1,0 +1,79 @@
+"""What the fast paths need of a device, asked before a run begins."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from quintic.errors import QuinticError
+
+LEAST_CAPABILITY = (8, 0)
+"""Compute capability from which a GPU has bfloat16 units: Ampere."""
+
+FLOAT8_CAPABILITY = (8, 9)
+"""From which it has float8 units: Ada and Hopper."""
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter takes the place of its compiler, which needs no GPU.
+
+    Triton decides so where it is imported: `TRITON_INTERPRET=1` must be set before. It is for
+    tests, and thousands of times slower than a compiled kernel.
+    """
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels can run on `device`, where nobody asked for them by name."""
+    return _obstacle(device) is None
+
+
+def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
+    """Raise `QuinticError` where kernels cannot run on `device`.
+
+    `asked` is the option that needs them and `instead` what to use where they cannot run.
+    """
+    if reason := _obstacle(device):
+        raise QuinticError(f"{asked} runs a Triton kernel, and {reason}: use {instead}")
+
+
+def _obstacle(device: torch.device) -> str | None:
+    if find_spec("triton") is None:
+        return (
+            "triton is not installed, which PyTorch's CUDA builds for Linux bring along"
+            if device.type == "cuda"
+            else _no_gpu(device)
+        )
+    if device.type == "cuda":
+        return _too_old(device, LEAST_CAPABILITY)
+    if device.type == "cpu" and interpreted():
+        return None
+    return _no_gpu(device)
+
+
+def require_float8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise `QuinticError` where `train.float8_head` can neither run nor be rounded alike."""
+    reason = None
+    if dtype is torch.float64:
+        reason = "all else is to be float64"
+    elif device.type == "mps" or (device.type == "cuda" and torch.version.hip is not None):
+        reason = f"{device.type} is not NVIDIA's here, whose formats it needs"
+    elif device.type == "cuda":
+        reason = _too_old(device, FLOAT8_CAPABILITY)
+    if reason:
+        raise QuinticError(
+            f"train.float8_head multiplies in float8, and {reason}: use --train.no-float8-head"
+        )
+
+
+def _too_old(device: torch.device, least: tuple[int, int]) -> str | None:
+    if (found := torch.cuda.get_device_capability(device)) >= least:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return f"{name} has compute capability {found[0]}.{found[1]}, below {least[0]}.{least[1]}"
+
+
+def _no_gpu(device: torch.device) -> str:
+    return f"the device is {device.type}, not an NVIDIA or AMD GPU"

@@ -1,0 +1,148 @@
+"""The head's three products: in the compute precision, or in float8.
+
+    logits = x W^T      forward
+    grad_x = G W        backward, where G is the gradient of the logits
+    grad_W = G^T x
+
+Shapes: N tokens, C of them in a chunk, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+"""Three bits of mantissa and numbers to 448, for x and W; two and 57,344, for gradients."""
+
+GRADIENT_SCALE = 2.0**-15
+"""Of what the gradient of a token's logits is divided by, which lies in [-1, 1] as softmax minus
+one-hot does: e5m2 then holds it from 1 down to 4.7e-10."""
+
+
+class HeadProducts(Protocol):
+    """The products of a chunk; the weight and its precision are the object's.
+
+    The gradient G of the mean loss is given as softmax minus one-hot, divided by `grad_divisor`.
+    """
+
+    grad_divisor: float
+
+    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
+        """Where G is to be written, uninitialised: the logits' own memory, if nothing else needs
+        them."""
+
+    def logits(self, x_CD: Tensor) -> Tensor:
+        """x W^T, [C, V], in the precision of x."""
+
+    def grad_x(self, grad_CV: Tensor) -> Tensor:
+        """G W, [C, D], in the precision of x."""
+
+    def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
+        """G^T x, [V, D]."""
+
+
+class Products:
+    """In the precision of x."""
+
+    def __init__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
+        self._head_VD = weight_VD.to(x_ND.dtype)
+        self.grad_divisor: float = len(x_ND)
+
+    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
+        return logits_CV
+
+    def logits(self, x_CD: Tensor) -> Tensor:
+        return x_CD @ self._head_VD.T
+
+    def grad_x(self, grad_CV: Tensor) -> Tensor:
+        return grad_CV @ self._head_VD
+
+    def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
+        return grad_CV.T @ x_CD
+
+
+class Float8Products:
+    """x and W in e4m3, G in e5m2, accumulated in float32: twice the speed on GPUs that have it.
+
+    Each of the three has one scale, a power of two, so that dividing by it is exact and only the
+    rounding to float8 loses anything: those of x and W from their largest entries, that of G from
+    its bound. Elsewhere than on CUDA the rounded numbers are multiplied in float32, which gives the
+    same up to the order of summation.
+
+    Of the speedrun's record of 2025-01-13, whose scales are constants
+    (https://github.com/KellerJordan/modded-nanogpt).
+    """
+
+    def __init__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
+        """x of all tokens, whose mean loss it is, for the scales."""
+        self._x_scale, self._head_scale = power_of_two_scale(x_ND), power_of_two_scale(weight_VD)
+        self._head_VD = (weight_VD / self._head_scale).to(E4M3)
+        self._head_DV = self._head_VD.T.contiguous()  # products want both operands by rows
+        self._grad_scale = x_ND.new_full((), GRADIENT_SCALE / len(x_ND), dtype=torch.float32)
+        self.grad_divisor: float = GRADIENT_SCALE
+        self._dtype = x_ND.dtype
+
+    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
+        return torch.empty_like(logits_CV, dtype=E5M2)
+
+    def logits(self, x_CD: Tensor) -> Tensor:
+        x8_CD = (x_CD / self._x_scale).to(E4M3)
+        return scaled_product(
+            x8_CD, self._head_VD, self._x_scale, self._head_scale, self._dtype, fast=True
+        )
+
+    def grad_x(self, grad_CV: Tensor) -> Tensor:
+        return scaled_product(
+            grad_CV, self._head_DV, self._grad_scale, self._head_scale, self._dtype
+        )
+
+    def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
+        x8_DC = (x_CD / self._x_scale).to(E4M3).T.contiguous()
+        grad_VC = grad_CV.T.contiguous()
+        return scaled_product(grad_VC, x8_DC, self._grad_scale, self._x_scale, torch.float32)
+
+
+def power_of_two_scale(values: Tensor) -> Tensor:
+    """The smallest power of two by which `values` can be divided to fit into e4m3."""
+    largest = torch.linalg.vector_norm(values, ord=math.inf, dtype=torch.float32)
+    scale: Tensor = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(E4M3).max)))
+    return scale.clamp_min(2.0**-100)  # of zeros
+
+
+def scaled_product(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    *,
+    fast: bool = False,
+) -> Tensor:
+    """(a_scale a) (b_scale b)^T of float8 matrices, both contiguous, as `dtype`.
+
+    On CUDA all sizes must be multiples of 16. `fast` lets the tensor cores add up in fewer bits
+    than float32 has, which the gradients do not bear.
+    """
+    if a_MK.device.type == "cuda":
+        return _tensor_core_product(a_MK, b_NK, a_scale, b_scale, dtype, fast=fast)
+    product_MN = a_MK.to(torch.float32) @ b_NK.to(torch.float32).T
+    return (product_MN * (a_scale * b_scale)).to(dtype)
+
+
+def _tensor_core_product(
+    a_MK: Tensor,
+    b_NK: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    *,
+    fast: bool,
+) -> Tensor:
+    product_MN: Tensor = torch._scaled_mm(
+        a_MK, b_NK.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast
+    )
+    return product_MN
