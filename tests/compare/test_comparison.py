@@ -175,7 +175,7 @@ def test_an_unfinished_run_has_no_final_loss_and_the_others_count() -> None:
         "muon-seed2 is unfinished, 20 of 1,000 steps: it has no final loss",
     )
     text = text_of([*ADAMW, begun], 3.5)
-    assert "none of the 1 runs of muon-seed2 has come to its end, so nothing is tested" in text
+    assert "the one run of muon-seed2 has not come to its end, so nothing is tested" in text
 
 
 def test_copies_are_no_evidence() -> None:

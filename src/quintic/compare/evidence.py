@@ -213,7 +213,8 @@ def _no_mean(result: Result, *, named: bool = False) -> str:
     runs = len(result.group.counted)
     if result.diverged:
         return f"{len(result.diverged)} of {runs} runs{whose} diverged and have no final loss"
-    return f"none of the {runs} runs{whose} has come to its end"
+    which = "the one run" if runs == 1 else f"none of the {runs} runs"
+    return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"
 
 
 def number(p: float) -> str:
