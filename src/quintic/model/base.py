@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from quintic.config import ModelConfig
 from quintic.model.attention import mean_visible
 from quintic.model.casts import use_cast
-from quintic.model.loss import CrossEntropy, logits_of
+from quintic.model.head import logits_of
+from quintic.model.loss import CrossEntropy
 
 
 class Linear(nn.Linear):

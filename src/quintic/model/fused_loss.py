@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintic.model.head import Float8Products, HeadProducts, Products
+from quintic.model.head import Float8Products, HeadProducts, Products, logits_of
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
 """Logits of one chunk: on a CPU few, for its cache; on a GPU 21,344 tokens of GPT-2's vocabulary,
@@ -182,9 +182,7 @@ def torch_cross_entropy_(
     softcap: float | None = None,
 ) -> None:
     """`quintic.kernels.cross_entropy.cross_entropy_` in plain PyTorch, which says what it does."""
-    capped_CV = logits_CV.to(losses_C.dtype)
-    if softcap is not None:
-        capped_CV = softcap * torch.tanh(capped_CV / softcap)
+    capped_CV = logits_of(logits_CV, softcap)
     log_p_CV = F.log_softmax(capped_CV, dim=-1)
     losses_C.copy_(F.nll_loss(log_p_CV, targets_C, reduction="none"))
     if grad_CV is not None:

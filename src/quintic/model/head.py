@@ -1,4 +1,4 @@
-"""The head's three products: in the compute precision, or in float8.
+"""The head's three products, in the compute precision or in float8, and what makes logits of them.
 
     logits = x W^T      forward
     grad_x = G W        backward, where G is the gradient of the logits
@@ -21,6 +21,12 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 GRADIENT_SCALE = 2.0**-15
 """Of what the gradient of a token's logits is divided by, which lies in [-1, 1] as softmax minus
 one-hot does: e5m2 then holds it from 1 down to 4.7e-10."""
+
+
+def logits_of(products: Tensor, softcap: float | None) -> Tensor:
+    """The head's products as logits: in float32 (float64 for float64), and capped."""
+    logits = products.to(torch.promote_types(products.dtype, torch.float32))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class HeadProducts(Protocol):

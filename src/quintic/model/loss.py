@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.model.fused_loss import fused_cross_entropy
+from quintic.model.head import logits_of
 
 
 class CrossEntropy(Protocol):
@@ -42,12 +43,6 @@ def plain_cross_entropy(
     """Mean cross-entropy of `softmax(x @ weight.T)` against `targets`, as a scalar in nats."""
     products_NV = F.linear(x_ND, weight_VD.to(x_ND.dtype))
     return F.cross_entropy(logits_of(products_NV, softcap), targets_N)
-
-
-def logits_of(products: Tensor, softcap: float | None) -> Tensor:
-    """The head's products as logits: in float32 (float64 for float64), and capped."""
-    logits = products.to(torch.promote_types(products.dtype, torch.float32))
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def chunked_cross_entropy(
