@@ -30,14 +30,18 @@ class Lengths:
     reference_steps: int
     pairs: int
     """Seeds that the reference and every length have in common and finished."""
-    steps: float | None
-    """At which the series ends where the reference ends: the geometric mean over the seeds."""
     ratio: Ratio | None
-    """`steps` over those of the reference; None where a seed's loss lies outside the lengths."""
+    """Steps at which the series ends where the reference ends, over those of the reference; None
+    where a seed's loss lies outside the lengths."""
     too_short: int
     """Seeds of which even the longest run ends above the reference's loss."""
     too_long: int
     """Seeds of which even the shortest run ends below it."""
+
+    @property
+    def steps(self) -> float | None:
+        """At which the series ends where the reference ends: the geometric mean over the seeds."""
+        return None if self.ratio is None else self.ratio.value * self.reference_steps
 
 
 def compare_lengths(groups: Sequence[Group]) -> list[Lengths]:
@@ -120,7 +124,6 @@ def _lengths(series: tuple[Group, ...], reference: Group) -> Lengths:
         reference=reference,
         reference_steps=base,
         pairs=len(seeds),
-        steps=math.exp(sum(map(math.log, steps)) / len(steps)) if complete else None,
         ratio=ratio_of_pairs(steps, [base] * len(steps)) if complete else None,
         too_short=too_short,
         too_long=too_long,
