@@ -541,12 +541,12 @@ def test_an_override_leaves_the_original_alone() -> None:
     ],
 )
 def test_an_unknown_field_suggests_the_nearest(typed: str, nearest: str) -> None:
-    assert unknown_field(typed) == f"there is no field {typed}: did you mean {nearest}?"
-    assert refused({typed: 1}) == unknown_field(typed)
+    assert unknown_field(Config, typed) == f"there is no field {typed}: did you mean {nearest}?"
+    assert refused({typed: 1}) == unknown_field(Config, typed)
 
 
 def test_an_unknown_field_unlike_any_points_to_the_help() -> None:
-    assert unknown_field("zzz") == "there is no field zzz: see quintic train --help"
+    assert unknown_field(Config, "zzz") == "there is no field zzz: see quintic train --help"
     with pytest.raises(QuinticError, match=r"no field train\.stps: did you mean train\.steps"):
         Config.from_dict({"train": {"stps": 3}})
 

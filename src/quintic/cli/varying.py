@@ -7,7 +7,7 @@ import typing
 from typing import Any, Literal
 
 from quintic.cli.complaints import kind_of
-from quintic.config import field_types, unknown_field
+from quintic.config import Config, field_types, unknown_field
 from quintic.errors import QuinticError
 from quintic.sweep.plan import Choices, Range
 
@@ -21,9 +21,9 @@ def parse_vary(text: str) -> Choices | Range:
             f"--vary is {text!r}: it must be a field and its values, such as "
             "optim.muon.lr=1e-4,2e-4"
         )
-    hint = field_types().get(field)
+    hint = field_types(Config).get(field)
     if hint is None:
-        raise QuinticError(f"--vary: {unknown_field(field)}")
+        raise QuinticError(f"--vary: {unknown_field(Config, field)}")
     if ".." in values and (bounds := _bounds(values)):
         if hint not in (int, float, int | None, float | None):
             raise QuinticError(

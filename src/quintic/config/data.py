@@ -1,0 +1,33 @@
+"""Where the tokens come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quintic.config.checks import one_of, require
+
+EMBEDDED = "embedded"
+"""The value of `data.path` that stands for the corpus every Python installation carries."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from and in which order."""
+
+    path: str = EMBEDDED
+    """Folder of shards, or `embedded`: the text that every Python installation carries."""
+    tokenizer: str | None = None
+    """`gpt2` or a tokenizer.json, for folders without a manifest; None: the manifest's."""
+    order: Literal["stream", "shuffle"] = "stream"
+    """stream: as the shards lie; shuffle: each epoch a permutation of its samples by the seed."""
+    embedded_vocab: int = 4096
+    """Vocabulary trained on the embedded corpus; used with data.path `embedded` only."""
+
+    def __post_init__(self) -> None:
+        one_of("data", self, "order")
+        require(self.path != "", "data.path is empty: name a folder of shards, or `embedded`")
+        require(
+            512 <= self.embedded_vocab <= 65536,
+            f"data.embedded_vocab is {self.embedded_vocab}: it must be from 512 to 65,536",
+        )

@@ -1,0 +1,97 @@
+"""The step, the device, and what of a run is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quintic.config.checks import one_of, positive, require
+
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, on what, and what is kept."""
+
+    steps: int = 5100
+    """Optimizer steps."""
+    batch_tokens: int = 524_288
+    """Tokens of the global batch of one step."""
+    micro_batch: int | None = None
+    """Sequences of one forward and backward pass of a process; None: chosen for the device."""
+    seed: int = 1337
+    """Seed of the initialisation and, with data.order shuffle, of the data order."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto: the first of cuda, mps, cpu that is there."""
+    precision: Precision = "auto"
+    """Compute precision; weights stay float32 (float64: everything). auto: bfloat16 on CUDA,
+    float32 elsewhere."""
+    compile: bool = False
+    """Compile loss, backward and the optimizer's update with torch.compile."""
+    sharding: Literal["zero1", "fsdp"] = "zero1"
+    """What several processes divide among them: zero1 the optimizer's work and state; fsdp the
+    weights too, for models that do not fit on one device. Changes no result."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and compute the rest again in the backward pass: a third more
+    computation for a fraction of the memory."""
+    hang_timeout_s: float = 600.0
+    """Seconds without progress after which a process among several counts as hung."""
+    loss: Literal["chunked", "plain", "fused"] = "chunked"
+    """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
+    chunked with a Triton kernel, for GPUs."""
+    float8_head: bool = False
+    """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
+    rounds alike and gains nothing. Validation stays in the compute precision."""
+    attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = "auto"
+    """Kernel of attention: math is the reference; auto: PyTorch's own choice. One that is named
+    must work on the device."""
+    cuda_graphs: bool = False
+    """Replay each micro-batch as a CUDA graph, for models so small that launching their kernels
+    takes longer than running them. Needs compile, and one process."""
+    cast_once: bool = False
+    """Cast the blocks' weights to the compute precision once a step, not once a micro-batch."""
+    upload: Literal["auto", "ahead", "inline"] = "auto"
+    """Batches go to a GPU ahead, while the one before is computed, or inline with each
+    micro-batch; auto: ahead on CUDA."""
+    eval_every: int = 125
+    """Steps between validations; the last step always validates."""
+    eval_tokens: int = 10_485_760
+    """Tokens of one validation, from the start of the validation stream."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the end and a stop always save one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the best by validation loss is kept besides."""
+    log_every: int = 1
+    """Steps between the training losses that are written; all are checked for being finite."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        one_of("train", self, "device", "precision", "loss", "sharding", "attention", "upload")
+        positive(
+            "train",
+            self,
+            "steps",
+            "batch_tokens",
+            "micro_batch",
+            "eval_every",
+            "eval_tokens",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "hang_timeout_s",
+        )
+        require(
+            self.compile or not self.cuda_graphs,
+            "train.cuda_graphs records what train.compile makes, and that is off: use "
+            "--train.compile, or --train.no-cuda-graphs",
+        )
+        require(
+            self.sharding != "fsdp" or not self.cast_once,
+            "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
+            "no whole ones: use --train.sharding zero1, or --train.no-cast-once",
+        )
+        require(
+            0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"
+        )
