@@ -124,7 +124,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
             batch = run.loader.batch(step, run.rows)
             before, began = world.sent_bytes + fsdp.sent_bytes, time.perf_counter()
             forward_backward(run, batch)
-            apply_schedule(run.config, run.state.optimizers, step)
+            apply_schedule(run, step)
             optimizer_began = time.perf_counter()
             run.update.step(None)
             ended = time.perf_counter()

@@ -347,10 +347,10 @@ def test_a_crash_is_continued_from_the_checkpoint_before_or_from_the_beginning(
     folder = tmp_path / "run"
     own = quintic.train.apply_schedule
 
-    def crash(config: Any, optimizers: Any, step: int) -> Any:
+    def crash(run: Any, step: int) -> Any:
         if step == crash_at:
             raise RuntimeError("the machine went away")
-        return own(config, optimizers, step)
+        return own(run, step)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
         patch.setattr(quintic.train, "apply_schedule", crash)

@@ -55,7 +55,7 @@ def losses(config: Config) -> list[float]:
     with run.computing():
         for step in range(4):
             found.append(float(forward_backward(run, run.loader.batch(step))))
-            apply_schedule(run.config, run.state.optimizers, step)
+            apply_schedule(run, step)
             run.update.step(run.config.optim.clip_norm)
         found.append(evaluate_run(run))
     return found
@@ -245,7 +245,7 @@ def test_gradients_that_stay_in_their_place_give_the_same_weights(tiny_data: Pat
         assert len(places) == (len(parameters) if keep else 0)
         for step in range(3):
             forward_backward(again, again.loader.batch(step))
-            apply_schedule(again.config, again.update.optimizers, step)
+            apply_schedule(again, step)
             again.update.step(again.config.optim.clip_norm)
         for name, place in places.items():
             grad = parameters[name].grad
@@ -379,7 +379,7 @@ def test_no_step_makes_the_host_wait(tiny_data: Path) -> None:
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
         try:
             late = LateScalar(forward_backward(run, pinned))
-            apply_schedule(run.config, run.state.optimizers, step)
+            apply_schedule(run, step)
             run.update.step(1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -49,7 +49,7 @@ def after_steps(run: Run, steps: int) -> Run:
     """Train in memory, so that no matrix is zero any more."""
     for step in range(steps):
         forward_backward(run, run.loader.batch(step))
-        apply_schedule(run.config, run.state.optimizers, step)
+        apply_schedule(run, step)
         for optimizer in run.state.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -302,7 +302,7 @@ def test_each_group_of_adamw_keeps_its_own_learning_rate_under_the_schedule(
     options = {"optim.matrices": "adamw", "optim.adamw.matrix_lr": 0.001, "optim.adamw.lr": 0.004}
     run = built(tiny_config(tiny_data, {**options, "optim.schedule.cooldown_fraction": 0.5}))
     for step, factor in ((0, 1.0), (9, 0.5), (11, 1 / 6)):
-        logged = apply_schedule(run.config, run.state.optimizers, step)
+        logged = apply_schedule(run, step)
         (adamw,) = run.state.optimizers
         lr = {name: group["lr"] for group in adamw.param_groups for name in group["names"]}
         assert lr.pop("embed.weight") == pytest.approx(0.004 * factor)

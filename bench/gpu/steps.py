@@ -135,7 +135,7 @@ class QuinticStepper:
         passes = DeviceTimer(self._device)
         forward_backward(run, batch)
         passes.stop()
-        apply_schedule(run.config, run.state.optimizers, self._number % run.config.train.steps)
+        apply_schedule(run, self._number % run.config.train.steps)
         optimizer = DeviceTimer(self._device)
         run.update.step(run.config.optim.clip_norm)
         optimizer.stop()

@@ -61,7 +61,7 @@ from quintic.optim.routing import (
     route_parameters,
     routing_table,
 )
-from quintic.optim.schedule import lr_factor
+from quintic.optim.schedule import scheduled
 from quintic.optim.update import LocalUpdate, Update, Zero1Update
 
 RESUME_MAY_CHANGE = frozenset(
@@ -459,14 +459,14 @@ def _resolve(
 def _check_continues(saved: Config, config: Config, done: int) -> None:
     """Raise `QuinticError` where `config` would not have led to the checkpoint.
 
-    The number of steps may change as long as it leaves the learning rates of the steps already
-    done as they were: a trapezoid can be prolonged until its cooldown begins.
+    The number of steps may change as long as it leaves the schedules of the steps already done
+    as they were: a trapezoid can be prolonged until its cooldown begins.
     """
     changed = set(differing_fields(saved, config)) - RESUME_MAY_CHANGE
     if "train.steps" in changed:
         past = range(done)
         if done <= config.train.steps and all(
-            lr_factor(saved, step) == lr_factor(config, step) for step in past
+            scheduled(saved, step) == scheduled(config, step) for step in past
         ):
             changed.remove("train.steps")
     if changed:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from quintic import runfolder
 from quintic.checkpoint import CheckpointWriter, last_checkpoint
-from quintic.config import Config
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
 from quintic.data.upload import Uploader
@@ -24,7 +23,7 @@ from quintic.figure import draw_loss
 from quintic.interrupt import StopRequest, StopVote
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
-from quintic.optim.schedule import lr_factor, momentum_at
+from quintic.optim.schedule import scheduled
 from quintic.run import Run
 from quintic.watchdog import Watchdog
 
@@ -123,7 +122,7 @@ def _loop(run: Run, console: Console) -> None:
             batch = batches.get(step)
             loss = forward_backward(run, batch, watchdog)
             vote.cast()
-            values = apply_schedule(config, state.optimizers, step)
+            values = apply_schedule(run, step)
             timer = DeviceTimer(run.device)
             grad_norm = run.update.step(config.optim.clip_norm)
             values["optimizer_ms"] = timer.stop()
@@ -156,19 +155,15 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
     return run.world.sum(total)
 
 
-def apply_schedule(
-    config: Config, optimizers: list[torch.optim.Optimizer], step: int
-) -> dict[str, Value]:
-    """Set learning rate and momentum of a step; returns what the block matrices get, to log."""
-    factor, muon = lr_factor(config, step), config.optim.muon
-    for optimizer in optimizers:
+def apply_schedule(run: Run, step: int) -> dict[str, Value]:
+    """Set what the schedules decide for a step; returns what the block matrices get, to log."""
+    now = scheduled(run.config, step)
+    for optimizer in run.state.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group["base_lr"] * now.lr_factor
             if isinstance(optimizer, Muon):
-                group["momentum"] = momentum_at(
-                    step, momentum=muon.momentum, warmup=muon.momentum_warmup_steps
-                )
-    return {"lr": config.optim.matrix_lr * factor, "lr_factor": factor}
+                group["momentum"] = now.momentum
+    return {"lr": run.config.optim.matrix_lr * now.lr_factor, "lr_factor": now.lr_factor}
 
 
 def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:

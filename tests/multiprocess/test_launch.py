@@ -111,11 +111,11 @@ MARK = """
 import time, quintic.train
 from quintic.errors import QuinticError
 own = quintic.train.apply_schedule
-def failing(config, optimizers, step):
+def failing(run, step):
     if step == 5:
         print(f"failing at {time.monotonic()}", flush=True)
         FAILURE
-    return own(config, optimizers, step)
+    return own(run, step)
 quintic.train.apply_schedule = failing
 """
 FAILURES = {
@@ -134,7 +134,7 @@ FAILURES = {
     ),
     "a loss that all see diverge": (
         (0, 1),
-        "for o in optimizers: [p.data.fill_(float('nan')) for p in o.param_groups[0]['params']]",
+        "[p.data.fill_(float('nan')) for p in run.state.model.parameters()]",
         r"quintic: rank \d: the loss is nan at step \d: training has diverged, .*\n",
         2,
     ),

@@ -13,13 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import quintic.train
 from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed import World
-from quintic.run import start
+from quintic.run import Run, start
 from quintic.runfolder import holds_run
 from quintic.train import train
 from tests.conftest import tiny_config
@@ -45,7 +43,7 @@ def slow(module, name, step_of):
     setattr(module, name, slowed)
 """
 MOMENTS = {
-    "a step": "slow(quintic.train, 'apply_schedule', lambda config, optimizers, step: step)",
+    "a step": "slow(quintic.train, 'apply_schedule', lambda run, step: step)",
     "validation": "slow(quintic.train, 'evaluate_run', lambda run, watchdog: run.state.step)",
     "a checkpoint": "slow(quintic.checkpoint, 'save_checkpoint', lambda r, t, s, w: s['step'])",
 }
@@ -114,10 +112,10 @@ def train_until_told(world: World, config: Config, folder: Path) -> tuple[bool, 
     """Train; rank 1 is sent SIGTERM in its step 13. Whether the run ended, and at which step."""
     own = quintic.train.apply_schedule
 
-    def told(config: Config, optimizers: list[torch.optim.Optimizer], step: int) -> Any:
+    def told(run: Run, step: int) -> Any:
         if (world.rank, step) == (1, 13):
             os.kill(os.getpid(), signal.SIGTERM)
-        return own(config, optimizers, step)
+        return own(run, step)
 
     quintic.train.apply_schedule = told
     run = start(config, folder, Console(quiet=True), world)

@@ -1,8 +1,9 @@
-"""Learning rate and momentum as pure functions of the step. Steps count from 0."""
+"""What changes from step to step, as pure functions of the step. Steps count from 0."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from quintic.config import MOMENTUM_START, Config
 
@@ -44,3 +45,22 @@ def momentum_at(step: int, *, momentum: float, warmup: int) -> float:
     if step >= warmup:
         return momentum
     return MOMENTUM_START + (momentum - MOMENTUM_START) * step / warmup
+
+
+class Scheduled(NamedTuple):
+    """Everything of a step that a schedule decides."""
+
+    lr_factor: float
+    """Factor of every learning rate."""
+    momentum: float
+    """Muon's."""
+
+
+def scheduled(config: Config, step: int) -> Scheduled:
+    """All of a step. A checkpoint may be continued with another number of steps exactly where the
+    steps already done would have been the same."""
+    muon = config.optim.muon
+    return Scheduled(
+        lr_factor=lr_factor(config, step),
+        momentum=momentum_at(step, momentum=muon.momentum, warmup=muon.momentum_warmup_steps),
+    )
