@@ -8,7 +8,13 @@ import pytest
 from quintic.compare.comparison import Comparison, compare
 from quintic.compare.evidence import sentences
 from quintic.compare.record import Axis, Data, RunRecord
-from quintic.compare.statistics import below_target, difference, ratio
+from quintic.compare.statistics import (
+    below_target,
+    difference,
+    difference_of_pairs,
+    ratio,
+    ratio_of_pairs,
+)
 from quintic.errors import QuinticError
 from tests.compare.records import STEP_S, STEP_TOKENS, group_of, record
 
@@ -190,7 +196,40 @@ def test_copies_are_no_evidence() -> None:
     same = [replace(run, points=MUON[0].points) for run in MUON]
     assert "are they one run, copied?" in text_of(same, 3.5)
     others = [replace(run, points=ADAMW[0].points) for run in ADAMW]
-    assert "neither group has any spread to test with" in text_of([*same, *others])
+    assert "there is no spread to test with" in text_of([*same, *others])
+
+
+def test_paired_holds_each_seed_against_the_same_seed() -> None:
+    # All seeds gain about 0.02, and differ among themselves by more.
+    finals, reference = {1: 3.30, 2: 3.401, 3: 3.2}, {4: 9.9, 3: 3.22, 1: 3.321, 2: 3.42}
+    b = [record(f"b{s}", [8.0, loss], seed=s, settings={"x": "b"}) for s, loss in finals.items()]
+    a = [record(f"a{s}", [8.0, loss], seed=s, settings={"x": "a"}) for s, loss in reference.items()]
+    assert "does not support a difference" in text_of([*a, *b])
+    found = compare([*a, *b], target=3.5, paired=True)
+    expected = difference_of_pairs([3.30, 3.401, 3.2], [3.321, 3.42, 3.22])
+    assert found.results[1].difference == expected
+    assert "3 seeds, paired, 95% interval 0.0175 to 0.0225 lower, Student's test" in said(found)
+    assert "supports that its final loss is lower" in said(found)
+    assert found.to_dict()["paired"]
+    # Seed 4 has not reached the target, so there is no ratio; without it pairs give one.
+    assert found.results[1].reach["steps"].ratio is None
+    kept = compare([*a[1:], *b], target=3.5, paired=True).results[1].reach["steps"].ratio
+    order = [next(run for run in a if run.seed == seed) for seed in (1, 2, 3)]
+    assert kept == ratio_of_pairs(
+        [run.reached(3.5, "steps") or 0 for run in b],
+        [run.reached(3.5, "steps") or 0 for run in order],
+    )
+
+
+def test_paired_needs_seeds_that_both_have() -> None:
+    later = [replace(run, settings={**run.settings, "train.seed": 9}) for run in MUON[:1]]
+    with pytest.raises(QuinticError, match=r"^--paired compares runs of the same seed, and"):
+        compare([*ADAMW, *later], paired=True)
+    one = [ADAMW[0], *MUON[:1]]
+    assert "one seed that both have" in said(compare(one, paired=True))
+    unfinished = replace(MUON[0], steps_planned=1000)
+    text = said(compare([ADAMW[0], unfinished, MUON[1]], paired=True))
+    assert "no seed came to its end in both" in text
 
 
 def test_with_more_groups_each_is_held_against_a_stricter_level() -> None:

@@ -12,6 +12,7 @@ from quintic.compare.statistics import (
     POWER,
     below_target,
     difference,
+    difference_of_pairs,
     power_below_target,
     power_of_difference,
     ratio,
@@ -76,6 +77,25 @@ def test_a_difference_is_scipys_welch_test_with_its_interval() -> None:
     )
     # Not Student's, which would take the spreads as equal.
     assert found.p != pytest.approx(float(stats.ttest_ind(ONE, OTHER).pvalue), rel=0.01)
+
+
+def test_a_difference_of_pairs_is_scipys_paired_test_with_its_interval() -> None:
+    values, reference = [4.73, 4.74, 4.77], [4.76, 4.775, 4.79]
+    found = difference_of_pairs(values, reference)
+    expected = stats.ttest_rel(values, reference)
+    interval = expected.confidence_interval(0.95)
+    assert (found.p, found.low, found.high) == pytest.approx(
+        (expected.pvalue, interval.low, interval.high)
+    )
+    assert found.value == pytest.approx(-0.085 / 3)
+    assert found.pairs == 3
+    # What the seeds do to both alike is most of what Welch's test takes for noise.
+    unpaired = difference(values, reference).p
+    assert found.p is not None
+    assert unpaired is not None
+    assert found.p < 0.05 < unpaired
+    assert difference_of_pairs([3.2], [3.3]).p is None
+    assert difference_of_pairs([3.25, 3.5], [3.0, 3.25]).p is None
 
 
 def test_a_ratio_turned_over_is_the_ratio_of_the_others() -> None:
@@ -160,6 +180,18 @@ def test_the_power_of_a_difference_is_the_share_that_finds_it(
     power = power_of_difference(effect, 12, (one + other) ** 2 / (one**2 + other**2))
     assert 0.5 < power < 0.95
     assert welch_rate(1.6, (12, 12), spreads) == pytest.approx(power, abs=0.02)
+
+
+def test_the_pairs_needed_find_a_difference_as_often_as_the_power_says() -> None:
+    found = difference_of_pairs([1.0, 1.3, 0.8, 1.1], [0.6, 0.5, 0.4, 0.3])
+    needed = found.runs_needed
+    assert needed is not None
+    effect = found.value / statistics.stdev([0.4, 0.8, 0.4, 0.8])
+    random = np.random.default_rng(1)
+    for pairs, enough in ((needed, True), (needed - 1, False)):
+        draws = random.normal(effect, 1.0, (DRAWS, pairs))
+        share = float(np.mean(stats.ttest_1samp(draws, 0.0, axis=1).pvalue < ALPHA))
+        assert (share > POWER - 0.02) if enough else (share < POWER + 0.02)
 
 
 def test_the_runs_needed_are_the_fewest_with_the_promised_power() -> None:

@@ -28,7 +28,9 @@ def run_compare(command: Compare) -> None:
     if command.batch_tokens is not None and command.batch_tokens < 1:
         raise QuinticError(f"--batch-tokens is {command.batch_tokens}: it must be positive")
     runs = [read_run(path, batch_tokens=command.batch_tokens) for path in command.runs]
-    comparison = compare(runs, target=command.target, axis=command.x, force=command.force)
+    comparison = compare(
+        runs, target=command.target, axis=command.x, paired=command.paired, force=command.force
+    )
     console = Console()
     if (differences := differences_table(comparison)) is not None:
         print_table(console.rich, "what differs", differences)

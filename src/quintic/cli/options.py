@@ -122,6 +122,8 @@ class Compare:
     """What the loss is drawn against, and what the runs are compared by."""
     out: Path | None = None
     """Write a figure (.png), an interactive page (.html) or all numbers (.json)."""
+    paired: bool = False
+    """Test each seed against the same seed of the reference, which needs fewer runs."""
     batch_tokens: int | None = None
     """Tokens of a step, for logs that do not say: 524288 in llm.c's GPT-2."""
     force: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from quintic.compare.statistics import (
     Summary,
     below_target,
     difference,
+    difference_of_pairs,
     ratio,
+    ratio_of_pairs,
     summarize,
 )
 from quintic.errors import QuinticError
@@ -93,6 +95,8 @@ class Comparison:
 
     target: float | None
     axis: Axis
+    paired: bool
+    """Whether a seed of one group was compared with the same seed of the first."""
     results: tuple[Result, ...]
     settings: dict[str, list[Any]]
     """What differs between the configs, a value for each group."""
@@ -108,6 +112,7 @@ class Comparison:
             "quintic compare": FORMAT,
             "target": self.target,
             "axis": self.axis,
+            "paired": self.paired,
             "comparable": self.comparable,
             "settings": self.settings,
             "notes": list(self.notes),
@@ -121,12 +126,14 @@ def compare(
     *,
     target: float | None = None,
     axis: Axis = "tokens",
+    paired: bool = False,
     force: bool = False,
 ) -> Comparison:
     """Compare runs, in groups, with the first of them.
 
     Raises `QuinticError` where their losses do not compare (unless forced), where the same run is
-    named twice, and where one of them does not know the axis.
+    named twice, where one of them does not know the axis, and, with `paired`, where a group has no
+    seed of the first.
     """
     if not runs:
         raise QuinticError("compare needs at least one run: name the folders of runs, or logs")
@@ -147,11 +154,14 @@ def compare(
     first: Result | None = None
     results: list[Result] = []
     for group in groups:
-        results.append(_result(group, target, first if comparable else None))
+        if paired and first is not None:
+            _check_pairs(group, first.group)
+        results.append(_result(group, target, first if comparable else None, paired))
         first = results[0]
     return Comparison(
         target=target,
         axis=axis,
+        paired=paired,
         results=tuple(results),
         settings=differing_settings(groups),
         lengths=tuple(compare_lengths(groups)) if comparable else (),
@@ -181,14 +191,22 @@ def _lacks(run: RunRecord, axis: Axis) -> str:
     return f"the log {run.path} has no times: give --x steps"
 
 
-def _result(group: Group, target: float | None, first: Result | None) -> Result:
+def _check_pairs(group: Group, first: Group) -> None:
+    seeds = [{run.seed for run in g.counted} - {None} for g in (group, first)]
+    if not seeds[0] & seeds[1]:
+        raise QuinticError(
+            f"--paired compares runs of the same seed, and {group.label} has none of those of "
+            f"{first.label}: train both with the same --train.seed, or leave --paired out"
+        )
+
+
+def _result(group: Group, target: float | None, first: Result | None, paired: bool) -> Result:
     counted = group.counted
     diverged = tuple(run for run in counted if run.diverged_at is not None)
     unfinished = tuple(run for run in counted if run.diverged_at is None and not run.finished)
     losses = tuple(run.final_loss for run in counted if run.final_loss is not None)
     # A run that diverged has no loss to average, and leaving it out would flatter the others.
     summary = summarize(losses) if losses and not diverged else None
-    reference = first.losses if first is not None and first.summary is not None else ()
     return Result(
         group=group,
         curve=tuple(_curve(counted)),
@@ -197,11 +215,13 @@ def _result(group: Group, target: float | None, first: Result | None) -> Result:
         unfinished=unfinished,
         summary=summary,
         below=below_target(losses, target) if summary is not None and target is not None else None,
-        difference=difference(losses, reference) if summary is not None and reference else None,
+        difference=_difference(group, first.group, paired)
+        if summary is not None and first is not None and first.summary is not None
+        else None,
         reach={}
         if target is None
         else {
-            axis: _reach(counted, target, axis, first)
+            axis: _reach(group, target, axis, first, paired)
             for axis in AXES
             if all(run.has(axis) for run in counted)
         },
@@ -230,19 +250,51 @@ def _curve(runs: Sequence[RunRecord]) -> list[MeanPoint]:
     return curve
 
 
-def _reach(runs: Sequence[RunRecord], target: float, axis: Axis, first: Result | None) -> Reach:
+def _difference(group: Group, first: Group, paired: bool) -> Difference | None:
+    """Of the final losses; None where they are to be paired and no seed came to both ends."""
+    if not paired:
+        losses, reference = (
+            [run.final_loss for run in g.counted if run.final_loss is not None]
+            for g in (group, first)
+        )
+        return difference(losses, reference)
+    pairs = _pairs(group.final_losses, first.final_losses)
+    return difference_of_pairs(*pairs) if pairs else None
+
+
+def _reach(group: Group, target: float, axis: Axis, first: Result | None, paired: bool) -> Reach:
+    runs = group.counted
     found = [run.reached(target, axis) for run in runs]
     values = tuple(value for value in found if value is not None)
     complete = len(values) == len(runs)
     reference = first.reach.get(axis) if first is not None else None
+    found_ratio = None
+    if complete and first is not None and reference is not None and reference.mean is not None:
+        if not paired:
+            found_ratio = ratio(values, reference.values)
+        elif pairs := _pairs(*(_reached(g, target, axis) for g in (group, first.group))):
+            found_ratio = ratio_of_pairs(*pairs)
     return Reach(
         values=values,
         runs=len(runs),
         mean=statistics.fmean(values) if complete else None,
-        ratio=ratio(values, reference.values)
-        if complete and reference is not None and reference.mean is not None
-        else None,
+        ratio=found_ratio,
     )
+
+
+def _reached(group: Group, target: float, axis: Axis) -> dict[int, float]:
+    """What the counted runs took to reach the target, by seed; runs that did so at the start have
+    no ratio and are left out."""
+    found = {run.seed: run.reached(target, axis) for run in group.counted if run.seed is not None}
+    return {seed: value for seed, value in found.items() if value}
+
+
+def _pairs(
+    values: Mapping[int, float], reference: Mapping[int, float]
+) -> tuple[list[float], list[float]] | None:
+    """The values of the seeds that both have, in the same order; None where there are none."""
+    seeds = [seed for seed in values if seed in reference]
+    return ([values[s] for s in seeds], [reference[s] for s in seeds]) if seeds else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

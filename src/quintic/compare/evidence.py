@@ -119,20 +119,24 @@ def _difference(result: Result, first: Result, level: float) -> str:
     if result.summary is None or first.summary is None:
         missing = result if result.summary is None else first
         return f"{label} against {other}: {_no_mean(missing, named=True)}, so nothing is tested."
-    assert test is not None, "both groups have final losses"
+    if test is None:
+        return f"{label} against {other}: no seed came to its end in both, so nothing is tested."
     counts = result.summary.count, first.summary.count
+    if test.pairs is not None:
+        counts = test.pairs, test.pairs
     amount = f"{abs(test.value):.4f}"
     direction = "lower" if test.value < 0 else "higher"
     if min(counts) == 1:
         what = "one run each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} runs"
+        if test.pairs is not None:
+            what = "one seed that both have"
         return (
             f"{label} ends {amount} {direction} than {other}, with {what}: two seeds may differ as "
             "much, so the evidence supports no claim."
         )
     if test.p is None or test.low is None or test.high is None:
         return (
-            f"{label} ends {amount} {direction} than {other}, and neither group has any spread to "
-            "test with."
+            f"{label} ends {amount} {direction} than {other}, and there is no spread to test with."
         )
     low, high = sorted((abs(test.low), abs(test.high)))
     interval = (
@@ -140,9 +144,12 @@ def _difference(result: Result, first: Result, level: float) -> str:
         if test.low * test.high > 0
         else f"{test.low:+.4f} to {test.high:+.4f}"
     )
+    how = f"{counts[0]} and {counts[1]} runs", "Welch's test"
+    if test.pairs is not None:
+        how = f"{test.pairs} seeds, paired", "Student's test"
     opening = (
-        f"{label} ends {amount} {direction} than {other} in the mean ({counts[0]} and {counts[1]} "
-        f"runs, {CONFIDENCE:.0%} interval {interval}, Welch's test p = {number(test.p)})"
+        f"{label} ends {amount} {direction} than {other} in the mean ({how[0]}, "
+        f"{CONFIDENCE:.0%} interval {interval}, {how[1]} p = {number(test.p)})"
     )
     if test.p < level:
         return f"{opening}: the evidence supports that its final loss is {direction}."

@@ -40,6 +40,15 @@ class Group:
         return tuple(first.values())
 
     @property
+    def final_losses(self) -> dict[int, float]:
+        """By seed, of the counted runs that came to their end."""
+        return {
+            run.seed: run.final_loss
+            for run in self.counted
+            if run.seed is not None and run.final_loss is not None
+        }
+
+    @property
     def repeated(self) -> tuple[RunRecord, ...]:
         """The runs that are not counted."""
         counted = {run.path for run in self.counted}

@@ -94,18 +94,9 @@ def _planned(group: Group) -> int:
     return steps
 
 
-def _final_losses(group: Group) -> dict[int, float]:
-    """By seed, of the counted runs that came to their end."""
-    return {
-        run.seed: run.final_loss
-        for run in group.counted
-        if run.seed is not None and run.final_loss is not None
-    }
-
-
 def _lengths(series: tuple[Group, ...], reference: Group) -> Lengths:
-    wanted = _final_losses(reference)
-    ends = {_planned(group): _final_losses(group) for group in series}
+    wanted = reference.final_losses
+    ends = {_planned(group): group.final_losses for group in series}
     seeds = [s for s in wanted if all(s in losses for losses in ends.values())]
     steps, too_short, too_long = [], 0, 0
     for seed in seeds:
