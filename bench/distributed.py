@@ -123,8 +123,8 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
         for step in range(steps):
             batch = run.loader.batch(step, run.rows)
             before, began = world.sent_bytes + fsdp.sent_bytes, time.perf_counter()
-            forward_backward(run, batch)
             apply_schedule(run, step)
+            forward_backward(run, batch)
             optimizer_began = time.perf_counter()
             run.update.step(None)
             ended = time.perf_counter()

@@ -79,7 +79,8 @@ def configs(draw: st.DrawFn) -> Config:
             value_embeddings=value_embeddings,
             embed_shortcut=embed_shortcut,
             unet_skips=unet_skips,
-            window=switch(None, 1, context),
+            window=(window := switch(None, 1, context)),
+            window_start=draw(st.sampled_from([None, 1, window])) if window else None,
             document_mask=document_mask,
             eot_id=draw(st.none() | st.integers(0, (vocabulary or 2**63) - 1))
             if document_mask
@@ -374,6 +375,16 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "so choose a smaller window or leave it out",
         ),
         (
+            {"model.window_start": 64},
+            "model.window_start is 64 and model.window None: the window grows, so --model.window "
+            "must be at least as large",
+        ),
+        (
+            {"model.window_start": 64, "model.window": 63},
+            "model.window_start is 64 and model.window 63: the window grows, so --model.window "
+            "must be at least as large",
+        ),
+        (
             {"model.eot_id": 0},
             "model.eot_id is 0, which serves model.document_mask alone: leave it out, or use "
             "--model.document-mask",
@@ -448,6 +459,7 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
         ("embed_shortcut", False, True),
         ("unet_skips", False, True),
         ("window", None, 256),
+        ("window_start", None, 64),
         ("document_mask", False, True),
     ],
 )
@@ -459,7 +471,8 @@ def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(
         f"model.{name} is {value!r}, which model.architecture gpt2 cannot heed: leave it at "
         f"{default!r}, or use --model.architecture gpt"
     )
-    assert getattr(Config().override({f"model.{name}": value}).model, name) == value
+    growing = {"model.window": 256} if name == "window_start" else {}
+    assert getattr(Config().override({**growing, f"model.{name}": value}).model, name) == value
     for architecture in ("gpt", "gpt2"):
         values = Config().override({"model.architecture": architecture}).to_dict()
         del values["model"][name]  # as saved before the switch existed

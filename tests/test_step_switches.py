@@ -54,8 +54,8 @@ def losses(config: Config) -> list[float]:
     found = []
     with run.computing():
         for step in range(4):
-            found.append(float(forward_backward(run, run.loader.batch(step))))
             apply_schedule(run, step)
+            found.append(float(forward_backward(run, run.loader.batch(step))))
             run.update.step(run.config.optim.clip_norm)
         found.append(evaluate_run(run))
     return found
@@ -244,8 +244,8 @@ def test_gradients_that_stay_in_their_place_give_the_same_weights(tiny_data: Pat
         places = {n: p.grad.data_ptr() for n, p in parameters.items() if p.grad is not None}
         assert len(places) == (len(parameters) if keep else 0)
         for step in range(3):
-            forward_backward(again, again.loader.batch(step))
             apply_schedule(again, step)
+            forward_backward(again, again.loader.batch(step))
             again.update.step(again.config.optim.clip_norm)
         for name, place in places.items():
             grad = parameters[name].grad
@@ -378,8 +378,8 @@ def test_no_step_makes_the_host_wait(tiny_data: Path) -> None:
         pinned = batch[0].pin_memory(), batch[1].pin_memory()
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
         try:
-            late = LateScalar(forward_backward(run, pinned))
             apply_schedule(run, step)
+            late = LateScalar(forward_backward(run, pinned))
             run.update.step(1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -20,7 +20,7 @@ from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
 from quintic.optim.muon import Muon
-from quintic.run import Run, resume, set_up, start
+from quintic.run import Run, load_trained, resume, set_up, start
 from quintic.runfolder import CHECKPOINTS, read_config
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train
 from tests.conftest import tiny_config
@@ -48,8 +48,8 @@ def column(records: list[Record], name: str) -> list[Any]:
 def after_steps(run: Run, steps: int) -> Run:
     """Train in memory, so that no matrix is zero any more."""
     for step in range(steps):
-        forward_backward(run, run.loader.batch(step))
         apply_schedule(run, step)
+        forward_backward(run, run.loader.batch(step))
         for optimizer in run.state.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -207,6 +207,30 @@ def test_validation_loss_does_not_depend_on_the_micro_batch_and_counts_each_toke
         assert sum(sizes) == 13 * 32
         assert len(sizes) == math.ceil(13 / micro_batch)
         assert gradients(run) == {}
+
+
+def test_a_window_that_grows_is_that_of_its_step_in_training_validation_and_a_checkpoint(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    growing = {"model.window": 32, "model.window_start": 2}
+    config = tiny_config(tiny_data).override(growing)
+    run = start(config, tmp_path / "run", Console(quiet=True))
+    seen, own = [], run.loss
+
+    def watched(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        seen.append((run.state.step, torch.is_grad_enabled(), int(run.state.model.window)))
+        return own(inputs_BT, targets_BT)
+
+    run.loss = watched
+    train(run, Console(quiet=True))
+    assert {(step, window) for step, _, window in seen} == {
+        (step, 2 + 30 * step // 12) for step in range(13)
+    }
+    assert {step for step, training, _ in seen if not training} == {0, 5, 10, 12}
+    # A checkpoint amid the run is evaluated with the window of its step.
+    found = load_trained(tmp_path / "run", which="best")
+    step = found.found.state["step"]
+    assert int(found.model.window) == 2 + 30 * step // 12
 
 
 def test_validation_changes_nothing_of_the_training_state(tiny_data: Path) -> None:

@@ -97,7 +97,7 @@ def expected_gains(config: Config, tb_per_s: float) -> dict[str, float]:
     micro_batches = config.batch_sequences // sequences
     again = moved.casts + moved.weights + moved.weight_gradients
     c = config.model
-    seen = mean_visible(c.context, c.window)
+    seen = mean_visible(c.context, c.window, c.window_start)
     attention_flops = 12.0 * c.layers * seen * c.width * config.train.batch_tokens
     return {
         "cast_once_ms": round(moved.casts * (1 - 1 / micro_batches) / tb_per_s / 1e9, 3),

@@ -132,10 +132,10 @@ class QuinticStepper:
         self._forward = []
         batch = self._batches.get(self._number)
         waited_s = self._batches.wait_s - waited_s
+        apply_schedule(run, self._number % run.config.train.steps)
         passes = DeviceTimer(self._device)
         forward_backward(run, batch)
         passes.stop()
-        apply_schedule(run, self._number % run.config.train.steps)
         optimizer = DeviceTimer(self._device)
         run.update.step(run.config.optim.clip_norm)
         optimizer.stop()

@@ -437,6 +437,7 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
         precision = "float32"
     model = build_model(config.model, compute_dtype=compute_dtype(precision, chosen))
     load_tensors(found.path, {f"model.{n}": p.detach() for n, p in model.named_parameters()})
+    model.set_window(scheduled(config, found.state["step"]).window)
     return Trained(config, chosen, model.to(chosen), found)
 
 

@@ -120,9 +120,9 @@ def _loop(run: Run, console: Console) -> None:
 
             watchdog.at(step, "reading its batch")
             batch = batches.get(step)
+            values = apply_schedule(run, step)
             loss = forward_backward(run, batch, watchdog)
             vote.cast()
-            values = apply_schedule(run, step)
             timer = DeviceTimer(run.device)
             grad_norm = run.update.step(config.optim.clip_norm)
             values["optimizer_ms"] = timer.stop()
@@ -163,13 +163,16 @@ def apply_schedule(run: Run, step: int) -> dict[str, Value]:
             group["lr"] = group["base_lr"] * now.lr_factor
             if isinstance(optimizer, Muon):
                 group["momentum"] = now.momentum
+    run.state.model.set_window(now.window)
     return {"lr": run.config.optim.matrix_lr * now.lr_factor, "lr_factor": now.lr_factor}
 
 
 def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:
-    """Validation loss in nats per token on the first `train.eval_tokens` of the stream."""
+    """Validation loss in nats per token on the first `train.eval_tokens` of the stream, of the
+    model as it is at `state.step`: a window that grows is that of this step."""
     config = run.config
     assert config.train.micro_batch is not None, "set_up resolves it"
+    run.state.model.set_window(scheduled(config, run.state.step).window)
     if run.casts is not None:
         run.casts.renew()
     batches = validation_batches(

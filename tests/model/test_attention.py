@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.model.attention import attend, mean_visible, visible_positions
+from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
 
 EOT = 9
@@ -62,14 +63,19 @@ def test_masked_attention_is_a_softmax_over_what_is_visible(mask: str) -> None:
         torch.testing.assert_close(found, attend(q, k, v), rtol=0, atol=1e-13)
 
 
-def logits(config: ModelConfig, ids: list[int]) -> Tensor:
-    """Of a float64 model in which no weight is zero."""
+def drawn(config: ModelConfig) -> LanguageModel:
+    """A float64 model in which no weight is zero."""
     model = build_model(config, compute_dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(0.3 * torch.randn(p.shape, generator=random, dtype=p.dtype))
-        logits_TV: Tensor = model(torch.tensor([ids]))[0]
+    return model
+
+
+@torch.no_grad()
+def logits(config: ModelConfig, ids: list[int]) -> Tensor:
+    logits_TV: Tensor = drawn(config)(torch.tensor([ids]))[0]
     return logits_TV
 
 
@@ -95,6 +101,23 @@ def test_a_document_is_predicted_as_if_it_stood_alone() -> None:
     torch.testing.assert_close(packed, logits(config, TEXT[7:]), rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+def test_a_window_that_grows_is_the_constant_one_of_each_moment_in_compiled_code_too() -> None:
+    config = ModelConfig(layers=2, width=16, heads=2, context=16, vocab_size=12, window=12)
+    growing = drawn(replace(config, window_start=1))
+    compiled = torch.compile(growing.loss, dynamic=False, backend="aot_eager")
+    ids_BT = torch.tensor([TEXT])
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    losses = []
+    for window in (1, 2, 5, 12):
+        growing.set_window(window)
+        losses.append(float(drawn(replace(config, window=window)).loss(ids_BT, ids_BT.flip(1))))
+        for loss in (growing.loss, compiled):
+            assert float(loss(ids_BT, ids_BT.flip(1))) == pytest.approx(losses[-1], rel=1e-13)
+    assert len(set(losses)) == 4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
 @pytest.mark.parametrize("window", [None, 1, 5, 64])
 def test_flops_of_attention_are_those_of_the_visible_pairs(window: int | None) -> None:
     context = 64
@@ -103,5 +126,9 @@ def test_flops_of_attention_are_those_of_the_visible_pairs(window: int | None) -
     assert mean_visible(context, window) == pytest.approx(pairs / context - diagonal / context)
     config = ModelConfig(layers=2, width=16, heads=2, context=context, vocab_size=12)
     rest = 6 * (2 * 12 * 16**2 + 12 * 16)
+    if window is not None:  # one that grows counts as the mean of all its sizes
+        sizes = [mean_visible(context, 1 + round(i * (window - 1) / 1000)) for i in range(1001)]
+        mean = sum(sizes) / len(sizes)
+        assert mean_visible(context, window, start=1) == pytest.approx(mean, rel=0.02)
     flops = meta_model(replace(config, window=window)).flops_per_token()
     assert flops == rest + 12 * 2 * mean_visible(context, window) * 16

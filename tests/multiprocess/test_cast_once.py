@@ -18,8 +18,8 @@ def losses_of(world: World, configs: list[Config]) -> list[list[float]]:
         run = set_up(config, Path("unused"), Console(quiet=True), world)
         losses = []
         for step in range(4):
-            losses.append(float(forward_backward(run, run.loader.batch(step, run.rows))))
             apply_schedule(run, step)
+            losses.append(float(forward_backward(run, run.loader.batch(step, run.rows))))
             run.update.step(config.optim.clip_norm)
         found.append([*losses, evaluate_run(run)])
     return found

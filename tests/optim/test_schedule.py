@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintic.config import Config, OptimConfig, ScheduleConfig, TrainConfig
-from quintic.optim.schedule import cosine, lr_factor, momentum_at, trapezoid
+from quintic.optim.schedule import (
+    cosine,
+    lr_factor,
+    momentum_at,
+    scheduled,
+    trapezoid,
+    window_at,
+)
 from quintic.recipes import get_recipe
 
 
@@ -120,3 +127,26 @@ def test_momentum_never_falls_and_ends_at_its_value(momentum: float, warmup: int
     assert found[0] == 0.85
     assert found[-2:] == [momentum, momentum]
     assert all(b >= a - 1e-12 for a, b in pairwise(found))
+
+
+def test_a_window_grows_evenly_and_is_whole_after_the_last_step() -> None:
+    found = [window_at(step, steps=4, start=3, window=13) for step in range(6)]
+    assert found == [3, 5, 8, 10, 13, 13]
+    assert window_at(2, steps=4, start=None, window=13) == 13
+    assert window_at(2, steps=4, start=None, window=None) is None
+    config = get_recipe("modded").override({"model.window": 900, "model.window_start": 100})
+    assert scheduled(config, 0).window == 100
+    assert scheduled(config, 2550).window == 500
+    assert scheduled(config, 5100).window == 900
+
+
+@given(st.integers(1, 50), st.integers(0, 50), st.integers(1, 90))
+@settings(deadline=None)
+def test_a_window_never_shrinks_nor_leaves_its_bounds(start: int, more: int, steps: int) -> None:
+    window = start + more
+    found = [
+        window_at(step, steps=steps, start=start, window=window) or 0 for step in range(steps + 1)
+    ]
+    assert found[0] == start
+    assert found[-1] == window
+    assert all(a <= b for a, b in pairwise(found))

@@ -10,7 +10,8 @@ from quintic.config.checks import not_negative, one_of, positive, require
 GPT_SWITCHES = (
     *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
     *("tied_head", "logit_softcap", "embed_norm"),  # techniques of the speedrun
-    *("value_embeddings", "embed_shortcut", "unet_skips", "window", "document_mask"),
+    *("value_embeddings", "embed_shortcut", "unet_skips", "window", "window_start"),
+    "document_mask",
 )
 """Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
 gpt2 has none of them."""
@@ -58,6 +59,8 @@ class ModelConfig:
     out, with learned scalars."""
     window: int | None = None
     """Positions a token sees, itself included; None: all up to its own."""
+    window_start: int | None = None
+    """The window at step 0, which grows evenly to `window` over the run; None: it is constant."""
     document_mask: bool = False
     """A token sees its own document only."""
     eot_id: int | None = None
@@ -66,9 +69,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model", self, "architecture", "positions", "norm", "activation", "init")
-        positive(
-            "model", self, "layers", "width", "heads", "context", "vocab_size", "logit_softcap"
-        )
+        positive("model", self, "layers", "width", "heads", "context", "vocab_size")
+        positive("model", self, "logit_softcap", "window", "window_start")
+        for name in GPT_SWITCHES if self.architecture != "gpt" else ():
+            value, default = getattr(self, name), getattr(type(self), name)
+            require(
+                value == default,
+                f"model.{name} is {value!r}, which model.architecture {self.architecture} cannot "
+                f"heed: leave it at {default!r}, or use --model.architecture gpt",
+            )
         require(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}: "
@@ -95,6 +104,11 @@ class ModelConfig:
             "than the context, so choose a smaller window or leave it out",
         )
         require(
+            self.window_start is None or self.window_start <= (self.window or 0),
+            f"model.window_start is {self.window_start} and model.window {self.window}: the window "
+            "grows, so --model.window must be at least as large",
+        )
+        require(
             self.eot_id is None or self.document_mask,
             f"model.eot_id is {self.eot_id}, which serves model.document_mask alone: leave it out, "
             "or use --model.document-mask",
@@ -104,13 +118,6 @@ class ModelConfig:
             f"model.eot_id is {self.eot_id}: it must be a token of the vocabulary"
             + (f", from 0 to {self.vocab_size - 1}" if self.vocab_size else ""),
         )
-        for name in GPT_SWITCHES if self.architecture != "gpt" else ():
-            value, default = getattr(self, name), getattr(type(self), name)
-            require(
-                value == default,
-                f"model.{name} is {value!r}, which model.architecture {self.architecture} cannot "
-                f"heed: leave it at {default!r}, or use --model.architecture gpt",
-            )
 
     def _nearest_width(self) -> int:
         return max(1, round(self.width / self.heads)) * self.heads

@@ -30,13 +30,14 @@ def attend(
 
 
 def visible_positions(
-    tokens_BS: Tensor, time: int, *, window: int | None, eot_id: int | None
+    tokens_BS: Tensor, time: int, *, window: int | Tensor | None, eot_id: int | None
 ) -> Tensor:
     """Which of S positions the last `time` of them see, [B or 1, 1, T, S], for `attend`.
 
     None later than itself; of the `window` newest, itself included, or of all; and, with `eot_id`,
     those of its own document alone. A document begins with the end-of-text token; what stands
-    before the first belongs to one whose beginning was cut off.
+    before the first belongs to one whose beginning was cut off. A window that changes is a tensor
+    without dimensions, so that compiled code is the same for all.
     Source: the speedrun's record 2024-11-19_FlexAttention
     (https://github.com/KellerJordan/modded-nanogpt).
     """
@@ -52,8 +53,10 @@ def visible_positions(
     return visible_BHTS
 
 
-def mean_visible(context: int, window: int | None) -> float:
+def mean_visible(context: int, window: int | None, start: int | None = None) -> float:
     """Positions that a token of a full context sees on average, halving the diagonal: T / 2, and
-    w - w^2 / (2 T) with a window w."""
-    seen = window or context
-    return seen - seen * seen / (2 * context)
+    w - w^2 / (2 T) with a window w; the mean of that over all w from `start`, where it grows."""
+    end = window or context
+    start = start or end
+    mean, mean_square = (start + end) / 2, (start**2 + start * end + end**2) / 3
+    return mean - mean_square / (2 * context)

@@ -96,6 +96,8 @@ class LanguageModel(nn.Module, ABC):
     """Where `model.tied_head` is off."""
     layers: nn.ModuleList
     """The transformer blocks; their matrices are Muon's."""
+    window: Tensor
+    """Where `model.window_start` lets it grow: the window of this step, see `set_window`."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -131,6 +133,15 @@ class LanguageModel(nn.Module, ABC):
             x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap
         )
 
+    def set_window(self, window: int | None) -> None:
+        """Give the model the window of a step, where it has one that grows.
+
+        In place, so that compiled code and CUDA graphs stay as they are.
+        """
+        if self.config.window_start is not None:
+            assert window is not None, "of a window that grows there is always one"
+            self.window.fill_(window)
+
     def blocks_parameter_count(self) -> int:
         """Elements of the blocks' matrices: those that multiply every token, without the head."""
         return sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
@@ -149,8 +160,9 @@ class LanguageModel(nn.Module, ABC):
         Source: appendix B of PaLM (https://arxiv.org/abs/2204.02311), which does not halve.
 
         A window counts as what a token sees with it. What documents hide depends on the text and is
-        counted as seen.
+        counted as seen. A window that grows counts as its mean over the run.
         """
         c = self.config
         matrices = self.blocks_parameter_count() + self.vocab_size * c.width
-        return 6.0 * matrices + 12.0 * c.layers * mean_visible(c.context, c.window) * c.width
+        seen = mean_visible(c.context, c.window, c.window_start)
+        return 6.0 * matrices + 12.0 * c.layers * seen * c.width

@@ -205,6 +205,9 @@ class GPT(LanguageModel):
             if config.positions == "rotary"
             else LearnedPositions(config)
         )
+        if config.window_start is not None:
+            assert config.window is not None, "the config has checked it"
+            self.register_buffer("window", torch.tensor(config.window), persistent=False)
         self.embed_norm = rms_norm(config.width) if config.embed_norm else nn.Identity()
         if config.value_embeddings:
             self.value_embed = ValueEmbeddings(config, self.vocab_size)
@@ -255,9 +258,8 @@ class GPT(LanguageModel):
             return None
         assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
         tokens_BS = tokens_BT if cache is None else cache.append_tokens(tokens_BT)
-        return visible_positions(
-            tokens_BS, tokens_BT.shape[1], window=config.window, eot_id=config.eot_id
-        )
+        window = config.window if config.window_start is None else self.window
+        return visible_positions(tokens_BS, tokens_BT.shape[1], window=window, eot_id=config.eot_id)
 
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         config, start = self.config, 0 if cache is None else cache.length

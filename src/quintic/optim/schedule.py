@@ -47,6 +47,17 @@ def momentum_at(step: int, *, momentum: float, warmup: int) -> float:
     return MOMENTUM_START + (momentum - MOMENTUM_START) * step / warmup
 
 
+def window_at(step: int, *, steps: int, start: int | None, window: int | None) -> int | None:
+    """Positions that a token sees: from `start` at step 0 evenly to `window` after the last step.
+
+    Source: the speedrun's record 2024-11-24_WindowWarmup
+    (https://github.com/KellerJordan/modded-nanogpt), from 64 to 1,792.
+    """
+    if start is None or window is None:
+        return window
+    return start + (window - start) * min(step, steps) // steps
+
+
 class Scheduled(NamedTuple):
     """Everything of a step that a schedule decides."""
 
@@ -54,13 +65,19 @@ class Scheduled(NamedTuple):
     """Factor of every learning rate."""
     momentum: float
     """Muon's."""
+    window: int | None
+    """Positions that a token sees; None: all up to its own."""
 
 
 def scheduled(config: Config, step: int) -> Scheduled:
     """All of a step. A checkpoint may be continued with another number of steps exactly where the
-    steps already done would have been the same."""
-    muon = config.optim.muon
+    steps already done would have been the same. The step after the last is that of a trained
+    model."""
+    muon, model = config.optim.muon, config.model
     return Scheduled(
         lr_factor=lr_factor(config, step),
         momentum=momentum_at(step, momentum=muon.momentum, warmup=muon.momentum_warmup_steps),
+        window=window_at(
+            step, steps=config.train.steps, start=model.window_start, window=model.window
+        ),
     )
