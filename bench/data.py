@@ -40,7 +40,7 @@ import zstandard
 
 from bench.results import interleaved, median_ratio, print_table, write_result
 from bench.step import QuinticStep
-from quintic.config import resolve_vocabulary
+from quintic.config import BatchSizes, resolve_vocabulary
 from quintic.data.check import check_dataset
 from quintic.data.cores import available_cores
 from quintic.data.dataset import open_dataset
@@ -273,7 +273,7 @@ def measure_loader(stream: TokenStream, device: torch.device) -> dict[str, Any]:
     figures = {}
     orders: tuple[Literal["stream", "shuffle"], ...] = ("stream", "shuffle")
     for order in orders:
-        loader = Loader(stream, context=1024, batch_sequences=64, seed=0, order=order)
+        loader = Loader(stream, context=1024, batches=BatchSizes(64), seed=0, order=order)
         steps = min(500, len(stream) // (64 * 1024))
         with Prefetcher(loader.batch, 0, steps, pin=device.type == "cuda") as batches:
             batches.get(0)
@@ -292,7 +292,7 @@ def measure_waiting(stream: TokenStream, device: torch.device, steps: int) -> di
     loader = Loader(
         stream,
         context=config.model.context,
-        batch_sequences=config.batch_sequences,
+        batches=config.batches,
         seed=0,
         order="shuffle",
     )

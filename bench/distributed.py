@@ -121,7 +121,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
         writer = CheckpointWriter(folder / "checkpoints", keep=1, world=world)
         step_s, optimizer_s, stall_s, sent = [], [], [], 0
         for step in range(steps):
-            batch = run.loader.batch(step, run.rows)
+            batch = run.loader.batch(step, run.rows(step))
             before, began = world.sent_bytes + fsdp.sent_bytes, time.perf_counter()
             apply_schedule(run, step)
             forward_backward(run, batch)

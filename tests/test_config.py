@@ -46,6 +46,7 @@ def configs(draw: st.DrawFn) -> Config:
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
     fsdp = draw(st.booleans())
+    stages = draw(st.integers(1, min(steps, 4)))
     compiled = draw(st.booleans())
     architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
 
@@ -140,7 +141,8 @@ def configs(draw: st.DrawFn) -> Config:
         ),
         train=TrainConfig(
             steps=steps,
-            batch_tokens=context * sequences,
+            batch_tokens=context * sequences * stages,
+            batch_stages=stages,
             micro_batch=micro,
             seed=draw(st.integers(0, 2**64 - 1)),
             device=draw(st.sampled_from(["auto", "cuda", "mps", "cpu"])),
@@ -421,6 +423,18 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             {"train.batch_tokens": 6 * 1024, "train.micro_batch": 4},
             "train.batch_tokens 6,144 is not a multiple of train.micro_batch 4 times model.context "
             "1,024: the batch has 6 sequences, so the micro-batch must divide that",
+        ),
+        (
+            {"train.batch_tokens": 8 * 1024, "train.batch_stages": 3},
+            "train.batch_stages is 3: it must divide the 8 sequences of a batch, and there are "
+            "5100 steps to cut into stages; use --train.batch-stages 1, or another "
+            "--train.batch-tokens",
+        ),
+        (
+            {"train.batch_tokens": 8 * 1024, "train.batch_stages": 4, "train.micro_batch": 4},
+            "train.batch_tokens 8,192 is not a multiple of train.micro_batch 4 times "
+            "model.context 1,024 in each of 4 stages: the smallest batch has 2 sequences, so the "
+            "micro-batch must divide that",
         ),
         (
             {"train.eval_tokens": 5000},

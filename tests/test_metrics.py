@@ -34,7 +34,7 @@ def opened(folder: Path, seen: list[Record], **changes: Any) -> Metrics:
     options: dict[str, Any] = {
         "step": 0,
         "elapsed_s": 0.0,
-        "batch_tokens": 256,
+        "tokens_before": lambda step: 256 * step,
         "flops_per_token": 1e6,
         "peak_flops": None,
         "device": torch.device("cpu"),

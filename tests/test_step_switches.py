@@ -357,7 +357,7 @@ def test_the_loss_of_a_step_is_on_its_way_before_the_one_before_is_waited_for(
         tmp_path,
         step=0,
         elapsed_s=0.0,
-        batch_tokens=1,
+        tokens_before=lambda step: step,
         flops_per_token=1.0,
         peak_flops=None,
         device=torch.device("meta"),  # as on every device but the CPU, whose steps are done

@@ -323,7 +323,7 @@ def rates(
 
 def with_random_shards(config: Config, folder: Path) -> Config:
     """`config` on two batches of random tokens, written into `folder`, and one micro-batch to
-    validate on."""
+    validate on. A batch that grows is measured at its full size."""
     config = resolve_vocabulary(config, config.model.vocab_size or config.data.embedded_vocab)
     assert config.model.vocab_size is not None
     random = np.random.default_rng(0)
@@ -336,6 +336,7 @@ def with_random_shards(config: Config, folder: Path) -> Config:
             "data.path": str(folder),
             "data.tokenizer": None,
             "data.order": "stream",
+            "train.batch_stages": 1,
             "train.eval_tokens": config.model.context,
         }
     )

@@ -69,8 +69,9 @@ def sized(config: Config, data: Path, seconds: float, step_ms: float) -> Config:
 
     Raises `QuinticError` where that is less than a step.
     """
-    batch = config.train.batch_tokens
-    steps = int(1000 * (1 - VALIDATION_SHARE) * seconds / step_ms)
+    batch, stages = config.train.batch_tokens, config.train.batch_stages
+    mean_ms = step_ms * (stages + 1) / (2 * stages)  # a batch that grows is measured at its end
+    steps = int(1000 * (1 - VALIDATION_SHARE) * seconds / mean_ms)
     if steps < 1:
         raise QuinticError(
             f"{seconds:.0f} s are less than a step of {step_ms:.0f} ms: give more --minutes"
@@ -154,7 +155,7 @@ def train_recipe(
         "steps": run.state.step,
         "of_steps": config.train.steps,
         "batch_tokens": config.train.batch_tokens,
-        "epochs": round(run.state.step * config.train.batch_tokens / len(run.dataset.train), 3),
+        "epochs": round(config.tokens_before(run.state.step) / len(run.dataset.train), 3),
         "eval_tokens": config.train.eval_tokens,
         "wall_s": round(wall_s, 1),
         "training_s": steps[-1]["elapsed_s"] if steps else 0.0,

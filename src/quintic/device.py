@@ -194,8 +194,8 @@ def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -
     elif device.type == "mps":
         tokens = 8192
     limit = max(1, tokens // config.model.context)
-    batch, most = config.batch_sequences, -(-config.batch_sequences // processes)
-    divisors = (n for n in range(1, min(limit, batch) + 1) if batch % n == 0)
+    smallest, most = config.batches.smallest, -(-config.batch_sequences // processes)
+    divisors = (n for n in range(1, min(limit, smallest) + 1) if smallest % n == 0)
     return min(divisors, key=lambda n: (-(-most // n), n))
 
 

@@ -48,6 +48,7 @@ class Metrics:
     """Writes the records of a run; `on_record` gets each one, for the console.
 
     Of the steps' losses every `log_every`-th is written, and one that is not finite.
+    `tokens_before` says how many tokens a run trains on before a step.
     Without a folder nothing is written: of several processes one writes, and all notice where
     training has diverged.
 
@@ -60,7 +61,7 @@ class Metrics:
         *,
         step: int,
         elapsed_s: float,
-        batch_tokens: int,
+        tokens_before: Callable[[int], int],
         flops_per_token: float,
         peak_flops: float | None,
         device: torch.device,
@@ -69,7 +70,7 @@ class Metrics:
         on_record: Callable[[Record], None],
     ) -> None:
         self.elapsed_s = elapsed_s
-        self.batch_tokens = batch_tokens
+        self.tokens_before = tokens_before
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.device, self.on_record = device, on_record
         self.log_every = log_every
@@ -108,7 +109,7 @@ class Metrics:
         self._write(
             {
                 "step": step,
-                "tokens": step * self.batch_tokens,
+                "tokens": self.tokens_before(step),
                 "val_loss": val_loss,
                 "val_s": round(seconds, 3),
                 "elapsed_s": round(self.elapsed_s, 3),
@@ -133,10 +134,12 @@ class Metrics:
         finite = math.isfinite(loss)
         if finite and pending.step % self.log_every:
             return
-        tokens_per_s = self.batch_tokens / seconds
+        step = pending.step
+        tokens = self.tokens_before(step)
+        tokens_per_s = (self.tokens_before(step + 1) - tokens) / seconds
         record: Record = {
-            "step": pending.step,
-            "tokens": pending.step * self.batch_tokens,
+            "step": step,
+            "tokens": tokens,
             "train_loss": loss,
             "step_ms": round(1000 * seconds, 3),
             "tokens_per_s": round(tokens_per_s, 1),
@@ -150,7 +153,7 @@ class Metrics:
             record["memory_gib"] = round(peak / 2**30, 3)
         self._write(record)
         if not finite:
-            raise NonFiniteLossError(pending.step, loss)
+            raise NonFiniteLossError(step, loss)
 
     def _write(self, record: Record) -> None:
         if self._file is None:

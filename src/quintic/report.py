@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from quintic import runfolder
 from quintic.attention_kernel import own_choice
-from quintic.config import GPT_SWITCHES
+from quintic.config import GPT_SWITCHES, Config
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
@@ -46,22 +46,29 @@ def opening_lines(run: Run) -> Iterator[str]:
         yield f"        {', '.join(f'{name} {getattr(c, name)}' for name in switched)}"
     if run.world.size > 1:
         yield (
-            f"procs   {run.world.size} processes, {t.sharding}, each with up to {len(run.rows)} "
-            f"sequences of a batch in {run.micro_batches} micro-batches"
+            f"procs   {run.world.size} processes, {t.sharding}, each with up to "
+            f"{len(run.rows(t.steps))} sequences of a batch in {run.micro_batches(t.steps)} "
+            "micro-batches"
         )
     for optimizer in OPTIMIZERS:
         if own := [route for route in run.routes if route.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
-    train, tokens = run.dataset.train, t.steps * t.batch_tokens
+    train, tokens = run.dataset.train, config.tokens
     yield (
         f"data    {run.dataset.path}: {len(train):,} training tokens in {len(train.shards)} "
         f"shards, {len(run.dataset.val):,} for validation, {config.data.order} order"
     )
     yield (
-        f"run     {t.steps:,} steps of {t.batch_tokens:,} tokens = {tokens / 1e6:,.1f}M "
+        f"run     {t.steps:,} steps of {_batch_tokens(config)} tokens = {tokens / 1e6:,.1f}M "
         f"({tokens / len(train):.2f} epochs), micro-batches of {t.micro_batch} sequences, "
         f"in {run.folder}"
     )
+
+
+def _batch_tokens(config: Config) -> str:
+    """Of one step, or from the first stage to the last."""
+    first, last = (config.batches.at(s) * config.model.context for s in (0, config.train.steps))
+    return f"{last:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _step_choices(run: Run) -> Iterator[str]:

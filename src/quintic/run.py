@@ -120,19 +120,17 @@ class Run:
         """Whether a batch is on its way to the device while the one before is computed."""
         return self.device.type == "cuda" and self.config.train.upload != "inline"
 
-    @property
-    def rows(self) -> range:
-        """The sequences of every global batch that are this process's: at least one, and on no
+    def rows(self, step: int) -> range:
+        """The sequences of a step's global batch that are this process's: at least one, and on no
         process more than one beyond another's."""
-        each, more = divmod(self.config.batch_sequences, self.world.size)
+        each, more = divmod(self.config.batches.at(step), self.world.size)
         first = self.world.rank * each + min(self.world.rank, more)
         return range(first, first + each + (self.world.rank < more))
 
-    @property
-    def micro_batches(self) -> int:
+    def micro_batches(self, step: int) -> int:
         """Forward and backward passes of a step, as many on every process."""
         assert self.config.train.micro_batch is not None, "set_up resolves it"
-        most = -(-self.config.batch_sequences // self.world.size)
+        most = -(-self.config.batches.at(step) // self.world.size)
         return -(-most // self.config.train.micro_batch)
 
     @property
@@ -154,7 +152,7 @@ def open_data(config: Config, console: Console) -> Dataset:
             config.data.tokenizer,
         )
     path = Path(config.data.path)
-    fetching = fetch_command(path, config.train.steps * config.train.batch_tokens)
+    fetching = fetch_command(path, config.tokens)
     if fetching and not any(path.glob("*.bin")):
         raise QuinticError(
             f"dataset {path} is not there: fetch it with `{fetching}`, or give --data.path a "
@@ -179,11 +177,11 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
         require_float8(device, dtype)
     check_attention(config.model, config.train.attention, device, dtype)
     _check_switches(config, device, dtype, world)
-    if config.batch_sequences < world.size:
+    if (smallest := config.batches.smallest) < world.size:
+        enough = world.size * config.train.batch_stages * config.model.context
         raise QuinticError(
-            f"a batch of {config.batch_sequences} sequences cannot be divided among {world.size} "
-            f"processes: start at most {config.batch_sequences}, or use "
-            f"--train.batch-tokens {world.size * config.model.context}"
+            f"a batch of {smallest} sequences cannot be divided among {world.size} processes: "
+            f"start at most {smallest}, or use --train.batch-tokens {enough}"
         )
     with world.first_on_each_node():
         dataset = open_data(config, console)
@@ -194,14 +192,14 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
             check_tokens(
                 dataset,
                 config.model.vocab_size,
-                None if shuffled else config.train.steps * config.train.batch_tokens + 1,
+                None if shuffled else config.tokens + 1,
                 config.train.eval_tokens + 1,
             )
     _check_same_everywhere(config, dataset, world)
     loader = Loader(
         dataset.train,
         context=config.model.context,
-        batch_sequences=config.batch_sequences,
+        batches=config.batches,
         seed=config.train.seed,
         order=config.data.order,
     )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ def train(run: Run, console: Console) -> bool:
         micro_batch = run.config.train.micro_batch
         raise QuinticError(
             f"train.micro_batch {micro_batch} does not fit into the memory of {run.device}: use a "
-            f"smaller one that divides {run.config.batch_sequences}, such as --train.micro-batch "
+            f"smaller one that divides {run.config.batches.smallest}, such as --train.micro-batch "
             f"{max(1, (micro_batch or 1) // 2)}"
         ) from error
     except BrokenPipeError:
@@ -82,7 +81,7 @@ def _loop(run: Run, console: Console) -> None:
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
             Prefetcher(
-                partial(run.loader.batch, rows=run.rows),
+                lambda step: run.loader.batch(step, run.rows(step)),
                 state.step,
                 steps,
                 pin=run.device.type == "cuda",
@@ -134,14 +133,17 @@ def _loop(run: Run, console: Console) -> None:
 
 def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -> Tensor:
     """Accumulate the gradient of this process's rows of the global batch, and with the last of
-    them begin to add up all processes'; returns the mean loss of the batch, on the device."""
-    micro_batches, sequences = run.micro_batches, run.config.batch_sequences
+    them begin to add up all processes'; returns the mean loss of the batch, on the device.
+
+    The batch is as large as that of `state.step`."""
+    step = run.state.step
+    micro_batches, sequences = run.micro_batches(step), run.config.batches.at(step)
     total = torch.zeros((), device=run.device)
     if run.casts is not None:
         run.casts.renew()
     for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
         if watchdog is not None:
-            watchdog.at(run.state.step, f"forward and backward pass {number} of {micro_batches}")
+            watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
         run.update.expect(last=number == micro_batches)
         loss = run.loss(
             inputs_BT.to(run.device, non_blocking=True),
@@ -151,7 +153,7 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
         part.backward()
         total = total + part.detach()
     if watchdog is not None:
-        watchdog.at(run.state.step, "adding up gradients and updating weights", waits=True)
+        watchdog.at(step, "adding up gradients and updating weights", waits=True)
     return run.world.sum(total)
 
 
@@ -197,7 +199,7 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
         run.folder if run.world.is_main else None,
         step=run.state.step,
         elapsed_s=run.state.elapsed_s,
-        batch_tokens=run.config.train.batch_tokens,
+        tokens_before=run.config.tokens_before,
         flops_per_token=run.state.model.flops_per_token(),
         peak_flops=peak and peak * run.world.size,
         device=run.device,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quintic.config import BatchSizes
 from quintic.data.loader import Loader, Prefetcher, validation_batches
 from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
@@ -19,9 +20,18 @@ Order = Literal["stream", "shuffle"]
 AWKWARD = (7, 1, 64, 13, 2, 29)  # 116 tokens; no shard's end falls on a sample's
 
 
-def make_loader(stream: TokenStream, order: Order = "stream", **changes: int) -> Loader:
-    settings = {"context": 5, "batch_sequences": 6, "seed": 0, **changes}
-    return Loader(stream, order=order, **settings)
+def make_loader(
+    stream: TokenStream,
+    order: Order = "stream",
+    *,
+    context: int = 5,
+    batch_sequences: int = 6,
+    stages: int = 1,
+    steps: int = 1,
+    seed: int = 0,
+) -> Loader:
+    batches = BatchSizes(batch_sequences, stages, steps)
+    return Loader(stream, order=order, context=context, batches=batches, seed=seed)
 
 
 @pytest.mark.parametrize("order", ["stream", "shuffle"])
@@ -109,6 +119,27 @@ def test_seed_and_epoch_choose_the_shuffled_order(make_stream: MakeStream) -> No
     assert len({tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}) == 16
     # The order is part of what a seed means: a change here breaks the resumption of old runs.
     assert order(0, 0)[:6] == [17, 103, 47, 77, 2, 113]
+
+
+@pytest.mark.parametrize("order", ["stream", "shuffle"])
+def test_a_batch_that_grows_takes_the_same_samples_in_the_same_order(
+    make_stream: MakeStream, order: Order
+) -> None:
+    stream = make_stream(*AWKWARD)
+    by_one = make_loader(stream, order, batch_sequences=1)
+    growing = make_loader(stream, order, batch_sequences=9, stages=3, steps=7)
+    sizes = [3, 3, 3, 6, 6, 9, 9, 9]  # the last is what would come after the run
+    sample = 0
+    for step, size in enumerate(sizes):
+        inputs, targets = growing.batch(step)
+        assert len(inputs) == size
+        for row in range(size):
+            expected = by_one.batch(sample)
+            assert torch.equal(inputs[row], expected[0][0])
+            assert torch.equal(targets[row], expected[1][0])
+            sample += 1
+        some = growing.batch(step, slice(1, 3))
+        assert torch.equal(some[0], inputs[1:3])
 
 
 def test_seed_is_without_effect_in_stream_order(make_stream: MakeStream) -> None:

@@ -19,7 +19,7 @@ def losses_of(world: World, configs: list[Config]) -> list[list[float]]:
         losses = []
         for step in range(4):
             apply_schedule(run, step)
-            losses.append(float(forward_backward(run, run.loader.batch(step, run.rows))))
+            losses.append(float(forward_backward(run, run.loader.batch(step, run.rows(step)))))
             run.update.step(config.optim.clip_norm)
         found.append([*losses, evaluate_run(run)])
     return found

@@ -10,8 +10,9 @@ import pytest
 from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed import World
+from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
-from quintic.run import resume, start
+from quintic.run import resume, set_up, start
 from quintic.train import train
 from tests.conftest import tiny_config
 from tests.multiprocess.worlds import run_world
@@ -125,6 +126,23 @@ def test_processes_with_fewer_micro_batches_than_others_change_nothing(
         config = config_of(tiny_data, "float64", **changes)
         run_world(5, train_here, config, tmp_path / sharding)
         assert largest_difference(alone["muon", "float64"], tmp_path / sharding) < 1e-9
+
+
+def test_a_batch_that_grows_is_the_same_for_every_number_of_processes(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    # Stages of 4 and of 8 sequences: on 3 processes 2, 1, 1 and 3, 3, 2, on 4 one and two each.
+    changes = {"train.batch_stages": 2, "model.window": 20, "model.window_start": 3}
+    config = config_of(tiny_data, "float64", **changes)
+    train_here(World(), config, tmp_path / "alone")
+    for size, sharding in ((2, "zero1"), (3, "fsdp"), (4, "zero1")):
+        folder = tmp_path / f"{size}"
+        run_world(size, train_here, config.override({"train.sharding": sharding}), folder)
+        assert largest_difference(tmp_path / "alone", folder) < 1e-9
+    tokens = {r["step"]: r["tokens"] for r in read_metrics(folder / METRICS)}
+    assert (tokens[0], tokens[15], tokens[20], tokens[30]) == (0, 1920, 3200, 5760)
+    with pytest.raises(QuinticError, match=r"a batch of 4 .* among 5 .* --train.batch-tokens 320$"):
+        set_up(config, tmp_path, Console(quiet=True), World(rank=0, size=5))
 
 
 def test_activation_checkpointing_changes_nothing(

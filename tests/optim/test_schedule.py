@@ -129,6 +129,14 @@ def test_momentum_never_falls_and_ends_at_its_value(momentum: float, warmup: int
     assert all(b >= a - 1e-12 for a, b in pairwise(found))
 
 
+def test_learning_rates_follow_a_batch_that_grows() -> None:
+    config = get_recipe("modded").override({"train.batch_stages": 2})
+    assert lr_factor(config, 2549) == pytest.approx(0.5**0.6)
+    assert lr_factor(config, 2550) == 1
+    assert lr_factor(config, 4375) == 0.5
+    assert [scheduled(config, step).batch_sequences for step in (2549, 2550)] == [256, 512]
+
+
 def test_a_window_grows_evenly_and_is_whole_after_the_last_step() -> None:
     found = [window_at(step, steps=4, start=3, window=13) for step in range(6)]
     assert found == [3, 5, 8, 10, 13, 13]

@@ -164,7 +164,7 @@ def run_recipes() -> None:
         table.add_row(
             name,
             f"{meta_model(config.model).parameter_count() / 1e6:.1f}M",
-            f"{config.train.steps * config.train.batch_tokens / 1e6:,.0f}M",
+            f"{config.tokens / 1e6:,.0f}M",
             recipe.hardware,
             recipe.expected,
         )

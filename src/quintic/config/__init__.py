@@ -6,6 +6,7 @@ train.py. A recipe (`quintic.recipes`) builds one, the command line replaces fie
 enough to run it again. Nothing here knows tensors, files or devices.
 """
 
+from quintic.config.batches import BatchSizes
 from quintic.config.data import EMBEDDED, DataConfig
 from quintic.config.fields import (
     differing_fields,
@@ -35,6 +36,7 @@ __all__ = [
     "GPT_SWITCHES",
     "MOMENTUM_START",
     "AdamWConfig",
+    "BatchSizes",
     "Config",
     "DataConfig",
     "MatrixOptimizer",

@@ -18,6 +18,9 @@ class TrainConfig:
     """Optimizer steps."""
     batch_tokens: int = 524_288
     """Tokens of the global batch of one step."""
+    batch_stages: int = 1
+    """Equal parts of the run, of which the i-th of n trains on i/n of batch_tokens a step, with
+    learning rates times (i/n)^0.6."""
     micro_batch: int | None = None
     """Sequences of one forward and backward pass of a process; None: chosen for the device."""
     seed: int = 1337
@@ -74,6 +77,7 @@ class TrainConfig:
             self,
             "steps",
             "batch_tokens",
+            "batch_stages",
             "micro_batch",
             "eval_every",
             "eval_tokens",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from quintic.config.batches import BatchSizes
 from quintic.config.checks import require
 from quintic.config.data import DataConfig
 from quintic.config.fields import build, unknown_field
@@ -38,10 +39,20 @@ class Config:
             f"train.batch_tokens {batch:,} is not a multiple of model.context {context:,}: "
             f"use --train.batch-tokens {max(1, round(batch / context)) * context}",
         )
+        stages = self.train.batch_stages
         require(
-            micro is None or self.batch_sequences % micro == 0,
+            stages <= self.train.steps and self.batch_sequences % stages == 0,
+            f"train.batch_stages is {stages}: it must divide the {self.batch_sequences} sequences "
+            f"of a batch, and there are {self.train.steps} steps to cut into stages; use "
+            "--train.batch-stages 1, or another --train.batch-tokens",
+        )
+        smallest = self.batches.smallest
+        require(
+            micro is None or smallest % micro == 0,
             f"train.batch_tokens {batch:,} is not a multiple of train.micro_batch {micro} times "
-            f"model.context {context:,}: the batch has {self.batch_sequences} sequences, so the "
+            f"model.context {context:,}"
+            + (f" in each of {stages} stages" if stages > 1 else "")
+            + f": the {'smallest ' if stages > 1 else ''}batch has {smallest} sequences, so the "
             "micro-batch must divide that",
         )
         require(
@@ -92,8 +103,22 @@ class Config:
 
     @property
     def batch_sequences(self) -> int:
-        """Sequences in the global batch."""
+        """Sequences in the global batch, of the last stage where it grows."""
         return self.train.batch_tokens // self.model.context
+
+    @property
+    def batches(self) -> BatchSizes:
+        """Sequences in the global batch of every step."""
+        return BatchSizes(self.batch_sequences, self.train.batch_stages, self.train.steps)
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens that all steps before this one train on."""
+        return self.batches.before(step) * self.model.context
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the whole run trains on."""
+        return self.tokens_before(self.train.steps)
 
     @property
     def cooldown_steps(self) -> int:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quintic.config import BatchSizes
 from quintic.data.permutation import ROUNDS, Permutation
 from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
@@ -29,7 +30,7 @@ Moving = TypeVar("Moving")
 class Loader:
     """Batches of a token stream.
 
-    Sample i of the run, i = step * batch_sequences + row, is a window of T inputs; its targets are
+    Sample i of the run, i = batches.before(step) + row, is a window of T inputs; its targets are
     the same window one token later.
 
     In stream order sample i begins at token i * T of the circular stream. No token is skipped at a
@@ -43,7 +44,7 @@ class Loader:
     Args:
         stream: the tokens.
         context: T.
-        batch_sequences: sequences of the global batch.
+        batches: sequences of the global batch of each step.
         seed: not negative; chooses the shuffled order, and is without effect in stream order.
         order: "stream" or "shuffle".
 
@@ -56,20 +57,20 @@ class Loader:
         stream: TokenStream,
         *,
         context: int,
-        batch_sequences: int,
+        batches: BatchSizes,
         seed: int,
         order: Literal["stream", "shuffle"],
     ) -> None:
-        needed = batch_sequences * context + 1
+        needed = batches.sequences * context + 1
         if len(stream) < needed:
             raise QuinticError(
                 f"{stream.shards[0].path.parent} has {len(stream)} training tokens, one batch "
-                f"needs {needed} ({batch_sequences} sequences of {context}, and 1 for the last "
+                f"needs {needed} ({batches.sequences} sequences of {context}, and 1 for the last "
                 f"target): bring more text, or make batch or context smaller"
             )
         self.stream = stream
         self.context = context
-        self.batch_sequences = batch_sequences
+        self.batches = batches
         self.seed = seed
         self.order = order
         self._epoch_samples = len(stream) // context
@@ -79,16 +80,17 @@ class Loader:
 
         Args:
             step: counts from 0.
-            rows: which of the batch_sequences rows, all if None; processes and micro-batches ask
-                for theirs.
+            rows: which of the step's rows, all if None; processes and micro-batches ask for
+                theirs.
 
         Returns:
             Inputs and targets, both int64 [B, T] on the CPU, B the number of rows asked for.
         """
+        every = range(self.batches.at(step))
         if rows is None or isinstance(rows, slice):
-            rows = range(self.batch_sequences)[rows or slice(None)]
-        assert all(row in range(self.batch_sequences) for row in rows)
-        first = step * self.batch_sequences
+            rows = every[rows or slice(None)]
+        assert all(row in every for row in rows)
+        first = self.batches.before(step)
         if self.order == "stream" and rows.step == 1:
             return _windows(
                 self.stream, (first + rows.start) * self.context, len(rows), self.context

@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 from quintic.config import MOMENTUM_START, Config
 
+BATCH_LR_EXPONENT = 0.6
+"""Learning rates go with the batch to this power, as in the speedrun's record
+2025-11-29_BatchSizeSchedule (https://github.com/KellerJordan/modded-nanogpt)."""
+
 
 def trapezoid(step: int, *, steps: int, warmup: int, cooldown: int) -> float:
     """Factor of the learning rate: linear warm-up, constant, linear to zero.
@@ -32,10 +36,11 @@ def cosine(step: int, *, steps: int, warmup: int) -> float:
 
 def lr_factor(config: Config, step: int) -> float:
     """The factor of every learning rate at a step of a run."""
-    schedule, steps = config.optim.schedule, config.train.steps
+    schedule, steps, batches = config.optim.schedule, config.train.steps, config.batches
+    share = math.pow(batches.at(step) / batches.sequences, BATCH_LR_EXPONENT)
     if schedule.kind == "cosine":
-        return cosine(step, steps=steps, warmup=schedule.warmup_steps)
-    return trapezoid(
+        return share * cosine(step, steps=steps, warmup=schedule.warmup_steps)
+    return share * trapezoid(
         step, steps=steps, warmup=schedule.warmup_steps, cooldown=config.cooldown_steps
     )
 
@@ -67,6 +72,8 @@ class Scheduled(NamedTuple):
     """Muon's."""
     window: int | None
     """Positions that a token sees; None: all up to its own."""
+    batch_sequences: int
+    """Of the global batch."""
 
 
 def scheduled(config: Config, step: int) -> Scheduled:
@@ -80,4 +87,5 @@ def scheduled(config: Config, step: int) -> Scheduled:
         window=window_at(
             step, steps=config.train.steps, start=model.window_start, window=model.window
         ),
+        batch_sequences=config.batches.at(step),
     )
