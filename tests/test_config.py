@@ -60,6 +60,9 @@ def configs(draw: st.DrawFn) -> Config:
     unet_skips = layers > 1 and switch(False, True)
     value_embeddings = switch(0, layers // 2)
     scalars = embed_shortcut or unet_skips or value_embeddings > 0
+    loss: Literal["chunked", "plain", "fused"] = draw(
+        st.sampled_from(["chunked", "plain", "fused"])
+    )
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
@@ -151,7 +154,8 @@ def configs(draw: st.DrawFn) -> Config:
             sharding="fsdp" if fsdp else "zero1",
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
-            loss=draw(st.sampled_from(["chunked", "plain", "fused"])),
+            loss=loss,
+            predict_tokens=1 if loss == "fused" else draw(st.integers(1, min(steps, context))),
             float8_head=False,  # what it asks of the sizes has a test of its own
             attention=draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
             cuda_graphs=compiled and draw(st.booleans()),
@@ -435,6 +439,26 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "train.batch_tokens 8,192 is not a multiple of train.micro_batch 4 times "
             "model.context 1,024 in each of 4 stages: the smallest batch has 2 sequences, so the "
             "micro-batch must divide that",
+        ),
+        (
+            {"train.predict_tokens": 3, "train.steps": 2},
+            "train.predict_tokens is 3 and train.steps 2: each number of tokens has a part of the "
+            "run, so predict fewer or train longer",
+        ),
+        (
+            {"train.predict_tokens": 2, "train.loss": "fused"},
+            "train.predict_tokens is 2, which train.loss chunked and plain can heed, without "
+            "train.float8_head: use one of these, or --train.predict-tokens 1",
+        ),
+        (
+            {"train.predict_tokens": 2, "train.float8_head": True},
+            "train.predict_tokens is 2, which train.loss chunked and plain can heed, without "
+            "train.float8_head: use one of these, or --train.predict-tokens 1",
+        ),
+        (
+            {"train.predict_tokens": 1025},
+            "train.predict_tokens is 1025 and model.context 1024: no sequence has as many tokens "
+            "ahead, so predict fewer",
         ),
         (
             {"train.eval_tokens": 5000},

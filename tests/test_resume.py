@@ -43,6 +43,7 @@ LONG = [
     *("--train.checkpoint-every", "10", "--train.eval-every", "25", "--optim.clip-norm", "1.0"),
     *("--optim.muon.momentum-warmup-steps", "100"),
     *("--model.window", "30", "--model.window-start", "2", "--train.batch-stages", "2"),
+    *("--train.predict-tokens", "3"),
 ]
 """A run long enough to be killed in, with everything that depends on the step."""
 
@@ -226,6 +227,7 @@ def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
         # A momentum that changes each step, since a compiled number would be a new function each.
         *("--optim.muon.momentum-warmup-steps", "50"),
         *("--model.window", "16", "--model.window-start", "2", "--train.batch-stages", "2"),
+        *("--train.predict-tokens", "2"),
     ]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*tiny_arguments(tiny_data), *smallest]

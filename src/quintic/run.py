@@ -214,6 +214,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
             compute_dtype=dtype,
             loss=config.train.loss,
             float8_head=config.train.float8_head,
+            predict_tokens=config.train.predict_tokens,
         )
         if not sharded:  # else a block at a time, since the whole may not fit
             model = model.to(device)

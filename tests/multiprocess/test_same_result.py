@@ -128,12 +128,12 @@ def test_processes_with_fewer_micro_batches_than_others_change_nothing(
         assert largest_difference(alone["muon", "float64"], tmp_path / sharding) < 1e-9
 
 
-def test_a_batch_that_grows_is_the_same_for_every_number_of_processes(
+def test_all_that_is_scheduled_is_the_same_for_every_number_of_processes(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     # Stages of 4 and of 8 sequences: on 3 processes 2, 1, 1 and 3, 3, 2, on 4 one and two each.
-    changes = {"train.batch_stages": 2, "model.window": 20, "model.window_start": 3}
-    config = config_of(tiny_data, "float64", **changes)
+    changes = {"model.window": 20, "model.window_start": 3, "train.predict_tokens": 3}
+    config = config_of(tiny_data, "float64", **changes, **{"train.batch_stages": 2})
     train_here(World(), config, tmp_path / "alone")
     for size, sharding in ((2, "zero1"), (3, "fsdp"), (4, "zero1")):
         folder = tmp_path / f"{size}"

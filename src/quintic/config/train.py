@@ -43,6 +43,9 @@ class TrainConfig:
     loss: Literal["chunked", "plain", "fused"] = "chunked"
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
     chunked with a Triton kernel, for GPUs."""
+    predict_tokens: int = 1
+    """Tokens that each position predicts in training, the next one included; the weights of the
+    further ones fade over the run, the last third or so being of the next alone."""
     float8_head: bool = False
     """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
     rounds alike and gains nothing. Validation stays in the compute precision."""
@@ -78,6 +81,7 @@ class TrainConfig:
             "steps",
             "batch_tokens",
             "batch_stages",
+            "predict_tokens",
             "micro_batch",
             "eval_every",
             "eval_tokens",
@@ -90,6 +94,16 @@ class TrainConfig:
             self.compile or not self.cuda_graphs,
             "train.cuda_graphs records what train.compile makes, and that is off: use "
             "--train.compile, or --train.no-cuda-graphs",
+        )
+        require(
+            self.predict_tokens <= self.steps,
+            f"train.predict_tokens is {self.predict_tokens} and train.steps {self.steps}: each "
+            "number of tokens has a part of the run, so predict fewer or train longer",
+        )
+        require(
+            self.predict_tokens == 1 or (self.loss != "fused" and not self.float8_head),
+            f"train.predict_tokens is {self.predict_tokens}, which train.loss chunked and plain "
+            "can heed, without train.float8_head: use one of these, or --train.predict-tokens 1",
         )
         require(
             self.sharding != "fsdp" or not self.cast_once,

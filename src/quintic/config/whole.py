@@ -80,6 +80,11 @@ class Config:
         )
         if self.train.float8_head:
             self._check_float8_head()
+        require(
+            self.train.predict_tokens <= context,
+            f"train.predict_tokens is {self.train.predict_tokens} and model.context {context}: no "
+            "sequence has as many tokens ahead, so predict fewer",
+        )
         schedule = self.optim.schedule
         require(
             schedule.warmup_steps + self.cooldown_steps <= self.train.steps,

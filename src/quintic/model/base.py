@@ -10,16 +10,18 @@ Shapes: B batch, T time, D model width, H heads, K head width, V vocabulary, S c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
+from quintic.model.ahead import targets_ahead
 from quintic.model.attention import mean_visible
 from quintic.model.casts import use_cast
 from quintic.model.head import logits_of
-from quintic.model.loss import CrossEntropy
+from quintic.model.loss import CrossEntropy, CrossEntropyAhead
 
 
 class Linear(nn.Linear):
@@ -98,6 +100,8 @@ class LanguageModel(nn.Module, ABC):
     """The transformer blocks; their matrices are Muon's."""
     window: Tensor
     """Where `model.window_start` lets it grow: the window of this step, see `set_window`."""
+    token_weights: Tensor
+    """After `predict_ahead`: the weight of each token in this step."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -108,6 +112,7 @@ class LanguageModel(nn.Module, ABC):
         self.vocab_size = config.vocab_size
         self.compute_dtype = compute_dtype
         self.cross_entropy = cross_entropy
+        self.cross_entropy_ahead: CrossEntropyAhead | None = None
 
     @property
     def head_weight(self) -> Tensor:
@@ -127,11 +132,36 @@ class LanguageModel(nn.Module, ABC):
         return logits_of(products_BTV, self.config.logit_softcap)
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean next-token cross-entropy in nats per token, a scalar."""
+        """Mean next-token cross-entropy in nats per token, a scalar.
+
+        After `predict_ahead`, where there is a gradient, the weighted mean of that and of those of
+        further tokens; validation is of the next token alone.
+        """
         x_ND = self.features(inputs_BT).flatten(0, 1)
+        if self.cross_entropy_ahead is not None and torch.is_grad_enabled():
+            return self.cross_entropy_ahead(
+                x_ND,
+                self.head_weight,
+                targets_ahead(targets_BT, len(self.token_weights)),
+                self.token_weights,
+                self.config.logit_softcap,
+            )
         return self.cross_entropy(
             x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap
         )
+
+    def predict_ahead(self, tokens: int, cross_entropy: CrossEntropyAhead) -> None:
+        """Let each position predict so many tokens in training, the next one included."""
+        self.cross_entropy_ahead = cross_entropy
+        weights = torch.full((tokens,), 1 / tokens)
+        self.register_buffer("token_weights", weights, persistent=False)
+
+    def set_token_weights(self, weights: Sequence[float]) -> None:
+        """Give the tokens of `predict_ahead` their weights in a step, in place as `set_window`."""
+        if self.cross_entropy_ahead is not None:
+            # One number at a time: copying a list to a GPU would make the host wait.
+            for place, weight in zip(self.token_weights, weights, strict=True):
+                place.fill_(weight)
 
     def set_window(self, window: int | None) -> None:
         """Give the model the window of a step, where it has one that grows.

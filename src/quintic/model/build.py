@@ -12,7 +12,7 @@ from quintic.model.base import LanguageModel
 from quintic.model.fused_loss import FLOAT8_CROSS_ENTROPIES
 from quintic.model.gpt import GPT
 from quintic.model.gpt2 import GPT2
-from quintic.model.loss import CROSS_ENTROPIES
+from quintic.model.loss import CROSS_ENTROPIES, CROSS_ENTROPIES_AHEAD
 
 ARCHITECTURES: dict[str, type[LanguageModel]] = {"gpt": GPT, "gpt2": GPT2}
 
@@ -24,6 +24,7 @@ def build_model(
     compute_dtype: torch.dtype = torch.float32,
     loss: str = "chunked",
     float8_head: bool = False,
+    predict_tokens: int = 1,
 ) -> LanguageModel:
     """A model with freshly drawn weights, on the CPU.
 
@@ -35,6 +36,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         model = ARCHITECTURES[config.architecture](config, compute_dtype, cross_entropy)
+    if predict_tokens > 1:
+        model.predict_ahead(predict_tokens, CROSS_ENTROPIES_AHEAD[loss])
     return model.double() if compute_dtype is torch.float64 else model
 
 

@@ -3,13 +3,14 @@
 Both functions have one signature and give the mean loss in nats per token, computed in float32
 (float64 for float64 input). `plain_cross_entropy` is the reference, and keeps the [tokens,
 vocabulary] matrix of logits, its float32 copy and its gradient alive. `chunked_cross_entropy`
-never holds more than one chunk of it.
+never holds more than one chunk of it. Each has a sibling for several tokens ahead, which has the
+same logits predict all of them.
 
 With a softcap c, logits z become c tanh(z / c): nearly themselves while small, and never beyond
 -c and c. Source: Gemma 2 (https://arxiv.org/abs/2408.00118), with c = 30; the speedrun took it on
 2024-11-06, and 15 on 2025-01-04.
 
-Shapes: N tokens, D model width, V vocabulary.
+Shapes: N tokens, M targets of each, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quintic.model.ahead import NO_TOKEN
 from quintic.model.fused_loss import fused_cross_entropy
 from quintic.model.head import logits_of
 
@@ -29,6 +31,23 @@ class CrossEntropy(Protocol):
 
     def __call__(
         self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    ) -> Tensor: ...
+
+
+class CrossEntropyAhead(Protocol):
+    """`CrossEntropy` for the M tokens that follow each position, weighted, as a scalar in nats.
+
+    Summed over the targets that there are and divided by N, as a mean over whole sequences. Targets
+    are as `quintic.model.ahead` makes them.
+    """
+
+    def __call__(
+        self,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        targets_NM: Tensor,
+        weights_M: Tensor,
+        softcap: float | None = None,
     ) -> Tensor: ...
 
 
@@ -45,6 +64,22 @@ def plain_cross_entropy(
     return F.cross_entropy(logits_of(products_NV, softcap), targets_N)
 
 
+def plain_cross_entropy_ahead(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_NM: Tensor,
+    weights_M: Tensor,
+    softcap: float | None = None,
+) -> Tensor:
+    """The weighted sum of a cross-entropy for each of the M tokens ahead."""
+    logits_NV = logits_of(F.linear(x_ND, weight_VD.to(x_ND.dtype)), softcap)
+    losses = [
+        F.cross_entropy(logits_NV, targets_N, ignore_index=NO_TOKEN, reduction="sum")
+        for targets_N in targets_NM.unbind(-1)
+    ]
+    return (torch.stack(losses) * weights_M).sum() / len(targets_NM)
+
+
 def chunked_cross_entropy(
     x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
 ) -> Tensor:
@@ -58,14 +93,31 @@ def chunked_cross_entropy(
     if not torch.is_grad_enabled():
         # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_N, softcap)
+    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_N[:, None], None, softcap)
+    return loss
+
+
+def chunked_cross_entropy_ahead(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_NM: Tensor,
+    weights_M: Tensor,
+    softcap: float | None = None,
+) -> Tensor:
+    """`plain_cross_entropy_ahead`, likewise: one softmax of a chunk serves all M targets."""
+    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_NM, weights_M, softcap)
     return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        targets_NM: Tensor,
+        weights_M: Tensor | None,
+        softcap: float | None,
     ) -> Tensor:
         tokens, vocabulary = x_ND.shape[0], weight_VD.shape[0]
         size = max(1, CHUNK_ELEMENTS.get(x_ND.device.type, 2**26) // vocabulary)
@@ -76,17 +128,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         losses = []
         for start in range(0, tokens, size):
             rows = slice(start, min(start + size, tokens))
-            x_CD, targets_C1 = x_ND[rows], targets_N[rows, None]
+            x_CD, targets_CM = x_ND[rows], targets_NM[rows]
+            shares_CM = None  # of each target in the gradient; None: all of it is the one's
+            if weights_M is not None:
+                shares_CM = weights_M * (targets_CM != NO_TOKEN)
+                targets_CM = targets_CM.clamp(min=0)
             logits_CV = logits_of(x_CD @ head_VD.T, softcap)
             slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
             log_p_CV = F.log_softmax(logits_CV, dim=-1)
             del logits_CV  # so that no more chunks are alive than it takes
-            losses.append(-log_p_CV.gather(1, targets_C1).sum())
+            log_p_CM = log_p_CV.gather(1, targets_CM)
+            losses.append(-(log_p_CM if shares_CM is None else log_p_CM * shares_CM).sum())
             if grad_x_ND is not None and grad_weight_VD is not None:
                 grad_CV = log_p_CV.exp_()
-                grad_CV.scatter_add_(
-                    1, targets_C1, grad_CV.new_full((1, 1), -1.0).expand_as(targets_C1)
-                )
+                if shares_CM is None:
+                    shares_CM = grad_CV.new_ones((1, 1)).expand_as(targets_CM)
+                else:
+                    grad_CV.mul_(shares_CM.sum(1, keepdim=True))
+                grad_CV.scatter_add_(1, targets_CM, -shares_CM)
                 if slope_CV is not None:
                     grad_CV.mul_(slope_CV)
                 grad_CV = grad_CV.mul_(1 / tokens).to(x_ND.dtype)
@@ -97,10 +156,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return torch.stack(losses).sum() / tokens
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (grad_loss,) = grad_outputs
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_x_ND * grad_loss.to(grad_x_ND.dtype), grad_weight_VD * grad_loss, None, None
+        grad_x_ND = grad_x_ND * grad_loss.to(grad_x_ND.dtype)
+        return grad_x_ND, grad_weight_VD * grad_loss, None, None, None
 
 
 CROSS_ENTROPIES: dict[str, CrossEntropy] = {
@@ -109,3 +169,9 @@ CROSS_ENTROPIES: dict[str, CrossEntropy] = {
     "plain": plain_cross_entropy,
 }
 """The values of `train.loss`."""
+
+CROSS_ENTROPIES_AHEAD: dict[str, CrossEntropyAhead] = {
+    "chunked": chunked_cross_entropy_ahead,
+    "plain": plain_cross_entropy_ahead,
+}
+"""Those of `train.loss` that can predict several tokens."""

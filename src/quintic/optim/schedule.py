@@ -63,6 +63,25 @@ def window_at(step: int, *, steps: int, start: int | None, window: int | None) -
     return start + (window - start) * min(step, steps) // steps
 
 
+def token_weights_at(step: int, *, steps: int, tokens: int) -> tuple[float, ...]:
+    """Weights of the tokens that a position predicts, the next one first; they add up to 1.
+
+    The run has `tokens` equal parts. In the first all are predicted, each further token with half
+    the weight of the one before, and the last of them fades to 0 until the part ends; so each part
+    has one less, and the last is of the next token alone. For three, before they are divided by
+    their sum: 1, 0.5, 0.25 to 0; then 1, 0.5 to 0; then 1.
+    Source: the speedrun's record 2025-12-22_MultiTokenPrediction
+    (https://github.com/KellerJordan/modded-nanogpt).
+    """
+    place = min(step, steps) * tokens / steps
+    part = min(int(place), tokens - 1)
+    last = tokens - 1 - part
+    weights = [0.5**token if token <= last else 0.0 for token in range(tokens)]
+    if last > 0:
+        weights[last] *= 1 - (place - part)
+    return tuple(weight / sum(weights) for weight in weights)
+
+
 class Scheduled(NamedTuple):
     """Everything of a step that a schedule decides."""
 
@@ -74,6 +93,8 @@ class Scheduled(NamedTuple):
     """Positions that a token sees; None: all up to its own."""
     batch_sequences: int
     """Of the global batch."""
+    token_weights: tuple[float, ...]
+    """Of the tokens that a position predicts, the next one first."""
 
 
 def scheduled(config: Config, step: int) -> Scheduled:
@@ -88,4 +109,7 @@ def scheduled(config: Config, step: int) -> Scheduled:
             step, steps=config.train.steps, start=model.window_start, window=model.window
         ),
         batch_sequences=config.batches.at(step),
+        token_weights=token_weights_at(
+            step, steps=config.train.steps, tokens=config.train.predict_tokens
+        ),
     )
