@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bench.changes import parse_changes
 from bench.gpu.budget import Budget
 from bench.gpu.ceilings import describe_device, measure_ceilings
 from bench.gpu.floor import NOMINAL_TB_PER_S, NOMINAL_TFLOPS, floor
@@ -56,20 +57,6 @@ class Report:
 
 def _short_name(device: torch.device) -> str:
     return device_name(device) if device.type == "cuda" else device.type
-
-
-def parse_changes(text: str) -> dict[str, Any]:
-    """FIELD=VALUE,FIELD=VALUE as what `Config.override` takes; values as in JSON, else text."""
-    changes: dict[str, Any] = {}
-    for part in text.split(","):
-        field, equals, value = part.partition("=")
-        if not equals:
-            raise argparse.ArgumentTypeError(f"{part!r} is not FIELD=VALUE")
-        try:
-            changes[field.strip().replace("-", "_")] = json.loads(value)
-        except ValueError:
-            changes[field.strip().replace("-", "_")] = value
-    return changes
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench.gpu.__main__ import main, parse_changes
+from bench.changes import parse_changes
+from bench.gpu.__main__ import main
 from bench.gpu.budget import Budget
 from bench.gpu.floor import floor, traffic
 from bench.gpu.parity import CHECKS, Check, check_model, check_rotary, error, run_checks

@@ -1,0 +1,109 @@
+"""The ladder to the record: `python -m bench.ladder --data DIR`.
+
+`modded` at a size that a CPU carries, and then one technique of the speedrun at a time
+(bench/ladder/techniques.py) on top of those that were kept, three seeds each. A technique is kept
+where its final loss is lower with p < 0.05 (Welch's test, two-sided). `--jobs` runs are trained at
+once; the same command goes on after a stop.
+
+It writes docs/results/ladder.json, ladder.png and of each run config, environment and metrics,
+which `quintic compare docs/results/ladder/*` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.changes import parse_changes
+from bench.ladder.climb import Rung, climb
+from bench.ladder.figure import draw_ladder
+from bench.ladder.techniques import TECHNIQUES, small_modded
+from bench.results import RESULTS, print_table, write_result
+from quintic import runfolder
+from quintic.errors import QuinticError
+from quintic.metrics import METRICS
+
+RECORDS = (runfolder.CONFIG, runfolder.ENVIRONMENT, METRICS)
+"""What of a run goes into the results."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="a dataset with a vocabulary of 4,096")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--set", type=parse_changes, nargs="*", default=[], metavar="FIELD=VALUE",
+        help="of every run",
+    )  # fmt: skip
+    parser.add_argument("--only", nargs="*", metavar="TECHNIQUE", help="these, in their order")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except QuinticError as error:
+        print(f"bench.ladder: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(options: argparse.Namespace) -> None:
+    names = [technique.name for technique in TECHNIQUES]
+    for name in options.only or ():
+        if name not in names:
+            raise QuinticError(f"there is no technique {name!r}: they are {', '.join(names)}")
+    chosen = [t for t in TECHNIQUES if options.only is None or t.name in options.only]
+    changes = {"data.path": options.data}
+    for more in options.set:
+        changes |= more
+    rungs: list[Rung] = []
+    for rung in climb(
+        small_modded(changes),
+        chosen,
+        options.out,
+        seeds=range(1, options.seeds + 1),
+        jobs=options.jobs,
+        say=lambda text: print(text, flush=True),
+    ):
+        rungs.append(rung)
+        _write(rungs, options.results)  # after every rung, so that a stop loses none
+        for folder in sorted(options.out.glob(f"{len(rungs) - 1:02}-{rung.name}-seed*/")):
+            _copy(folder, options.results / "ladder" / folder.name)
+        print_table(("rung", "kept", "final loss", "difference", "p"), [_row(r) for r in rungs])
+
+
+def _copy(run: Path, to: Path) -> None:
+    to.mkdir(parents=True, exist_ok=True)
+    for name in RECORDS:
+        shutil.copyfile(run / name, to / name)
+
+
+def _write(rungs: Sequence[Rung], results: Path) -> None:
+    figures = [{**asdict(rung), "kept": rung.kept} for rung in rungs]
+    write_result("ladder", {"rungs": figures}, torch.device("cpu"), folder=results)
+    draw_ladder(rungs, results / "ladder.png")
+
+
+def _row(rung: Rung) -> tuple[Any, ...]:
+    losses = [loss for loss in rung.losses.values() if loss is not None]
+    found = rung.difference
+    spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+    return (
+        rung.name,
+        "yes" if rung.kept else "no",
+        f"{statistics.fmean(losses):.4f}{spread}" if losses else "diverged",
+        "" if found is None else f"{found.value:+.4f}",
+        "" if found is None or found.p is None else f"{found.p:.2g}",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The techniques of the ladder, in the order in which they are tried, and the run they start from.
+
+Folders named here are of records/track_1_short of the speedrun
+(https://github.com/KellerJordan/modded-nanogpt); what each option does is in docs/techniques.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quintic.config import Config
+from quintic.recipes import get_recipe
+
+SMALL: dict[str, Any] = {
+    "model.layers": 4,
+    "model.width": 128,
+    "model.heads": 2,
+    "model.context": 256,
+    "model.vocab_size": 4096,
+    "data.tokenizer": None,
+    "data.order": "shuffle",
+    "optim.muon.scale": "aspect",
+    "optim.muon.lr": 0.016,
+    "optim.adamw.lr": 0.02,
+    "optim.schedule.cooldown_fraction": 0.7,
+    "train.steps": 600,
+    "train.batch_tokens": 2048,
+    "train.micro_batch": 8,
+    "train.eval_every": 100,
+    "train.eval_tokens": 65_536,
+    "train.checkpoint_every": 5000,
+    "train.keep_checkpoints": 1,
+    "train.log_every": 10,
+    "train.tensorboard": False,
+}
+"""`modded` at a size that a CPU core trains in four minutes: 1.3M parameters, 1.2M tokens. Learning
+rates and cooldown are those that the sweeps of docs/claims.md found best."""
+
+LR_OF_STAGES = 1.5**0.6
+"""With stages of a third, two thirds and all of a batch that is half as large again, the second
+stage is the batch from before; this gives it the learning rate from before as well."""
+
+
+@dataclass(frozen=True)
+class Technique:
+    """What one rung tries, on top of what is kept."""
+
+    name: str
+    """Of its runs."""
+    changes: dict[str, Any]
+    record: str
+    """Where the speedrun took it up."""
+
+
+TECHNIQUES = (
+    Technique("value-embeddings", {"model.value_embeddings": 2}, "2024-12-04_ValueEmbed"),
+    Technique("embed-shortcut", {"model.embed_shortcut": True}, "2024-11-06_ShortcutsTweaks"),
+    Technique(
+        "momentum-warmup", {"optim.muon.momentum_warmup_steps": 60}, "2024-11-06_ShortcutsTweaks"
+    ),
+    Technique("softcap", {"model.logit_softcap": 15.0}, "2025-01-04_SoftCap"),
+    Technique("unet-skips", {"model.unet_skips": True}, "2024-11-10_UNetDoubleLr"),
+    # At equal steps and equal tokens: the mean of the three stages is the batch from before.
+    Technique(
+        "batch-stages",
+        {
+            "train.batch_tokens": 3072,
+            "train.batch_stages": 3,
+            "train.micro_batch": 4,
+            "optim.muon.lr": round(0.016 * LR_OF_STAGES, 4),
+            "optim.adamw.lr": round(0.02 * LR_OF_STAGES, 4),
+        },
+        "2025-11-29_BatchSizeSchedule",
+    ),
+    Technique(
+        "polar-express", {"optim.muon.coefficients": "polar_express"}, "2025-09-29_PolarExpress"
+    ),
+    Technique("normuon", {"optim.muon.normalize": True}, "2025-10-24_NorMuon"),
+    # As much in all as there: weights times exp(-0.6) over a run, were no decay left out.
+    Technique(
+        "cautious-decay",
+        {"optim.muon.weight_decay": 0.1, "optim.muon.cautious": True},
+        "2025-11-10_CautiousWD",
+    ),
+    Technique("float8-head", {"train.float8_head": True}, "2025-01-13_Fp8LmHead"),
+    Technique("predict-tokens", {"train.predict_tokens": 3}, "2025-12-22_MultiTokenPrediction"),
+    Technique("document-mask", {"model.document_mask": True}, "2024-11-19_FlexAttention"),
+    # The record's head has a learning rate of 0.002 at a width of 768, which goes as 1 / width.
+    Technique(
+        "untied-head",
+        {"model.tied_head": False, "model.embed_norm": True, "optim.adamw.head_lr": 0.012},
+        "2024-11-03_UntieEmbed",
+    ),
+    Technique(
+        "window-warmup", {"model.window": 256, "model.window_start": 64}, "2024-11-24_WindowWarmup"
+    ),
+)
+
+
+def small_modded(changes: dict[str, Any] | None = None) -> Config:
+    """The run at the foot of the ladder, with further fields changed."""
+    return get_recipe("modded").override(SMALL | (changes or {}))
