@@ -157,7 +157,9 @@ def configs(draw: st.DrawFn) -> Config:
             loss=loss,
             predict_tokens=1 if loss == "fused" else draw(st.integers(1, min(steps, context))),
             float8_head=False,  # what it asks of the sizes has a test of its own
-            attention=draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
+            attention="flex"
+            if compiled and switch(False, True)
+            else draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
             cuda_graphs=compiled and draw(st.booleans()),
             cast_once=not fsdp and draw(st.booleans()),
             upload=draw(st.sampled_from(["auto", "ahead", "inline"])),
@@ -240,7 +242,7 @@ CHOICES = {
     "train.device": "auto, cuda, mps, cpu",
     "train.precision": "auto, float32, bfloat16, float64",
     "train.loss": "chunked, plain, fused",
-    "train.attention": "auto, math, flash, efficient, cudnn",
+    "train.attention": "auto, math, flash, efficient, cudnn, flex",
     "train.upload": "auto, ahead, inline",
 }
 FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.adamw.eps"} | {
@@ -439,6 +441,16 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "train.batch_tokens 8,192 is not a multiple of train.micro_batch 4 times "
             "model.context 1,024 in each of 4 stages: the smallest batch has 2 sequences, so the "
             "micro-batch must divide that",
+        ),
+        (
+            {"train.attention": "flex", "train.compile": False},
+            "train.attention flex is made for the model by train.compile, and that is off: use "
+            "--train.compile, or another --train.attention",
+        ),
+        (
+            {"train.attention": "flex", "train.compile": True, "model.architecture": "gpt2"},
+            "train.attention flex is for model.architecture gpt, and this is gpt2: use another "
+            "--train.attention",
         ),
         (
             {"train.predict_tokens": 3, "train.steps": 2},

@@ -121,6 +121,34 @@ def test_a_kernel_that_does_not_work_here_is_refused_with_those_that_do(tiny_dat
     )
 
 
+MASKED = {
+    **{"model.window": 12, "model.window_start": 2},
+    **{"model.document_mask": True, "model.eot_id": 0},
+}
+
+
+@needs_cpu
+def test_blocks_are_refused_where_they_do_not_train(tiny_data: Path) -> None:
+    with pytest.raises(QuinticError) as caught:
+        changes = {**MASKED, "train.attention": "flex", "train.compile": True}
+        set_up(here(tiny_data, changes), Path("unused"), Console())
+    assert str(caught.value) == (
+        "train.attention flex does not work on cpu for heads of 16 in bfloat16 behind a mask with "
+        f"PyTorch {torch.__version__}: use one that does, math, flash, or auto"
+    )
+
+
+@needs_cuda
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_by_blocks_a_model_trains_as_behind_the_plain_mask(
+    tiny_data: Path, checkpointing: bool
+) -> None:
+    changes = {**MASKED, "train.compile": True, "train.activation_checkpointing": checkpointing}
+    plain = losses(here(tiny_data, {**changes, "train.attention": "math"}))
+    by_blocks = losses(here(tiny_data, {**changes, "train.attention": "flex"}))
+    assert close(plain, by_blocks, 0.05) and plain != by_blocks
+
+
 def test_a_kernel_is_tried_with_the_mask_that_the_model_has(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

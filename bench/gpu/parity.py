@@ -15,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from quintic.attention_kernel import BACKENDS, attention_kernel, works
 from quintic.config import ModelConfig
 from quintic.device import reproducible
 from quintic.kernels.runnable import runs_triton
-from quintic.model.attention import attend
+from quintic.model.attention import attend, visible_blocks, visible_positions
 from quintic.model.build import build_model
 from quintic.model.gpt import Rotary
 from quintic.model.loss import CROSS_ENTROPIES
@@ -118,11 +119,21 @@ def check_rotary(device: torch.device) -> Iterator[Check]:
     yield Check("rotary, compiled", error(fast, exact), error(plain, exact))
 
 
-def check_attention(device: torch.device) -> Iterator[Check]:
-    """Every `train.attention` that works on the device against math in the same precision.
+@contextmanager
+def rounding_as_kernels_do() -> Iterator[None]:
+    """While open, PyTorch's math attention computes in the precision it is given. By itself it
+    computes bfloat16 in float32 inside, which no other kernel does."""
+    allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    allow(True)
+    try:
+        yield
+    finally:
+        allow(before)
 
-    By itself PyTorch's math computes bfloat16 in float32 inside, which no other kernel does.
-    """
+
+def check_attention(device: torch.device) -> Iterator[Check]:
+    """Every `train.attention` that works on the device against math in the same precision."""
     B, H, T, K = 2, 2, 160, 128
     config = ModelConfig(width=H * K, heads=H)
     inputs = [torch.randn(B, H, T, K).to(precision(device)) for _ in range(3)]
@@ -131,15 +142,9 @@ def check_attention(device: torch.device) -> Iterator[Check]:
 
     def computed(at: torch.device, dtype: torch.dtype, kernel: str) -> list[Tensor]:
         q, k, v = (x.to(at, dtype).requires_grad_() for x in inputs)
-        allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
-        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-        allow(True)
-        try:
-            with attention_kernel(kernel):
-                y = attend(q, k, v)
-                return [y, *torch.autograd.grad(y, (q, k, v), grad.to(at, dtype))]
-        finally:
-            allow(before)
+        with rounding_as_kernels_do(), attention_kernel(kernel):
+            y = attend(q, k, v)
+            return [y, *torch.autograd.grad(y, (q, k, v), grad.to(at, dtype))]
 
     exact = computed(torch.device("cpu"), torch.float64, "math")
     plain = computed(device, precision(device), "math")
@@ -151,6 +156,35 @@ def check_attention(device: torch.device) -> Iterator[Check]:
         fast = computed(device, precision(device), kernel)
         for what, f, p, e in zip(names, fast, plain, exact, strict=True):
             yield Check(f"attention {kernel}: {what}", error(f, e), error(p, e))
+
+
+def check_blocks(device: torch.device) -> Iterator[Check]:
+    """Attention by blocks, compiled, against math behind the same mask: a window, in documents."""
+    B, H, T, K, window, eot_id = 2, 2, 400, 64, 150, 0
+    tokens_BT = torch.randint(150, (B, T))
+    inputs, grad = [torch.randn(B, H, T, K) for _ in range(3)], torch.randn(B, H, T, K)
+    trains = device.type != "cpu"  # where blocks have no backward pass
+
+    def computed(at: torch.device, dtype: torch.dtype, blocks: bool) -> list[Tensor]:
+        def attention(tokens_BT: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if blocks:
+                return attend(q, k, v, visible_blocks(tokens_BT, window=window, eot_id=eot_id))
+            mask = visible_positions(tokens_BT, T, window=window, eot_id=eot_id)
+            return attend(q, k, v, mask)
+
+        function = torch.compile(attention, dynamic=False) if blocks else attention
+        q, k, v = (x.to(at, dtype).requires_grad_(trains) for x in inputs)
+        with rounding_as_kernels_do(), attention_kernel("math"):
+            y = function(tokens_BT.to(at), q, k, v)
+            grads = torch.autograd.grad(y, (q, k, v), grad.to(at, dtype)) if trains else ()
+            return [y, *grads]
+
+    exact = computed(torch.device("cpu"), torch.float64, False)
+    plain = computed(device, precision(device), False)
+    fast = computed(device, precision(device), True)
+    names = ("value", "grad q", "grad k", "grad v")
+    for what, f, p, e in zip(names[: len(exact)], fast, plain, exact, strict=True):
+        yield Check(f"attention flex: {what}", error(f, e), error(p, e))
 
 
 def check_model(device: torch.device) -> Iterator[Check]:
@@ -186,9 +220,10 @@ CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (
     check_newton_schulz,
     check_attention,
     check_rotary,
+    check_blocks,
     check_model,
 )
-"""The last two compile, which takes a while the first time."""
+"""The last three compile, which takes a while the first time."""
 
 
 def run_checks(device: torch.device, budget: Budget) -> list[dict[str, Any]]:

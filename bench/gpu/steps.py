@@ -50,6 +50,9 @@ DATASHEET_FLOPS = 989e12
 SWITCHES: tuple[dict[str, Any], ...] = (
     {"train.attention": "cudnn"},
     {"train.attention": "flash"},
+    {"model.window": 256},
+    {"model.window": 256, "train.attention": "flex"},
+    {"train.predict_tokens": 3},
     {"train.micro_batch": 128},
     {"train.loss": "fused"},
     {"optim.muon.kernel": "triton"},
@@ -61,7 +64,8 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"train.compile": False},
 )
 """What is changed, one at a time, in every recipe that does not say so already; the likeliest gains
-first, since time may run out."""
+first, since time may run out. A window of 256 behind a plain mask, and by blocks; several tokens
+predicted: these train another model, whose loss the ladder knows."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 All of them compute the same (`quintic.model.attention.attend`) to rounding. The choice holds for
 the whole process while `attention_kernel` is open, in compiled code as well as outside and in the
-threads of the backward pass.
+threads of the backward pass. Only flex, which is generated for the model where that is compiled, is
+chosen by the mask that the model is built with.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quintic.config import ModelConfig
 from quintic.errors import QuinticError
-from quintic.model.attention import attend
+from quintic.model.attention import Visible, attend, visible_blocks, visible_positions
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -24,14 +25,14 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-"""The values of `train.attention` besides auto; math is the plain one, the reference."""
+"""The values of `train.attention` besides auto and flex; math is the plain one, the reference."""
 
 PROBE_TOKENS = 128
 
 
 def attention_kernel(name: str) -> AbstractContextManager[None]:
     """While open, attention is computed by the kernel of that name; auto leaves it to PyTorch."""
-    return nullcontext() if name == "auto" else sdpa_kernel(BACKENDS[name])
+    return sdpa_kernel(BACKENDS[name]) if name in BACKENDS else nullcontext()
 
 
 def check_attention(
@@ -54,11 +55,14 @@ def works(name: str, config: ModelConfig, device: torch.device, dtype: torch.dty
     if device.type == "mps":
         return name == "math"  # the others are ignored there, not refused
     q, k, v = (_probe(config, device, dtype).requires_grad_() for _ in range(3))
+    function, mask = attend, _mask(config, device, blocks=name == "flex")
+    if name == "flex" and device.type != "cpu":
+        function = torch.compile(attend, dynamic=False)  # on a CPU it refuses to train as it is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every reason why it does not
         try:
             with torch.enable_grad(), attention_kernel(name):
-                attend(q, k, v, _mask(config, device)).sum().backward()
+                function(q, k, v, mask).sum().backward()
         except RuntimeError:
             return False
     return True
@@ -69,7 +73,7 @@ def own_choice(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     choose = getattr(torch, "_fused_sdp_choice", None)  # what its attention asks, not documented
     if choose is None or device.type not in ("cpu", "cuda"):
         return None
-    x, mask = _probe(config, device, dtype), _mask(config, device)
+    x, mask = _probe(config, device, dtype), _mask(config, device, blocks=False)
     chosen = choose(x, x, x, attn_mask=mask, is_causal=mask is None)
     return next((name for name, backend in BACKENDS.items() if backend.value == chosen), None)
 
@@ -82,8 +86,11 @@ def _probe(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Ten
     return torch.zeros((1, 1, PROBE_TOKENS, config.head_width), dtype=dtype, device=device)
 
 
-def _mask(config: ModelConfig, device: torch.device) -> Tensor | None:
+def _mask(config: ModelConfig, device: torch.device, *, blocks: bool) -> Visible | None:
     """A mask where the model has one, which not every kernel takes."""
+    tokens_BT = torch.zeros((1, PROBE_TOKENS), dtype=torch.int64, device=device)
+    if blocks:
+        return visible_blocks(tokens_BT, window=config.window, eot_id=config.eot_id)
     if not _masked(config):
         return None
-    return torch.ones((1, 1, PROBE_TOKENS, PROBE_TOKENS), dtype=torch.bool, device=device).tril()
+    return visible_positions(tokens_BT, PROBE_TOKENS, window=config.window, eot_id=config.eot_id)

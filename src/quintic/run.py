@@ -215,6 +215,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World | None =
             loss=config.train.loss,
             float8_head=config.train.float8_head,
             predict_tokens=config.train.predict_tokens,
+            block_masks=config.train.attention == "flex",
         )
         if not sharded:  # else a block at a time, since the whole may not fit
             model = model.to(device)

@@ -15,7 +15,15 @@ from bench.changes import parse_changes
 from bench.gpu.__main__ import main
 from bench.gpu.budget import Budget
 from bench.gpu.floor import floor, traffic
-from bench.gpu.parity import CHECKS, Check, check_model, check_rotary, error, run_checks
+from bench.gpu.parity import (
+    CHECKS,
+    Check,
+    check_blocks,
+    check_model,
+    check_rotary,
+    error,
+    run_checks,
+)
 from bench.gpu.steps import (
     AS_IS,
     PLAIN,
@@ -133,7 +141,9 @@ def test_nothing_but_pytorch_and_numpy_is_needed_of_what_a_gpu_machine_may_lack(
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if c not in (check_model, check_rotary)])
+@pytest.mark.parametrize(
+    "check", [c for c in CHECKS if c not in (check_model, check_rotary, check_blocks)]
+)
 def test_every_fast_path_that_needs_no_compiler_agrees_with_its_reference(check: Any) -> None:
     results = list(check(CPU))
     assert results and all(result.passed for result in results), results

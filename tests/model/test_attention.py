@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
-from quintic.model.attention import attend, mean_visible, visible_positions
+from quintic.model.attention import attend, mean_visible, visible_blocks, visible_positions
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 EOT = 9
 TEXT = [4, 1, 9, 3, 3, 2, 9, 9, 5, 6, 7, 1]
@@ -63,9 +65,41 @@ def test_masked_attention_is_a_softmax_over_what_is_visible(mask: str) -> None:
         torch.testing.assert_close(found, attend(q, k, v), rtol=0, atol=1e-13)
 
 
-def drawn(config: ModelConfig) -> LanguageModel:
+@torch.no_grad()
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("time", [len(TEXT), 300])
+def test_by_blocks_a_token_sees_the_same(mask: str, time: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, time, 16, generator=random, dtype=torch.float64)
+    tokens = torch.randint(1, 100, (2, time), generator=random)
+    tokens[0, : len(TEXT)] = torch.tensor(TEXT)
+    tokens[1, time // 2] = EOT
+    blocks = visible_blocks(tokens, **MASKS[mask])
+    expected = attend(q, k, v, visible_positions(tokens, time, **MASKS[mask]))
+    torch.testing.assert_close(attend(q, k, v, blocks), expected, rtol=0, atol=1e-13)
+
+
+def computed_blocks(time: int, **mask: Any) -> list[list[int]]:
+    """For each row, of how many blocks of keys each block of 128 queries computes some."""
+    tokens = torch.ones((1, time), dtype=torch.int64)
+    tokens[0, 384] = EOT  # where a block begins
+    blocks = visible_blocks(tokens, **mask)
+    assert blocks.full_kv_num_blocks is not None  # those that are seen whole
+    counts: list[list[int]] = (blocks.kv_num_blocks + blocks.full_kv_num_blocks)[:, 0].tolist()
+    return counts
+
+
+def test_what_is_hidden_as_a_whole_block_is_not_computed() -> None:
+    assert computed_blocks(640, window=None, eot_id=None) == [[1, 2, 3, 4, 5]]
+    assert computed_blocks(640, window=128, eot_id=None) == [[1, 2, 2, 2, 2]]
+    assert computed_blocks(640, window=130, eot_id=None) == [[1, 2, 3, 3, 3]]
+    assert computed_blocks(640, window=None, eot_id=EOT) == [[1, 2, 3, 1, 2]]
+    assert computed_blocks(640, window=128, eot_id=EOT) == [[1, 2, 2, 1, 2]]
+
+
+def drawn(config: ModelConfig, *, block_masks: bool = False) -> LanguageModel:
     """A float64 model in which no weight is zero."""
-    model = build_model(config, compute_dtype=torch.float64)
+    model = build_model(config, compute_dtype=torch.float64, block_masks=block_masks)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -116,6 +150,35 @@ def test_a_window_that_grows_is_the_constant_one_of_each_moment_in_compiled_code
             assert float(loss(ids_BT, ids_BT.flip(1))) == pytest.approx(losses[-1], rel=1e-13)
     assert len(set(losses)) == 4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+@torch.no_grad()
+def test_a_model_by_blocks_has_the_losses_of_the_plain_one_in_compiled_code_too() -> None:
+    config = ModelConfig(layers=2, width=32, heads=2, context=200, vocab_size=12)
+    config = replace(config, window=150, window_start=1, document_mask=True, eot_id=EOT)
+    plain, by_blocks = drawn(config), drawn(config, block_masks=True)
+    compiled = torch.compile(by_blocks.loss, dynamic=False, backend="aot_eager")
+    ids_BT = torch.randint(12, (3, 201), generator=torch.Generator().manual_seed(0))
+    batch = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+    losses = []
+    for window in (1, 7, 150):
+        for model in (plain, by_blocks):
+            model.set_window(window)
+        losses.append(float(plain.loss(*batch)))
+        assert float(by_blocks.loss(*batch)) == pytest.approx(losses[-1], rel=1e-13)
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert float(compiled(*batch)) == pytest.approx(losses[-1], rel=1e-13)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+        assert graphs == (1 if window == 1 else 0)  # one for all windows
+    assert len(set(losses)) == 3
+
+
+@torch.no_grad()
+def test_without_anything_to_hide_blocks_are_all_that_is_not_later() -> None:
+    config = ModelConfig(layers=2, width=32, heads=2, context=140, vocab_size=12)
+    ids_BT = torch.randint(12, (2, 140), generator=torch.Generator().manual_seed(0))
+    found = drawn(config, block_masks=True)(ids_BT)
+    torch.testing.assert_close(found, drawn(config)(ids_BT), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 64])

@@ -49,9 +49,10 @@ class TrainConfig:
     float8_head: bool = False
     """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
     rounds alike and gains nothing. Validation stays in the compute precision."""
-    attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = "auto"
-    """Kernel of attention: math is the reference; auto: PyTorch's own choice. One that is named
-    must work on the device."""
+    attention: Literal["auto", "math", "flash", "efficient", "cudnn", "flex"] = "auto"
+    """Kernel of attention: math is the reference; flex leaves out blocks that a window or document
+    hides, and needs compile; auto: PyTorch's own choice. One that is named must work on the
+    device."""
     cuda_graphs: bool = False
     """Replay each micro-batch as a CUDA graph, for models so small that launching their kernels
     takes longer than running them. Needs compile, and one process."""
@@ -94,6 +95,11 @@ class TrainConfig:
             self.compile or not self.cuda_graphs,
             "train.cuda_graphs records what train.compile makes, and that is off: use "
             "--train.compile, or --train.no-cuda-graphs",
+        )
+        require(
+            self.compile or self.attention != "flex",
+            "train.attention flex is made for the model by train.compile, and that is off: use "
+            "--train.compile, or another --train.attention",
         )
         require(
             self.predict_tokens <= self.steps,

@@ -78,6 +78,11 @@ class Config:
             "scalars: leave it out, or use --model.value-embeddings, --model.embed-shortcut or "
             "--model.unet-skips",
         )
+        require(
+            self.train.attention != "flex" or self.model.architecture == "gpt",
+            f"train.attention flex is for model.architecture gpt, and this is "
+            f"{self.model.architecture}: use another --train.attention",
+        )
         if self.train.float8_head:
             self._check_float8_head()
         require(

@@ -100,6 +100,8 @@ class LanguageModel(nn.Module, ABC):
     """The transformer blocks; their matrices are Muon's."""
     window: Tensor
     """Where `model.window_start` lets it grow: the window of this step, see `set_window`."""
+    block_masks = False
+    """With `train.attention flex`: what a token sees is a mask of blocks, but in generation."""
     token_weights: Tensor
     """After `predict_ahead`: the weight of each token in this step."""
 

@@ -25,6 +25,7 @@ def build_model(
     loss: str = "chunked",
     float8_head: bool = False,
     predict_tokens: int = 1,
+    block_masks: bool = False,
 ) -> LanguageModel:
     """A model with freshly drawn weights, on the CPU.
 
@@ -36,6 +37,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         model = ARCHITECTURES[config.architecture](config, compute_dtype, cross_entropy)
+    model.block_masks = block_masks
     if predict_tokens > 1:
         model.predict_ahead(predict_tokens, CROSS_ENTROPIES_AHEAD[loss])
     return model.double() if compute_dtype is torch.float64 else model

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.attention import attend, visible_positions
+from quintic.model.attention import Visible, attend, visible_blocks, visible_positions
 from quintic.model.base import Head, KVCache, LanguageModel, Linear
 from quintic.model.loss import CrossEntropy
 from quintic.model.shortcuts import (
@@ -119,7 +119,7 @@ class Pass(NamedTuple):
     cache: KVCache | None
     dtype: torch.dtype
     """Of matrix products."""
-    visible_BHTS: Tensor | None
+    visible: Visible | None
     """Which positions see which; None: each all earlier ones."""
     x0_BTD: Tensor | None
     """The first block's input, where each has a shortcut to it."""
@@ -152,7 +152,7 @@ class Attention(nn.Module):
         q_BHTK, k_BHTK = (shared.positions.turn(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
         if shared.cache is not None:
             k_BHTK, v_BHTK = shared.cache.append(self.layer, k_BHTK, v_BHTK)
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, shared.visible_BHTS)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, shared.visible)
         y: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
         return y
 
@@ -251,22 +251,24 @@ class GPT(LanguageModel):
         if self.config.value_embeddings:
             nn.init.uniform_(self.value_embed.weight, -bound, bound)
 
-    def visible(self, tokens_BT: Tensor, cache: KVCache | None) -> Tensor | None:
+    def visible(self, tokens_BT: Tensor, cache: KVCache | None) -> Visible | None:
         """The mask of all layers, where there is more to hide than what is later."""
         config = self.config
+        assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
+        window = config.window if config.window_start is None else self.window
+        if self.block_masks and cache is None:
+            return visible_blocks(tokens_BT, window=window, eot_id=config.eot_id)
         if config.window is None and not config.document_mask:
             return None
-        assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
         tokens_BS = tokens_BT if cache is None else cache.append_tokens(tokens_BT)
-        window = config.window if config.window_start is None else self.window
         return visible_positions(tokens_BS, tokens_BT.shape[1], window=window, eot_id=config.eot_id)
 
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         config, start = self.config, 0 if cache is None else cache.length
         x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), start))
         x0_BTD = x_BTD if config.embed_shortcut else None
-        visible_BHTS = self.visible(tokens_BT, cache)
-        shared = Pass(self.positions, cache, self.compute_dtype, visible_BHTS, x0_BTD)
+        visible = self.visible(tokens_BT, cache)
+        shared = Pass(self.positions, cache, self.compute_dtype, visible, x0_BTD)
         values: list[Tensor | None] = [None] * config.layers
         if config.value_embeddings:
             values = self.value_embed(tokens_BT, self.compute_dtype)
