@@ -1,12 +1,15 @@
 """What each technique of the speedrun costs in time: `python -m bench.techniques`.
 
-`modded` at the size of the ladder (docs/speedrun.md), and the same with one technique each, steps
-taken in turn in one process on the same batch. A technique that lowers the loss is worth its time
-only where the steps it saves take longer than what it adds to each.
+`modded` at the size of the ladder, and the same with one of its techniques each
+(bench/ladder/techniques.py), steps taken in turn in one process on the same batch. A technique that
+lowers the loss is worth its time only where the steps it saves take longer than what it adds to
+each.
 
 Expected on a CPU, before measuring: a table of V x D costs AdamW's pass over it, which at 2,048
 tokens a step is a large part of the step (two more tables where the model has one: up to a fifth);
-a mask takes attention's fast path away, a few percent at a context of 256; all else under 3%.
+a mask takes attention's fast path away, a few percent at a context of 256; three targets a token
+cost a part of what is done with a chunk's logits a second time, and a head rounded to float8, which
+a CPU multiplies in float32, the rounding: each under a tenth; all else under 3%.
 """
 
 from __future__ import annotations
@@ -14,53 +17,27 @@ from __future__ import annotations
 import argparse
 import statistics
 from functools import partial
-from typing import Any
 
 import torch
 
+from bench.ladder.techniques import TECHNIQUES, small_modded
 from bench.results import interleaved, median_ratio, print_table, write_result
 from bench.step import QuinticStep
 from quintic.config import Config
 from quintic.model.build import build_model
-from quintic.recipes import get_recipe
 
-SMALL = {
-    "model.layers": 4,
-    "model.width": 128,
-    "model.heads": 2,
-    "model.context": 256,
-    "model.vocab_size": 4096,
-    "train.batch_tokens": 2048,
-    "optim.muon.scale": "aspect",
-    "optim.muon.lr": 0.016,
-    "optim.adamw.lr": 0.02,
-}
-"""`modded` as the ladder trains it."""
-
-TECHNIQUES: dict[str, dict[str, Any]] = {
-    "value_embeddings 2": {"model.value_embeddings": 2},
-    "tied_head False": {"model.tied_head": False},
-    "logit_softcap 15": {"model.logit_softcap": 15.0},
-    "embed_norm": {"model.embed_norm": True},
-    "embed_shortcut": {"model.embed_shortcut": True},
-    "unet_skips": {"model.unet_skips": True},
-    "window 64": {"model.window": 64},
-    "document_mask": {"model.document_mask": True, "model.eot_id": 0},
-    "polar_express": {"optim.muon.coefficients": "polar_express"},
-    "normalize": {"optim.muon.normalize": True},
-    "weight_decay 0.1": {"optim.muon.weight_decay": 0.1},
-    "cautious decay 0.1": {"optim.muon.weight_decay": 0.1, "optim.muon.cautious": True},
-}
-
-
-def small(changes: dict[str, Any]) -> Config:
-    """`modded` at the size of the ladder, with a technique's fields."""
-    return get_recipe("modded").override(SMALL | changes)
+NOT_TIMED = ("batch-stages", "momentum-warmup")
+"""Another batch, whose steps do not compare, and a number that changes nothing of the work."""
 
 
 def one_step(config: Config) -> QuinticStep:
     """A fresh model and its optimizers, compiled."""
-    model = build_model(config.model, loss=config.train.loss)
+    model = build_model(
+        config.model,
+        loss=config.train.loss,
+        float8_head=config.train.float8_head,
+        predict_tokens=config.train.predict_tokens,
+    )
     return QuinticStep(config, model, torch.device("cpu"), compiled=True)
 
 
@@ -72,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch._dynamo.config.recompile_limit = 4 * len(TECHNIQUES)  # all models share their code
 
-    base = small({})
+    base = small_modded()
     assert base.model.vocab_size is not None
     ids_BT = torch.randint(
         base.model.vocab_size,
@@ -85,9 +62,13 @@ def main() -> None:
         way.forward_backward(inputs_BT, targets_BT)
         way.optimizer_step()
 
-    ways = {
-        name: one_step(small(changes)) for name, changes in {"modded": {}, **TECHNIQUES}.items()
-    }
+    ways = {"modded": one_step(base)}
+    for technique in TECHNIQUES:
+        if technique.name not in NOT_TIMED:
+            config = small_modded(technique.changes)
+            if config.model.document_mask:
+                config = config.override({"model.eot_id": 0})  # as random tokens have it
+            ways[technique.name] = one_step(config)
     seconds = interleaved({n: partial(step, way) for n, way in ways.items()}, rounds=options.rounds)
     figures = {
         name: {

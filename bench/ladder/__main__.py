@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    for name in ("seeds", "jobs"):
+        if (value := getattr(options, name)) < 1:
+            raise QuinticError(f"--{name} is {value}: it must be at least 1")
     names = [technique.name for technique in TECHNIQUES]
     for name in options.only or ():
         if name not in names:
