@@ -38,14 +38,15 @@ def report(name: str, ptx: str) -> None:
     )
 
 
-for grad in ("*bf16", "*fp8e5"):
+for targets, grad in ((1, "*bf16"), (1, "*fp8e5"), (3, "*fp8e5")):
     report(
-        f"cross_entropy {grad}",
+        f"cross_entropy {targets} {grad}",
         ptx_of(
             cross_entropy._cross_entropy_row,
             {
                 "logits_ptr": "*bf16",
                 "targets_ptr": "*i64",
+                "weights_ptr": "*fp32",
                 "losses_ptr": "*fp32",
                 "grad_ptr": grad,
                 "stride": "i32",
@@ -53,7 +54,7 @@ for grad in ("*bf16", "*fp8e5"):
                 "softcap": "fp32",
             },
             {"VOCABULARY": 50_304, "GRADIENT": True, "FLOAT": tl.float32, "CAPPED": True}
-            | {"BLOCK": cross_entropy.BLOCK},
+            | {"TARGETS": targets, "WEIGHTED": targets > 1, "BLOCK": cross_entropy.BLOCK},
             num_warps=cross_entropy.WARPS,
         ),
     )

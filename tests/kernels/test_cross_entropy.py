@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.model import fused_loss
+from quintic.model.ahead import NO_TOKEN, targets_ahead
 from quintic.model.fused_loss import fused_cross_entropy, head_and_loss, torch_cross_entropy_
 from quintic.model.head import GRADIENT_SCALE
 from quintic.model.loss import CrossEntropy, plain_cross_entropy
@@ -66,6 +67,26 @@ def test_fused_is_as_exact_as_plain(
         assert own <= allowed + 2e-7 * truth.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_several_targets_are_as_exact_as_in_plain_pytorch(
+    device: torch.device, dtype: torch.dtype, softcap: float | None
+) -> None:
+    def ahead(loss: CrossEntropy, x: Tensor, weight: Tensor, targets_N: Tensor) -> Tensor:
+        weights = torch.tensor([0.6, 0.3, 0.1], dtype=weight.dtype, device=device)
+        return loss(x, weight, targets_ahead(targets_N[None], 3), softcap, weights)
+
+    plain, fused = (partial(ahead, loss) for loss in (plain_cross_entropy, fused_cross_entropy))
+    exact = value_and_gradients(plain, torch.float64, device)
+    reference = value_and_gradients(plain, dtype, device)
+    found = value_and_gradients(fused, dtype, device)
+    for a, b, truth in zip(found, reference, exact, strict=True):
+        assert a.dtype == b.dtype
+        own, allowed = (a.double() - truth).norm(), 2 * (b.double() - truth).norm()
+        rounding = 1e-13 if dtype is torch.float64 else 2e-7
+        assert own <= allowed + rounding * truth.norm()
+
+
 @pytest.mark.parametrize("needs_gradient", ["x", "weight"])
 def test_one_input_alone_may_need_a_gradient(device: torch.device, needs_gradient: str) -> None:
     def gradient(loss: CrossEntropy) -> Tensor:
@@ -116,8 +137,9 @@ def test_a_softcap_is_as_exact_as_in_plain_pytorch(
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])
+@pytest.mark.parametrize("weights", [None, [0.6, 0.3, 0.1]])
 def test_the_kernel_is_plain_pytorch_row_by_row(
-    device: torch.device, dtype: torch.dtype, softcap: float | None
+    device: torch.device, dtype: torch.dtype, softcap: float | None, weights: list[float] | None
 ) -> None:
     """With a buffer for the gradient, and a divisor, as the head in float8 has them."""
     if dtype is torch.float8_e5m2 and device.type == "cpu":
@@ -126,12 +148,20 @@ def test_the_kernel_is_plain_pytorch_row_by_row(
 
     random = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(5, V, generator=random).to(device)
-    targets = torch.randint(V, (5,), generator=random).to(device)
+    targets = torch.randint(V, (5, len(weights or [1])), generator=random).to(device)
+    weights_M = None if weights is None else torch.tensor(weights, device=device)
+    if weights is not None:
+        targets[3, 1:], targets[4, 2] = NO_TOKEN, NO_TOKEN
+        targets[1, 2] = targets[1, 0]  # the same token twice
 
     def computed(function: Any) -> tuple[Tensor, Tensor]:
         losses, gradient = logits.new_empty(5), torch.empty_like(logits, dtype=dtype)
         before = logits.clone()
-        function(logits, targets, losses, grad_CV=gradient, divisor=GRADIENT_SCALE, softcap=softcap)
+        function(
+            *(logits, targets, losses),
+            **{"weights_M": weights_M, "grad_CV": gradient},
+            **{"divisor": GRADIENT_SCALE, "softcap": softcap},
+        )
         assert torch.equal(logits, before)
         return losses, gradient.float()
 
@@ -156,7 +186,7 @@ def test_no_logits_exist_in_float32(device: torch.device) -> None:
     """Looked for inside the operator, which a recorder sees as one."""
     x, weight, targets = (t.detach().to(device) for t in inputs(torch.bfloat16, N=64, D=3, V=512))
     with FloatRecorder() as recorder:
-        head_and_loss(x, weight, targets, None, True, True, False)
+        head_and_loss(x, weight, targets[:, None], None, None, True, True, False)
     assert recorder.largest == weight.numel()
     with FloatRecorder() as recorder:  # it sees what it should
         plain_cross_entropy(x, weight, targets)
@@ -169,7 +199,9 @@ def test_without_gradients_none_is_computed(device: torch.device, chunk: int, gu
     with guard():
         value = fused_cross_entropy(x, weight, targets)
         with Recorder() as recorder:
-            head_and_loss(x.detach(), weight.detach(), targets, None, False, True, False)
+            head_and_loss(
+                x.detach(), weight.detach(), targets[:, None], None, None, False, True, False
+            )
     assert not value.requires_grad
     torch.testing.assert_close(value, plain_cross_entropy(x, weight, targets).detach())
     # One product a chunk; inference mode records the function before it is taken apart.

@@ -116,7 +116,8 @@ def test_the_kernels_compile_for_hopper_and_use_what_it_has(tmp_path: Path) -> N
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "cross_entropy *bf16 ld.global.v4",
-        "cross_entropy *fp8e5 ld.global.v4 cvt.rn.satfinite.e5m2x2.f32",
+        "cross_entropy 1 *bf16 ld.global.v4",
+        "cross_entropy 1 *fp8e5 ld.global.v4 cvt.rn.satfinite.e5m2x2.f32",
+        "cross_entropy 3 *fp8e5 ld.global.v4 cvt.rn.satfinite.e5m2x2.f32",
         "gram ld.global.v4 wgmma",
     ]

@@ -12,15 +12,15 @@ from quintic.model.ahead import NO_TOKEN, targets_ahead
 from quintic.model.build import build_model
 from quintic.model.loss import (
     CHUNK_ELEMENTS,
-    CROSS_ENTROPIES,
-    CROSS_ENTROPIES_AHEAD,
-    CrossEntropyAhead,
-    chunked_cross_entropy_ahead,
-    plain_cross_entropy_ahead,
+    CrossEntropy,
+    chunked_cross_entropy,
+    plain_cross_entropy,
 )
 from quintic.optim.schedule import token_weights_at
 
 B, T, D, V = 3, 7, 12, 51
+LOSSES = (plain_cross_entropy, chunked_cross_entropy)
+"""`fused` has its tests where the kernels have theirs."""
 WEIGHTS = [0.6, 0.3, 0.1]
 softcaps = pytest.mark.parametrize("softcap", [None, 2.0], ids=["uncapped", "softcap"])
 
@@ -41,11 +41,11 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def value_and_gradients(
-    loss: CrossEntropyAhead, dtype: torch.dtype, softcap: float | None
+    loss: CrossEntropy, dtype: torch.dtype, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, head, targets_BT = inputs(dtype)
     weights = torch.tensor(WEIGHTS, dtype=head.dtype)
-    value = loss(x, head, targets_ahead(targets_BT, 3), weights, softcap)
+    value = loss(x, head, targets_ahead(targets_BT, 3), softcap, weights)
     (0.3 * value).backward()
     assert x.grad is not None
     assert head.grad is not None
@@ -76,16 +76,16 @@ def test_the_loss_is_that_of_the_definition_token_by_token(softcap: float | None
                 if t + ahead < T:
                     total += weight * (log_sum - z[int(targets_BT[b, t + ahead])])
     targets_NM, weights = targets_ahead(targets_BT, 3), torch.tensor(WEIGHTS, dtype=x.dtype)
-    for loss in CROSS_ENTROPIES_AHEAD.values():
-        found = loss(x, head, targets_NM, weights, softcap)
+    for loss in LOSSES:
+        found = loss(x, head, targets_NM, softcap, weights)
         assert found.item() == pytest.approx(total / (B * T), rel=1e-13)
 
 
 @softcaps
 @pytest.mark.usefixtures("chunk")
 def test_chunked_equals_plain_in_float64(softcap: float | None) -> None:
-    found = value_and_gradients(chunked_cross_entropy_ahead, torch.float64, softcap)
-    expected = value_and_gradients(plain_cross_entropy_ahead, torch.float64, softcap)
+    found = value_and_gradients(chunked_cross_entropy, torch.float64, softcap)
+    expected = value_and_gradients(plain_cross_entropy, torch.float64, softcap)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -96,20 +96,22 @@ def test_chunked_equals_plain_in_float64(softcap: float | None) -> None:
 def test_chunked_errs_at_most_twice_as_much_as_plain(
     dtype: torch.dtype, softcap: float | None
 ) -> None:
-    exact = value_and_gradients(plain_cross_entropy_ahead, torch.float64, softcap)
-    plain = value_and_gradients(plain_cross_entropy_ahead, dtype, softcap)
-    found = value_and_gradients(chunked_cross_entropy_ahead, dtype, softcap)
+    exact = value_and_gradients(plain_cross_entropy, torch.float64, softcap)
+    plain = value_and_gradients(plain_cross_entropy, dtype, softcap)
+    found = value_and_gradients(chunked_cross_entropy, dtype, softcap)
     for a, b, truth in zip(found, plain, exact, strict=True):
         own, allowed = (a.double() - truth).norm(), 2 * (b.double() - truth).norm()
         assert own <= allowed + 2e-7 * truth.norm()
 
 
-@pytest.mark.parametrize("loss", CROSS_ENTROPIES_AHEAD)
-def test_with_all_weight_on_the_next_token_it_is_the_loss_of_the_next_token(loss: str) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_with_all_weight_on_the_next_token_it_is_the_loss_of_the_next_token(
+    loss: CrossEntropy,
+) -> None:
     x, head, targets_BT = inputs()
     weights = torch.tensor([1.0, 0.0], dtype=x.dtype)
-    alone = CROSS_ENTROPIES[loss](x, head, targets_BT.flatten())
-    ahead = CROSS_ENTROPIES_AHEAD[loss](x, head, targets_ahead(targets_BT, 2), weights)
+    alone = loss(x, head, targets_BT.flatten())
+    ahead = loss(x, head, targets_ahead(targets_BT, 2), weights_M=weights)
     assert ahead.item() == pytest.approx(alone.item(), rel=1e-14)
     for a, b in zip(
         torch.autograd.grad(ahead, (x, head)), torch.autograd.grad(alone, (x, head)), strict=True
@@ -127,8 +129,8 @@ def test_a_model_predicts_further_tokens_in_training_alone() -> None:
     model.set_token_weights(WEIGHTS)
     x_ND = model.features(batch[0]).flatten(0, 1)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
-    expected = plain_cross_entropy_ahead(
-        x_ND, model.head_weight, targets_ahead(batch[1], 3), weights
+    expected = plain_cross_entropy(
+        x_ND, model.head_weight, targets_ahead(batch[1], 3), weights_M=weights
     )
     torch.testing.assert_close(model.loss(*batch), expected, rtol=1e-13, atol=0)
     with torch.no_grad():

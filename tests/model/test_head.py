@@ -1,5 +1,6 @@
 """The head in float8: the scales, the products, the loss and its gradients, and where it runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8
 from quintic.metrics import METRICS, read_metrics
 from quintic.model import fused_loss
-from quintic.model.fused_loss import chunked_float8_cross_entropy, head_and_loss
+from quintic.model.ahead import targets_ahead
+from quintic.model.fused_loss import _mean_loss, chunked_float8_cross_entropy, head_and_loss
 from quintic.model.head import (
     E4M3,
     E5M2,
@@ -23,7 +25,7 @@ from quintic.model.head import (
     power_of_two_scale,
     scaled_product,
 )
-from quintic.model.loss import plain_cross_entropy
+from quintic.model.loss import CrossEntropy, plain_cross_entropy
 from tests.conftest import refusal
 
 N, D, V = 64, 32, 512
@@ -137,7 +139,8 @@ def test_the_size_of_a_chunk_changes_nothing(
 ) -> None:
     def computed(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         monkeypatch.setitem(fused_loss.CHUNK_ELEMENTS, "cpu", tokens * V)
-        return head_and_loss(*inputs(), softcap, True, False, True)
+        x, weight, targets = inputs()
+        return head_and_loss(x, weight, targets[:, None], softcap, None, True, False, True)
 
     for found, expected in zip(computed(16), computed(N), strict=True):
         torch.testing.assert_close(found, expected)
@@ -154,10 +157,31 @@ def test_without_float8_the_operator_is_the_plain_loss(softcap: float | None) ->
         logits = softcap * torch.tanh(logits / softcap)
     expected = torch.nn.functional.cross_entropy(logits, targets)
     expected.backward()
-    detached = x.detach(), weight.detach(), targets
-    found = head_and_loss(*detached, softcap, True, False, False)
+    detached = x.detach(), weight.detach(), targets[:, None]
+    found = head_and_loss(*detached, softcap, None, True, False, False)
     for a, b in zip(found, (expected.detach(), x.grad, weight.grad), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def ahead(loss: CrossEntropy, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Two sequences, of which each token predicts three."""
+    weights = torch.tensor([0.6, 0.3, 0.1], dtype=weight.dtype)
+    return loss(x, weight, targets_ahead(targets.view(2, -1), 3), 2.0, weights)
+
+
+def test_several_tokens_are_predicted_with_the_same_products() -> None:
+    def computed(loss: CrossEntropy, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x, weight = (t.to(dtype).requires_grad_() for t in inputs()[:2])
+        value = ahead(loss, x, weight, inputs()[2])
+        return value.detach(), *torch.autograd.grad(value, (x, weight))
+
+    plain = computed(plain_cross_entropy, torch.float64)
+    without = partial(_mean_loss, kernel=False, float8=False)
+    for a, b in zip(computed(without, torch.float64), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    found = computed(chunked_float8_cross_entropy, torch.float32)
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True)]
+    assert 0 < errors[0] < 1e-3 and all(0.01 < error < 0.08 for error in errors[1:])
 
 
 def test_validation_is_not_in_float8() -> None:

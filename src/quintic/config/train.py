@@ -107,11 +107,6 @@ class TrainConfig:
             "number of tokens has a part of the run, so predict fewer or train longer",
         )
         require(
-            self.predict_tokens == 1 or (self.loss != "fused" and not self.float8_head),
-            f"train.predict_tokens is {self.predict_tokens}, which train.loss chunked and plain "
-            "can heed, without train.float8_head: use one of these, or --train.predict-tokens 1",
-        )
-        require(
             self.sharding != "fsdp" or not self.cast_once,
             "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
             "no whole ones: use --train.sharding zero1, or --train.no-cast-once",

@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits and its gradient, which takes their place in memory.
 
-Shapes: C tokens, V vocabulary.
+Shapes: C tokens, M targets of each, V vocabulary.
 """
 
 import torch
@@ -36,15 +36,28 @@ def _logits(ptrs, inside, softcap, FLOAT: tl.constexpr, CAPPED: tl.constexpr):
 
 
 @triton.jit
+def _target(targets_ptr, weights_ptr, m, FLOAT: tl.constexpr, WEIGHTED: tl.constexpr):
+    """One target of a row and its share in the loss; a target below zero is none."""
+    target = tl.load(targets_ptr + m)
+    share = tl.full((), 1.0, FLOAT)
+    if WEIGHTED:
+        share = tl.where(target >= 0, tl.load(weights_ptr + m).to(FLOAT), 0.0)
+    return target, share
+
+
+@triton.jit
 def _cross_entropy_row(
     logits_ptr,
     targets_ptr,
+    weights_ptr,
     losses_ptr,
     grad_ptr,
     stride,
     divisor,
     softcap,
     VOCABULARY: tl.constexpr,
+    TARGETS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     GRADIENT: tl.constexpr,
     FLOAT: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -53,8 +66,7 @@ def _cross_entropy_row(
     row = tl.program_id(0).to(tl.int64)  # times the stride beyond 2**31 in a large chunk
     logits_ptr += row * stride
     grad_ptr += row * stride
-    target = tl.load(targets_ptr + row)
-    target_logit = _logits(logits_ptr + target, target >= 0, softcap, FLOAT, CAPPED)
+    targets_ptr += row * TARGETS
     columns = tl.arange(0, BLOCK)
 
     # Online softmax: one pass over the row finds its maximum and the sum of exponentials, scaled
@@ -68,15 +80,27 @@ def _cross_entropy_row(
         total = total * tl.exp(maximum - larger) + tl.sum(tl.exp(logits - larger), axis=0)
         maximum = larger
     log_total = maximum + tl.log(total)
-    tl.store(losses_ptr + row, log_total - target_logit)
+
+    loss = tl.full((), 0.0, FLOAT)
+    shares = tl.full((), 0.0, FLOAT)
+    for m in tl.static_range(TARGETS):
+        target, share = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
+        logit = _logits(logits_ptr + target, target >= 0, softcap, FLOAT, CAPPED)
+        loss += share * (log_total - tl.where(target >= 0, logit, 0.0))
+        shares += share
+    tl.store(losses_ptr + row, loss)
 
     if GRADIENT:
-        # The second pass, mostly out of the L2 cache: (softmax - one_hot) / divisor.
+        # The second pass, mostly out of the L2 cache: (shares softmax - shares at the targets) /
+        # divisor.
         for start in range(0, VOCABULARY, BLOCK):
             inside = start + columns < VOCABULARY
             logits = _logits(logits_ptr + start + columns, inside, softcap, FLOAT, CAPPED)
-            one_hot = tl.where(start + columns == target, 1.0, 0.0)
-            gradient = (tl.exp(logits - log_total) - one_hot) / divisor
+            gradient = shares * tl.exp(logits - log_total)
+            for m in tl.static_range(TARGETS):
+                target, share = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
+                gradient -= tl.where(start + columns == target, share, 0.0)
+            gradient /= divisor
             if CAPPED:
                 tanh = logits / softcap
                 gradient *= tl.where(inside, 1.0 - tanh * tanh, 0.0)
@@ -86,36 +110,45 @@ def _cross_entropy_row(
 
 def cross_entropy_(
     logits_CV: Tensor,
-    targets_C: Tensor,
+    targets_CM: Tensor,
     losses_C: Tensor,
     *,
+    weights_M: Tensor | None = None,
     grad_CV: Tensor | None = None,
     divisor: float = 1.0,
     softcap: float | None = None,
 ) -> None:
     """Write each row's cross-entropy in nats, and where `grad_CV` is given its gradient there.
 
-    The gradient is that by the logits, (softmax - one_hot) / divisor; `grad_CV` may be the logits'
-    own memory. With a softcap c the loss is that of c tanh(logits / c). All is computed in the
-    precision of `losses_C`: float32, or float64 for float64 logits. A row is read once, and for its
-    gradient once more. Targets must be in [0, V).
+    Of one target each, or of several with their weights, whose losses are added up; of those a
+    target below zero is none. All others must be in [0, V).
+
+    The gradient is that by the logits, (softmax - one_hot) / divisor for one target; `grad_CV` may
+    be the logits' own memory. With a softcap c the loss is that of c tanh(logits / c). All is
+    computed in the precision of `losses_C`: float32, or float64 for float64 logits. A row is read
+    once, and for its gradient once more.
 
     Online softmax: Milakov & Gimelshein, https://arxiv.org/abs/1805.02867. The gradient in place of
     the logits: Liger Kernel, https://arxiv.org/abs/2410.10989.
     """
     rows, vocabulary = logits_CV.shape
+    targets = targets_CM.shape[1]
+    assert targets == (1 if weights_M is None else len(weights_M))
     written_CV = logits_CV if grad_CV is None else grad_CV
     assert logits_CV.stride() == written_CV.stride()
-    assert logits_CV.stride(1) == targets_C.stride(0) == losses_C.stride(0) == 1
+    assert logits_CV.stride(1) == losses_C.stride(0) == 1 and targets_CM.is_contiguous()
     _cross_entropy_row[(rows,)](
         logits_CV,
-        targets_C,
+        targets_CM,
+        targets_CM if weights_M is None else weights_M,
         losses_C,
         written_CV,
         logits_CV.stride(0),
         divisor,
         softcap or 1.0,
         VOCABULARY=vocabulary,
+        TARGETS=targets,
+        WEIGHTED=weights_M is not None,
         GRADIENT=grad_CV is not None,
         FLOAT=tl.float64 if losses_C.dtype is torch.float64 else tl.float32,
         CAPPED=softcap is not None,

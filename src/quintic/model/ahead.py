@@ -22,3 +22,8 @@ def targets_ahead(targets_BT: Tensor, tokens: int) -> Tensor:
     """
     shifted = [F.pad(targets_BT[:, ahead:], (0, ahead), value=NO_TOKEN) for ahead in range(tokens)]
     return stack(shifted, dim=-1).flatten(0, 1)
+
+
+def shares_of(targets_CM: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets that can all be looked up, and the weight of each: none where there is no token."""
+    return targets_CM.clamp(min=0), weights_M * (targets_CM != NO_TOKEN)

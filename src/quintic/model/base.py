@@ -21,7 +21,7 @@ from quintic.model.ahead import targets_ahead
 from quintic.model.attention import mean_visible
 from quintic.model.casts import use_cast
 from quintic.model.head import logits_of
-from quintic.model.loss import CrossEntropy, CrossEntropyAhead
+from quintic.model.loss import CrossEntropy
 
 
 class Linear(nn.Linear):
@@ -102,7 +102,7 @@ class LanguageModel(nn.Module, ABC):
     """Where `model.window_start` lets it grow: the window of this step, see `set_window`."""
     block_masks = False
     """With `train.attention flex`: what a token sees is a mask of blocks, but in generation."""
-    token_weights: Tensor
+    token_weights: Tensor | None
     """After `predict_ahead`: the weight of each token in this step."""
 
     def __init__(
@@ -114,7 +114,7 @@ class LanguageModel(nn.Module, ABC):
         self.vocab_size = config.vocab_size
         self.compute_dtype = compute_dtype
         self.cross_entropy = cross_entropy
-        self.cross_entropy_ahead: CrossEntropyAhead | None = None
+        self.register_buffer("token_weights", None, persistent=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -140,27 +140,22 @@ class LanguageModel(nn.Module, ABC):
         further tokens; validation is of the next token alone.
         """
         x_ND = self.features(inputs_BT).flatten(0, 1)
-        if self.cross_entropy_ahead is not None and torch.is_grad_enabled():
-            return self.cross_entropy_ahead(
-                x_ND,
-                self.head_weight,
-                targets_ahead(targets_BT, len(self.token_weights)),
-                self.token_weights,
-                self.config.logit_softcap,
-            )
+        targets, weights_M = targets_BT.flatten(), None
+        if self.token_weights is not None and torch.is_grad_enabled():
+            targets = targets_ahead(targets_BT, len(self.token_weights))
+            weights_M = self.token_weights
         return self.cross_entropy(
-            x_ND, self.head_weight, targets_BT.flatten(), self.config.logit_softcap
+            x_ND, self.head_weight, targets, self.config.logit_softcap, weights_M
         )
 
-    def predict_ahead(self, tokens: int, cross_entropy: CrossEntropyAhead) -> None:
+    def predict_ahead(self, tokens: int) -> None:
         """Let each position predict so many tokens in training, the next one included."""
-        self.cross_entropy_ahead = cross_entropy
         weights = torch.full((tokens,), 1 / tokens)
         self.register_buffer("token_weights", weights, persistent=False)
 
     def set_token_weights(self, weights: Sequence[float]) -> None:
         """Give the tokens of `predict_ahead` their weights in a step, in place as `set_window`."""
-        if self.cross_entropy_ahead is not None:
+        if self.token_weights is not None:
             # One number at a time: copying a list to a GPU would make the host wait.
             for place, weight in zip(self.token_weights, weights, strict=True):
                 place.fill_(weight)

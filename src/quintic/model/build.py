@@ -12,7 +12,7 @@ from quintic.model.base import LanguageModel
 from quintic.model.fused_loss import FLOAT8_CROSS_ENTROPIES
 from quintic.model.gpt import GPT
 from quintic.model.gpt2 import GPT2
-from quintic.model.loss import CROSS_ENTROPIES, CROSS_ENTROPIES_AHEAD
+from quintic.model.loss import CROSS_ENTROPIES
 
 ARCHITECTURES: dict[str, type[LanguageModel]] = {"gpt": GPT, "gpt2": GPT2}
 
@@ -39,7 +39,7 @@ def build_model(
         model = ARCHITECTURES[config.architecture](config, compute_dtype, cross_entropy)
     model.block_masks = block_masks
     if predict_tokens > 1:
-        model.predict_ahead(predict_tokens, CROSS_ENTROPIES_AHEAD[loss])
+        model.predict_ahead(predict_tokens)
     return model.double() if compute_dtype is torch.float64 else model
 
 

@@ -7,7 +7,7 @@ cross-entropy (https://arxiv.org/abs/2410.10989) and Apple's Cut Cross-Entropy
 (https://arxiv.org/abs/2411.09009), which multiplies inside the kernel, saving the logits, and pays
 with computing them twice.
 
-Shapes: N tokens, C of them in a chunk, D model width, V vocabulary.
+Shapes: N tokens, C of them in a chunk, M targets of each, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quintic.model.ahead import shares_of
 from quintic.model.head import Float8Products, HeadProducts, Products, logits_of
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
@@ -30,38 +31,51 @@ ALIGNMENT = 16
 
 
 def fused_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    weights_M: Tensor | None = None,
 ) -> Tensor:
     """`plain_cross_entropy` with the gradient taken in the forward pass, by a kernel; with a
     softcap c, that of c tanh(logits / c).
 
     `quintic.kernels.runnable` says where it can run.
     """
-    return _mean_loss(x_ND, weight_VD, targets_N, softcap, kernel=True, float8=False)
+    return _mean_loss(x_ND, weight_VD, targets, softcap, weights_M, kernel=True, float8=False)
 
 
 def fused_float8_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    weights_M: Tensor | None = None,
 ) -> Tensor:
     """`fused_cross_entropy` with its products in float8 where there is a gradient.
 
     Validation is without, since that is how a trained model is evaluated, exported and generates.
     """
-    return _mean_loss(x_ND, weight_VD, targets_N, softcap, kernel=True, float8=True)
+    return _mean_loss(x_ND, weight_VD, targets, softcap, weights_M, kernel=True, float8=True)
 
 
 def chunked_float8_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    weights_M: Tensor | None = None,
 ) -> Tensor:
     """The same without a kernel, for every device."""
-    return _mean_loss(x_ND, weight_VD, targets_N, softcap, kernel=False, float8=True)
+    return _mean_loss(x_ND, weight_VD, targets, softcap, weights_M, kernel=False, float8=True)
 
 
 def _mean_loss(
     x_ND: Tensor,
     weight_VD: Tensor,
-    targets_N: Tensor,
+    targets: Tensor,
     softcap: float | None,
+    weights_M: Tensor | None,
     *,
     kernel: bool,
     float8: bool,
@@ -69,7 +83,10 @@ def _mean_loss(
     if not torch.is_grad_enabled():
         # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss: Tensor = _HeadAndLoss.apply(x_ND, weight_VD, targets_N, softcap, kernel, float8)
+    targets_NM = targets[:, None] if weights_M is None else targets
+    loss: Tensor = _HeadAndLoss.apply(
+        x_ND, weight_VD, targets_NM, softcap, weights_M, kernel, float8
+    )
     return loss
 
 
@@ -79,15 +96,16 @@ class _HeadAndLoss(torch.autograd.Function):
         ctx: Any,
         x_ND: Tensor,
         weight_VD: Tensor,
-        targets_N: Tensor,
+        targets_NM: Tensor,
         softcap: float | None,
+        weights_M: Tensor | None,
         kernel: bool,
         float8: bool,
     ) -> Tensor:
         gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss: Tensor
         loss, grad_x_ND, grad_weight_VD = _head_and_loss(
-            x_ND, weight_VD, targets_N, softcap, gradient, kernel, float8 and gradient
+            x_ND, weight_VD, targets_NM, softcap, weights_M, gradient, kernel, float8 and gradient
         )
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         return loss
@@ -98,20 +116,24 @@ class _HeadAndLoss(torch.autograd.Function):
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
         return (
             *(grad_x_ND * grad_loss.to(grad_x_ND.dtype), grad_weight_VD * grad_loss),
-            *(None, None, None, None),
+            *(None, None, None, None, None),
         )
 
 
 def head_and_loss(
     x_ND: Tensor,
     weight_VD: Tensor,
-    targets_N: Tensor,
+    targets_NM: Tensor,
     softcap: float | None,
+    weights_M: Tensor | None,
     gradient: bool,
     kernel: bool,
     float8: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss and its gradients by x and the weight; these are empty where none is needed."""
+    """Mean loss and its gradients by x and the weight; these are empty where none is needed.
+
+    Without `weights_M` each token has one target, of weight 1.
+    """
     if kernel:
         from quintic.kernels.cross_entropy import cross_entropy_
     else:
@@ -121,7 +143,7 @@ def head_and_loss(
     size = CHUNK_ELEMENTS.get(x_ND.device.type, 2**26) // (ALIGNMENT * vocabulary) * ALIGNMENT
     size = max(ALIGNMENT, size)
     products: HeadProducts = (Float8Products if float8 else Products)(x_ND, weight_VD)
-    targets_N = targets_N.contiguous()
+    targets_NM = targets_NM.contiguous()
     loss_dtype, grad_x_ND, grad_weight_VD = _outputs(x_ND, weight_VD, gradient)
     losses_N = x_ND.new_empty(tokens, dtype=loss_dtype)
     for start in range(0, tokens, size):
@@ -131,8 +153,9 @@ def head_and_loss(
         grad_CV = products.grad_buffer(logits_CV) if gradient else None
         cross_entropy_(
             logits_CV,
-            targets_N[rows],
+            targets_NM[rows],
             losses_N[rows],
+            weights_M=weights_M,
             grad_CV=grad_CV,
             divisor=products.grad_divisor,
             softcap=softcap,
@@ -153,8 +176,9 @@ compiled program does not grow with the number of chunks."""
 def _(
     x_ND: Tensor,
     weight_VD: Tensor,
-    targets_N: Tensor,
+    targets_NM: Tensor,
     softcap: float | None,
+    weights_M: Tensor | None,
     gradient: bool,
     kernel: bool,
     float8: bool,
@@ -174,9 +198,10 @@ def _outputs(x_ND: Tensor, weight_VD: Tensor, gradient: bool) -> tuple[torch.dty
 
 def torch_cross_entropy_(
     logits_CV: Tensor,
-    targets_C: Tensor,
+    targets_CM: Tensor,
     losses_C: Tensor,
     *,
+    weights_M: Tensor | None = None,
     grad_CV: Tensor | None = None,
     divisor: float = 1.0,
     softcap: float | None = None,
@@ -184,10 +209,12 @@ def torch_cross_entropy_(
     """`quintic.kernels.cross_entropy.cross_entropy_` in plain PyTorch, which says what it does."""
     capped_CV = logits_of(logits_CV, softcap)
     log_p_CV = F.log_softmax(capped_CV, dim=-1)
-    losses_C.copy_(F.nll_loss(log_p_CV, targets_C, reduction="none"))
+    weights_M = log_p_CV.new_ones(1) if weights_M is None else weights_M
+    targets_CM, shares_CM = shares_of(targets_CM, weights_M)
+    losses_C.copy_(-(log_p_CV.gather(1, targets_CM) * shares_CM).sum(1))
     if grad_CV is not None:
-        p_CV = log_p_CV.exp_()
-        p_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+        p_CV = log_p_CV.exp_().mul_(shares_CM.sum(1, keepdim=True))
+        p_CV.scatter_add_(1, targets_CM, -shares_CM)
         if softcap is not None:
             p_CV *= 1 - (capped_CV / softcap).square()
         grad_CV.copy_(p_CV.div_(divisor))

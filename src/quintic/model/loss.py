@@ -1,10 +1,9 @@
 """Next-token cross-entropy: the head's matrix product and the loss in one function.
 
-Both functions have one signature and give the mean loss in nats per token, computed in float32
+All functions have one signature and give the mean loss in nats per token, computed in float32
 (float64 for float64 input). `plain_cross_entropy` is the reference, and keeps the [tokens,
 vocabulary] matrix of logits, its float32 copy and its gradient alive. `chunked_cross_entropy`
-never holds more than one chunk of it. Each has a sibling for several tokens ahead, which has the
-same logits predict all of them.
+never holds more than one chunk of it.
 
 With a softcap c, logits z become c tanh(z / c): nearly themselves while small, and never beyond
 -c and c. Source: Gemma 2 (https://arxiv.org/abs/2408.00118), with c = 30; the speedrun took it on
@@ -21,33 +20,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintic.model.ahead import NO_TOKEN
+from quintic.model.ahead import NO_TOKEN, shares_of
 from quintic.model.fused_loss import fused_cross_entropy
 from quintic.model.head import logits_of
 
 
 class CrossEntropy(Protocol):
-    """Mean cross-entropy of `softmax(x @ weight.T)` against targets, as a scalar in nats."""
+    """Mean cross-entropy of `softmax(x @ weight.T)` against targets [N], as a scalar in nats.
 
-    def __call__(
-        self, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
-    ) -> Tensor: ...
-
-
-class CrossEntropyAhead(Protocol):
-    """`CrossEntropy` for the M tokens that follow each position, weighted, as a scalar in nats.
-
-    Summed over the targets that there are and divided by N, as a mean over whole sequences. Targets
-    are as `quintic.model.ahead` makes them.
+    With `weights_M` the targets are [N, M], as `quintic.model.ahead` makes them, and it is the sum
+    of M cross-entropies times these weights; each is added up over the targets that there are and
+    divided by N, as a mean over whole sequences.
     """
 
     def __call__(
         self,
         x_ND: Tensor,
         weight_VD: Tensor,
-        targets_NM: Tensor,
-        weights_M: Tensor,
+        targets: Tensor,
         softcap: float | None = None,
+        weights_M: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -57,55 +49,42 @@ enough to fill the device, and is still a fraction of GPT-2's [65536, 50304]."""
 
 
 def plain_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
-) -> Tensor:
-    """Mean cross-entropy of `softmax(x @ weight.T)` against `targets`, as a scalar in nats."""
-    products_NV = F.linear(x_ND, weight_VD.to(x_ND.dtype))
-    return F.cross_entropy(logits_of(products_NV, softcap), targets_N)
-
-
-def plain_cross_entropy_ahead(
     x_ND: Tensor,
     weight_VD: Tensor,
-    targets_NM: Tensor,
-    weights_M: Tensor,
+    targets: Tensor,
     softcap: float | None = None,
+    weights_M: Tensor | None = None,
 ) -> Tensor:
-    """The weighted sum of a cross-entropy for each of the M tokens ahead."""
+    """The definition: `CrossEntropy`."""
     logits_NV = logits_of(F.linear(x_ND, weight_VD.to(x_ND.dtype)), softcap)
+    if weights_M is None:
+        return F.cross_entropy(logits_NV, targets)
     losses = [
         F.cross_entropy(logits_NV, targets_N, ignore_index=NO_TOKEN, reduction="sum")
-        for targets_N in targets_NM.unbind(-1)
+        for targets_N in targets.unbind(-1)
     ]
-    return (torch.stack(losses) * weights_M).sum() / len(targets_NM)
+    return (torch.stack(losses) * weights_M).sum() / len(targets)
 
 
 def chunked_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    weights_M: Tensor | None = None,
 ) -> Tensor:
     """`plain_cross_entropy`, a chunk of tokens at a time, with the gradient taken on the way.
 
     The gradient of the logits is `softmax - one_hot`, known as soon as the softmax is, so the
     forward pass multiplies it out at once and the backward pass has nothing to recompute. This is
     the idea of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
-    A softcap multiplies it by its derivative, 1 - tanh(z / c)^2.
+    A softcap multiplies it by its derivative, 1 - tanh(z / c)^2. One softmax serves all targets.
     """
     if not torch.is_grad_enabled():
         # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_N[:, None], None, softcap)
-    return loss
-
-
-def chunked_cross_entropy_ahead(
-    x_ND: Tensor,
-    weight_VD: Tensor,
-    targets_NM: Tensor,
-    weights_M: Tensor,
-    softcap: float | None = None,
-) -> Tensor:
-    """`plain_cross_entropy_ahead`, likewise: one softmax of a chunk serves all M targets."""
-    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_NM, weights_M, softcap)
+    targets_NM = targets[:, None] if weights_M is None else targets
+    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_NM, softcap, weights_M)
     return loss
 
 
@@ -116,8 +95,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         x_ND: Tensor,
         weight_VD: Tensor,
         targets_NM: Tensor,
-        weights_M: Tensor | None,
         softcap: float | None,
+        weights_M: Tensor | None,
     ) -> Tensor:
         tokens, vocabulary = x_ND.shape[0], weight_VD.shape[0]
         size = max(1, CHUNK_ELEMENTS.get(x_ND.device.type, 2**26) // vocabulary)
@@ -131,8 +110,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             x_CD, targets_CM = x_ND[rows], targets_NM[rows]
             shares_CM = None  # of each target in the gradient; None: all of it is the one's
             if weights_M is not None:
-                shares_CM = weights_M * (targets_CM != NO_TOKEN)
-                targets_CM = targets_CM.clamp(min=0)
+                targets_CM, shares_CM = shares_of(targets_CM, weights_M)
             logits_CV = logits_of(x_CD @ head_VD.T, softcap)
             slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
             log_p_CV = F.log_softmax(logits_CV, dim=-1)
@@ -169,9 +147,3 @@ CROSS_ENTROPIES: dict[str, CrossEntropy] = {
     "plain": plain_cross_entropy,
 }
 """The values of `train.loss`."""
-
-CROSS_ENTROPIES_AHEAD: dict[str, CrossEntropyAhead] = {
-    "chunked": chunked_cross_entropy_ahead,
-    "plain": plain_cross_entropy_ahead,
-}
-"""Those of `train.loss` that can predict several tokens."""
