@@ -6,7 +6,8 @@ where its final loss is lower with p < 0.05 (Welch's test, two-sided). `--jobs` 
 once; the same command goes on after a stop.
 
 It writes docs/results/ladder.json, ladder.png and of each run config, environment and metrics,
-which `quintic compare docs/results/ladder/*` reads.
+which `quintic compare docs/results/ladder/*` reads. With other seeds, or some techniques only, give
+what it writes another `--name`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from bench.changes import parse_changes
 from bench.ladder.climb import Rung, climb
 from bench.ladder.figure import draw_ladder
-from bench.ladder.techniques import TECHNIQUES, small_modded
+from bench.ladder.techniques import SMALL_GAINS, TECHNIQUES, small_modded
 from bench.results import RESULTS, print_table, write_result
 from quintic import runfolder
 from quintic.errors import QuinticError
@@ -39,14 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="a dataset with a vocabulary of 4,096")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--name", default="ladder", help="of what is written into the results")
     parser.add_argument(
         "--set", type=parse_changes, nargs="*", default=[], metavar="FIELD=VALUE",
         help="of every run",
     )  # fmt: skip
-    parser.add_argument("--only", nargs="*", metavar="TECHNIQUE", help="these, in their order")
+    parser.add_argument("--only", nargs="*", metavar="TECHNIQUE", help="these, in this order")
     options = parser.parse_args(arguments)
     try:
         _run(options)
@@ -59,11 +62,11 @@ def _run(options: argparse.Namespace) -> None:
     for name in ("seeds", "jobs"):
         if (value := getattr(options, name)) < 1:
             raise QuinticError(f"--{name} is {value}: it must be at least 1")
-    names = [technique.name for technique in TECHNIQUES]
+    there = {technique.name: technique for technique in (*TECHNIQUES, SMALL_GAINS)}
     for name in options.only or ():
-        if name not in names:
-            raise QuinticError(f"there is no technique {name!r}: they are {', '.join(names)}")
-    chosen = [t for t in TECHNIQUES if options.only is None or t.name in options.only]
+        if name not in there:
+            raise QuinticError(f"there is no technique {name!r}: they are {', '.join(there)}")
+    chosen = TECHNIQUES if options.only is None else [there[name] for name in options.only]
     changes = {"data.path": options.data}
     for more in options.set:
         changes |= more
@@ -72,14 +75,14 @@ def _run(options: argparse.Namespace) -> None:
         small_modded(changes),
         chosen,
         options.out,
-        seeds=range(1, options.seeds + 1),
+        seeds=range(options.first_seed, options.first_seed + options.seeds),
         jobs=options.jobs,
         say=lambda text: print(text, flush=True),
     ):
         rungs.append(rung)
-        _write(rungs, options.results)  # after every rung, so that a stop loses none
+        _write(rungs, options.results, options.name)  # after every rung, so that a stop loses none
         for folder in sorted(options.out.glob(f"{len(rungs) - 1:02}-{rung.name}-seed*/")):
-            _copy(folder, options.results / "ladder" / folder.name)
+            _copy(folder, options.results / options.name / folder.name)
         print_table(("rung", "kept", "final loss", "difference", "p"), [_row(r) for r in rungs])
 
 
@@ -89,10 +92,12 @@ def _copy(run: Path, to: Path) -> None:
         shutil.copyfile(run / name, to / name)
 
 
-def _write(rungs: Sequence[Rung], results: Path) -> None:
+def _write(rungs: Sequence[Rung], results: Path, name: str) -> None:
     figures = [{**asdict(rung), "kept": rung.kept} for rung in rungs]
-    write_result("ladder", {"rungs": figures}, torch.device("cpu"), folder=results)
-    draw_ladder(rungs, results / "ladder.png")
+    write_result(
+        name, {"rungs": figures}, torch.device("cpu"), module="bench.ladder", folder=results
+    )
+    draw_ladder(rungs, results / f"{name}.png")
 
 
 def _row(rung: Rung) -> tuple[Any, ...]:

@@ -54,6 +54,7 @@ def draw_ladder(rungs: Sequence[Rung], path: Path) -> None:
             Line2D([], [], color=KEPT, linewidth=1, alpha=0.5, label="mean of what is kept"),
         ],
         frameon=False,
+        loc="upper right",
     )
     with replacing(path) as file:
         figure.savefig(file, format="png")
