@@ -1,8 +1,10 @@
 """The recipes: each builds a run whose figures are those of its card."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from bench.results import RESULTS
 
 from quintic.config import Config, differing_fields, resolve_vocabulary
 from quintic.errors import QuinticError
@@ -11,8 +13,8 @@ from quintic.optim.routing import check_routes, route_parameters
 from quintic.recipes import RECIPES, get_recipe
 
 
-def test_the_four_recipes_are_there() -> None:
-    assert {"laptop", "gpt2", "modded", "modded-adamw"} <= set(RECIPES)
+def test_the_five_recipes_are_there() -> None:
+    assert {"laptop", "gpt2", "modded", "modded-adamw", "speedrun"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -61,6 +63,15 @@ def test_modded_adamw_differs_from_modded_in_what_its_card_says_only() -> None:
     assert baseline.optim.matrices == "adamw"
     assert (adamw.matrix_lr, adamw.lr) == (1.8e-3, 3.6e-3)
     assert (adamw.betas, adamw.weight_decay) == ((0.9, 0.95), 0)
+
+
+def test_speedrun_is_modded_with_what_the_ladder_kept_in_fewer_tokens() -> None:
+    rungs = json.loads((RESULTS / "ladder.json").read_text())["rungs"]
+    kept = {field for rung in rungs[1:] if rung["kept"] for field in rung["technique"]["changes"]}
+    assert kept
+    modded, speedrun = get_recipe("modded"), get_recipe("speedrun")
+    assert set(differing_fields(modded, speedrun)) == {"recipe", "train.steps"} | kept
+    assert speedrun.tokens < modded.tokens
 
 
 def test_gpt2_is_the_run_of_llm_c() -> None:

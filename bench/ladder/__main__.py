@@ -35,6 +35,8 @@ from quintic.metrics import METRICS
 RECORDS = (runfolder.CONFIG, runfolder.ENVIRONMENT, METRICS)
 """What of a run goes into the results."""
 
+HEADER = ("rung", "kept", "final loss", "to the last kept", "95% interval", "p")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -83,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
         _write(rungs, options.results, options.name)  # after every rung, so that a stop loses none
         for folder in sorted(options.out.glob(f"{len(rungs) - 1:02}-{rung.name}-seed*/")):
             _copy(folder, options.results / options.name / folder.name)
-        print_table(("rung", "kept", "final loss", "difference", "p"), [_row(r) for r in rungs])
+        print_table(HEADER, [_row(rung) for rung in rungs])
 
 
 def _copy(run: Path, to: Path) -> None:
@@ -109,6 +111,7 @@ def _row(rung: Rung) -> tuple[Any, ...]:
         "yes" if rung.kept else "no",
         f"{statistics.fmean(losses):.4f}{spread}" if losses else "diverged",
         "" if found is None else f"{found.value:+.4f}",
+        "" if found is None or found.low is None else f"{found.low:+.4f} to {found.high:+.4f}",
         "" if found is None or found.p is None else f"{found.p:.2g}",
     )
 

@@ -120,7 +120,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_x_ND is not None and grad_weight_VD is not None:
                 grad_CV = log_p_CV.exp_()
                 if shares_CM is None:
-                    shares_CM = grad_CV.new_ones((1, 1)).expand_as(targets_CM)
+                    shares_CM = torch.ones_like(log_p_CM)
                 else:
                     grad_CV.mul_(shares_CM.sum(1, keepdim=True))
                 grad_CV.scatter_add_(1, targets_CM, -shares_CM)
