@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from bench.ladder.figure import draw_ladder
 from bench.ladder.techniques import SMALL_GAINS, TECHNIQUES, small_modded
 from bench.results import RESULTS, print_table, write_result
 from quintic import runfolder
+from quintic.compare.statistics import summarize
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS
 
@@ -105,11 +105,14 @@ def _write(rungs: Sequence[Rung], results: Path, name: str) -> None:
 def _row(rung: Rung) -> tuple[Any, ...]:
     losses = [loss for loss in rung.losses.values() if loss is not None]
     found = rung.difference
-    spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+    final = "diverged"
+    if losses:
+        seen = summarize(losses)
+        final = f"{seen.mean:.4f}" + ("" if seen.error is None else f" ± {seen.error:.4f}")
     return (
         rung.name,
         "yes" if rung.kept else "no",
-        f"{statistics.fmean(losses):.4f}{spread}" if losses else "diverged",
+        final,
         "" if found is None else f"{found.value:+.4f}",
         "" if found is None or found.low is None else f"{found.low:+.4f} to {found.high:+.4f}",
         "" if found is None or found.p is None else f"{found.p:.2g}",
