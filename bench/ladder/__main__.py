@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except QuinticError as error:
         print(f"bench.ladder: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped and saved; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _run(options: argparse.Namespace) -> None:

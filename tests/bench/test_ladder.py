@@ -105,6 +105,19 @@ def test_the_command_writes_numbers_figure_and_runs_that_compare_reads(
     assert last[:2] == ["softcap", "yes" if softcap["kept"] else "no"]
 
 
+def test_a_stop_is_said_in_a_line(
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("bench.ladder.climb.execute", lambda *plan, **options: False)
+    with pytest.raises(SystemExit) as caught:
+        main(["--data", str(tiny_data), "--out", str(tmp_path / "runs")])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "stopped and saved; the same command goes on\n"
+
+
 def test_what_a_user_can_get_wrong_is_one_line(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
