@@ -44,8 +44,8 @@ class TrainConfig:
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
     chunked with a Triton kernel, for GPUs."""
     predict_tokens: int = 1
-    """Tokens that each position predicts in training, the next one included; the weights of the
-    further ones fade over the run, the last third or so being of the next alone."""
+    """Tokens that each position predicts in training, the next one included; the further ones fade
+    one after another, and of as many equal parts of the run the last is of the next alone."""
     float8_head: bool = False
     """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
     rounds alike and gains nothing. Validation stays in the compute precision."""

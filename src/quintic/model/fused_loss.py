@@ -80,14 +80,20 @@ def _mean_loss(
     kernel: bool,
     float8: bool,
 ) -> Tensor:
-    if not torch.is_grad_enabled():
-        # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
-        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    targets_NM = targets[:, None] if weights_M is None else targets
     loss: Tensor = _HeadAndLoss.apply(
-        x_ND, weight_VD, targets_NM, softcap, weights_M, kernel, float8
+        *operands(x_ND, weight_VD, targets, weights_M), softcap, weights_M, kernel, float8
     )
     return loss
+
+
+def operands(
+    x_ND: Tensor, weight_VD: Tensor, targets: Tensor, weights_M: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the weight and targets_NM for a function that takes its gradient in the forward pass."""
+    if not torch.is_grad_enabled():
+        # Its `needs_input_grad` does not know of no_grad: validation would pay for a gradient.
+        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
+    return x_ND, weight_VD, targets[:, None] if weights_M is None else targets
 
 
 class _HeadAndLoss(torch.autograd.Function):

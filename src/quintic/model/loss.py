@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.model.ahead import NO_TOKEN, shares_of
-from quintic.model.fused_loss import fused_cross_entropy
+from quintic.model.fused_loss import fused_cross_entropy, operands
 from quintic.model.head import logits_of
 
 
@@ -80,11 +80,9 @@ def chunked_cross_entropy(
     the idea of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
     A softcap multiplies it by its derivative, 1 - tanh(z / c)^2. One softmax serves all targets.
     """
-    if not torch.is_grad_enabled():
-        # `needs_input_grad` below does not know of no_grad: validation would pay for a gradient.
-        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
-    targets_NM = targets[:, None] if weights_M is None else targets
-    loss: Tensor = _ChunkedCrossEntropy.apply(x_ND, weight_VD, targets_NM, softcap, weights_M)
+    loss: Tensor = _ChunkedCrossEntropy.apply(
+        *operands(x_ND, weight_VD, targets, weights_M), softcap, weights_M
+    )
     return loss
 
 
