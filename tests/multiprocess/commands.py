@@ -18,7 +18,7 @@ from typing import Any
 
 from quintic.checkpoint import checkpoints, read_state
 from quintic.metrics import METRICS, read_metrics
-from quintic.runfolder import CHECKPOINTS
+from quintic.run_dir import CHECKPOINTS
 
 TOKEN = "QUINTIC_TEST_TOKEN"
 """In the environment of every process of a test, by which it is found again."""
