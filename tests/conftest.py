@@ -20,7 +20,7 @@ TINY_VOCAB = 128
 def main(arguments: list[str]) -> None:
     """The `quintic` command. Imported when it is called, so that tests which need no command line
     also run where its library is absent, as on a GPU machine without network."""
-    from quintic.cli import main as command
+    from quintic.cli.main import main as command
 
     command(arguments)
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 
 from quintic.checkpoint import checkpoints, read_state
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
 from quintic.metrics import read_metrics

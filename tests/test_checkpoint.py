@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_gives_one_clear_error_and_leaves_the_older_checkpoi
     """A limit on file size stands for the disk: the write itself fails, deep in the library."""
     script = (
         "import resource, signal, sys\n"
-        "from quintic.cli import main\n"
+        "from quintic.cli.main import main\n"
         "import quintic.checkpoint as c\n"
         "own = c.save_checkpoint\n"
         "def limited(root, tensors, state, world):\n"

@@ -13,7 +13,7 @@ import torch
 
 import quintic
 from quintic import run_dir
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.cli.options import COMMANDS
 from quintic.config import Config, differing_fields
 from quintic.metrics import read_metrics
@@ -83,7 +83,7 @@ def test_help_of_each_command_shows_its_defaults(capsys: Capture) -> None:
 def test_help_and_a_mistyped_option_do_not_wait_for_pytorch() -> None:
     program = """
 import sys
-from quintic.cli import main
+from quintic.cli.main import main
 for arguments in (["--help"], ["train", "--help"], ["train", "--train.stps", "3"], ["trian"],
                   ["sweep", "--help"], ["sweep", "--vary", "optim.muon.rl=1"]):
     try:

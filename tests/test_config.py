@@ -240,7 +240,7 @@ CHOICES = {
     "train.precision": "auto, float32, bfloat16, float64",
     "train.loss": "chunked, plain, fused",
     "train.attention": "auto, math, flash, efficient, cudnn, flex",
-    "train.prefetch_to_gpu": "auto, ahead, inline",
+    "train.prefetch_to_gpu": "auto, on, off",
 }
 FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.adamw.eps"} | {
     "optim.clip_norm",
@@ -352,8 +352,8 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         ),
         (
             {"train.cache_bf16_weights": True, "train.sharding": "fsdp"},
-            "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding fsdp has "
-            "no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
+            "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding "
+            "fsdp has no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
         ),
         (
             {"optim.adamw.head_lr": 0.008},

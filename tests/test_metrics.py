@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import quintic.train
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.console import Console, RunProgress
 from quintic.errors import QuinticError
 from quintic.figure import draw_loss, running_mean

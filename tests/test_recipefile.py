@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.recipefile import read_recipe
 from quintic.recipes import get_recipe
 

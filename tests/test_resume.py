@@ -24,7 +24,7 @@ import torch
 import quintic.checkpoint
 import quintic.train
 from quintic.checkpoint import checkpoints, read_state
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.console import Console, RunProgress
 from quintic.device import check_compiler
 from quintic.distributed.world import World

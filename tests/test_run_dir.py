@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quintic import run_dir
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError

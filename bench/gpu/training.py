@@ -1,6 +1,7 @@
 """A recipe trained on real shards for some minutes, the schedule sized to them.
 
-The run is quintic's own (`quintic.setup.start`, `quintic.train.train`), with its folder and metrics.
+The run is quintic's own (`quintic.setup.start`, `quintic.train.train`), with its folder and
+metrics.
 """
 
 from __future__ import annotations

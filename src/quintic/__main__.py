@@ -1,6 +1,6 @@
 """`python -m quintic` is the `quintic` command."""
 
-from quintic.cli import main
+from quintic.cli.main import main
 
 if __name__ == "__main__":
     main()

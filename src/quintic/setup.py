@@ -261,8 +261,8 @@ def _check_switches(config: Config, device: torch.device, dtype: torch.dtype, wo
     train, cuda = config.train, device.type == "cuda"
     if train.prefetch_to_gpu == "on" and not cuda:
         raise QuinticError(
-            f"train.prefetch_to_gpu on is for CUDA devices and this run is on {device.type}: leave it at "
-            "auto"
+            f"train.prefetch_to_gpu on is for CUDA devices and this run is on {device.type}: leave "
+            "it at auto"
         )
     if train.cuda_graphs and not cuda:
         raise QuinticError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from quintic.cli import main
+from quintic.cli.main import main
 from tests.conftest import tiny_arguments
 
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"

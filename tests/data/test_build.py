@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 from pyarrow import parquet
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.build import chunks as pieces_module
 from quintic.data.build import pipeline as build_module
 from quintic.data.build import sample as sample_module
@@ -289,7 +289,7 @@ def test_progress_and_end(build: Build, tmp_path: Path) -> None:
 # counts them.
 KILLED = """
 import os, signal, sys
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.build import pipeline as build
 from quintic.data.build import chunks as pieces
 from quintic.data.build import shuffle as spill
@@ -441,7 +441,7 @@ def test_full_disk_is_one_line_and_the_build_continues(
     command += ["--val-share", "0.2", "--workers", "1"]
     program = f"""
 import resource, signal, sys
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.build import pipeline as build
 from quintic.data.build import chunks as pieces
 pieces.PIECE_BYTES = build.PIECE_BYTES = {PIECE_BYTES}

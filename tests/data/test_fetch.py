@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.hub.catalog import fetch_command
 from quintic.data.hub.download import Retry
 from quintic.data.hub.fetch import STATE_FOLDER, fetch

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.build.pipeline import BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset

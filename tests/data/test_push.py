@@ -6,7 +6,7 @@ from shutil import copytree
 
 import pytest
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.hub.fetch import fetch
 from quintic.data.hub.progress import Transfer
 from quintic.data.hub.push import push

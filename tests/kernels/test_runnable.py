@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.kernels import runnable
 from quintic.kernels.runnable import require_triton
 from quintic.metrics import METRICS, read_metrics

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quintic.cli import main
+from quintic.cli.main import main
 from tests.conftest import tiny_arguments
 from tests.multiprocess.commands import assert_tidy, losses, running
 

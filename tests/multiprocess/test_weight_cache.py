@@ -1,4 +1,4 @@
-"""Weights cast once a step (`train.cache_bf16_weights`), where processes share the optimizers' work."""
+"""Weights cast once a step (`train.cache_bf16_weights`), where processes share the optimizers."""
 
 from pathlib import Path
 

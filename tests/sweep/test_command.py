@@ -18,7 +18,7 @@ import pytest
 
 from quintic import run_dir
 from quintic.checkpoint import checkpoints
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.metrics import read_metrics
 from quintic.sweep.execute import Job, run_environment
 from quintic.sweep.plan import PlannedRun

@@ -7,10 +7,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from quintic.cli.grid import parse_vary
 from quintic.compare.figure import style
 from quintic.recipes import get_recipe
 from quintic.sweep.figure import BEST_COLOUR, draw_sweep, loss_limits, smallest_gap
-from quintic.sweep.grid import parse_vary
 from quintic.sweep.plan import PlannedRun, make_plan
 from quintic.sweep.record import Outcome
 from quintic.sweep.summary import Found, summarize_sweep

@@ -2,10 +2,10 @@
 
 import pytest
 
+from quintic.cli.grid import parse_vary
 from quintic.config import Config, differing_fields, field_types, flatten
 from quintic.errors import QuinticError
 from quintic.recipes import get_recipe
-from quintic.sweep.grid import parse_vary
 from quintic.sweep.plan import LONGEST_NAME, Choices, Plan, Range, make_plan, short_name
 
 LAPTOP = get_recipe("laptop")

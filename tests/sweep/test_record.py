@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from quintic import run_dir
+from quintic.cli.grid import parse_vary
 from quintic.errors import QuinticError
 from quintic.metrics import read_metrics
 from quintic.recipes import get_recipe
-from quintic.sweep.grid import parse_vary
 from quintic.sweep.plan import Plan, PlannedRun, make_plan
 from quintic.sweep.record import RECORD, Outcome, begin, outcome_in, steps_done, write
 

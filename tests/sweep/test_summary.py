@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
+from quintic.cli.grid import parse_vary
 from quintic.recipes import get_recipe
-from quintic.sweep.grid import parse_vary
 from quintic.sweep.plan import make_plan
 from quintic.sweep.record import Outcome
 from quintic.sweep.summary import Found, summarize_sweep, table

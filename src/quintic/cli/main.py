@@ -12,20 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from quintic import __version__
-from quintic.cli import compare, datasets, runs, sweeps
-from quintic.cli.options import (
-    Compare,
-    DataBuild,
-    DataFetch,
-    DataInfo,
-    DataPush,
-    Evaluate,
-    Generate,
-    Recipes,
-    Sweep,
-    Train,
-)
-from quintic.cli.parsing import parse
 from quintic.errors import QuinticError
 
 
@@ -37,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what a terminal may not show
+    # Here, since processes that are spawned import what the command began with and need none of it.
+    from quintic.cli.parsing import parse
+
     try:
         _run(parse(arguments), arguments)
     except QuinticError as error:
@@ -59,6 +48,20 @@ def _fail(message: str, exit_code: int = QuinticError.exit_code) -> None:
 
 
 def _run(command: Any, arguments: Sequence[str]) -> None:
+    from quintic.cli import compare, datasets, runs, sweeps
+    from quintic.cli.options import (
+        Compare,
+        DataBuild,
+        DataFetch,
+        DataInfo,
+        DataPush,
+        Evaluate,
+        Generate,
+        Recipes,
+        Sweep,
+        Train,
+    )
+
     if isinstance(command, Train):
         runs.run_train(command, arguments)
     elif isinstance(command, Sweep):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintic.cli.grid import parse_vary
 from quintic.cli.options import Sweep
 from quintic.config import Config
 from quintic.errors import QuinticError
-from quintic.sweep.grid import parse_vary
 from quintic.sweep.plan import Plan, PlannedRun, make_plan
 
 if TYPE_CHECKING:

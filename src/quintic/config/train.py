@@ -110,8 +110,8 @@ class TrainConfig:
         )
         require(
             self.sharding != "fsdp" or not self.cache_bf16_weights,
-            "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding fsdp has "
-            "no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
+            "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding "
+            "fsdp has no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
         )
         require(
             0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"

@@ -34,7 +34,7 @@ from quintic.distributed.rendezvous import rendezvous_barrier
 from quintic.errors import LostRankError, QuinticError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""When a collective gives up; `quintic.distributed.watchdog` finds a rank that hangs long before."""
+"""When a collective gives up; the watchdog finds a rank that hangs long before."""
 
 MEETING_TIMEOUT = timedelta(minutes=10)
 """How long the ranks wait for each other at the start; nodes boot at different speed."""

@@ -1,7 +1,7 @@
 """Softmax attention, and which positions a token sees: the past, a window of it, its document.
 
-What a window or a document is, is defined by `mask_mod` alone. As a mask of every pair of positions it
-is the plain reference: all pairs are computed and the hidden ones left out, so a window saves
+What a window or a document is, is defined by `mask_mod` alone. As a mask of every pair of positions
+it is the plain reference: all pairs are computed and the hidden ones left out, so a window saves
 nothing. As a mask of blocks, for `train.attention flex`, what is hidden as a whole block is never
 computed (https://arxiv.org/abs/2412.05496).
 

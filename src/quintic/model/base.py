@@ -138,8 +138,8 @@ class LanguageModel(nn.Module, ABC):
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats per token, a scalar.
 
-        After `predict_tokens_ahead`, where there is a gradient, the weighted mean of that and of those of
-        further tokens; validation is of the next token alone.
+        After `predict_tokens_ahead`, where there is a gradient, the weighted mean of that and of
+        those of further tokens; validation is of the next token alone.
         """
         x_ND = self.features(inputs_BT).flatten(0, 1)
         targets, weights_M = targets_BT.flatten(), None
@@ -156,7 +156,7 @@ class LanguageModel(nn.Module, ABC):
         self.register_buffer("token_weights", weights, persistent=False)
 
     def set_token_weights(self, weights: Sequence[float]) -> None:
-        """Give the tokens of `predict_tokens_ahead` their weights in a step, in place as `set_window`."""
+        """Give the tokens predicted ahead their weights in a step, in place as `set_window`."""
         if self.token_weights is not None:
             # One number at a time: copying a list to a GPU would make the host wait.
             for place, weight in zip(self.token_weights, weights, strict=True):

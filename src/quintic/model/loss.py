@@ -28,9 +28,9 @@ from quintic.model.multi_token import NO_TOKEN, target_weights
 class CrossEntropy(Protocol):
     """Mean cross-entropy of `softmax(x @ weight.T)` against targets [N], as a scalar in nats.
 
-    With `weights_M` the targets are [N, M], as `quintic.model.multi_token` makes them, and it is the sum
-    of M cross-entropies times these weights; each is added up over the targets that there are and
-    divided by N, as a mean over whole sequences.
+    With `weights_M` the targets are [N, M], as `quintic.model.multi_token` makes them, and it is
+    the sum of M cross-entropies times these weights; each is added up over the targets that there
+    are and divided by N, as a mean over whole sequences.
     """
 
     def __call__(
