@@ -10,7 +10,7 @@ from quintic.distributed.signals import GracefulShutdown
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_only_asks(number: signal.Signals) -> None:
-    with GracefulShutdown() as stop:
+    with GracefulShutdown().handling_signals() as stop:
         assert stop.requested is None
         os.kill(os.getpid(), number)
         assert stop.requested == number.name
@@ -18,7 +18,7 @@ def test_the_first_signal_only_asks(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_ctrl_c_after_any_signal_interrupts_at_once(first: signal.Signals) -> None:
-    with GracefulShutdown() as stop:
+    with GracefulShutdown().handling_signals() as stop:
         os.kill(os.getpid(), first)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -26,7 +26,7 @@ def test_a_ctrl_c_after_any_signal_interrupts_at_once(first: signal.Signals) -> 
 
 
 def test_schedulers_may_repeat_sigterm() -> None:
-    with GracefulShutdown() as stop:
+    with GracefulShutdown().handling_signals() as stop:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested == "SIGTERM"
@@ -35,7 +35,7 @@ def test_schedulers_may_repeat_sigterm() -> None:
 def test_the_handlers_from_before_come_back_also_after_an_error() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(RuntimeError, match="bug"), GracefulShutdown():
+    with pytest.raises(RuntimeError, match="bug"), GracefulShutdown().handling_signals():
         assert [signal.getsignal(number) for number in numbers] != before
         raise RuntimeError("bug")
     assert [signal.getsignal(number) for number in numbers] == before

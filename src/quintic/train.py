@@ -16,7 +16,7 @@ from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
 from quintic.data.prefetch import Uploader
 from quintic.device import DeviceTimer, peak_flops
-from quintic.distributed.signals import GracefulShutdown, ShutdownVote
+from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.errors import QuinticError
 from quintic.evaluate import share, validation_loss
@@ -72,13 +72,12 @@ def _loop(run: Run, console: Console) -> None:
     root, keep = run.folder / run_dir.CHECKPOINTS, config.train.keep_checkpoints
     with ExitStack() as stack:
         stack.enter_context(run.computing())
-        stop = stack.enter_context(
-            GracefulShutdown()
-        )  # first, since it guards the closing of the rest
+        # First, since it guards the closing of the rest.
+        stop = stack.enter_context(GracefulShutdown(world).handling_signals())
         progress = stack.enter_context(RunProgress(console, steps, state.step))
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
         # It watches over the writing of the last checkpoint too, when all is closed.
-        watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s))
+        watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s).running())
         checkpoints = stack.enter_context(closing(CheckpointWriter(root, keep, world)))
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
@@ -90,11 +89,11 @@ def _loop(run: Run, console: Console) -> None:
                 uploader=Uploader(run.device) if run.uploads_ahead else None,
             )
         )
-        vote = ShutdownVote(stop, world)
+        stop.cast_vote()
         while True:
             step = state.step
             watchdog.at(step, "the vote on stopping", waits=True)
-            stopping = vote.outcome()
+            stopping = stop.agreed()
             # A resumed run begins with the validation of its step, so a stop need not wait for it.
             if run.done or (step % config.train.eval_every == 0 and not stopping):
                 watchdog.at(step, "validation")
@@ -104,8 +103,8 @@ def _loop(run: Run, console: Console) -> None:
                 metrics.validation(step, state.val_loss, time.perf_counter() - began)
                 if world.is_main:
                     drawer.submit(_draw, run, console)
-                vote.cast()
-                stopping = vote.outcome()
+                stop.cast_vote()
+                stopping = stop.agreed()
 
             due = step % config.train.checkpoint_every == 0 or run.done or stopping
             if due and step != saved_step:
@@ -123,7 +122,7 @@ def _loop(run: Run, console: Console) -> None:
             batch = batches.get(step)
             values = apply_schedule(run, step)
             loss = forward_backward(run, batch, watchdog)
-            vote.cast()
+            stop.cast_vote()
             timer = DeviceTimer(run.device)
             grad_norm = run.stepper.step(config.optim.clip_norm)
             values["optimizer_ms"] = timer.stop()

@@ -19,7 +19,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
@@ -89,21 +94,28 @@ def launch(arguments: Sequence[str], procs: int, max_restarts: int) -> int:
         signal.signal(number, agent.pass_on)
     try:
         result = agent.run()
+    except NoRestart as failed:
+        result = failed.result
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not result.is_failed():
         return 0
-    if USER_ERROR in {failure.exitcode for failure in result.failures.values()}:
+    if _user_error(result):
         return USER_ERROR
     return 1 if agent.stopped_by is None else 128 + agent.stopped_by
 
 
 class _Agent(LocalElasticAgent):
-    """PyTorch's agent of one machine, with quintic's manners."""
+    """PyTorch's agent of one machine, with quintic's manners.
+
+    It overrides the two methods that PyTorch documents for that; `_pcontext`, the processes
+    themselves, is the one attribute of its own that PyTorch does not document.
+    """
 
     stopped_by: int | None = None
     """The signal that asked the run to stop."""
+    _starts = 0
     _give_up_at_s: float | None = None
     """When processes that have not ended by themselves are ended (`time.monotonic`)."""
 
@@ -119,28 +131,29 @@ class _Agent(LocalElasticAgent):
             process.send_signal(number)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        spec = worker_group.spec
+        if self._starts > 0:
+            self._say(
+                f"starting all {spec.local_world_size} processes again "
+                f"(restart {self._starts} of {spec.max_restarts})"
+            )
+        self._starts += 1
         pids: dict[int, Any] = super()._start_workers(worker_group)
         if self.stopped_by is not None:  # they were not there yet to be told
             for process in self._alive():
                 process.terminate()
         return pids
 
-    def _monitor_workers(self, worker_group: WorkerGroup) -> Any:
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         killed = self._end_the_rest()
-        result = super()._monitor_workers(worker_group)
-        if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            failures = sorted(result.failures.items())
-            if self.stopped_by or USER_ERROR in [failure.exitcode for _, failure in failures]:
-                self._remaining_restarts = 0
-            for rank, failure in failures:
-                if failure.exitcode < 0 and failure.pid not in killed and not self.stopped_by:
-                    self._say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}")
-            if self._remaining_restarts > 0:
-                done = self._worker_group.spec.max_restarts - self._remaining_restarts + 1
-                self._say(
-                    f"starting all {self._worker_group.spec.local_world_size} processes again "
-                    f"(restart {done} of {self._worker_group.spec.max_restarts})"
-                )
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state not in (WorkerState.FAILED, WorkerState.UNHEALTHY):
+            return result
+        for rank, failure in sorted(result.failures.items()):
+            if failure.exitcode < 0 and failure.pid not in killed and not self.stopped_by:
+                self._say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}")
+        if self.stopped_by or _user_error(result):
+            raise NoRestart(result)
         return result
 
     def _end_the_rest(self) -> set[int]:
@@ -172,3 +185,14 @@ class _Agent(LocalElasticAgent):
 
     def _say(self, message: str) -> None:
         print(f"quintic: {message}", file=sys.stderr, flush=True)
+
+
+class NoRestart(Exception):  # noqa: N818
+    """The processes have failed in a way that starting them again would not mend."""
+
+    def __init__(self, result: RunResult) -> None:
+        self.result = result
+
+
+def _user_error(result: RunResult) -> bool:
+    return USER_ERROR in {failure.exitcode for failure in result.failures.values()}

@@ -10,7 +10,9 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
@@ -33,56 +35,44 @@ def stop_with_launcher() -> None:
 
 
 class GracefulShutdown:
-    """A context manager that turns the first SIGINT or SIGTERM into `requested`.
+    """The first SIGINT or SIGTERM of any process asks all of them to stop after the same step.
 
     A second SIGINT interrupts at once: whoever presses Ctrl-C twice means it, and checkpoints are
-    whole or absent whenever that happens.
+    whole or absent whenever that happens. Once a step every process says whether it was asked
+    (`cast_vote`), and the maximum of the votes decides for all (`agreed`); it travels while the
+    step computes, so it costs no time of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: World | None = None) -> None:
         self.requested: str | None = None
-        self._before: dict[signal.Signals, object] = {}
+        """Name of the first signal that this process was sent."""
+        self._world = world or World()
+        self._vote: AsyncCollective | None = None
 
-    def __enter__(self) -> GracefulShutdown:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
+    @contextmanager
+    def handling_signals(self) -> Iterator[GracefulShutdown]:
+        """Handle both signals as long as the context is open."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    def cast_vote(self) -> None:
+        """Tell the other processes; `agreed` needs one vote of each."""
+        if self._world.size > 1:
+            asked = torch.tensor([float(self.requested is not None)])
+            self._vote = self._world.all_reduce_max(asked)
+
+    def agreed(self) -> bool:
+        """Return whether to stop now, the same on every process."""
+        if self._vote is None:
+            return self.requested is not None
+        return bool(self._vote.wait().item())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-
-
-class ShutdownVote:
-    """Whether any process was asked to stop: one answer for all of them, once a step.
-
-    The vote travels while the step computes, so it costs no time of its own.
-    """
-
-    def __init__(self, stop: GracefulShutdown, world: World) -> None:
-        self._stop, self._world = stop, world
-        self._vote: AsyncCollective | None = None
-        if world.size > 1:
-            self.cast()
-
-    def cast(self) -> None:
-        """Tell the others; `outcome` needs one vote each."""
-        if self._world.size > 1:
-            asked = float(self._stop.requested is not None)
-            self._vote = self._world.all_reduce_max(torch.tensor([asked]))
-
-    def outcome(self) -> bool:
-        """Whether to stop now."""
-        if self._vote is None:
-            return self._stop.requested is not None
-        return bool(self._vote.wait().item())

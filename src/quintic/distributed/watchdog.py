@@ -1,5 +1,5 @@
-"""Finds a rank that hangs, says what it was doing, and ends the run so that it can be restarted;
-ends a rank whose launcher is gone.
+"""The watchdog finds a rank that hangs, says what it was doing, and ends the run so that it can be
+restarted; it ends a rank whose launcher is gone.
 
 Every rank notes what it is doing (`at`); a thread posts that for the others to see. When a rank has
 made no progress for too long, all know which one was not waiting for another.
@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from quintic.distributed.world import FAILED_KEY, World
 from quintic.errors import LostRankError
@@ -30,7 +31,7 @@ DOING_KEY, HUNG_KEY = "quintic/doing/{}", "quintic/hung"
 
 @dataclass
 class _Doing:
-    """What a rank is doing, as the others see it."""
+    """The state of a rank as the others see it."""
 
     step: int
     what: str
@@ -43,11 +44,10 @@ class _Doing:
 
 
 class Watchdog:
-    """A context manager around the loop; without other ranks it does nothing.
+    """What a rank is doing, and a thread that compares it with what the others do.
 
-    Args:
-        world: the processes.
-        timeout_s: seconds without progress after which a rank counts as hung.
+    A rank counts as hung after `timeout_s` seconds without progress. Until `running` is entered,
+    and where there are no other ranks, nothing watches.
     """
 
     def __init__(self, world: World, timeout_s: float) -> None:
@@ -56,26 +56,23 @@ class Watchdog:
         self._ended = threading.Event()
         self._beats = 0
         self._main_thread = threading.main_thread().ident
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    @contextmanager
+    def running(self) -> Iterator[Watchdog]:
+        """Watch as long as the context is open."""
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        if self._world.size > 1:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            if thread.is_alive():
+                thread.join(2 * POLL_S)
 
     def at(self, step: int, what: str, *, waits: bool = False) -> None:
         """Note what this rank begins to do; `waits` where that needs the other ranks."""
         self._now = (step, what, waits, time.monotonic())
-
-    def __enter__(self) -> Self:
-        if self._world.size > 1:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * POLL_S)
 
     def _watch(self) -> None:
         poll_s = min(POLL_S, self._timeout_s / 4)
@@ -118,9 +115,9 @@ class Watchdog:
         return doing
 
     def _innermost_frame(self) -> str:
-        """Where the main thread is in quintic's own code, else in any."""
+        """Name the line of quintic's own code that the main thread is in, else of any code."""
         frame = sys._current_frames().get(self._main_thread or 0)
-        own = Path(__file__).parent
+        own = Path(__file__).parents[1]
         first = frame
         while frame is not None and own not in Path(frame.f_code.co_filename).parents:
             frame = frame.f_back
@@ -147,7 +144,7 @@ class Watchdog:
 
 
 def _all_stuck(before: list[_Doing | None], after: list[_Doing | None], timeout_s: float) -> bool:
-    """Whether no rank has moved on for that long, from two looks at what everybody does."""
+    """Return whether no rank has moved on for that long, from two looks at what everybody does."""
     return all(
         later is None or _silent(earlier, later) or later.since_s > timeout_s
         for earlier, later in zip(before, after, strict=True)
@@ -159,7 +156,7 @@ def _silent(earlier: _Doing | None, later: _Doing) -> bool:
 
 
 def _explain(before: list[_Doing | None], after: list[_Doing | None], timeout_s: float) -> str:
-    """Who hangs, from two looks at what everybody does."""
+    """Name the ranks that hang, from two looks at what everybody does."""
     silent, hanging = [], []
     for rank, (earlier, later) in enumerate(zip(before, after, strict=True)):
         if later is None:

@@ -342,7 +342,7 @@ def _short(value: Any) -> str:
 def _code_digest() -> str:
     """Of quintic's own source files and PyTorch's version."""
     digest = hashlib.sha256(torch.__version__.encode())
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -140,7 +140,7 @@ def execute(
     waiting = deque(run for run in plan.runs if not outcomes[run.name].final)
     going: list[Job] = []
     told = False
-    with GracefulShutdown() as stop:
+    with GracefulShutdown().handling_signals() as stop:
         try:
             while waiting or going:
                 if stop.requested and not told:
