@@ -96,7 +96,7 @@ from pathlib import Path
 corpus, library, arguments = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 for module in json.loads(sys.argv[4]):
     sys.modules[module] = None  # importing it fails, and nobody finds it
-from quintic.cli import main
+from quintic.cli.main import main
 from quintic.data.corpus import _dataset_of_tree
 _dataset_of_tree(library, 320, corpus)
 main(arguments)
