@@ -1,4 +1,4 @@
-"""What is released: an sdist and a wheel with everything a user needs, and what its extras are for."""
+"""What is released: an sdist and a wheel that are whole, and extras that training does without."""
 
 import json
 import re
