@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import quintic
+from quintic.errors import QuinticError, require_package
 from tests.conftest import tiny_arguments
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "src", "tests")
+SHIPPED = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "src", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +62,12 @@ def test_the_wheel_holds_the_package_whole_and_no_tests(built: Path) -> None:
     assert metadata + "licenses/LICENSE" in held
 
 
-def test_the_sdist_builds_the_wheel_by_itself(built: Path) -> None:
+def test_the_sdist_holds_the_sources_and_no_tests(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         held = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "src/quintic/py.typed"} <= held
+    assert not [name for name in held if name.startswith("tests")]
 
 
 def test_the_version_is_the_same_wherever_it_stands() -> None:
@@ -88,6 +90,13 @@ def test_every_pinned_version_satisfies_what_the_project_asks_for() -> None:
         if name not in ("quintic", "torch", "triton", "setuptools"):
             assert name in pins, f"constraints.txt does not pin {name}"
             assert requirement.specifier.contains(pins[name]), requirement
+
+
+def test_a_missing_package_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_package("scipy", "compare", "quintic compare")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(QuinticError, match=r"^quintic compare needs the package scipy: pip"):
+        require_package("scipy", "compare", "quintic compare")
 
 
 WITHOUT_EXTRAS = """
