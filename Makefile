@@ -13,7 +13,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: train test lint types clean
+.PHONY: train test lint types format docs clean
 
 train: $(INSTALLED)
 	$(BIN)/quintic train $(ARGS)
@@ -28,13 +28,21 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The site lies in site/ afterwards; `.venv/bin/mkdocs serve` shows it while it is written.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
+
 # PyTorch comes first and by itself: a later package that asks for "torch" then keeps this build.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quintic needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev,test]"
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site

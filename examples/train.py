@@ -1,0 +1,32 @@
+"""Train from Python: a recipe with changes, a run; then its losses and its model.
+
+    python examples/train.py runs/example train.steps=100 optim.muon.lr=0.004
+
+As it stands it trains a smaller `laptop` on the text that every Python installation carries.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from quintic import get_recipe, load_trained, read_metrics, start
+from quintic.console import Console
+from quintic.train import train
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
+changes = {"model.layers": 2, "train.steps": 200}
+for argument in sys.argv[2:]:
+    field, value = argument.split("=", 1)
+    changes[field] = json.loads(value)
+
+config = get_recipe("laptop").override(changes)
+console = Console()
+run = start(config, folder, console)
+train(run, console)  # the loop, with checkpoints; Ctrl-C saves, and `quintic.resume` continues
+
+losses = [r["val_loss"] for r in read_metrics(folder / "metrics.jsonl") if "val_loss" in r]
+trained = load_trained(folder)
+logits_BTV = trained.model(torch.zeros((1, 8), dtype=torch.long, device=trained.device))
+print(f"validation loss {losses[0]:.3f} to {losses[-1]:.3f}; logits {tuple(logits_BTV.shape)}")
