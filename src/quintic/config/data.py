@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.checks import one_of, require
+from quintic.config.schema import one_of, require
 
 EMBEDDED = "embedded"
 """The value of `data.path` that stands for the corpus every Python installation carries."""

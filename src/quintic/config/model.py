@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.checks import not_negative, one_of, positive, require
+from quintic.config.schema import not_negative, one_of, positive, require
 
 GPT_SWITCHES = (
     *("positions", "norm", "activation", "init", "qk_norm"),  # ablations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quintic.config.checks import betas, fraction, not_negative, one_of, positive, require
+from quintic.config.schema import betas, fraction, not_negative, one_of, positive, require
 
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quintic.config.checks import require
 from quintic.config.run import Config
+from quintic.config.schema import require
 from quintic.errors import QuinticError
 
 

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quintic.config.batches import BatchSizes
-from quintic.config.checks import require
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
 from quintic.config.optim import OptimConfig
-from quintic.config.schema import build, unknown_field
+from quintic.config.schema import build, require, unknown_field
 from quintic.config.train import TrainConfig
 from quintic.errors import QuinticError
 

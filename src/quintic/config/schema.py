@@ -1,15 +1,199 @@
-"""Configs as dotted names and as JSON."""
+"""The fields of a config: what is true of each, their names, rules for values, and JSON.
+
+What more than one part of quintic must know of a field is said where the field is declared, by
+`setting`: nobody else keeps a list of fields.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Final, Literal, TypeVar
 
 from quintic.errors import QuinticError
+
+T = TypeVar("T")
+
+ON: Final = object()
+"""In `needs` and `part_of`, any value but False, None and 0."""
+
+Needs = Mapping[str, Any]
+"""Dotted names of fields, each with the value, or the tuple of values, that it must have. Where
+there are several fields, one of them suffices."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of a field, whatever its value is."""
+
+    default: Any = None
+    resume: Literal["fixed", "free"] = "fixed"
+    """free: a resume may change it, since it changes nothing of what is computed but rounding."""
+    compare: Literal["shown", "ignored"] = "shown"
+    """ignored: it tells no runs apart, since it changes neither a loss nor the time counted."""
+    ranks: Literal["same", "own"] = "same"
+    """own: each machine may have its own value, since its files lie elsewhere."""
+    not_swept: str | None = None
+    """Why a sweep cannot look for the best value, and what to do instead."""
+    needs: tuple[Needs, ...] = ()
+    """A value other than the default is refused where one of these is not met."""
+    part_of: tuple[Needs, ...] = ()
+    """Like `needs`, for a setting of something that may be switched off: whoever overrides a config
+    so that it is, takes the setting back to its default with it."""
+
+
+def setting(
+    default: T,
+    *,
+    resume: Literal["fixed", "free"] = "fixed",
+    compare: Literal["shown", "ignored"] = "shown",
+    ranks: Literal["same", "own"] = "same",
+    not_swept: str | None = None,
+    needs: Needs | None = None,
+    part_of: Needs | None = None,
+) -> T:
+    """Declare a field with its default and what is true of it (see `Facts`)."""
+    facts = Facts(
+        *(default, resume, compare, ranks, not_swept),
+        needs=(needs,) if needs else (),
+        part_of=(part_of,) if part_of else (),
+    )
+    return field(default=default, metadata={"facts": facts})
+
+
+def section(cls: type[T], *, part_of: Needs | None = None) -> T:
+    """Declare a field that is a section of its own; `part_of` holds for every field in it."""
+    return field(default_factory=cls, metadata={"part_of": part_of})
+
+
+@functools.cache
+def field_facts(root: Any) -> Mapping[str, Facts]:
+    """Return what is true of every field, by the dotted names of `flatten`."""
+    found: dict[str, Facts] = {}
+    hints = typing.get_type_hints(root)
+    for one in fields(root):
+        if is_dataclass(hints[one.name]):
+            outer = one.metadata.get("part_of")
+            for name, facts in field_facts(hints[one.name]).items():
+                whole = (outer, *facts.part_of) if outer else facts.part_of
+                found[f"{one.name}.{name}"] = replace(facts, part_of=whole)
+        else:
+            found[one.name] = one.metadata.get("facts") or Facts(one.default)
+    return found
+
+
+def check_effects(config: Any) -> None:
+    """Raise `QuinticError` where a field has been set that the rest leaves without effect."""
+    values, cls = dict(flatten(config)), typing.cast(Any, type(config))
+    for name, facts in field_facts(cls).items():
+        if values[name] == facts.default:
+            continue
+        for needs in (*facts.needs, *facts.part_of):
+            if not _met(needs, values):
+                state = ", ".join(f"{other} {values[other]}" for other in needs)
+                raise QuinticError(
+                    f"{name} is {values[name]!r}, which has no effect with {state}: leave it at "
+                    f"{facts.default!r}, or use {_ways_to(needs)}"
+                )
+
+
+def drop_parts(root: Any, values: dict[str, Any], keep: Collection[str] = ()) -> None:
+    """Take every setting of what is switched off out of the nested values of a config, which gives
+    it its default; `keep` names those that are not touched."""
+    every = field_facts(root)
+    flat = {name: _lookup(values, name, facts.default) for name, facts in every.items()}
+    for name, facts in every.items():
+        if name not in keep and not all(_met(needs, flat) for needs in facts.part_of):
+            *path, last = name.split(".")
+            inner = functools.reduce(lambda outer, key: outer.get(key, {}), path, values)
+            inner.pop(last, None)
+
+
+def _lookup(values: Any, name: str, default: Any) -> Any:
+    for key in name.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            return default
+        values = values[key]
+    return values
+
+
+def _met(needs: Needs, values: Mapping[str, Any]) -> bool:
+    return any(_has(values[name], wanted) for name, wanted in needs.items())
+
+
+def _has(value: Any, wanted: Any) -> bool:
+    if wanted is ON:
+        return bool(value)
+    return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
+
+
+def _ways_to(needs: Needs) -> str:
+    """Return the options with which the needs are met, in words."""
+    ways: list[str] = []
+    for name, wanted in needs.items():
+        *path, last = name.replace("_", "-").split(".")
+        if wanted is False:
+            ways.append(f"--{'.'.join([*path, f'no-{last}'])}")
+        elif wanted is ON or wanted is True:
+            ways.append(f"--{'.'.join([*path, last])}")
+        else:
+            choices = wanted if isinstance(wanted, tuple) else (wanted,)
+            ways += [f"--{'.'.join([*path, last])} {choice}" for choice in choices]
+    return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise QuinticError(message)
+
+
+def positive(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            require(math.isfinite(value), f"{section}.{name} is {value}: it must be finite")
+            require(value > 0, f"{section}.{name} is {value}: it must be positive")
+            require(
+                isinstance(value, float) or value < 2**63,
+                f"{section}.{name} is {value}: it must be less than 2**63",
+            )
+
+
+def not_negative(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(math.isfinite(value), f"{section}.{name} is {value}: it must be finite")
+        require(value >= 0, f"{section}.{name} is {value}: it must be zero or positive")
+
+
+def fraction(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(
+            0 <= value < 1, f"{section}.{name} is {value}: it must be at least 0 and less than 1"
+        )
+
+
+def betas(section: str, values: tuple[float, float]) -> None:
+    require(
+        all(0 <= beta < 1 for beta in values),
+        f"{section}.betas is {values}: both must be at least 0 and less than 1",
+    )
+
+
+def one_of(section: str, config: Any, *names: str) -> None:
+    hints = typing.get_type_hints(type(config))
+    for name in names:
+        choices, value = typing.get_args(hints[name]), getattr(config, name)
+        require(
+            value in choices,
+            f"{section}.{name} is {value!r}: it must be one of {', '.join(map(str, choices))}",
+        )
 
 
 def differing_fields(one: Any, other: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.checks import one_of, positive, require
+from quintic.config.schema import one_of, positive, require
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
