@@ -26,7 +26,7 @@ from bench.results import print_table, write_result
 from quintic.checkpoint import CheckpointWriter
 from quintic.config import Config
 from quintic.console import Console
-from quintic.distributed.world import connect
+from quintic.distributed.rendezvous import connect
 from quintic.model.build import meta_model
 from quintic.optim.param_groups import ParamSpec, assign_parameters
 from quintic.optim.zero1 import ShareReport, plan_buckets, share_report

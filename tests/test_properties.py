@@ -128,6 +128,14 @@ def test_the_model_knows_nothing_of_data_optimizers_or_training() -> None:
             assert not within_any(imports(MODULES[name]), "torch.distributed"), name
 
 
+def test_the_processes_know_nothing_of_what_they_run() -> None:
+    for name in MODULES:
+        if within(name, "quintic.distributed"):
+            for found in own_imports(name):
+                allowed = ("distributed", "errors", "cores")
+                assert within(found, *(f"quintic.{a}" for a in allowed)), (name, found)
+
+
 def test_the_kernels_know_nothing_of_what_uses_them() -> None:
     for name in MODULES:
         if within(name, "quintic.kernels"):

@@ -25,7 +25,8 @@ from quintic.checkpoint import checkpoints, read_state
 from quintic.cli.parsing import parse
 from quintic.cli.runs import _train_here
 from quintic.console import Console
-from quintic.distributed.world import World, first_failure_speaks
+from quintic.distributed.failures import first_failure_speaks
+from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.run_dir import CHECKPOINTS
 from quintic.setup import start

@@ -38,8 +38,9 @@ def run_train(command: Train, arguments: Sequence[str]) -> None:
         raise SystemExit(code)
 
     from quintic.device import choose_device
+    from quintic.distributed.failures import first_failure_speaks
+    from quintic.distributed.rendezvous import connect, launched_size
     from quintic.distributed.signals import stop_with_launcher
-    from quintic.distributed.world import connect, first_failure_speaks, launched_size
 
     if launched_size() > 1:
         stop_with_launcher()

@@ -1,19 +1,35 @@
-"""A store that only the processes of this start write to.
+"""How the processes that a launcher started meet, in a store that only they write to.
 
-The launcher's store outlives a restart, and so does what earlier processes put into it, such as the
-addresses at which they listened: whoever read those would wait for the dead. Neither the number of
-restarts nor the rendezvous tells starts apart on all nodes (each agent of torchrun counts its own
-restarts, and none where a node comes back), so the ranks agree on a name for this one.
+PyTorch's elastic launcher (`quintic train --procs N`, or torchrun) tells each process its rank in
+the environment. Its store outlives a restart, and so does what earlier processes put into it, such
+as the addresses at which they listened: whoever read those would wait for the dead. Neither the
+number of restarts nor the rendezvous tells starts apart on all nodes (each agent of torchrun counts
+its own restarts, and none where a node comes back), so the ranks agree on a name for this one.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from quintic.distributed.world import World, error_words
+from quintic.errors import LostRankError, QuinticError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""When a collective gives up; the watchdog finds a rank that hangs long before."""
+
+MEETING_TIMEOUT = timedelta(minutes=10)
+"""How long the ranks wait for each other at the start; nodes boot at different speed."""
 
 POLL_S = 0.02
 HELLO, ROLL = "quintic/hello/{}", "quintic/roll"
@@ -60,6 +76,47 @@ def rendezvous_barrier(
     raise TimeoutError(f"no answer from {who} in {timeout_s:.0f} s")
 
 
+def launched_size() -> int:
+    """The number of processes that a launcher started for this run; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def connect(backend_device: str) -> World:
+    """Meet the other processes that the launcher started; a world of one where it started none.
+
+    `backend_device` is "cuda" where CUDA tensors will travel, else "cpu". Raises `QuinticError`
+    where the environment is not what a launcher sets, and `LostRankError` where nobody answers.
+    """
+    if launched_size() == 1:
+        return World()
+    try:
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        shared, rank, size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+        start, store = rendezvous_barrier(shared, rank, size, MEETING_TIMEOUT.total_seconds())
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if backend_device == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+        side = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        mesh = init_device_mesh("cpu", (size,))
+    except KeyError as error:
+        raise QuinticError(
+            f"WORLD_SIZE is {launched_size()} and {error.args[0]} is not set: start several "
+            "processes with --procs N or with torchrun, which set both (docs/launch.md)"
+        ) from error
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        raise LostRankError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()} could not meet the other "
+            f"processes ({error_words(error)}): MASTER_ADDR and MASTER_PORT must reach rank 0, and "
+            "GLOO_SOCKET_IFNAME name the interface that does (docs/launch.md)"
+        ) from error
+    return World(rank, size, local_rank, local_size, start, store, side, mesh)
+
+
 def _read(store: Any, key: str) -> str:
-    """What is there, or nothing; `get` would wait."""
+    """Return what is stored under a key, or nothing; `get` would wait."""
     return store.get(key).decode() if store.check([key]) else ""

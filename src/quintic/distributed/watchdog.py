@@ -19,7 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from quintic.distributed.world import FAILED_KEY, World
+from quintic.distributed.failures import FAILED_KEY
+from quintic.distributed.world import World
 from quintic.errors import LostRankError
 
 POLL_S = 1.0

@@ -1,8 +1,7 @@
 """The processes of a run: who is who, and every collective, with the bytes it sends counted.
 
-A run of one process has a `World` of size 1 and no process group. Several are started by
-PyTorch's elastic launcher (`quintic train --procs N`, or torchrun), which tells each process its
-rank in the environment; they meet here. CPU tensors travel over gloo, CUDA tensors over NCCL.
+A run of one process has a `World` of size 1 and no process group. Several meet in `rendezvous.py`.
+CPU tensors travel over gloo, CUDA tensors over NCCL.
 
 Shapes: N processes, L elements of one of them.
 """
@@ -11,10 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,23 +21,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Shard
 
-from quintic.distributed.rendezvous import rendezvous_barrier
-from quintic.errors import LostRankError, QuinticError
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""When a collective gives up; the watchdog finds a rank that hangs long before."""
-
-MEETING_TIMEOUT = timedelta(minutes=10)
-"""How long the ranks wait for each other at the start; nodes boot at different speed."""
-
-FAILED_KEY = "quintic/failed"
-PEER_GRACE_S = 2.0
-"""How long a rank that lost the others waits for one of them to say why."""
+from quintic.errors import QuinticError
 
 
 class AsyncCollective:
@@ -156,7 +141,7 @@ class World:
             value = action()
         except Exception as raised:
             error = raised
-        outcomes = self.all_gather_object((value, error and _words(error)), group)
+        outcomes = self.all_gather_object((value, error and error_words(error)), group)
         if error is not None:
             raise error
         for rank, (_, message) in enumerate(outcomes):
@@ -207,123 +192,9 @@ def local_rows(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def launched_size() -> int:
-    """The number of processes that a launcher started for this run; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def connect(backend_device: str) -> World:
-    """Meet the other processes that the launcher started; a world of one where it started none.
-
-    Args:
-        backend_device: "cuda" where CUDA tensors will travel, else "cpu".
-
-    Raises:
-        QuinticError: the environment is not what a launcher sets, or nobody answers.
-    """
-    if launched_size() == 1:
-        return World()
-    try:
-        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        shared, rank, size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
-        start, store = rendezvous_barrier(shared, rank, size, MEETING_TIMEOUT.total_seconds())
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if backend_device == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
-        side = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-        mesh = init_device_mesh("cpu", (size,))
-    except KeyError as error:
-        raise QuinticError(
-            f"WORLD_SIZE is {launched_size()} and {error.args[0]} is not set: start several "
-            "processes with --procs N or with torchrun, which set both (docs/launch.md)"
-        ) from error
-    except (ValueError, RuntimeError, TimeoutError) as error:
-        raise LostRankError(
-            f"rank {os.environ['RANK']} on {socket.gethostname()} could not meet the other "
-            f"processes ({_words(error)}): MASTER_ADDR and MASTER_PORT must reach rank 0, and "
-            "GLOO_SOCKET_IFNAME name the interface that does (docs/launch.md)"
-        ) from error
-    return World(rank, size, local_rank, local_size, start, store, side, mesh)
-
-
-@contextmanager
-def first_failure_speaks(world: World) -> Iterator[None]:
-    """End all ranks with the message of the one that failed first.
-
-    The others fail too, a moment later, for want of it: they end without a word.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if world.size > 1 and not _claim(world):
-            raise SystemExit(128 + signal.SIGINT) from None
-        raise
-    except (SystemExit, BrokenPipeError):
-        raise
-    except Exception as error:
-        if world.size == 1:
-            raise
-        lost = lost_a_peer(error)
-        if lost:
-            _await_claim(world)
-        if not _claim(world):
-            raise SystemExit(LostRankError.exit_code) from None
-        if lost:
-            raise LostRankError(
-                f"rank {world.rank} lost another rank, which ended without a word of its own "
-                f"({_words(_root(error))}): all stop here"
-            ) from error
-        if isinstance(error, QuinticError):
-            raise QuinticError(f"rank {world.rank}: {error}") from error
-        raise
-    finally:
-        if world.size > 1 and dist.is_initialized():
-            # What is under way with a rank that is gone must not hold up the end of this one.
-            dist.destroy_process_group()
-
-
-def lost_a_peer(error: BaseException) -> bool:
-    """Whether an error says that another rank is gone, rather than what is wrong here."""
-    if isinstance(error, QuinticError):
-        return error.__cause__ is not None and lost_a_peer(error.__cause__)
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        mark in text
-        for mark in ("gloo", "Connection closed by peer", "Connection reset", "Broken pipe")
-    )
-
-
-def _claim(world: World) -> bool:
-    """Whether this rank is the first to fail; the store counts."""
-    try:
-        return bool(world.store.add(FAILED_KEY, 1) == 1)
-    except RuntimeError:  # the store went down with the rank that held it
-        return False
-
-
-def _await_claim(world: World) -> None:
-    deadline = time.monotonic() + PEER_GRACE_S
-    try:
-        while time.monotonic() < deadline and not world.store.check([FAILED_KEY]):
-            time.sleep(0.05)
-    except RuntimeError:
-        time.sleep(max(0.0, deadline - time.monotonic()))
-
-
 def check_identical(world: World, facts: Mapping[str, Any]) -> None:
     """Raise `QuinticError` on every rank where a rank differs from rank 0 in what it is about to
-    do: its code, its config, its data.
-
-    Args:
-        facts: what is compared, by the words for it.
-    """
+    do: its code, its config, its data. `facts` are compared, by the words for them."""
     everywhere = world.all_gather_object((socket.gethostname(), {**facts, "code": _code_digest()}))
     _, expected = everywhere[0]
     for rank, (host, found) in enumerate(everywhere):
@@ -340,7 +211,7 @@ def _short(value: Any) -> str:
 
 
 def _code_digest() -> str:
-    """Of quintic's own source files and PyTorch's version."""
+    """Hash quintic's own source files and PyTorch's version."""
     digest = hashlib.sha256(torch.__version__.encode())
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -348,19 +219,13 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _words(error: BaseException) -> str:
+def error_words(error: BaseException) -> str:
     """An error in one line: its first, without the source position that gloo puts before it and
     the advice that it puts behind."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
     return lines[0].split("] ", 1)[-1].partition(". This is typically")[0]
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _single(new_name: str, old_name: str) -> Any:
