@@ -21,8 +21,8 @@ def run_data_fetch(command: DataFetch) -> None:
             command.name,
             command.out,
             shards=command.shards,
-            progress=bar.show,
-            say=console.line,
+            on_progress=bar.show,
+            log=console.line,
         )
     for split, stream in dataset.streams.items():
         console.line(f"{split:<6} {len(stream.shards):,} shards, {len(stream):,} tokens")
@@ -91,7 +91,7 @@ def run_data_push(command: DataPush) -> None:
             command.to,
             tokenizer=command.tokenizer,
             private=command.private,
-            progress=bar.show,
+            on_progress=bar.show,
         )
     if pushed.kept_card:
         console.line("the repository has a card of its own, which stays as it is")
