@@ -33,6 +33,8 @@ NAMES = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06}.bin" for i in range(
 FIVE = NAMES[:6]
 """Five training shards and the validation."""
 REPO = "hub:org/data"
+PATIENCE_S = 600
+"""When what never comes is given up."""
 
 
 @pytest.fixture(autouse=True)
@@ -168,12 +170,12 @@ def test_progress_counts_every_byte_once_and_ends_at_the_total(
 def test_shards_are_fetched_in_parallel(
     full_hub: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE_S)
     meeting = threading.Barrier(6)  # broken unless six downloads are under way together
     original = full_hub.fault_of
 
     def fault_of(name: str) -> Fault | None:
-        meeting.wait(60)
+        meeting.wait(PATIENCE_S)
         return original(name)
 
     full_hub.fault_of = fault_of  # type: ignore[method-assign]
@@ -269,7 +271,7 @@ def test_a_shard_with_a_wrong_header_is_never_visible(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -283,7 +285,7 @@ def test_a_fetch_that_was_killed_keeps_whole_shards_and_fetches_the_others(
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
     wait_until(lambda: len(list(out.glob("*.bin"))) == 5 and full_hub.sent[FIVE[-1]] > 0)
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     full_hub.released.set()
     for name in FIVE[:-1]:
@@ -296,16 +298,15 @@ def test_a_fetch_that_was_killed_keeps_whole_shards_and_fetches_the_others(
 
 
 def test_ctrl_c_does_not_wait_for_a_silent_server(
-    full_hub: HubServer, shards: dict[str, bytes], out: Path
+    full_hub: HubServer, shards: dict[str, bytes], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full_hub.faults["*"] = ["hold"]
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # whoever waits for it is still here then
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
     halves = sum(len(shards[name]) // 2 for name in FIVE)
     wait_until(lambda: full_hub.sent.total() >= halves)
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert time.monotonic() - began < 5  # the server is given 30 s to answer
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     full_hub.released.set()
     fetch(REPO, out, shards=5)
@@ -321,7 +322,7 @@ def test_two_processes_fetch_once(full_hub: HubServer, shards: dict[str, bytes],
     assert second.stdout is not None
     assert "another process is fetching" in second.stdout.readline()
     full_hub.released.set()
-    outputs = [process.communicate(timeout=30) for process in (first, second)]
+    outputs = [process.communicate(timeout=PATIENCE_S) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert_whole(out, shards, FIVE)
     assert full_hub.sent == {name: len(shards[name]) for name in FIVE}
