@@ -140,8 +140,8 @@ def run_data_check(command: DataCheck) -> None:
     from quintic.data.verify import check_dataset
 
     console = Console()
-    progress = None if command.json else console.stage
-    report = check_dataset(command.path, command.tokenizer, progress=progress)
+    on_progress = None if command.json else console.stage
+    report = check_dataset(command.path, command.tokenizer, on_progress=on_progress)
     if command.json:
         print(json.dumps({**asdict(report), "path": str(report.path), "ok": report.ok}))
         if not report.ok:
