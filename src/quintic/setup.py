@@ -148,7 +148,7 @@ def open_data(config: Config, console: Console) -> Dataset:
     """The dataset of a config; builds the embedded corpus on first use."""
     if config.data.path == EMBEDDED:
         return open_dataset(
-            embedded_dataset(config.data.embedded_vocab, progress=console.stage),
+            embedded_dataset(config.data.embedded_vocab, on_progress=console.stage),
             config.data.tokenizer,
         )
     path = Path(config.data.path)

@@ -21,8 +21,8 @@ def run_data_fetch(command: DataFetch) -> None:
             command.name,
             command.out,
             shards=command.shards,
-            progress=bar.show,
-            say=console.line,
+            on_progress=bar.show,
+            log=console.line,
         )
     for split, stream in dataset.streams.items():
         console.line(f"{split:<6} {len(stream.shards):,} shards, {len(stream):,} tokens")
@@ -91,7 +91,7 @@ def run_data_push(command: DataPush) -> None:
             command.to,
             tokenizer=command.tokenizer,
             private=command.private,
-            progress=bar.show,
+            on_progress=bar.show,
         )
     if pushed.kept_card:
         console.line("the repository has a card of its own, which stays as it is")
@@ -140,8 +140,8 @@ def run_data_check(command: DataCheck) -> None:
     from quintic.data.verify import check_dataset
 
     console = Console()
-    progress = None if command.json else console.stage
-    report = check_dataset(command.path, command.tokenizer, progress=progress)
+    on_progress = None if command.json else console.stage
+    report = check_dataset(command.path, command.tokenizer, on_progress=on_progress)
     if command.json:
         print(json.dumps({**asdict(report), "path": str(report.path), "ok": report.ok}))
         if not report.ok:
