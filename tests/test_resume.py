@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_from_what_was_saved
         "        print('sleeping', flush=True); time.sleep(60)\n"
         "    return own(run, batch, *watchdog)\n"
         "t.forward_backward = slow\n"
-        "from quintic.cli import main\n"
+        "from quintic.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
     process = subprocess.Popen(

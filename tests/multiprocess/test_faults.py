@@ -23,7 +23,7 @@ import quintic.checkpoint
 import quintic.distributed.world
 from quintic.checkpoint import checkpoints, read_state
 from quintic.cli.parsing import parse
-from quintic.cli.runs import _train_here
+from quintic.cli.train import train_here as train_command
 from quintic.console import Console
 from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.world import World
@@ -146,7 +146,7 @@ def test_other_data_config_or_code_on_a_rank_is_refused_on_all_in_one_line_that_
 
 def begin_or_continue(world: World, begin: list[str], go_on: list[str]) -> str:
     with pytest.raises(QuinticError) as refused:
-        _train_here(parse(go_on if world.rank == 1 else begin), world)
+        train_command(parse(go_on if world.rank == 1 else begin), world)
     return str(refused.value)
 
 
