@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import typing
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -18,9 +19,22 @@ from bench.results import print_table, write_result
 from quintic.config import MatrixOptimizer, OptimConfig
 from quintic.model.base import LanguageModel
 from quintic.model.build import meta_model
-from quintic.optim.memory import state_bytes
 from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
+
+
+def state_bytes(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, int]:
+    """Count the bytes of state that this process holds for each parameter, by name.
+
+    Counted from shapes and types, so that optimizers of a model on the meta device count like
+    those of a real one. The gradient and what a step needs for its duration are no state.
+    """
+    return {
+        name: sum(t.numel() * t.element_size() for t in optimizer.state[p].values())
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for name, p in zip(group["names"], group["params"], strict=True)
+    }
 
 
 def count(model: LanguageModel, config: OptimConfig) -> dict[str, float]:

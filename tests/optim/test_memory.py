@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bench.optimizer_memory import state_bytes
 
 from quintic.config import MatrixOptimizer, ModelConfig, OptimConfig
 from quintic.model.build import build_model, meta_model
-from quintic.optim.memory import state_bytes
 from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
 
