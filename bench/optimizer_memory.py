@@ -9,14 +9,13 @@ either; Shampoo and SOAP, which hold square matrices beside them, several times 
 from __future__ import annotations
 
 import argparse
-import typing
 from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from bench.results import print_table, write_result
-from quintic.config import MatrixOptimizer, OptimConfig
+from quintic.config import OptimConfig, matrix_optimizers
 from quintic.model.base import LanguageModel
 from quintic.model.build import meta_model
 from quintic.optim.param_groups import assign_parameters, build_optimizers
@@ -57,8 +56,7 @@ def main() -> None:
     config = get_recipe("modded")
     model = meta_model(config.model)
     counted = {
-        name: count(model, replace(config.optim, matrices=name))
-        for name in typing.get_args(MatrixOptimizer)
+        name: count(model, replace(config.optim, matrices=name)) for name in matrix_optimizers()
     }
     for figures in counted.values():
         figures["times_adamw"] = round(figures["all_bytes"] / counted["adamw"]["all_bytes"], 3)

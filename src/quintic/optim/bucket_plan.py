@@ -17,11 +17,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.newton_schulz import newton_schulz_flops
 from quintic.optim.param_groups import ParamSpec
-
-ELEMENTWISE = frozenset({"adamw", "sgd"})
-"""Optimizers whose update of an element depends on that element alone: these may be cut by rows."""
 
 BUCKET_ELEMENTS = 2**24
 """Elements of a bucket, about: large enough to use the links, small enough that the first is on
@@ -69,8 +67,9 @@ def plan_buckets(specs: Sequence[ParamSpec], size: int) -> list[Bucket]:
 
     They depend on names, shapes and optimizers only, so every rank makes the same plan.
     """
-    whole = [item for item in enumerate(specs) if item[1].optimizer not in ELEMENTWISE]
-    by_rows = [item for item in enumerate(specs) if item[1].optimizer in ELEMENTWISE]
+    elementwise = {name: facts_of(name).elementwise for name in {s.optimizer for s in specs}}
+    whole = [item for item in enumerate(specs) if not elementwise[item[1].optimizer]]
+    by_rows = [item for item in enumerate(specs) if elementwise[item[1].optimizer]]
     buckets = _deal_matrices(whole, size) + _cut_rows(by_rows, size)
     return sorted(buckets, key=lambda bucket: -bucket.ready)
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from quintic.distributed.world import World, local_rows
 from quintic.model.base import LanguageModel
 from quintic.optim.bucket_plan import row_range
-from quintic.optim.muon import Orthogonalize
+from quintic.optim.matrix_optimizer import Orthogonalize, facts_of
 from quintic.optim.param_groups import ParamSpec
 from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
 
@@ -80,6 +80,8 @@ class FsdpStepper(Stepper):
         build: BuildOptimizers,
         world: World,
     ) -> None:
+        for name in {spec.optimizer for spec in specs}:
+            facts_of(name).check_sharding(name)
         self._model, self._world = model, world
         self._parameters = dict(model.named_parameters())
         self._shards = {name: nn.Parameter(local_rows(p)) for name, p in self._parameters.items()}
@@ -111,6 +113,6 @@ class FsdpStepper(Stepper):
 
 
 def _takes_part(spec: ParamSpec, world: World) -> bool:
-    """Muon needs every rank for its exchange; other optimizers only those that have rows."""
+    """Return whether this rank has rows, or must take part in gathering those of others."""
     start, stop = row_range(spec.shape[0], world.rank, world.size)
-    return spec.optimizer == "muon" or stop > start
+    return facts_of(spec.optimizer).gathers or stop > start

@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from quintic.config import MuonConfig
+from quintic.optim.matrix_optimizer import Groups, Orthogonalize, Placement, WholeMatrices
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     GramPolynomial,
+    default_dtype,
     gram_polynomial,
     newton_schulz,
+    polynomial_for,
 )
 
 STACK_ELEMENTS = 2**24
@@ -47,19 +52,6 @@ def update_scale(scale: str, rows: int, columns: int) -> float:
         "aspect": math.sqrt(max(1.0, rows / columns)),
         "rms": 0.2 * math.sqrt(max(rows, columns)),
     }[scale]
-
-
-Orthogonalize = Callable[[Tensor], Tensor]
-
-
-class WholeMatrices(Protocol):
-    """Does what needs whole matrices, for stacks of which a process has l rows each."""
-
-    def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
-        """Apply a function to whole matrices [n, rows, c]; return the same rows of its result."""
-
-    def norm(self, part_nlc: Tensor) -> Tensor:
-        """Return the Frobenius norm of each whole matrix, [n, 1, 1]."""
 
 
 class _Stack(NamedTuple):
@@ -275,3 +267,27 @@ class Muon(torch.optim.Optimizer):
                 list(update_nrc.unbind()),
                 alpha=-group["lr"] * update_scale(group["scale"], rows, columns),
             )
+
+
+def newton_schulz_dtype(
+    config: MuonConfig, device: torch.device, weights: torch.dtype
+) -> torch.dtype:
+    """Return the precision of Newton-Schulz that a config asks for."""
+    if config.ns_dtype == "auto":
+        return default_dtype(device, weights)
+    dtype: torch.dtype = getattr(torch, config.ns_dtype)
+    return dtype
+
+
+def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon:
+    """Build the trainer's Muon."""
+    device, settings = placement.device, asdict(config)
+    ns_dtype = newton_schulz_dtype(config, device, groups[0]["params"][0].dtype)
+    kernel, _ = settings.pop("kernel"), settings.pop("momentum_warmup_steps")
+    return Muon(
+        groups,
+        **{**settings, "ns_dtype": ns_dtype},
+        compile=placement.compile,
+        polynomial=polynomial_for(kernel, device, ns_dtype),
+        whole=placement.whole,
+    )
