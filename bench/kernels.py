@@ -37,8 +37,7 @@ from quintic.model.loss import (
     chunked_cross_entropy,
     plain_cross_entropy,
 )
-from quintic.optim.newton_schulz import newton_schulz, polynomial_for
-from quintic.optim.zero1 import newton_schulz_flops
+from quintic.optim.newton_schulz import newton_schulz, newton_schulz_flops, polynomial_for
 from quintic.recipes import get_recipe
 
 TILE = 128

@@ -14,6 +14,7 @@ from quintic.config import (
     GPT_SWITCHES,
     AdamWConfig,
     Config,
+    CustomConfig,
     DataConfig,
     ModelConfig,
     MuonConfig,
@@ -46,6 +47,8 @@ def configs(draw: st.DrawFn) -> Config:
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
     fsdp = draw(st.booleans())
+    rows, whole = ["muon", "adamw", "sgd", "lion:Lion"], ["soap", "shampoo"]
+    matrices = draw(st.sampled_from(rows if fsdp else rows + whole))
     stages = draw(st.integers(1, min(steps, 4)))
     compiled = draw(st.booleans())
     architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
@@ -94,9 +97,7 @@ def configs(draw: st.DrawFn) -> Config:
             embedded_vocab=draw(st.integers(512, 65_536)),
         ),
         optim=OptimConfig(
-            matrices=draw(
-                st.sampled_from(["muon", "adamw", "sgd", "soap", "shampoo"][: 3 if fsdp else 5])
-            ),
+            matrices=matrices,
             muon=MuonConfig(
                 lr=draw(positive),
                 momentum=draw(st.floats(0.85, 0.999) if warmed else fraction),
@@ -132,6 +133,12 @@ def configs(draw: st.DrawFn) -> Config:
                 betas=draw(st.tuples(fraction, fraction)),
                 precondition_frequency=draw(st.integers(1, 100)),
             ),
+            custom=CustomConfig(
+                lr=draw(positive),
+                options=draw(st.sampled_from([(), ("beta1=0.9", "betas=(0.9, 0.99)", "kind=a=b")])),
+            )
+            if matrices == "lion:Lion"
+            else CustomConfig(),
             schedule=ScheduleConfig(
                 kind=draw(st.sampled_from(["trapezoid", "cosine"])),
                 warmup_steps=warmup,
@@ -186,7 +193,7 @@ def test_the_round_trip_covers_every_field() -> None:
     strategy = Path(__file__).read_text().split("def configs", 1)[1].split("@given", 1)[0]
     sections = (
         *(ModelConfig, DataConfig, MuonConfig, AdamWConfig, SGDConfig, SOAPConfig, ShampooConfig),
-        *(ScheduleConfig, TrainConfig),
+        *(CustomConfig, ScheduleConfig, TrainConfig),
     )
     for section in (Config, OptimConfig, *sections):
         assert {name for name in names(section) if f"{name}=" not in strategy} == set()
@@ -230,7 +237,6 @@ CHOICES = {
     "model.activation": "relu2, gelu",
     "model.init": "zero, classic",
     "data.order": "stream, shuffle",
-    "optim.matrices": "muon, adamw, sgd, soap, shampoo",
     "optim.muon.scale": "max_dim, aspect, rms",
     "optim.muon.ns_coefficients": "quintic, polar_express",
     "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
@@ -281,6 +287,14 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
     for value in ("sideways", 3, None, ["gpt"]):
         message = refused({field: value})
         assert message == f"{field} is {value!r}: it must be one of {CHOICES[field]}"
+
+
+@pytest.mark.parametrize("value", ["sideways", "my module:Lion", "lion:", ":Lion", "a:b:c"])
+def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
+    assert refused({"optim.matrices": value}) == (
+        f"optim.matrices is {value!r}: it must be one of muon, adamw, sgd, soap, shampoo, or "
+        "MODULE:Class, an optimizer of your own (docs/extending.md)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,6 +353,23 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         (
             {"optim.schedule.cooldown_fraction": 1.5},
             "optim.schedule.cooldown_fraction is 1.5: it must be from 0 to 1",
+        ),
+        (
+            {"optim.matrices": "lion:Lion", "optim.custom.options": ("beta1",)},
+            "optim.custom.options has 'beta1': each must be NAME=VALUE, such as beta1=0.9",
+        ),
+        (
+            {"optim.matrices": "lion:Lion", "optim.custom.options": ("lr=0.9",)},
+            "optim.custom.options has 'lr=0.9': use --optim.custom.lr",
+        ),
+        (
+            {"optim.matrices": "lion:Lion", "optim.custom.options": ("b=0.9", "b=1")},
+            "optim.custom.options has b twice",
+        ),
+        (
+            {"optim.custom.lr": 0.5},
+            "optim.custom is set, which has no effect with optim.matrices muon: use "
+            "--optim.matrices MODULE:Class, an optimizer of your own",
         ),
         (
             {"train.sharding": "fsdp", "optim.matrices": "soap"},

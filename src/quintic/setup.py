@@ -62,7 +62,8 @@ from quintic.optim.param_groups import (
     param_groups_table,
 )
 from quintic.optim.schedule import scheduled
-from quintic.optim.step import LocalStepper, Stepper, Zero1Stepper
+from quintic.optim.step import LocalStepper, Stepper
+from quintic.optim.zero1 import Zero1Stepper
 
 RESUME_MAY_CHANGE = frozenset(
     {

@@ -12,6 +12,7 @@ from quintic.config.model import GPT_SWITCHES, ModelConfig
 from quintic.config.optim import (
     MOMENTUM_START,
     AdamWConfig,
+    CustomConfig,
     MatrixOptimizer,
     MuonConfig,
     OptimConfig,
@@ -19,6 +20,7 @@ from quintic.config.optim import (
     SGDConfig,
     ShampooConfig,
     SOAPConfig,
+    matrix_optimizers,
 )
 from quintic.config.resolve import resolve_eot, resolve_vocabulary
 from quintic.config.run import Config
@@ -38,6 +40,7 @@ __all__ = [
     "AdamWConfig",
     "BatchSizes",
     "Config",
+    "CustomConfig",
     "DataConfig",
     "MatrixOptimizer",
     "ModelConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "differing_fields",
     "field_types",
     "flatten",
+    "matrix_optimizers",
     "nearest_name",
     "resolve_eot",
     "resolve_vocabulary",

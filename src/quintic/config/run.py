@@ -10,7 +10,7 @@ from typing import Any
 from quintic.config.batches import BatchSizes
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
-from quintic.config.optim import OptimConfig
+from quintic.config.optim import OptimConfig, matrix_optimizers
 from quintic.config.schema import build, require, unknown_field
 from quintic.config.train import TrainConfig
 from quintic.errors import QuinticError
@@ -60,11 +60,9 @@ class Config:
             f"{context:,}: use --train.eval-tokens "
             f"{max(1, round(self.train.eval_tokens / context)) * context}",
         )
-        require(
-            self.train.sharding != "fsdp" or self.optim.matrices not in ("soap", "shampoo"),
-            f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
-            f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
-        )
+        # A class of the user's own says what it needs when it is imported.
+        if self.train.sharding == "fsdp" and not self.optim.is_custom:
+            matrix_optimizers()[self.optim.matrices].check_sharding(self.optim.matrices)
         require(
             self.optim.adamw.head_lr is None or not self.model.tied_head,
             f"optim.adamw.head_lr is {self.optim.adamw.head_lr} and the head is the embedding's "

@@ -285,6 +285,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return value  # the section's own check names the choices
     if origin is tuple and isinstance(value, list | tuple):
         kinds = typing.get_args(hint)
+        if kinds[1:] == (Ellipsis,):
+            kinds = kinds[:1] * len(value)
         if len(kinds) == len(value):
             return tuple(_convert(k, v, name) for k, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
