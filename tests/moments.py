@@ -15,18 +15,18 @@ from typing import Any
 
 import quintic.train
 from quintic.console import RunProgress
-from quintic.distributed.signals import StopRequest
+from quintic.distributed.signals import GracefulShutdown
 from quintic.metrics import Record
 
-_stops: list[StopRequest] = []
+_stops: list[GracefulShutdown] = []
 
 
-def _entered(self: StopRequest, own: Callable[[StopRequest], Any] = StopRequest.__enter__) -> Any:
+def _made(self: GracefulShutdown, *arguments: Any, own: Any = GracefulShutdown.__init__) -> None:
+    own(self, *arguments)
     _stops.append(self)
-    return own(self)
 
 
-StopRequest.__enter__ = _entered  # type: ignore[method-assign]
+GracefulShutdown.__init__ = _made  # type: ignore[assignment,method-assign]
 
 
 def _told() -> bool:
