@@ -31,8 +31,11 @@ from quintic.config import (
     Config,
     Precision,
     differing_fields,
+    field_facts,
+    flatten,
     resolve_eot,
     resolve_vocabulary,
+    without_effect,
 )
 from quintic.console import Console
 from quintic.data.corpus import embedded_dataset
@@ -63,29 +66,6 @@ from quintic.optim.param_groups import (
 )
 from quintic.optim.schedule import scheduled
 from quintic.optim.step import LocalStepper, Stepper, Zero1Stepper
-
-RESUME_MAY_CHANGE = frozenset(
-    {
-        "data.path",
-        "optim.muon.kernel",
-        "train.device",
-        "train.compile",
-        "train.loss",
-        "train.micro_batch",
-        "train.sharding",
-        "train.activation_checkpointing",
-        "train.attention",
-        "train.cuda_graphs",
-        "train.cache_bf16_weights",
-        "train.prefetch_to_gpu",
-        "train.hang_timeout_s",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.tensorboard",
-    }
-)
-"""Fields that change nothing of what is computed, up to rounding."""
 
 
 @dataclass
@@ -326,11 +306,10 @@ def _build_stepper(
 def _check_same_everywhere(config: Config, dataset: Dataset, world: World) -> None:
     """Raise `QuinticError` where a rank is about to do something else than rank 0."""
     check_identical(world, {"data": dataset.fingerprint})
-    # Each machine may keep its data in another place.
-    places = {"data.path", "data.tokenizer"}
+    own = {name for name, facts in field_facts(Config).items() if facts.ranks == "own"}
     configs = world.all_gather_object(config)
     for rank, other in enumerate(configs):
-        if fields := set(differing_fields(configs[0], other)) - places:
+        if fields := set(differing_fields(configs[0], other)) - own:
             raise QuinticError(
                 f"rank {rank} was started with another {', '.join(sorted(fields))} than rank 0: "
                 "give all the same options"
@@ -463,7 +442,10 @@ def _check_continues(saved: Config, config: Config, done: int) -> None:
     The number of steps may change as long as it leaves the schedules of the steps already done
     as they were: a trapezoid can be prolonged until its cooldown begins.
     """
-    changed = set(differing_fields(saved, config)) - RESUME_MAY_CHANGE
+    facts = field_facts(Config)
+    changed = {f for f in differing_fields(saved, config) if facts[f].resume == "fixed"}
+    # What has no effect any more goes with the field that took it away.
+    changed -= set(without_effect(Config, dict(flatten(config))))
     if "train.steps" in changed:
         past = range(done)
         if done <= config.train.steps and all(

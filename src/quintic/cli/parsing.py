@@ -24,7 +24,7 @@ from quintic.cli.options import (
     Sweep,
     Train,
 )
-from quintic.config import Config
+from quintic.config import Config, differing_fields, flatten
 from quintic.errors import QuinticError
 from quintic.recipefile import read_recipe
 from quintic.recipes import RECIPES, get_recipe
@@ -67,11 +67,25 @@ def _parse(arguments: list[str]) -> Any:
         named = train.recipe if isinstance(command, Train) else sweep.recipe
         if command.recipe != named:
             raise QuinticError(_misplaced(arguments[0], command.recipe))
+        command = _checked(command, train if isinstance(command, Train) else sweep)
         if _is_file(named):
             command = replace(command, recipe=_name_of(named))
     if isinstance(command, Train) and command.resume is None and _continues(arguments):
         return replace(command, resume=command.out, out=None)
     return command
+
+
+def _checked(command: Train | Sweep, defaults: Train | Sweep) -> Train | Sweep:
+    """Return the command with its sections checked as one config; what the command line switches
+    off takes the recipe's settings of it along."""
+    base = Config(
+        model=defaults.model, data=defaults.data, optim=defaults.optim, train=defaults.train
+    )
+    given = dict(flatten(command))
+    config = base.override({n: given[n] for n in differing_fields(defaults, command) if "." in n})
+    return replace(
+        command, model=config.model, data=config.data, optim=config.optim, train=config.train
+    )
 
 
 def _misplaced(command: str, recipe: str) -> str:

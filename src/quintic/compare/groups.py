@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from quintic.compare.record import SEED, Data, RunRecord
+from quintic.config import Config, field_facts
 from quintic.errors import QuinticError
 
 BOOKKEEPING = frozenset(
-    {
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.tensorboard",
-    }
+    name for name, facts in field_facts(Config).items() if facts.compare == "ignored"
 )
 """Fields that change neither a loss nor the time that is counted."""
 

@@ -8,7 +8,7 @@ enough to run it again. Nothing here knows tensors, files or devices.
 
 from quintic.config.batches import BatchSizes
 from quintic.config.data import EMBEDDED, DataConfig
-from quintic.config.model import GPT_SWITCHES, ModelConfig
+from quintic.config.model import ModelConfig
 from quintic.config.optim import (
     MOMENTUM_START,
     AdamWConfig,
@@ -24,16 +24,17 @@ from quintic.config.resolve import resolve_eot, resolve_vocabulary
 from quintic.config.run import Config
 from quintic.config.schema import (
     differing_fields,
+    field_facts,
     field_types,
     flatten,
     nearest_name,
     unknown_field,
+    without_effect,
 )
 from quintic.config.train import Precision, TrainConfig
 
 __all__ = [
     "EMBEDDED",
-    "GPT_SWITCHES",
     "MOMENTUM_START",
     "AdamWConfig",
     "BatchSizes",
@@ -50,10 +51,12 @@ __all__ = [
     "ShampooConfig",
     "TrainConfig",
     "differing_fields",
+    "field_facts",
     "field_types",
     "flatten",
     "nearest_name",
     "resolve_eot",
     "resolve_vocabulary",
     "unknown_field",
+    "without_effect",
 ]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.schema import betas, fraction, not_negative, one_of, positive, require
+from quintic.config.schema import (
+    ON,
+    betas,
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    require,
+    section,
+    setting,
+)
 
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
+
+LEARNED_SCALARS = {"model.value_embeddings": ON, "model.x0_skip": True, "model.unet_skips": True}
+"""What gives the model learned scalars, which weigh skips."""
 
 MatrixOptimizer = Literal["muon", "adamw", "sgd", "soap", "shampoo"]
 
@@ -35,16 +48,16 @@ class MuonConfig:
     sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
-    kernel: Literal["auto", "torch", "triton"] = "auto"
+    kernel: Literal["auto", "torch", "triton"] = setting("auto", resume="free")
     """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes half of what is
     symmetric; auto: torch, until the kernel has been measured."""
     normuon: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""
-    beta2: float = 0.95
-    """Decay of NorMuon's second moment; used with normuon only."""
+    beta2: float = setting(0.95, part_of={"optim.muon.normuon": True})
+    """Decay of NorMuon's second moment."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
-    cautious: bool = False
+    cautious: bool = setting(False, needs={"optim.muon.weight_decay": ON})
     """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
@@ -57,11 +70,6 @@ class MuonConfig:
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
             "choose a larger momentum, or --optim.muon.momentum-warmup-steps 0",
         )
-        require(
-            not self.cautious or self.weight_decay > 0,
-            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
-            "cautious about; give --optim.muon.weight-decay",
-        )
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,11 @@ class AdamWConfig:
 
     lr: float = 3.6e-3
     """Learning rate of embeddings, head and vectors."""
-    matrix_lr: float | None = None
+    matrix_lr: float | None = setting(None, part_of={"optim.matrices": "adamw"})
     """Learning rate of the block matrices where AdamW has them; None: lr."""
-    head_lr: float | None = None
+    head_lr: float | None = setting(None, part_of={"model.tied_head": False})
     """Learning rate of a head that is not tied to the embedding; None: lr."""
-    scalar_lr: float | None = None
+    scalar_lr: float | None = setting(None, part_of=LEARNED_SCALARS)
     """Learning rate of the learned scalars of shortcuts; None: lr."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment."""
@@ -147,8 +155,8 @@ class ScheduleConfig:
     """trapezoid: warm-up, constant, linear to zero; cosine: warm-up, half a cosine to zero."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
-    cooldown_fraction: float = 0.28
-    """Share of all steps over which the trapezoid falls to zero; unused by cosine."""
+    cooldown_fraction: float = setting(0.28, part_of={"optim.schedule.kind": "trapezoid"})
+    """Share of all steps over which the trapezoid falls to zero."""
 
     def __post_init__(self) -> None:
         one_of("optim.schedule", self, "kind")
@@ -165,12 +173,12 @@ class OptimConfig:
 
     matrices: MatrixOptimizer = "muon"
     """The optimizer of the block matrices; everything else is AdamW's."""
-    muon: MuonConfig = field(default_factory=MuonConfig)
-    adamw: AdamWConfig = field(default_factory=AdamWConfig)
-    sgd: SGDConfig = field(default_factory=SGDConfig)
-    soap: SOAPConfig = field(default_factory=SOAPConfig)
-    shampoo: ShampooConfig = field(default_factory=ShampooConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    muon: MuonConfig = section(MuonConfig, part_of={"optim.matrices": "muon"})
+    adamw: AdamWConfig = section(AdamWConfig)
+    sgd: SGDConfig = section(SGDConfig, part_of={"optim.matrices": "sgd"})
+    soap: SOAPConfig = section(SOAPConfig, part_of={"optim.matrices": "soap"})
+    shampoo: ShampooConfig = section(ShampooConfig, part_of={"optim.matrices": "shampoo"})
+    schedule: ScheduleConfig = section(ScheduleConfig)
     clip_norm: float | None = None
     """Clip the gradient to this global norm; None: no clipping."""
 

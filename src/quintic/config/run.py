@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from quintic import __version__
 from quintic.config.batches import BatchSizes
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
 from quintic.config.optim import OptimConfig
-from quintic.config.schema import build, require, unknown_field
+from quintic.config.schema import (
+    RENAMED,
+    build,
+    check_effects,
+    dotted,
+    flatten,
+    require,
+    section,
+    setting,
+    without_effect,
+)
 from quintic.config.train import TrainConfig
 from quintic.errors import QuinticError
+
+FORMAT, FORMAT_SINCE = 2, "0.2.0"
+"""Number of the format in which a config is saved, and the first release that reads it."""
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    recipe: str = "custom"
+    recipe: str = setting("custom", not_swept="it is a name, and changes nothing")
     """Name of the recipe this came from."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    optim: OptimConfig = section(OptimConfig)
+    train: TrainConfig = section(TrainConfig)
 
     def __post_init__(self) -> None:
+        check_effects(self)
         context, batch, micro = (
             self.model.context,
             self.train.batch_tokens,
@@ -66,18 +81,6 @@ class Config:
             f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
         )
         require(
-            self.optim.adamw.head_lr is None or not self.model.tied_head,
-            f"optim.adamw.head_lr is {self.optim.adamw.head_lr} and the head is the embedding's "
-            "matrix, whose learning rate is optim.adamw.lr: leave it out, or use "
-            "--model.no-tied-head",
-        )
-        require(
-            self.optim.adamw.scalar_lr is None or self.model.has_scalars,
-            f"optim.adamw.scalar_lr is {self.optim.adamw.scalar_lr} and the model has no learned "
-            "scalars: leave it out, or use --model.value-embeddings, --model.x0-skip or "
-            "--model.unet-skips",
-        )
-        require(
             self.train.attention != "flex" or self.model.architecture == "gpt",
             f"train.attention flex is for model.architecture gpt, and this is "
             f"{self.model.architecture}: use another --train.attention",
@@ -97,11 +100,6 @@ class Config:
         )
 
     def _check_float8_head(self) -> None:
-        require(
-            self.train.loss != "plain",
-            "train.float8_head is for the losses that go by chunks, and train.loss is plain: use "
-            "--train.loss chunked or --train.loss fused, or --train.no-float8-head",
-        )
         for name in ("width", "context", "vocab_size"):
             size = getattr(self.model, name)
             require(
@@ -137,28 +135,51 @@ class Config:
         return round(self.optim.schedule.cooldown_fraction * self.train.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, ready for JSON."""
-        return asdict(self)
+        """Return plain nested dictionaries, ready for JSON, with the number of their format."""
+        return {"format": FORMAT, "needs_quintic": FORMAT_SINCE, **asdict(self)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`; raises `QuinticError` on unknown keys and bad values."""
-        return typing.cast(Config, build(Config, values))
+        """Return the config of what `to_dict` gave, in this release or an earlier one.
+
+        Raises `QuinticError` on unknown keys, bad values and the format of a later release.
+        """
+        if not isinstance(values, Mapping):
+            raise QuinticError("config section config is not an object")
+        found = dotted(values)
+        number, since = found.pop("format", 1), found.pop("needs_quintic", "a newer one")
+        if number == 1:
+            found = _from_format_1(found)
+        elif number != FORMAT:
+            raise QuinticError(
+                f"config format {number} needs quintic {since}, and this is {__version__}, which "
+                f"reads formats 1 to {FORMAT}: update quintic"
+            )
+        return typing.cast(Config, build(Config, found))
 
     def override(self, changes: Mapping[str, Any]) -> Config:
-        """A copy with dotted fields replaced: `override({"train.steps": 10})`.
+        """Return a copy with dotted fields replaced: `override({"train.steps": 10})`.
 
         All changes are applied before anything is validated, so fields that depend on each other
-        can change together. Raises `QuinticError` for an unknown field, naming the nearest.
+        can change together. Where they switch something off, its settings go back to their
+        defaults, unless they are among the changes. Raises `QuinticError` for an unknown field,
+        naming the nearest.
         """
-        values = self.to_dict()
-        for key, value in changes.items():
-            section, *rest = key.split(".")
-            target: Any = values
-            path = [section, *rest]
-            for name in path[:-1]:
-                target = target.get(name) if isinstance(target, dict) else None
-            if not isinstance(target, dict) or path[-1] not in target:
-                raise QuinticError(unknown_field(Config, key))
-            target[path[-1]] = value
-        return Config.from_dict(values)
+        values = {**dict(flatten(self)), **changes}
+        dropped = set(without_effect(Config, values)) - changes.keys()
+        kept = {name: value for name, value in values.items() if name not in dropped}
+        return typing.cast(Config, build(Config, kept))
+
+
+def _from_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config of quintic 0.1 as they are called and valued now."""
+    found = {RENAMED.get(name, name): value for name, value in values.items()}
+    prefetch = "train.prefetch_to_gpu"
+    for old, new in (("ahead", "on"), ("inline", "off")):
+        if found.get(prefetch) == old:
+            found[prefetch] = new
+    # Format 1 let settings stand that had no effect, such as a learning rate of SGD beside Muon.
+    # They are refused now, and taking them away changes nothing of what was computed.
+    for name in without_effect(Config, found):
+        found.pop(name, None)
+    return found
