@@ -184,11 +184,14 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
 ) -> None:
     """Bit for bit, between two renewals and after one, whole state included."""
     monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)  # figures would take seconds
+    own: dict[str, dict[str, Any]] = {
+        "sgd": {"optim.sgd.lr": 0.5},
+        "soap": {"optim.soap.precondition_frequency": 3},
+        "shampoo": {"optim.shampoo.precondition_frequency": 3},
+    }
     changes = {
         "optim.matrices": matrices,
-        "optim.sgd.lr": 0.5,
-        "optim.soap.precondition_frequency": 3,
-        "optim.shampoo.precondition_frequency": 3,
+        **own[matrices],
         "optim.schedule.cooldown_fraction": 0.0,
         "train.steps": 11,
         **RARELY,
@@ -213,11 +216,12 @@ def test_it_learns_and_says_what_runs(
     matrices: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)
-    rates = {"optim.sgd.lr": 0.5, "optim.soap.lr": 0.01, "optim.shampoo.lr": 0.01}
-    changes = {"optim.matrices": matrices, "train.steps": 40, **rates, **RARELY}
+    lr = {"sgd": 0.5, "soap": 0.01, "shampoo": 0.01}[matrices]
+    rate = {f"optim.{matrices}.lr": lr}
+    changes = {"optim.matrices": matrices, "train.steps": 40, **rate, **RARELY}
     run = start(tiny_config(tiny_data, changes), tmp_path / "run", Console())
     lines = "\n".join(opening_lines(run))
-    assert f"on 12 parameters (24,576 elements), lr {rates[f'optim.{matrices}.lr']}" in lines
+    assert f"on 12 parameters (24,576 elements), lr {lr}" in lines
     assert {r.optimizer for r in run.specs if "layers" in r.name} == {matrices}
     assert param_groups_table(run.specs).count(f" {matrices} ") == 12
     before = run.loss(*run.loader.batch(0)).item()
