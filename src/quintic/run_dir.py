@@ -30,7 +30,7 @@ from quintic.config import Config
 from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.files import write_json
-from quintic.recipefile import read_recipe
+from quintic.recipes import read_recipe
 
 CONFIG, ENVIRONMENT, ROUTING = "config.json", "environment.json", "routing.txt"
 FIGURE, CHECKPOINTS = "loss.png", "checkpoints"

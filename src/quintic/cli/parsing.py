@@ -26,8 +26,7 @@ from quintic.cli.options import (
 )
 from quintic.config import Config, differing_fields, flatten
 from quintic.errors import QuinticError
-from quintic.recipefile import read_recipe
-from quintic.recipes import RECIPES, get_recipe
+from quintic.recipes import RECIPES, get_recipe, read_recipe
 
 
 def parse(arguments: list[str]) -> Any:

@@ -1,12 +1,12 @@
 """What a run is: frozen dataclasses, validated where they are built.
 
-A `Config` (whole.py) is the whole description of a run, in sections: model.py, data.py, optim.py,
-train.py. A recipe (`quintic.recipes`) builds one, the command line replaces fields of it
+A `Config` (run.py) is the whole description of a run, in sections: model.py, data.py, optim.py,
+train.py. What is true of a field is said where it is declared (schema.py). A recipe
+(`quintic.recipes`) builds a config, the command line replaces fields of it
 (`--section.field value`), and the resolved one is saved with the run as `config.json`, which is
 enough to run it again. Nothing here knows tensors, files or devices.
 """
 
-from quintic.config.batches import BatchSizes
 from quintic.config.data import EMBEDDED, DataConfig
 from quintic.config.model import ModelConfig
 from quintic.config.optim import (
@@ -20,8 +20,7 @@ from quintic.config.optim import (
     ShampooConfig,
     SOAPConfig,
 )
-from quintic.config.resolve import resolve_eot, resolve_vocabulary
-from quintic.config.run import Config
+from quintic.config.run import Config, resolve_eot, resolve_vocabulary
 from quintic.config.schema import (
     differing_fields,
     field_facts,
@@ -31,7 +30,7 @@ from quintic.config.schema import (
     unknown_field,
     without_effect,
 )
-from quintic.config.train import Precision, TrainConfig
+from quintic.config.train import BatchSizes, Precision, TrainConfig
 
 __all__ = [
     "EMBEDDED",

@@ -1,4 +1,4 @@
-"""The step, the device, and what of a run is kept."""
+"""The step, its batch, the device, and what of a run is kept."""
 
 from __future__ import annotations
 
@@ -113,3 +113,35 @@ class TrainConfig:
         require(
             0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"
         )
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Gives the sequences of the global batch of every step, a pure function of the step.
+
+    The steps are cut into `stages` parts, as equal as whole steps allow; a step of part i of n
+    trains on i/n of `sequences`. Source: the speedrun's record 2025-11-29_BatchSizeSchedule
+    (https://github.com/KellerJordan/modded-nanogpt), which has three.
+    """
+
+    sequences: int
+    """Sequences of a step of the last stage; a multiple of `stages`."""
+    stages: int = 1
+    steps: int = 1
+    """Steps of the whole run; what would come after them is as the last stage."""
+
+    @property
+    def smallest(self) -> int:
+        """Return the sequences of a step of the first stage."""
+        return self.sequences // self.stages
+
+    def at(self, step: int) -> int:
+        """Return the sequences of a step."""
+        stage = min(step * self.stages // self.steps, self.stages - 1)
+        return self.smallest * (stage + 1)
+
+    def before(self, step: int) -> int:
+        """Return the sequences of all steps before this one, which is the number of its first."""
+        # Every stage adds its share to all steps from its own first one on.
+        firsts = (-(-stage * self.steps // self.stages) for stage in range(self.stages))
+        return self.smallest * sum(max(0, step - first) for first in firsts)
