@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from quintic.distributed.world import World, local_rows
+from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError
 from quintic.files import file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
@@ -94,7 +94,7 @@ def folder_name(step: int) -> str:
 
 
 def save_checkpoint(
-    root: Path, tensors: dict[str, Tensor], state: dict[str, Any], world: World | None = None
+    root: Path, tensors: dict[str, Tensor], state: dict[str, Any], world: World = ALONE
 ) -> Path:
     """Write one checkpoint under `root`; it appears whole or not at all.
 
@@ -104,7 +104,6 @@ def save_checkpoint(
     Raises `OSError` where the disk refuses, `QuinticError` where it refused another rank; nothing
     is left behind then.
     """
-    world = world or World()
     final = root / folder_name(state["step"])
     aside = root / world.broadcast_object(f".{final.name}.{os.getpid()}.writing")
 
@@ -172,7 +171,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World | None = None) -> None:
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World = ALONE) -> None:
     """Fill the given tensors in place from a checkpoint; those not asked for are not read.
 
     Every rank asks for what it needs, whatever number of ranks wrote the checkpoint.
@@ -181,7 +180,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World | No
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     try:
-        _run_dcp(load, tensors, world or World(), storage_reader=reader)
+        _run_dcp(load, tensors, world, storage_reader=reader)
     except Exception as error:
         message = str(error).strip().splitlines()[-1]
         raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
@@ -241,9 +240,8 @@ def best_checkpoint(root: Path) -> Path | None:
     return min(measured)[1] if measured else None
 
 
-def load_state(found: Found, state: TrainState, world: World | None = None) -> None:
+def load_state(found: Found, state: TrainState, world: World = ALONE) -> None:
     """Fill a `TrainState` in place from a checkpoint."""
-    world = world or World()
     tensors = state.on_cpu(world, copy=False)
     load_tensors(found.path, tensors, world)
     for name, tensor in state.tensors().items():
@@ -261,8 +259,8 @@ class CheckpointWriter:
     that is still being written. A failed write raises `QuinticError` at the next call.
     """
 
-    def __init__(self, root: Path, keep: int, world: World | None = None) -> None:
-        self.root, self.keep, self.world = root, keep, world or World()
+    def __init__(self, root: Path, keep: int, world: World = ALONE) -> None:
+        self.root, self.keep, self.world = root, keep, world
         if self.world.is_main:
             for left_over in root.glob(".step-*"):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)

@@ -55,7 +55,7 @@ def _train_here(command: Train, world: World) -> None:
     from quintic.report import closing_lines, opening_lines
     from quintic.run_dir import default_folder
     from quintic.setup import resume, start
-    from quintic.train import train
+    from quintic.train import train_run
 
     config = Config(
         recipe=command.recipe,
@@ -81,7 +81,7 @@ def _train_here(command: Train, world: World) -> None:
         run = start(config, folder, console, world)
     for line in opening_lines(run):
         console.line(line)
-    done = train(run, console)
+    done = train_run(run, console)
     if not world.is_main:
         return
     if done:
@@ -99,7 +99,7 @@ def run_evaluate(command: Evaluate) -> None:
     from quintic.data.loader import validation_batches
     from quintic.evaluate import validation_loss
     from quintic.report import score_lines
-    from quintic.setup import load_trained
+    from quintic.trained import load_trained
 
     console = Console()
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
@@ -120,7 +120,7 @@ def run_evaluate(command: Evaluate) -> None:
 def run_generate(command: Generate) -> None:
     from quintic.console import Console
     from quintic.generate import check_sampling, generate_ids, stream_text
-    from quintic.setup import load_trained
+    from quintic.trained import load_trained
 
     check_sampling(
         tokens=command.tokens,
