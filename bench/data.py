@@ -43,7 +43,8 @@ from bench.step import QuinticStep
 from quintic.config import BatchSizes, resolve_vocabulary
 from quintic.cores import available_cores
 from quintic.data.dataset import open_dataset
-from quintic.data.loader import Loader, Prefetcher
+from quintic.data.loader import Loader
+from quintic.data.prefetch import Prefetcher
 from quintic.data.shards import TokenStream
 from quintic.data.tokenizer import load_tokenizer
 from quintic.data.verify import check_dataset

@@ -9,11 +9,13 @@ the stall of a checkpoint on 1, 2 and 4 processes of this machine over gloo. Pre
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed.rendezvous import connect
 from quintic.model.build import meta_model
+from quintic.optim.bucket_plan import plan_buckets
+from quintic.optim.newton_schulz import newton_schulz_flops
 from quintic.optim.param_groups import ParamSpec, assign_parameters
-from quintic.optim.zero1 import ShareReport, plan_buckets, share_report
 from quintic.recipes import get_recipe
 from quintic.setup import set_up
 from quintic.train import apply_schedule, forward_backward
@@ -38,8 +41,50 @@ SIZES = {"small (modded)": "modded", "medium": "modded-medium", "xl": "modded-xl
 RANKS = (2, 4, 8, 64)
 
 
-def routes_of(recipe: str) -> list[ParamSpec]:
-    """The routing table of a recipe, without its weights."""
+@dataclass(frozen=True)
+class ShareReport:
+    """Says what a plan costs, counted from it."""
+
+    size: int
+    sent_bytes: int
+    """Bytes that each rank sends in a step: gradients to owners and weights back."""
+    bound_bytes: int
+    """The same without padding: no plan in which every rank ends with all weights sends less."""
+    flops: tuple[float, ...]
+    """Newton-Schulz operations of each rank."""
+    state_elements: tuple[int, ...]
+    """Elements of optimizer state on each rank: one for each of Muon's, two for AdamW's."""
+
+    @property
+    def balance(self) -> float:
+        """Largest over mean of the ranks' operations; 1 where Muon has nothing."""
+        mean = sum(self.flops) / self.size
+        return max(self.flops) / mean if mean else 1.0
+
+
+def share_report(specs: Sequence[ParamSpec], size: int, element_bytes: int = 4) -> ShareReport:
+    """Count bytes, operations and memory of the plan for `size` ranks."""
+    buckets = plan_buckets(specs, size)
+    optimizer = {spec.name: spec.optimizer for spec in specs}
+    flops, state = [0.0] * size, [0] * size
+    for bucket in buckets:
+        for rank, own in enumerate(bucket.pieces):
+            for piece in own:
+                muon = optimizer[piece.name] == "muon"
+                flops[rank] += newton_schulz_flops(*piece.shape) if muon else 0.0
+                state[rank] += piece.elements * (1 if muon else 2)
+    others = 2 * (size - 1) * element_bytes
+    return ShareReport(
+        size,
+        sum(bucket.rank_elements for bucket in buckets) * others,
+        sum(math.prod(spec.shape) for spec in specs) * others // size,
+        tuple(flops),
+        tuple(state),
+    )
+
+
+def specs_of(recipe: str) -> list[ParamSpec]:
+    """Return the specs of a recipe, without its weights."""
     config = get_recipe(recipe)
     return assign_parameters(meta_model(config.model), config.optim)
 
@@ -59,7 +104,7 @@ def count() -> list[dict[str, Any]]:
         }
         for name, recipe in SIZES.items()
         for ranks in RANKS
-        for report in [share_report(routes_of(recipe), ranks)]
+        for report in [share_report(specs_of(recipe), ranks)]
     ]
 
 
@@ -281,7 +326,7 @@ def main() -> None:
         ],
     )
     modded = get_recipe("modded")
-    predicted = [predict(n, routes_of("modded"), modded.train.batch_tokens) for n in LINKS]
+    predicted = [predict(n, specs_of("modded"), modded.train.batch_tokens) for n in LINKS]
     print("\nPREDICTED, not measured: `modded` on H100s (the formula is in bench/distributed.py)")
     print_table(
         ("ranks", "passes ms", "reduce ms", "muon ms", "gather ms", "step ms", "efficiency"),

@@ -30,20 +30,20 @@ from quintic.device import choose_device, compute_dtype
 from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8, require_triton
 from quintic.model.build import meta_model
-from quintic.model.fused_loss import fused_cross_entropy, fused_float8_cross_entropy
-from quintic.model.loss import CrossEntropy, chunked_cross_entropy, plain_cross_entropy
-from quintic.optim.newton_schulz import newton_schulz, polynomial_for
-from quintic.optim.zero1 import newton_schulz_flops
+from quintic.model.loss import (
+    CROSS_ENTROPIES,
+    FLOAT8_CROSS_ENTROPIES,
+    CrossEntropy,
+    chunked_cross_entropy,
+    plain_cross_entropy,
+)
+from quintic.optim.newton_schulz import newton_schulz, newton_schulz_flops, polynomial_for
 from quintic.recipes import get_recipe
 
 TILE = 128
 """Rows of a tile of the symmetric products, in bfloat16."""
 
-LOSSES: dict[str, CrossEntropy] = {
-    "plain": plain_cross_entropy,
-    "chunked": chunked_cross_entropy,
-    "fused": fused_cross_entropy,
-}
+LOSSES = {name: CROSS_ENTROPIES[name] for name in ("plain", "chunked", "fused")}
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def measure_losses(sizes: Sizes, device: torch.device, rounds: int) -> list[dict
             ways[f"{name}, compiled"] = partial(step, torch.compile(LOSSES[name], dynamic=False))
         with suppress(QuinticError):  # GPUs without float8 units are measured without
             require_float8(device, dtype)
-            ways["fused, float8"] = partial(step, fused_float8_cross_entropy)
+            ways["fused, float8"] = partial(step, FLOAT8_CROSS_ENTROPIES["fused"])
     return list(measured(dict(ways), device, rounds))
 
 

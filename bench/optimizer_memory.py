@@ -9,18 +9,31 @@ either; Shampoo and SOAP, which hold square matrices beside them, several times 
 from __future__ import annotations
 
 import argparse
-import typing
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from bench.results import print_table, write_result
-from quintic.config import MatrixOptimizer, OptimConfig
+from quintic.config import OptimConfig, matrix_optimizers
 from quintic.model.base import LanguageModel
 from quintic.model.build import meta_model
-from quintic.optim.memory import state_bytes
 from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
+
+
+def state_bytes(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, int]:
+    """Count the bytes of state that this process holds for each parameter, by name.
+
+    Counted from shapes and types, so that optimizers of a model on the meta device count like
+    those of a real one. The gradient and what a step needs for its duration are no state.
+    """
+    return {
+        name: sum(t.numel() * t.element_size() for t in optimizer.state[p].values())
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for name, p in zip(group["names"], group["params"], strict=True)
+    }
 
 
 def count(model: LanguageModel, config: OptimConfig) -> dict[str, float]:
@@ -43,8 +56,7 @@ def main() -> None:
     config = get_recipe("modded")
     model = meta_model(config.model)
     counted = {
-        name: count(model, replace(config.optim, matrices=name))
-        for name in typing.get_args(MatrixOptimizer)
+        name: count(model, replace(config.optim, matrices=name)) for name in matrix_optimizers()
     }
     for figures in counted.values():
         figures["times_adamw"] = round(figures["all_bytes"] / counted["adamw"]["all_bytes"], 3)

@@ -26,8 +26,8 @@ from bench.results import print_table, write_result
 from quintic.config import Config, ModelConfig
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
+from quintic.optim.newton_schulz import newton_schulz_flops
 from quintic.optim.param_groups import assign_parameters, build_optimizers
-from quintic.optim.zero1 import newton_schulz_flops
 from quintic.recipes import get_recipe
 
 CPU = torch.device("cpu")

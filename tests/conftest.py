@@ -13,6 +13,7 @@ from quintic.config import Config
 from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import write_shard
 from quintic.recipes import get_recipe
+from tests import warm
 
 TINY_VOCAB = 128
 
@@ -134,6 +135,12 @@ def text_run(text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = ["--model.vocab-size", "None"]
     main([*tiny_arguments(text_data), *vocabulary, "--out", str(folder)])
     return folder
+
+
+@pytest.fixture
+def warm_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a sweep are forked from one that has imported PyTorch."""
+    monkeypatch.setattr("subprocess.Popen", warm.Popen)
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 import quintic
 from quintic import run_dir
@@ -190,6 +192,12 @@ def test_every_command_is_known_to_what_explains_its_mistakes(capsys: Capture) -
     commands += [f"data {name}" for name in in_data.split(", ")]
     commands.remove("data")
     assert sorted(commands) == sorted(COMMANDS)
+
+
+def test_the_version_of_tyro_is_pinned_since_its_hook_for_errors_is_private() -> None:
+    """With another version the messages above may be lost: run these tests, then move the pin."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert f"tyro=={tyro.__version__}" in project["dependencies"]
 
 
 def test_on_a_narrow_terminal_in_colour_the_message_is_the_same_plain_line(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from quintic import __version__
 from quintic.config import (
     AdamWConfig,
     Config,
+    CustomConfig,
     DataConfig,
-    MatrixOptimizer,
     ModelConfig,
     MuonConfig,
     OptimConfig,
@@ -49,6 +49,8 @@ def configs(draw: st.DrawFn) -> Config:
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
     fsdp = draw(st.booleans())
+    rows, whole = ["muon", "adamw", "sgd", "lion:Lion"], ["soap", "shampoo"]
+    matrices = draw(st.sampled_from(rows if fsdp else rows + whole))
     stages = draw(st.integers(1, min(steps, 4)))
     compiled = draw(st.booleans())
     architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
@@ -65,8 +67,6 @@ def configs(draw: st.DrawFn) -> Config:
     scalars = x0_skip or unet_skips or value_embeddings > 0
     path = draw(st.just("embedded") | st.text(min_size=1))
     normuon = draw(st.booleans())
-    optimizers: list[MatrixOptimizer] = ["muon", "adamw", "sgd", "soap", "shampoo"]
-    matrices = draw(st.sampled_from(optimizers[: 3 if fsdp else 5]))
 
     def part_of(on: bool, cls: Any) -> Any:
         """The class of a section, or its defaults where nothing heeds it."""
@@ -144,6 +144,10 @@ def configs(draw: st.DrawFn) -> Config:
                 betas=draw(st.tuples(fraction, fraction)),
                 precondition_frequency=draw(st.integers(1, 100)),
             ),
+            custom=part_of(matrices == "lion:Lion", CustomConfig)(
+                lr=draw(positive),
+                options=draw(st.sampled_from([(), ("beta1=0.9", "betas=(0.9, 0.99)", "kind=a=b")])),
+            ),
             schedule=ScheduleConfig(
                 kind="trapezoid" if cooled else draw(st.sampled_from(["trapezoid", "cosine"])),
                 warmup_steps=warmup,
@@ -198,7 +202,7 @@ def test_the_round_trip_covers_every_field() -> None:
     strategy = Path(__file__).read_text().split("def configs", 1)[1].split("@given", 1)[0]
     sections = (
         *(ModelConfig, DataConfig, MuonConfig, AdamWConfig, SGDConfig, SOAPConfig, ShampooConfig),
-        *(ScheduleConfig, TrainConfig),
+        *(CustomConfig, ScheduleConfig, TrainConfig),
     )
     for section in (Config, OptimConfig, *sections):
         assert {name for name in names(section) if f"{name}=" not in strategy} == set()
@@ -242,7 +246,6 @@ CHOICES = {
     "model.activation": "relu2, gelu",
     "model.init": "zero, classic",
     "data.order": "stream, shuffle",
-    "optim.matrices": "muon, adamw, sgd, soap, shampoo",
     "optim.muon.scale": "max_dim, aspect, rms",
     "optim.muon.ns_coefficients": "quintic, polar_express",
     "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
@@ -293,6 +296,14 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
     for value in ("sideways", 3, None, ["gpt"]):
         message = refused({field: value})
         assert message == f"{field} is {value!r}: it must be one of {CHOICES[field]}"
+
+
+@pytest.mark.parametrize("value", ["sideways", "my module:Lion", "lion:", ":Lion", "a:b:c"])
+def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
+    assert refused({"optim.matrices": value}) == (
+        f"optim.matrices is {value!r}: it must be one of muon, adamw, sgd, soap, shampoo, or "
+        "MODULE:Class, an optimizer of your own (docs/extending.md)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,6 +362,23 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         (
             {"optim.schedule.cooldown_fraction": 1.5},
             "optim.schedule.cooldown_fraction is 1.5: it must be from 0 to 1",
+        ),
+        (
+            {"optim.matrices": "lion:Lion", "optim.custom.options": ("beta1",)},
+            "optim.custom.options has 'beta1': each must be NAME=VALUE, such as beta1=0.9",
+        ),
+        (
+            {"optim.matrices": "lion:Lion", "optim.custom.options": ("lr=0.9",)},
+            "optim.custom.options has 'lr=0.9': use --optim.custom.lr",
+        ),
+        (
+            {"optim.matrices": "lion:Lion", "optim.custom.options": ("b=0.9", "b=1")},
+            "optim.custom.options has b twice",
+        ),
+        (
+            {"optim.custom.lr": 0.5},
+            "optim.custom.lr is 0.5, which has no effect with optim.matrices muon: leave it at "
+            "0.001, or use --optim.matrices MODULE:Class",
         ),
         (
             {"train.sharding": "fsdp", "optim.matrices": "soap"},

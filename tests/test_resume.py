@@ -33,7 +33,9 @@ from quintic.metrics import METRICS, Record, read_metrics
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import resume, start
 from quintic.train import train_run
+from tests import warm
 from tests.conftest import tiny_arguments, tiny_config
+from tests.waiting import outputs, wait_until
 
 Losses = list[tuple[int, str, float]]
 
@@ -83,11 +85,16 @@ def never_stopped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextmanager
 def quintic_process(
-    arguments: list[str], environment: dict[str, str] | None = None
+    arguments: list[str], moment: str = "", environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own, with the threads that this one computes with."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "quintic", *arguments],
+    """The command in a process of its own, with the threads that this one computes with; `moment`
+    is what it calls of `tests.moments` before it begins."""
+    program = (
+        f"import sys; from quintic.cli.main import main; from tests.moments import *; {moment}\n"
+        "main(sys.argv[1:])"
+    )
+    process = warm.Popen(
+        [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -102,27 +109,26 @@ def quintic_process(
 
 def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
     """Return once the loss of a step is in `metrics.jsonl`."""
-    end = time.monotonic() + 120
-    written = f'{{"step": {step},'
-    while time.monotonic() < end:
-        path = folder / METRICS
-        if path.exists() and any(
-            line.startswith(written) and "train_loss" in line
-            for line in path.read_text().splitlines()
-        ):
-            return
-        if process.poll() is not None:
-            raise AssertionError(f"the run ended before step {step}: {process.communicate()}")
-        time.sleep(0.001)
-    raise AssertionError(f"step {step} did not come")
+    written, path = f'{{"step": {step},', folder / METRICS
+    wait_until(
+        lambda: (
+            path.exists()
+            and any(
+                line.startswith(written) and "train_loss" in line
+                for line in path.read_text().splitlines()
+            )
+        ),
+        f"step {step}",
+        alive=lambda: process.poll() is None,
+        said=lambda: str(process.communicate()) if process.poll() is not None else "",
+    )
 
 
 def kill_at(arguments: list[str], folder: Path, step: int, delay_s: float) -> None:
-    with quintic_process(arguments) as process:
-        wait_for_step(process, folder, step)
-        time.sleep(delay_s)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, "the run was over before it was killed"
+    with quintic_process(arguments, f"kill_after({step}, {delay_s}, at_most=6)") as process:
+        said = outputs(process)
+        assert process.returncode in (-signal.SIGKILL, -signal.SIGPROF), said
+    assert any(entry[:2] == (step, "train_loss") for entry in losses(folder))
 
 
 # Real signals to a real process.
@@ -136,7 +142,7 @@ def test_a_run_killed_four_times_at_random_moments_equals_one_never_stopped(
     arguments = [*tiny_arguments(tiny_data), *LONG, "--out", str(folder)]
     step = 2
     for i in range(4):
-        kill_at(arguments, folder, step, delay_s=random.uniform(0, 0.02))
+        kill_at(arguments, folder, step, delay_s=random.uniform(1e-6, 0.02))
         found = checkpoints(folder / CHECKPOINTS)
         assert i > 0 or found == [], "killed too late to show what it is to show"
         saved = int(found[-1].name.removeprefix("step-")) if found else 0
@@ -153,10 +159,10 @@ def test_a_run_stopped_by_a_signal_saves_says_how_to_resume_and_equals_one_never
 ) -> None:
     folder = tmp_path / "run"
     arguments = [*tiny_arguments(tiny_data), *LONG, "--out", str(folder)]
-    with quintic_process(arguments) as process:
+    with quintic_process(arguments, "hold_at(34)") as process:
         wait_for_step(process, folder, 33)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = outputs(process)
     assert (process.returncode, err) == (0, "")
     done = losses(folder)[-1][0] + 1
     assert 33 < done < STEPS
@@ -174,36 +180,15 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_from_what_was_saved
 ) -> None:
     folder = tmp_path / "run"
     arguments = [*tiny_arguments(tiny_data), *LONG, "--out", str(folder)]
-    # The step in progress takes a minute, as a large model's can: one Ctrl-C would wait for it.
-    slow = (
-        "import sys, time, quintic.train as t\n"
-        "own = t.forward_backward\n"
-        "def slow(run, batch, *watchdog):\n"
-        "    if run.state.step == 13:\n"
-        "        print('sleeping', flush=True); time.sleep(60)\n"
-        "    return own(run, batch, *watchdog)\n"
-        "t.forward_backward = slow\n"
-        "from quintic.cli import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        while "sleeping" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        assert process.poll() is None, "the first Ctrl-C waits for the step"
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.communicate()
+    # The step in progress takes hours, as a large model's can: one Ctrl-C would wait for it.
+    with quintic_process(arguments, "hold_at(13, forever=True)") as process:
+        for said in ("now", "told"):
+            assert process.stdout is not None
+            while said not in (line := process.stdout.readline()):
+                assert line, outputs(process)
+            assert process.poll() is None, "the first Ctrl-C waits for the step"
+            process.send_signal(signal.SIGINT)
+        _, err = outputs(process)
     assert process.returncode == 130
     assert err.strip() == "interrupted"
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000010"]
@@ -231,17 +216,20 @@ def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
     ]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*tiny_arguments(tiny_data), *smallest]
-    with quintic_process([*arguments, "--out", str(stopped)], environment) as process:
+    with quintic_process(
+        [*arguments, "--out", str(stopped)], "hold_at(24)", environment
+    ) as process:
         wait_for_step(process, stopped, 23)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 0
+        outputs(process)
+        assert process.returncode == 0
     assert 23 < losses(stopped)[-1][0] + 1 < 60
     with (
-        quintic_process(["train", "--resume", str(stopped)], environment) as resumed,
-        quintic_process([*arguments, "--out", str(whole)], environment) as never_ended,
+        quintic_process(["train", "--resume", str(stopped)], "", environment) as resumed,
+        quintic_process([*arguments, "--out", str(whole)], "", environment) as never_ended,
     ):
         for process in (resumed, never_ended):
-            _, err = process.communicate(timeout=300)
+            _, err = outputs(process)
             assert (process.returncode, err) == (0, "")  # no "hit recompile_limit" either
     assert len(losses(whole)) == 64
     assert losses(stopped) == losses(whole)

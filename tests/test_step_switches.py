@@ -4,6 +4,7 @@ On a machine with a GPU these run there: `python -m bench.gpu --parts parity`.
 """
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import quintic.metrics
 from quintic.checkpoint import checkpoints
 from quintic.config import Config
 from quintic.console import Console
-from quintic.data.loader import Batch, Prefetcher
-from quintic.data.prefetch import Uploader
+from quintic.data.loader import Batch
+from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import LateScalar
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Metrics, read_metrics
@@ -319,14 +320,15 @@ class Noted:
         self.begun: list[tuple[int, str]] = []
         self.first_begun = threading.Event()
 
-    def begin(self, batch: Batch) -> tuple[str, Batch]:
+    def __call__(self, batch: Batch) -> Callable[[], Batch]:
         self.begun.append((int(batch[0][0]), threading.current_thread().name))
         self.first_begun.set()
-        return "moving", batch
 
-    def ready(self, moving: tuple[str, Batch]) -> Batch:
-        assert moving[0] == "moving" and threading.current_thread() is threading.main_thread()
-        return moving[1]
+        def uploaded() -> Batch:
+            assert threading.current_thread() is threading.main_thread()
+            return batch
+
+        return uploaded
 
 
 def test_the_next_batch_is_on_its_way_before_it_is_asked_for() -> None:
@@ -335,7 +337,7 @@ def test_the_next_batch_is_on_its_way_before_it_is_asked_for() -> None:
     def batch(step: int) -> Batch:
         return torch.tensor([step]), torch.tensor([step + 1])
 
-    with Prefetcher(batch, 3, 6, uploader=noted) as batches:
+    with Prefetcher(batch, 3, 6, upload=noted) as batches:
         assert noted.first_begun.wait(10)
         for step in (3, 4, 5):
             assert int(batches.get(step)[0]) == step
@@ -346,8 +348,8 @@ def test_the_next_batch_is_on_its_way_before_it_is_asked_for() -> None:
 @needs_cuda
 def test_uploaded_batches_are_those_of_the_loader(tiny_data: Path) -> None:
     run = set_up(here(tiny_data, {}), Path("unused"), Console())
-    uploader = Uploader(DEVICE)
-    with Prefetcher(run.loader.batch, 0, 20, pin=True, uploader=uploader) as batches:
+    upload = Uploader(DEVICE)
+    with Prefetcher(run.loader.batch, 0, 20, pin=True, upload=upload) as batches:
         for step in range(20):
             for moved, expected in zip(batches.get(step), run.loader.batch(step), strict=True):
                 assert moved.is_cuda and torch.equal(moved.cpu(), expected)

@@ -33,8 +33,7 @@ from bench.gpu.profile import longest_kernels
 from bench.step import PlainLoop
 from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console
-from quintic.data.loader import Prefetcher
-from quintic.data.prefetch import Uploader
+from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.data.shards import write_shard
 from quintic.device import DeviceTimer, auto_micro_batch, compute_dtype, peak_flops
 from quintic.errors import QuinticError
@@ -117,7 +116,7 @@ class QuinticStepper:
                 0,
                 2**31,
                 pin=device.type == "cuda",
-                uploader=Uploader(device) if self.run.uploads_ahead else None,
+                upload=Uploader(device) if self.run.uploads_ahead else None,
             )
         )
         self._device, self._number = device, 0

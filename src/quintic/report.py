@@ -6,23 +6,17 @@ import math
 from collections.abc import Iterator
 
 from quintic import run_dir
-from quintic.config import Config, ModelConfig, field_facts
+from quintic.config import Config, CustomConfig, ModelConfig, field_facts
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.model.attention_backend import own_choice
-from quintic.optim.param_groups import ParamSpec, newton_schulz_dtype
+from quintic.optim.matrix_optimizer import facts_of
+from quintic.optim.muon import newton_schulz_dtype
+from quintic.optim.param_groups import ParamSpec
 from quintic.setup import Run
-
-OPTIMIZERS = {
-    "muon": "Muon",
-    "sgd": "SGD with Nesterov momentum",
-    "soap": "SOAP",
-    "shampoo": "Shampoo",
-    "adamw": "AdamW",
-}
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
 
@@ -51,7 +45,7 @@ def opening_lines(run: Run) -> Iterator[str]:
             f"{len(run.rows(t.steps))} sequences of a batch in {run.micro_batches(t.steps)} "
             "micro-batches"
         )
-    for optimizer in OPTIMIZERS:
+    for optimizer in dict.fromkeys([config.optim.matrices, "adamw"]):
         if own := [spec for spec in run.specs if spec.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
     train, tokens = run.dataset.train, config.tokens
@@ -98,8 +92,12 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
     elements = sum(math.prod(spec.shape) for spec in specs)
     lrs = " and ".join(f"{lr:g}" for lr in sorted({spec.lr for spec in specs}))
     if optimizer != "muon":
-        name = OPTIMIZERS[optimizer]
-        return f"{name} on {len(specs)} parameters ({elements:,} elements), lr {lrs}"
+        settings = run.config.optim.matrix_settings if optimizer != "adamw" else None
+        options = settings.options if isinstance(settings, CustomConfig) else ()
+        return (
+            f"{facts_of(optimizer).label} on {len(specs)} parameters ({elements:,} elements), "
+            f"{', '.join([f'lr {lrs}', *options])}"
+        )
     muon = run.config.optim.muon
     ns_dtype = newton_schulz_dtype(muon, run.device, next(run.state.model.parameters()).dtype)
     precision = str(ns_dtype).removeprefix("torch.")

@@ -60,7 +60,8 @@ from quintic.optim.param_groups import (
     param_groups_table,
 )
 from quintic.optim.schedule import scheduled
-from quintic.optim.step import LocalStepper, Stepper, Zero1Stepper
+from quintic.optim.step import LocalStepper, Stepper
+from quintic.optim.zero1 import Zero1Stepper
 
 
 @dataclass
@@ -123,7 +124,7 @@ def open_data(config: Config, console: Console) -> Dataset:
     """Open the dataset of a config; builds the embedded corpus on first use."""
     if config.data.path == EMBEDDED:
         return open_dataset(
-            embedded_dataset(config.data.embedded_vocab, progress=console.stage),
+            embedded_dataset(config.data.embedded_vocab, on_progress=console.stage),
             config.data.tokenizer,
         )
     path = Path(config.data.path)

@@ -14,8 +14,8 @@ from torch import Tensor
 from quintic import run_dir
 from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.console import Console, RunProgress
-from quintic.data.loader import Batch, Prefetcher, validation_batches
-from quintic.data.prefetch import Uploader
+from quintic.data.loader import Batch, validation_batches
+from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import DeviceTimer, peak_flops
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
@@ -98,7 +98,7 @@ def _loop(run: Run, console: Console) -> None:
                 state.step,
                 steps,
                 pin=run.device.type == "cuda",
-                uploader=Uploader(run.device) if run.uploads_ahead else None,
+                upload=Uploader(run.device) if run.uploads_ahead else None,
             )
         )
         stop.cast_vote()

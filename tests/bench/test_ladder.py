@@ -17,6 +17,8 @@ from quintic.config import Config
 from quintic.errors import QuinticError
 from tests.conftest import TINY_VOCAB
 
+pytestmark = pytest.mark.usefixtures("warm_runs")
+
 TOY = {
     **{"model.layers": 2, "model.width": 32, "model.context": 32, "model.vocab_size": TINY_VOCAB},
     **{"train.steps": 8, "train.batch_tokens": 256, "train.micro_batch": 4},

@@ -68,7 +68,6 @@ class HubServer:
         listing_faults: the same for the requests that list a repository.
         deny: answer every request for a repository with this status and X-Error-Code.
         busy_headers: headers of the answers 429 and 500.
-        ranges: whether range requests are understood.
         slow_s: pause before each 8 KiB of a slow download.
         sent: bytes of content that went out, by name of the file.
         requests: all requests, in order.
@@ -81,7 +80,6 @@ class HubServer:
         self.listing_faults: list[Fault] = []
         self.deny: tuple[int, str] | None = None
         self.busy_headers: dict[str, str] = {}
-        self.ranges = True
         self.slow_s = 0.002
         self.writable = True
         self.released = threading.Event()
@@ -304,7 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         start = 0
         requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if requested and hub.ranges:
+        if requested:
             start = int(requested[1])
         body = content[start:]
         if fault == "length":

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from quintic.config import BatchSizes
-from quintic.data.loader import Loader, Prefetcher, validation_batches
+from quintic.data.loader import Loader, validation_batches
+from quintic.data.prefetch import Prefetcher
 from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
 
@@ -53,7 +54,7 @@ def test_batches_have_their_shape_and_targets_are_one_token_later(
 def test_global_batch_does_not_depend_on_processes_and_micro_batch(
     make_stream: MakeStream, order: Order, world: int, micro: int
 ) -> None:
-    """Law 1: every process with a loader of its own, in any order of steps."""
+    """Every process with a loader of its own, in any order of steps."""
     stream = make_stream(*AWKWARD)
     whole = make_loader(stream, order, batch_sequences=10)
     for step in (7, 0, 1, 3, 1):
@@ -84,7 +85,7 @@ def test_rows_can_be_a_range_with_a_stride_or_none_at_all(
 
 
 def test_stream_order_skips_nothing_and_repeats_nothing(make_stream: MakeStream) -> None:
-    """Law 1, over shard ends and the end of the stream: the inputs are the stream, and again."""
+    """Over shard ends and the end of the stream: the inputs are the stream, and again."""
     loader = make_loader(make_stream(*AWKWARD))
     inputs = torch.cat([loader.batch(step)[0].flatten() for step in range(20)])
     assert inputs.tolist() == [index % 116 for index in range(20 * 30)]
@@ -159,7 +160,7 @@ def test_too_few_tokens_for_a_batch(make_stream: MakeStream) -> None:
 def test_validation_is_the_same_tokens_for_every_batch(
     make_stream: MakeStream, batch_sequences: int
 ) -> None:
-    """Law 6."""
+
     batches = list(validation_batches(make_stream(*AWKWARD), 5, 35, batch_sequences))
     assert torch.cat([inputs.flatten() for inputs, _ in batches]).tolist() == list(range(35))
     assert torch.cat([targets.flatten() for _, targets in batches]).tolist() == list(range(1, 36))

@@ -7,8 +7,8 @@ from shutil import copytree
 import pytest
 
 from quintic.cli.main import main
+from quintic.data.hub.client import Transfer
 from quintic.data.hub.fetch import fetch
-from quintic.data.hub.progress import Transfer
 from quintic.data.hub.push import push
 from quintic.data.shards import write_shard
 from tests.data.hub_server import HubServer, Repo
@@ -81,12 +81,12 @@ def test_nothing_is_visible_before_everything_is_and_an_interrupted_push_sends_t
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        push(tmp_path, REPO, progress=interrupt)
+        push(tmp_path, REPO, on_progress=interrupt)
     assert login.repos["me/mine"].files == {}
     sent = len(login.lfs_objects)
     assert 0 < sent < 7
     seen: list[Transfer] = []
-    push(tmp_path, REPO, progress=seen.append)
+    push(tmp_path, REPO, on_progress=seen.append)
     assert seen[-1].files_done == 7 and seen[-1].bytes_done == seen[-1].bytes_total
     uploads = [request.path for request in login.requests if request.method == "PUT"]
     assert len(uploads) == len(set(uploads)) == 7

@@ -21,7 +21,7 @@ def own(small_dataset: Path, tmp_path: Path) -> Path:
 
 def test_own_dataset_is_in_order(small_dataset: Path) -> None:
     calls: list[tuple[str, float]] = []
-    report = check_dataset(small_dataset, progress=lambda name, part: calls.append((name, part)))
+    report = check_dataset(small_dataset, on_progress=lambda name, part: calls.append((name, part)))
     assert report.ok
     assert report.notes == []
     dataset = open_dataset(small_dataset)
@@ -89,7 +89,11 @@ def test_foreign_folder_without_a_tokenizer(make_foreign: MakeForeign) -> None:
     assert report.ok
     assert any("--data.tokenizer" in note for note in report.notes)
     info = describe_dataset(folder)
-    assert (info.train.tokens, info.train.documents, info.train.bytes_per_token) == (3, None, None)
+    assert (
+        info.splits["train"].tokens,
+        info.splits["train"].documents,
+        info.splits["train"].bytes_per_token,
+    ) == (3, None, None)
     assert (info.samples, info.vocab_size) == ([], None)
     assert any("--data.tokenizer" in note for note in info.notes)
 
@@ -100,9 +104,12 @@ def test_description(small_dataset: Path) -> None:
     train, val = dataset.manifest.shards
     info = describe_dataset(small_dataset)
     assert info.fingerprint == dataset.fingerprint
-    assert (info.train.tokens, info.train.documents) == (train.tokens, train.documents)
-    assert (info.val.tokens, info.val.documents) == (val.tokens, val.documents)
-    assert info.train.bytes_per_token == pytest.approx(train.text_bytes / train.tokens)
+    assert (info.splits["train"].tokens, info.splits["train"].documents) == (
+        train.tokens,
+        train.documents,
+    )
+    assert (info.splits["val"].tokens, info.splits["val"].documents) == (val.tokens, val.documents)
+    assert info.splits["train"].bytes_per_token == pytest.approx(train.text_bytes / train.tokens)
     assert len(info.samples) == 3
     assert all(sample.startswith("def function_") for sample in info.samples)
 
@@ -112,17 +119,17 @@ def test_lengths_of_documents(make_foreign: MakeForeign) -> None:
     folder = make_foreign([9, 9, 0, 1, 0, 1, 2, 3, 0, 1, 2], [5, 5])
     train_bpe(["abc"], 257).save(folder)
     info = describe_dataset(folder)
-    assert info.train.documents == 3
-    assert info.train.document_tokens[5] == 2
-    assert info.train.document_tokens[50] == 3
-    assert info.train.document_tokens[100] == 4
-    assert (info.val.documents, info.val.document_tokens) == (0, {})
+    assert info.splits["train"].documents == 3
+    assert info.splits["train"].document_tokens[5] == 2
+    assert info.splits["train"].document_tokens[50] == 3
+    assert info.splits["train"].document_tokens[100] == 4
+    assert (info.splits["val"].documents, info.splits["val"].document_tokens) == (0, {})
 
 
 @pytest.mark.usefixtures("gpt2_vocabulary")
 def test_benchmark_corpus(bench_val_shard: Path) -> None:
     write_shard(bench_val_shard.parent / "corpus_train_000001.bin", [50256, *[1] * 9])
     info = describe_dataset(bench_val_shard.parent, "gpt2")
-    assert info.val.tokens == 1_994_019
-    assert info.val.bytes_per_token is not None
-    assert np.round(info.val.bytes_per_token * info.val.tokens) == 8_934_877
+    assert info.splits["val"].tokens == 1_994_019
+    assert info.splits["val"].bytes_per_token is not None
+    assert np.round(info.splits["val"].bytes_per_token * info.splits["val"].tokens) == 8_934_877

@@ -1,6 +1,5 @@
 """The head in float8: the scales, the products, the loss and its gradients, and where it runs."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8
 from quintic.metrics import METRICS, read_metrics
-from quintic.model import fused_loss
-from quintic.model.fused_loss import _mean_loss, chunked_float8_cross_entropy, head_and_loss
 from quintic.model.head import (
     E4M3,
     E5M2,
@@ -24,7 +21,14 @@ from quintic.model.head import (
     power_of_two_scale,
     scaled_product,
 )
-from quintic.model.loss import CrossEntropy, plain_cross_entropy
+from quintic.model.loss import (
+    CHUNK_ELEMENTS,
+    CrossEntropy,
+    chunked_cross_entropy,
+    chunked_float8_cross_entropy,
+    loss_and_gradients,
+    plain_cross_entropy,
+)
 from quintic.model.multi_token import mtp_targets
 from tests.conftest import refusal
 
@@ -138,16 +142,16 @@ def test_the_size_of_a_chunk_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, softcap: float | None
 ) -> None:
     def computed(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        monkeypatch.setitem(fused_loss.CHUNK_ELEMENTS, "cpu", tokens * V)
+        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", tokens * V)
         x, weight, targets = inputs()
-        return head_and_loss(x, weight, targets[:, None], softcap, None, True, False, True)
+        return loss_and_gradients(x, weight, targets[:, None], softcap, None, True, False, True)
 
     for found, expected in zip(computed(16), computed(N), strict=True):
         torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_without_float8_the_operator_is_the_plain_loss(softcap: float | None) -> None:
+def test_without_float8_it_is_the_plain_loss(softcap: float | None) -> None:
     """So that what float8 changes is what the products change."""
     x, weight, targets = (t.double() if t.is_floating_point() else t for t in inputs())
     x.requires_grad_()
@@ -158,7 +162,7 @@ def test_without_float8_the_operator_is_the_plain_loss(softcap: float | None) ->
     expected = torch.nn.functional.cross_entropy(logits, targets)
     expected.backward()
     detached = x.detach(), weight.detach(), targets[:, None]
-    found = head_and_loss(*detached, softcap, None, True, False, False)
+    found = loss_and_gradients(*detached, softcap, None, True, False, False)
     for a, b in zip(found, (expected.detach(), x.grad, weight.grad), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -176,8 +180,7 @@ def test_several_tokens_are_predicted_with_the_same_products() -> None:
         return value.detach(), *torch.autograd.grad(value, (x, weight))
 
     plain = computed(plain_cross_entropy, torch.float64)
-    without = partial(_mean_loss, kernel=False, float8=False)
-    for a, b in zip(computed(without, torch.float64), plain, strict=True):
+    for a, b in zip(computed(chunked_cross_entropy, torch.float64), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     found = computed(chunked_float8_cross_entropy, torch.float32)
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True)]

@@ -7,29 +7,28 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from quintic.checkpoint import checkpoints, read_state
 from quintic.metrics import METRICS, read_metrics
 from quintic.run_dir import CHECKPOINTS
+from tests import warm
+from tests.waiting import LOOK_EVERY_S, outputs, wait_until
 
 TOKEN = "QUINTIC_TEST_TOKEN"
 """In the environment of every process of a test, by which it is found again."""
 
 FAULT = """\
 import os, sys
-if os.environ.get("RANK") in {ranks!r} and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+if os.environ.get("RANK") in {ranks!r} and os.environ.get("TORCHELASTIC_RESTART_COUNT") in {starts}:
     {body}
 """
-
-TIMEOUT_S = 90.0
 
 
 class Command:
@@ -38,9 +37,10 @@ class Command:
     def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
         self.token = uuid.uuid4().hex
         self._output, self._errors = folder / "stdout", folder / "stderr"
-        self.began_s = time.monotonic()
+        self._processes = folder / "processes"
+        self._processes.mkdir()
         with self._output.open("w") as output, self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
+            self.process = warm.Popen(
                 arguments,
                 stdout=output,
                 stderr=errors,
@@ -51,6 +51,7 @@ class Command:
                     "PYTHONUNBUFFERED": "1",
                     **environment,
                     TOKEN: self.token,
+                    warm.REGISTER: str(self._processes),
                 },
             )
 
@@ -67,6 +68,11 @@ class Command:
     def alive(self) -> dict[int, str]:
         """Every process of this command that lives, with its rank; the launcher has none."""
         found = {}
+        for path in self._processes.iterdir():
+            with suppress(OSError):
+                state = Path("/proc", path.name, "stat").read_text().rpartition(")")[2].split()[0]
+                if state not in "ZX":
+                    found[int(path.name)] = path.read_text()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():
                 continue
@@ -91,27 +97,24 @@ class Command:
         """To the command itself, or to a rank of it."""
         os.kill(self.process.pid if rank is None else self.rank(rank), number)
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition while the command runs."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, f"ended before {what}: {self.output}{self.errors}"
-            assert time.monotonic() < end, f"no {what}: {self.output}{self.errors}"
-            time.sleep(0.02)
+        wait_until(
+            condition,
+            what,
+            alive=lambda: self.process.poll() is None,
+            said=lambda: f"{self.output}{self.errors}",
+        )
 
-    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
-        """The exit code."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running: {self.output}{self.errors}") from None
+    def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        self.until(lambda: self.process.poll() is not None, "end")
+        return self.process.wait()
 
-    def until_gone(self, timeout_s: float) -> None:
+    def until_gone(self) -> None:
         """Wait until no process of it lives."""
-        end = time.monotonic() + timeout_s
-        while alive := self.alive():
-            assert time.monotonic() < end, f"{alive} live on: {self.output}{self.errors}"
-            time.sleep(0.05)
+        said = f"{self.output}{self.errors}"
+        wait_until(lambda: not self.alive(), f"end of {self.alive()}", said=lambda: said)
 
     def end(self) -> None:
         """Kill what is left."""
@@ -121,10 +124,8 @@ class Command:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-            if self.process.poll() is None:
-                self.process.wait(10)
-            time.sleep(0.02)
-        self.process.wait(10)
+            time.sleep(LOOK_EVERY_S)
+        outputs(self.process)
 
 
 @contextmanager
@@ -134,6 +135,7 @@ def running(
     *,
     fault: str = "",
     ranks: Sequence[int] = (1,),
+    restarts: int = 0,
     environment: dict[str, str] | None = None,
     command: Sequence[str] = (sys.executable, "-m", "quintic"),
 ) -> Iterator[Command]:
@@ -142,8 +144,9 @@ def running(
     Args:
         arguments: of quintic.
         folder: for its output, and for the fault.
-        fault: Python that the given ranks execute before they begin, at the first start only.
+        fault: Python that the given ranks execute before they begin.
         ranks: those ranks.
+        restarts: at how many starts after the first they execute it too.
         environment: added to this one's.
         command: what runs quintic.
     """
@@ -151,8 +154,9 @@ def running(
     environment = dict(environment or {})
     if fault:
         body = "\n    ".join(fault.strip().splitlines())
+        starts = [str(start) for start in range(restarts + 1)]
         (folder / "sitecustomize.py").write_text(
-            FAULT.format(ranks=[str(rank) for rank in ranks], body=body)
+            FAULT.format(ranks=[str(rank) for rank in ranks], starts=starts, body=body)
         )
         path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(path)

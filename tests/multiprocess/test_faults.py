@@ -23,7 +23,7 @@ import quintic.checkpoint
 import quintic.distributed.world
 from quintic.checkpoint import checkpoints, read_state
 from quintic.cli.parsing import parse
-from quintic.cli.runs import _train_here
+from quintic.cli.train import train_here as train_command
 from quintic.console import Console
 from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.world import World
@@ -62,11 +62,15 @@ def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_da
         run_world(2, train_here, config, undisturbed)
     arguments = [*long_run, "--train.steps", str(steps), "--out", str(folder)]
     arguments += ["--procs", "2", "--max-restarts", "30", "--auto-resume"]
+    all_killed = tmp_path / "all-killed"
+    # However slow this test is, the run does not end before its last kill.
+    fault = f"from tests.moments import *; hold_at_until({steps - 10}, {str(all_killed)!r})"
     killed: dict[str, int] = {"rank": 0, "launcher": 0}
     starts = 0
     while True:
         starts += 1
-        with running(arguments, tmp_path / f"start-{starts}") as run:
+        logs = tmp_path / f"start-{starts}"
+        with running(arguments, logs, fault=fault, ranks=(0, 1), restarts=30) as run:
             while sum(killed.values()) < KILLS:
                 if choices.random() < 0.25:  # while it starts
                     time.sleep(4 * choices.random())
@@ -80,14 +84,15 @@ def test_sigkills_at_random_moments_of_ranks_and_launchers_change_no_loss_and_da
                 if rank is None:
                     killed["launcher"] += 1
                     killed_s = time.monotonic()
-                    run.until_gone(30)
+                    run.until_gone()
                     print(f"launcher killed: ranks ended in {time.monotonic() - killed_s:.1f} s")
                     break
                 killed["rank"] += 1
                 named = f"quintic: rank {rank} was ended by SIGKILL"
                 run.until(lambda named=named: named in run.errors, named)  # type: ignore[misc]
             else:
-                assert run.wait(120) == 0, run.errors
+                all_killed.touch()
+                assert run.wait() == 0, run.errors
                 break
         assert damaged(folder) == []
     print(f"{killed}, {starts} starts of the command")
@@ -146,7 +151,7 @@ def test_other_data_config_or_code_on_a_rank_is_refused_on_all_in_one_line_that_
 
 def begin_or_continue(world: World, begin: list[str], go_on: list[str]) -> str:
     with pytest.raises(QuinticError) as refused:
-        _train_here(parse(go_on if world.rank == 1 else begin), world)
+        train_command(parse(go_on if world.rank == 1 else begin), world)
     return str(refused.value)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +31,19 @@ from tests.multiprocess.conftest import LONG, STEPS
 from tests.multiprocess.test_same_result import resume_here
 from tests.multiprocess.worlds import run_world
 
-SLOW = """
-import time, quintic.train, quintic.checkpoint
-def slow(module, name, step_of):
-    own = getattr(module, name)
-    def slowed(*arguments):
-        if step_of(*arguments) == STEP:
-            print("now", flush=True); time.sleep(SECONDS)
-        return own(*arguments)
-    setattr(module, name, slowed)
-"""
 MOMENTS = {
-    "a step": "slow(quintic.train, 'apply_schedule', lambda run, step: step)",
-    "validation": "slow(quintic.train, 'evaluate_run', lambda run, watchdog: run.state.step)",
-    "a checkpoint": "slow(quintic.checkpoint, 'save_checkpoint', lambda r, t, s, w: s['step'])",
+    "a step": "quintic.train, 'apply_schedule', lambda run, step: step == {}",
+    "validation": "quintic.train, 'evaluate_run', lambda run, watchdog: run.state.step == {}",
+    "a checkpoint": "quintic.checkpoint, 'save_checkpoint', lambda r, t, s, w: s['step'] == {}",
 }
-"""On rank 1 this takes a second, which begins when it says "now"."""
+"""Begins when rank 1 says "now", and does not end there before a signal has asked it to stop."""
 
 
-def slow_in(moment: str, step: int, seconds: float = 1) -> str:
-    fault = SLOW.replace("STEP", str(step)).replace("SECONDS", str(seconds))
-    return fault + MOMENTS[moment]
+def hold_in(moment: str, step: int, **options: Any) -> str:
+    return (
+        "import quintic.train, quintic.checkpoint; from tests.moments import hold\n"
+        f"hold({MOMENTS[moment].format(step)}, **{options})"
+    )
 
 
 def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
@@ -67,15 +58,13 @@ def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
     ]
     for moment, at, number in ways:
         way = f"{number.name} in {moment}"
-        logs, fault = tmp_path / way.replace(" ", "-"), slow_in(moment, at)
+        logs, fault = tmp_path / way.replace(" ", "-"), hold_in(moment, at)
         before = steps_done(folder)
         with running([*arguments, "--auto-resume"], logs, fault=fault) as run:
             run.until(lambda run=run: "now" in run.output, moment)  # type: ignore[misc]
             done = steps_done(folder)
             run.signal(number)
-            sent_s = time.monotonic()
             assert (run.wait(), run.errors) == (0, ""), way
-            print(f"{way}: exit after {time.monotonic() - sent_s:.1f} s")
             assert run.alive() == {}
         steps = steps_done(folder)
         # A step in progress ends. Training goes on while a checkpoint is written.
@@ -88,16 +77,14 @@ def test_a_run_stopped_in_every_way_one_after_the_other_is_the_undisturbed_run(
         )
         assert_tidy(folder)
 
-    endless = slow_in("a step", 93, 600)
+    endless = hold_in("a step", 93, forever=True)
     with running([*arguments, "--auto-resume"], tmp_path / "twice", fault=endless) as run:
         run.until(lambda: "now" in run.output, "the step")
         run.signal(signal.SIGINT)
-        time.sleep(0.5)
+        run.until(lambda: "told" in run.output, "the first Ctrl-C in rank 1")
         assert run.process.poll() is None, "the first waits for the step"
         run.signal(signal.SIGINT)
-        sent_s = time.monotonic()
-        assert run.wait(30) == 128 + signal.SIGINT
-        print(f"second Ctrl-C: exit after {time.monotonic() - sent_s:.1f} s")
+        assert run.wait() == 128 + signal.SIGINT
         assert run.alive() == {}
     assert run.errors == "interrupted\n"
     assert whole_checkpoints(folder)[-1] == 90
@@ -138,7 +125,7 @@ def test_a_signal_before_training_has_begun_ends_all_and_leaves_nothing_in_the_w
 ) -> None:
     folder = tmp_path / "run"
     arguments = [*long_run, "--out", str(folder), "--procs", "2", "--max-restarts", "3"]
-    with running(arguments, tmp_path / "first") as run:
+    with running(arguments, tmp_path / "first", fault="import time; time.sleep(3600)") as run:
         run.rank(1)
         run.signal(signal.SIGTERM)
         assert run.wait() == 128 + signal.SIGTERM
@@ -154,11 +141,12 @@ def test_sigterm_to_torchrun_saves_and_the_run_goes_on(
     arguments = [*long_run, "--out", str(folder)]
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
     command = (*torchrun, "--nproc-per-node", "2", "-m", "quintic")
-    with running(arguments, tmp_path / "first", command=command) as run:
+    held = hold_in("a step", 21)
+    with running(arguments, tmp_path / "first", command=command, fault=held) as run:
         run.until(lambda: steps_done(folder) > 20, "20 steps")
         run.signal(signal.SIGTERM)
         run.wait()
-        run.until_gone(1)
+        run.until_gone()
     assert "stopped and saved at step" in run.output
     assert whole_checkpoints(folder)[-1] == steps_done(folder) < STEPS
     assert losses(folder) == losses(undisturbed)[: len(losses(folder))]

@@ -5,22 +5,16 @@ They are forked from a server that has imported PyTorch once, so a world starts 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
 import socket
-import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    # The last two are imported by optimizers and figures when they are first used.
-    ["quintic.train", "tests.conftest", "torch._dynamo", "matplotlib.figure"]
-)
-
-WORLD_TIMEOUT_S = 120.0
+from tests.waiting import wait_until
+from tests.warm import CONTEXT
 
 
 def free_port() -> int:
@@ -45,23 +39,29 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     for process in processes:
         process.start()
     found: dict[int, Any] = {}
-    deadline = time.monotonic() + WORLD_TIMEOUT_S
+
+    def all_came() -> bool:
+        with suppress(queue.Empty):
+            while True:
+                rank, failure, value = results.get_nowait()
+                if failure is not None:
+                    raise RuntimeError(f"rank {rank}:\n{failure}")
+                found[rank] = value
+        return len(found) == size
+
+    def none_died() -> bool:
+        dead = {rank for rank, process in enumerate(processes) if not process.is_alive()}
+        return all_came() or dead <= found.keys()
+
     try:
-        while len(found) < size:
-            try:
-                rank, failure, value = results.get(timeout=1.0)
-            except queue.Empty:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"ranks {sorted(found)} of {size} came back") from None
-                continue
-            if failure is not None:
-                raise RuntimeError(f"rank {rank}:\n{failure}")
-            found[rank] = value
+        wait_until(
+            all_came, "result of all ranks", alive=none_died, said=lambda: f"only {sorted(found)}"
+        )
     finally:
         for process in processes:
             if len(found) < size:
                 process.kill()
-            process.join(10)
+            process.join()
     return [found[rank] for rank in range(size)]
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import quintic.train
 from quintic.config import (
-    MatrixOptimizer,
     ModelConfig,
     OptimConfig,
     SGDConfig,
@@ -21,7 +20,7 @@ from quintic.config import (
 from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.model.build import build_model
-from quintic.optim.baselines import build_baseline
+from quintic.optim.matrix_optimizer import Placement, build_optimizer
 from quintic.optim.param_groups import assign_parameters, build_optimizers, param_groups_table
 from quintic.report import opening_lines
 from quintic.setup import resume, start
@@ -41,6 +40,7 @@ every = pytest.mark.parametrize(
     ],
 )
 
+CPU = Placement(torch.device("cpu"))
 R, C = 6, 4
 RARELY = {"train.eval_every": 100, "train.checkpoint_every": 100}
 
@@ -54,7 +54,7 @@ def weights_after(config: OptimConfig, steps: int, shape: tuple[int, int] = (R, 
     """A matrix that starts at zero, after each step on `gradient(0)`, `gradient(1)`, ..."""
     p = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     group = {"params": [p], "names": ["p"], "lr": config.matrix_lr, "weight_decay": 0.0}
-    optimizer = build_baseline(config, [group])
+    optimizer = build_optimizer(config.matrices, config, [group], CPU)
     found = []
     for step in range(steps):
         p.grad = gradient(step, shape)
@@ -145,13 +145,15 @@ def test_shampoo_is_its_definition_with_an_rmsprop_step_length() -> None:
 def test_shampoo_cuts_large_matrices_into_blocks_and_leaves_none_out() -> None:
     p = nn.Parameter(torch.zeros(600, 8))
     config = OptimConfig(matrices="shampoo")
-    optimizer = build_baseline(config, [{"params": [p], "names": ["p"], "lr": 0.1}])
+    optimizer = build_optimizer(
+        "shampoo", config, [{"params": [p], "names": ["p"], "lr": 0.1}], CPU
+    )
     shapes = [tuple(t.shape) for name, t in optimizer.state[p].items() if "statistics." in name]
     assert shapes[-4:] == [(512, 512), (8, 8), (88, 88), (8, 8)]
 
 
 @every
-def test_the_state_is_named_tensors_that_stay_the_same(matrices: MatrixOptimizer) -> None:
+def test_the_state_is_named_tensors_that_stay_the_same(matrices: str) -> None:
     """Allocated up front, and written in place: a checkpoint is copied into them."""
     model = build_model(ModelConfig(layers=2, width=16, heads=2, context=8, vocab_size=32))
     config = OptimConfig(
@@ -184,14 +186,10 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
 ) -> None:
     """Bit for bit, between two renewals and after one, whole state included."""
     monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)  # figures would take seconds
-    own: dict[str, dict[str, Any]] = {
-        "sgd": {"optim.sgd.lr": 0.5},
-        "soap": {"optim.soap.precondition_frequency": 3},
-        "shampoo": {"optim.shampoo.precondition_frequency": 3},
-    }
     changes = {
         "optim.matrices": matrices,
-        **own[matrices],
+        **({"optim.sgd.lr": 0.5} if matrices == "sgd" else {}),
+        **({f"optim.{matrices}.precondition_frequency": 3} if matrices != "sgd" else {}),
         "optim.schedule.cooldown_fraction": 0.0,
         "train.steps": 11,
         **RARELY,
@@ -217,8 +215,7 @@ def test_it_learns_and_says_what_runs(
 ) -> None:
     monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)
     lr = {"sgd": 0.5, "soap": 0.01, "shampoo": 0.01}[matrices]
-    rate = {f"optim.{matrices}.lr": lr}
-    changes = {"optim.matrices": matrices, "train.steps": 40, **rate, **RARELY}
+    changes = {"optim.matrices": matrices, f"optim.{matrices}.lr": lr, "train.steps": 40, **RARELY}
     run = start(tiny_config(tiny_data, changes), tmp_path / "run", Console())
     lines = "\n".join(opening_lines(run))
     assert f"on 12 parameters (24,576 elements), lr {lr}" in lines
@@ -232,7 +229,7 @@ def test_it_learns_and_says_what_runs(
 
 @pytest.mark.parametrize("matrices", ["soap", "shampoo"])
 def test_a_missing_library_is_one_line_with_the_way_out(
-    matrices: MatrixOptimizer, monkeypatch: pytest.MonkeyPatch
+    matrices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own: Callable[..., Any] = importlib.util.find_spec
     monkeypatch.setattr(
@@ -245,4 +242,4 @@ def test_a_missing_library_is_one_line_with_the_way_out(
         match=rf"optim\.matrices {matrices} needs the package pytorch_optimizer: install "
         r"quintic\[optimizers\], or choose --optim\.matrices muon, adamw or sgd",
     ):
-        build_baseline(OptimConfig(matrices=matrices), [])
+        build_optimizer(matrices, OptimConfig(matrices=matrices), [], CPU)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quintic.optim.cautious import decay_cautiously
-from quintic.optim.muon import Muon
+from quintic.optim.muon import Muon, decay_cautiously
 
 
 def test_only_weights_that_the_update_makes_smaller_are_decayed() -> None:

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bench.optimizer_memory import state_bytes
 
-from quintic.config import MatrixOptimizer, ModelConfig, OptimConfig
+from quintic.config import ModelConfig, OptimConfig
 from quintic.model.build import build_model, meta_model
-from quintic.optim.memory import state_bytes
 from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
 
@@ -28,7 +28,7 @@ STEP, D, F = 4, 768, 4 * 768
     ],
 )
 def test_the_count_on_the_meta_device_is_what_a_trained_model_holds(
-    matrices: MatrixOptimizer,
+    matrices: str,
 ) -> None:
     sizes = ModelConfig(layers=2, width=16, heads=2, context=8, vocab_size=32, norm="layernorm")
     config, cpu = OptimConfig(matrices=matrices), torch.device("cpu")
@@ -55,7 +55,7 @@ def test_the_count_on_the_meta_device_is_what_a_trained_model_holds(
     assert counted.keys() == {name for name, _ in real.named_parameters()}
 
 
-def modded(matrices: MatrixOptimizer) -> dict[str, int]:
+def modded(matrices: str) -> dict[str, int]:
     config = get_recipe("modded")
     model, optim = meta_model(config.model), replace(config.optim, matrices=matrices)
     specs = assign_parameters(model, optim)

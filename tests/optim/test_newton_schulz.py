@@ -11,9 +11,9 @@ from quintic.optim.newton_schulz import (
     QUINTIC,
     Coefficients,
     newton_schulz,
+    newton_schulz_flops,
     orthogonalize_svd,
 )
-from quintic.optim.zero1 import newton_schulz_flops
 
 SHAPES = {"square": (48, 48), "tall": (96, 32), "wide": (32, 96), "row": (1, 20), "column": (20, 1)}
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from quintic.optim.muon import Muon
+from quintic.optim.muon import Muon, normalize_neurons
 from quintic.optim.newton_schulz import newton_schulz
-from quintic.optim.normuon import normalize_neurons
 
 
 def updates(step: int, shape: tuple[int, ...] = (3, 8, 5)) -> torch.Tensor:

@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,11 @@ from quintic.metrics import read_metrics
 from quintic.sweep.execute import Job, run_environment
 from quintic.sweep.plan import PlannedRun
 from quintic.sweep.record import Outcome
+from tests import warm
 from tests.conftest import refusal, tiny_arguments, tiny_config
+from tests.waiting import outputs, wait_until
+
+pytestmark = pytest.mark.usefixtures("warm_runs")
 
 Capture = pytest.CaptureFixture[str]
 VARY = ["--vary", "optim.adamw.lr=0.005,1e30"]
@@ -35,26 +38,21 @@ def sweep_of(data: Path, *options: str) -> list[str]:
 
 
 @contextmanager
-def sweep_process(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
+def sweep_process(
+    arguments: list[str], environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    process = warm.Popen(
         [sys.executable, "-m", "quintic", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )
     try:
         yield process
     finally:
         process.kill()
         process.communicate()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def steps_of(run: Path) -> int:
@@ -71,6 +69,17 @@ def record_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+HALF_DONE = """
+import quintic.train
+from tests.moments import hold
+def half_done(run, step):
+    config = run.config
+    return (step, config.train.seed, config.optim.adamw.lr) == (12, 1338, 0.005)
+hold(quintic.train, "apply_schedule", half_done)
+"""
+"""The third run waits there to be killed."""
+
+
 def test_killed_and_started_again_it_does_no_run_twice_and_what_diverged_stops_nothing(
     tiny_data: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -83,8 +92,11 @@ def test_killed_and_started_again_it_does_no_run_twice_and_what_diverged_stops_n
         *("--train.steps", "60", "--train.eval-every", "30"),
     )
     third = folder / "adamw.lr=0.005,seed=1338"
-    with sweep_process(arguments) as sweep:
-        wait_for(lambda: steps_of(third) >= 12)
+    (tmp_path / "sitecustomize.py").write_text(HALF_DONE)
+    with sweep_process(arguments, {"PYTHONPATH": str(tmp_path)}) as sweep:
+        wait_until(
+            lambda: steps_of(third) >= 12, "the third run", alive=lambda: sweep.poll() is None
+        )
         children = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(sweep.pid)], capture_output=True, text=True
         ).stdout.split()
@@ -142,9 +154,13 @@ def test_ctrl_c_saves_the_runs_and_says_how_to_continue(tiny_data: Path, tmp_pat
     )
     runs = [tmp_path / "s" / f"muon.lr={lr},seed=1337" for lr in ("0.01", "0.02")]
     with sweep_process(arguments) as sweep:
-        wait_for(lambda: all(steps_of(run) >= 10 for run in runs))
+        wait_until(
+            lambda: all(steps_of(run) >= 10 for run in runs),
+            "step 10 of both runs",
+            alive=lambda: sweep.poll() is None,
+        )
         sweep.send_signal(signal.SIGINT)
-        out, _ = sweep.communicate(timeout=60)
+        out, _ = outputs(sweep)
     assert sweep.returncode == 130
     assert out.rstrip().endswith("stopped and saved; the same command continues the sweep")
     for run in runs:

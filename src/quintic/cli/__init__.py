@@ -1,11 +1,10 @@
 """The `quintic` command: parse, call, print. The only package that knows the command-line library.
 
+main.py      the entry point, and the exit code
 options.py   the commands and their options, as dataclasses
-parsing.py   the command line as one of them
-errors.py    what the command-line library objects to, in one line
-runs.py      train, evaluate, generate, recipes
-sweeps.py    sweep
-compare.py   compare
-datasets.py  data fetch, build, push, info, check
-main.py      all of it, and the exit code
+parsing.py   the command line as one of them, or one line that says what is wrong
+grid.py      the values of --vary
+
+Each command has a file with its name: train.py, evaluate.py, generate.py, recipes.py, compare.py,
+sweep.py, data.py.
 """

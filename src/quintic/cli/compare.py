@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from quintic.cli.options import Compare
+from quintic.compare.comparison import Comparison, compare
+from quintic.compare.conclusions import sentences
+from quintic.compare.figure import draw_comparison
+from quintic.compare.page import write_page
+from quintic.compare.runs import read_run
+from quintic.compare.table import differences_table, print_table, results_table
+from quintic.console import Console
 from quintic.errors import QuinticError
-
-if TYPE_CHECKING:
-    from quintic.compare.comparison import Comparison
+from quintic.files import write_json
+from quintic.run_dir import CONFIG
 
 SUFFIXES = (".png", ".html", ".json")
 
 
-def run_compare(command: Compare) -> None:
+def run(command: Compare, _arguments: Sequence[str]) -> None:
+    """Print tables and conclusions, and write what `--out` asks for."""
     if command.out is not None:
         _check_out(command.out)
-
-    from quintic.compare.comparison import compare
-    from quintic.compare.conclusions import sentences
-    from quintic.compare.runs import read_run
-    from quintic.compare.table import differences_table, print_table, results_table
-    from quintic.console import Console
-
     if command.batch_tokens is not None and command.batch_tokens < 1:
         raise QuinticError(f"--batch-tokens is {command.batch_tokens}: it must be positive")
     runs = [read_run(path, batch_tokens=command.batch_tokens) for path in command.runs]
@@ -46,8 +46,6 @@ def run_compare(command: Compare) -> None:
 
 def _check_out(path: Path) -> None:
     """Raise `QuinticError` where `--out` cannot be written, or holds something else already."""
-    from quintic.run_dir import CONFIG
-
     if path.suffix not in SUFFIXES:
         raise QuinticError(
             f"--out {path} ends in {path.suffix or 'nothing'!r}: it must end in .png for a figure, "
@@ -75,19 +73,9 @@ def _check_out(path: Path) -> None:
 
 
 def _write(comparison: Comparison, path: Path) -> None:
-    from quintic.files import replacing
-
     if path.suffix == ".png":
-        from quintic.compare.figure import draw_comparison
-
         draw_comparison(comparison, path)
     elif path.suffix == ".html":
-        from quintic.compare.page import write_page
-
         write_page(comparison, path)
     else:
-        from quintic.compare.conclusions import sentences
-
-        found = {**comparison.to_dict(), "evidence": list(sentences(comparison))}
-        with replacing(path) as file:
-            file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+        write_json(path, {**comparison.to_dict(), "evidence": list(sentences(comparison))})

@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from quintic.cli.errors import kind_of
+from quintic.cli.parsing import kind_of
 from quintic.config import Config, field_types, unknown_field
 from quintic.errors import QuinticError
 from quintic.sweep.plan import Choices, Range

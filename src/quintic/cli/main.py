@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
 
 from quintic import __version__
 from quintic.errors import QuinticError
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from quintic.cli.parsing import parse
 
     try:
-        _run(parse(arguments), arguments)
+        command = parse(arguments)
+        # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
+        import_module(f"quintic.cli.{arguments[0]}").run(command, arguments)
     except QuinticError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
@@ -45,42 +47,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str, exit_code: int = QuinticError.exit_code) -> None:
     print(f"quintic: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(exit_code)
-
-
-def _run(command: Any, arguments: Sequence[str]) -> None:
-    from quintic.cli import compare, datasets, runs, sweeps
-    from quintic.cli.options import (
-        Compare,
-        DataBuild,
-        DataFetch,
-        DataInfo,
-        DataPush,
-        Evaluate,
-        Generate,
-        Recipes,
-        Sweep,
-        Train,
-    )
-
-    if isinstance(command, Train):
-        runs.run_train(command, arguments)
-    elif isinstance(command, Sweep):
-        sweeps.run_sweep(command)
-    elif isinstance(command, Evaluate):
-        runs.run_evaluate(command)
-    elif isinstance(command, Generate):
-        runs.run_generate(command)
-    elif isinstance(command, Compare):
-        compare.run_compare(command)
-    elif isinstance(command, Recipes):
-        runs.run_recipes()
-    elif isinstance(command.action, DataFetch):
-        datasets.run_data_fetch(command.action)
-    elif isinstance(command.action, DataBuild):
-        datasets.run_data_build(command.action)
-    elif isinstance(command.action, DataPush):
-        datasets.run_data_push(command.action)
-    elif isinstance(command.action, DataInfo):
-        datasets.run_data_info(command.action)
-    else:
-        datasets.run_data_check(command.action)

@@ -8,18 +8,61 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, subcommand
 
-from quintic.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from quintic.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 DEFAULT_RECIPE = "laptop"
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a model: quintic train [RECIPE] [--section.field VALUE ...] [--out DIR]"""
+class _ConfigOptions:
+    """Options for every field of a config."""
 
     recipe: Positional[str] = DEFAULT_RECIPE
     """Name of a recipe (see quintic recipes) or a config file, such as the best.json of a sweep;
     its values are the defaults shown here."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def config(self) -> Config:
+        """Return the config that these options describe."""
+        return Config(self.recipe, self.model, self.data, self.optim, self.train)
+
+
+@dataclass(frozen=True)
+class _TrainedOptions:
+    """Options for finding a trained model."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Newest, or best by validation loss."""
+    data: str | None = None
+    """Where the run's dataset lies now, if it moved."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class _DatasetOptions:
+    """Options for looking at a dataset."""
+
+    path: Positional[Path]
+    """Folder of shards."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, for folders without a manifest."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Train(_ConfigOptions):
+    """Train a model: quintic train [RECIPE] [--section.field VALUE ...] [--out DIR]"""
+
     out: Path | None = None
     """Folder of the run; default runs/RECIPE-N with the next free N."""
     resume: Path | None = None
@@ -33,22 +76,16 @@ class Train:
     """Processes on this machine, or auto for one on each GPU; default one."""
     max_restarts: int = 0
     """How often --procs starts all processes again when one of them died."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(_ConfigOptions):
     """Train a recipe with many values of some fields, and say which are best.
 
     quintic sweep RECIPE --vary optim.muon.lr=1e-3,2e-3,4e-3 --seeds 3 [--section.field VALUE ...];
     interrupted, the same command continues, and with more values or seeds it extends the sweep.
     """
 
-    recipe: Positional[str] = DEFAULT_RECIPE
-    """Name of a recipe, or a config file of a run; its values are the defaults shown here."""
     vary: UseAppendAction[tuple[str, ...]] = ()
     """FIELD=VALUE,VALUE,... or, with --random, FIELD=LOW..HIGH; once for each field. Spaces
     separate the members of a pair."""
@@ -60,36 +97,20 @@ class Sweep:
     """Runs at once."""
     out: Path | None = None
     """Folder of the sweep; default runs/RECIPE-sweep."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(_TrainedOptions):
     """Validation loss of a trained model, on the tokens the run validated on."""
 
-    run: Positional[Path]
-    """Folder of the run."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Newest, or best by validation loss."""
     tokens: int | None = None
     """Validation tokens; default as the run."""
-    data: str | None = None
-    """Where the run's dataset lies now, if it moved."""
-    tokenizer: str | None = None
-    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """Where to compute."""
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(_TrainedOptions):
     """Text from a trained model."""
 
-    run: Positional[Path]
-    """Folder of the run."""
     prompt: str = ""
     """Text to continue; empty: begin a document."""
     tokens: int = 200
@@ -100,14 +121,6 @@ class Generate:
     """Draw among the K likeliest tokens; None: all."""
     seed: int = 0
     """Seed of the draw."""
-    checkpoint: Literal["newest", "best"] = "newest"
-    """Newest, or best by validation loss."""
-    data: str | None = None
-    """Where the run's dataset lies now, if it moved; its tokenizer is needed."""
-    tokenizer: str | None = None
-    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """Where to compute."""
 
 
 @dataclass(frozen=True)
@@ -136,27 +149,13 @@ class Recipes:
 
 
 @dataclass(frozen=True)
-class DataInfo:
+class DataInfo(_DatasetOptions):
     """What is in a dataset."""
-
-    path: Positional[Path]
-    """Folder of shards."""
-    tokenizer: str | None = None
-    """gpt2 or a tokenizer.json, for folders without a manifest."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
-class DataCheck:
+class DataCheck(_DatasetOptions):
     """Verify a dataset: checksums, counts, ids within the vocabulary."""
-
-    path: Positional[Path]
-    """Folder of shards."""
-    tokenizer: str | None = None
-    """gpt2 or a tokenizer.json, for folders without a manifest."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +240,9 @@ COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "recipes": Recipes,
     "data fetch": DataFetch,
+    "data build": DataBuild,
     "data push": DataPush,
     "data info": DataInfo,
     "data check": DataCheck,
-    "data build": DataBuild,
 }
-"""Every command by the words that call it."""
+"""Every command by the words that call it; module `quintic.cli.WORD` runs it."""

@@ -1,20 +1,31 @@
-"""The command line as one of the dataclasses of `options`."""
+"""The command line as one of the dataclasses of `options`, or one line that says what is wrong."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import difflib
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+import typing
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
+
+# Private to tyro, and this module is its one user: pyproject.toml names the version it is part of.
+from tyro._errors import (
+    BadValue,
+    InstantiationFailure,
+    InvalidChoice,
+    MissingArgs,
+    MissingSubcommand,
+    ParseErrorEvent,
+    UnrecognizedArgs,
+    on_parse_error,
+)
 from tyro.conf import arg, subcommand
 
-from quintic.cli.errors import explain, value_of
 from quintic.cli.options import (
+    COMMANDS,
     DEFAULT_RECIPE,
     Compare,
     Data,
@@ -24,81 +35,82 @@ from quintic.cli.options import (
     Sweep,
     Train,
 )
-from quintic.config import Config, differing_fields, flatten
+from quintic.config import Config, flatten, nearest_name
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe, read_recipe
 
+SECTIONS = ("model", "data", "optim", "train")
+
 
 def parse(arguments: list[str]) -> Any:
-    """The command; raises `QuinticError` where the command line is not understood."""
-    with _one_line_errors(arguments):
-        return _parse(arguments)
-
-
-def _parse(arguments: list[str]) -> Any:
-    """The command line as one of the dataclasses above.
+    """Return the command; raises `QuinticError` where the command line is not understood.
 
     What is known of a run before parsing, its recipe or the folder it resumes, gives the defaults
     that the command line replaces.
     """
-    train, sweep = Train(), Sweep()
-    if arguments[:1] == ["train"]:
-        train = _train_defaults(arguments[1:])
-    elif arguments[:1] == ["sweep"]:
-        sweep = _sweep_defaults(arguments[1:])
+    name, *rest = arguments or ["--help"]
+    recipe, base = _defaults(name, rest) if name in ("train", "sweep") else ("", Config())
+    sections: dict[str, Any] = {name: getattr(base, name) for name in SECTIONS}
     commands = (
-        Annotated[Train, subcommand("train", default=train), arg(name="")]
-        | Annotated[Sweep, subcommand("sweep", default=sweep), arg(name="")]
+        Annotated[Train, subcommand("train", default=Train(recipe, **sections)), arg(name="")]
+        | Annotated[Sweep, subcommand("sweep", default=Sweep(recipe, **sections)), arg(name="")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Compare, subcommand("compare")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
     )
-    command = tyro.cli(
-        commands,
-        prog="quintic",
-        description="Pretrain GPT-2-class language models with Muon.",
-        args=arguments or ["--help"],
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    with on_parse_error(lambda event: _refuse(event, arguments)):
+        command = tyro.cli(
+            commands,
+            prog="quintic",
+            description="Pretrain GPT-2-class language models with Muon.",
+            args=[name, *rest],
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
     if isinstance(command, Train | Sweep):
-        named = train.recipe if isinstance(command, Train) else sweep.recipe
-        if command.recipe != named:
-            raise QuinticError(_misplaced(arguments[0], command.recipe))
-        command = _checked(command, train if isinstance(command, Train) else sweep)
-        if _is_file(named):
-            command = replace(command, recipe=_name_of(named))
-    if isinstance(command, Train) and command.resume is None and _continues(arguments):
+        if command.recipe != recipe:
+            raise QuinticError(_misplaced(name, command.recipe))
+        command = replace(_checked(command, base), recipe=base.recipe)
+    if isinstance(command, Train) and command.resume is None and _continues(rest):
         return replace(command, resume=command.out, out=None)
     return command
 
 
-def _checked(command: Train | Sweep, defaults: Train | Sweep) -> Train | Sweep:
+def _checked(command: Train | Sweep, base: Config) -> Train | Sweep:
     """Return the command with its sections checked as one config; what the command line switches
     off takes the recipe's settings of it along."""
-    base = Config(
-        model=defaults.model, data=defaults.data, optim=defaults.optim, train=defaults.train
-    )
-    given = dict(flatten(command))
-    config = base.override({n: given[n] for n in differing_fields(defaults, command) if "." in n})
-    return replace(
-        command, model=config.model, data=config.data, optim=config.optim, train=config.train
-    )
+    given = {name: value for name, value in flatten(command) if name.split(".")[0] in SECTIONS}
+    before = dict(flatten(base))
+    config = base.override({name: v for name, v in given.items() if v != before[name]})
+    return replace(command, **{name: getattr(config, name) for name in SECTIONS})
 
 
-def _misplaced(command: str, recipe: str) -> str:
-    """What is said of a recipe that does not come first, or of what is none."""
-    if recipe not in RECIPES and not _is_file(recipe):
-        return (
-            f"{command} does not understand {recipe!r}: a recipe comes first, and a switch such as "
-            "--train.compile or --train.no-compile takes no value"
+def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
+    """Return the recipe that the command line names, or else the default, and its config or that
+    of the run to be resumed."""
+    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    resumed = value_of("--resume", arguments) if name == "train" else None
+    if name == "train" and resumed is None and _continues(arguments):
+        resumed = value_of("--out", arguments)
+    if resumed is None or resumed == "None":
+        recipe = named or DEFAULT_RECIPE
+        return recipe, _config_of(recipe)
+
+    from quintic.run_dir import read_config
+
+    config = read_config(Path(resumed))
+    wanted = read_recipe(Path(named)).recipe if named and _is_file(named) else named
+    if named is not None and wanted != config.recipe:
+        raise QuinticError(
+            f"{resumed} holds a run of {config.recipe}, which cannot continue as {wanted}: "
+            "leave the recipe out, or name another folder"
         )
-    return f"the recipe {recipe!r} must come first: quintic {command} {recipe} ..."
+    return named or config.recipe, config
 
 
 def _continues(arguments: list[str]) -> bool:
-    """Whether a run without --resume continues what is in its --out all the same.
+    """Return whether a run without --resume continues what is in its --out all the same.
 
     Asked for by --auto-resume, and true of every restart that torchrun makes of its own.
     """
@@ -114,50 +126,8 @@ def _continues(arguments: list[str]) -> bool:
     return holds_run(Path(out))
 
 
-def _train_defaults(arguments: list[str]) -> Train:
-    named = _named(arguments)
-    resumed = value_of("--resume", arguments)
-    if resumed is None and _continues(arguments):
-        resumed = value_of("--out", arguments)
-    if resumed is not None and resumed != "None":
-        from quintic.run_dir import read_config
-
-        config = read_config(Path(resumed))
-        if named is not None and (recipe := _name_of(named)) != config.recipe:
-            raise QuinticError(
-                f"{resumed} holds a run of {config.recipe}, which cannot continue as {recipe}: "
-                "leave the recipe out, or name another folder"
-            )
-    else:
-        config = _config_of(named or DEFAULT_RECIPE)
-    return Train(
-        recipe=named or config.recipe,
-        model=config.model,
-        data=config.data,
-        optim=config.optim,
-        train=config.train,
-    )
-
-
-def _sweep_defaults(arguments: list[str]) -> Sweep:
-    named = _named(arguments) or DEFAULT_RECIPE
-    config = _config_of(named)
-    return Sweep(
-        recipe=named,
-        model=config.model,
-        data=config.data,
-        optim=config.optim,
-        train=config.train,
-    )
-
-
-def _named(arguments: list[str]) -> str | None:
-    """The recipe on a command line, which comes first."""
-    return arguments[0] if arguments and not arguments[0].startswith("-") else None
-
-
 def _is_file(recipe: str) -> bool:
-    """Whether a recipe is named by the file that holds its config."""
+    """Return whether a recipe is named by the file that holds its config."""
     return recipe.endswith(".json")
 
 
@@ -165,23 +135,101 @@ def _config_of(recipe: str) -> Config:
     return read_recipe(Path(recipe)) if _is_file(recipe) else get_recipe(recipe)
 
 
-def _name_of(recipe: str) -> str:
-    return read_recipe(Path(recipe)).recipe if _is_file(recipe) else recipe
+def _misplaced(command: str, recipe: str) -> str:
+    """Return what is said of a recipe that does not come first, or of what is none."""
+    if recipe not in RECIPES and not _is_file(recipe):
+        return (
+            f"{command} does not understand {recipe!r}: a recipe comes first, and a switch such as "
+            "--train.compile or --train.no-compile takes no value"
+        )
+    return f"the recipe {recipe!r} must come first: quintic {command} {recipe} ..."
 
 
-@contextlib.contextmanager
-def _one_line_errors(arguments: list[str]) -> Iterator[None]:
-    """Turn the library's boxed complaints on standard error into one `QuinticError`."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            yield
-    except SystemExit as error:
-        if not error.code:
-            raise
-        cause = error.__context__
-        while cause is not None:
-            if isinstance(cause, QuinticError):  # a section's own check, reported in a box
-                raise cause from None
-            cause = cause.__context__
-        raise QuinticError(explain(complaint.getvalue(), arguments)) from None
+def _refuse(event: ParseErrorEvent, arguments: list[str]) -> None:
+    """Raise `QuinticError` with the value, the rule and the way out; an event of another kind is
+    left to tyro, which prints it and exits."""
+    if message := _explain(event, arguments):
+        raise QuinticError(message)
+
+
+def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
+    first = arguments[0]
+    name = next((n for n in (" ".join(arguments[:2]), first) if n in COMMANDS), "")
+    way_out = f"see {' '.join(['quintic', *name.split()])} --help"
+    if isinstance(event, MissingSubcommand):
+        choices = ", ".join(event.subcommand_spec.parser_from_name)
+        return f"{first} needs one of {choices}: see quintic {first} --help"
+    if not name:
+        return _no_command(arguments)
+    options = _options(COMMANDS[name])
+    for argument in arguments:
+        given = argument.split("=")[0]
+        if given.startswith("--") and (option := given.replace("_", "-")) not in options:
+            nearest = nearest_name(option.removeprefix("--"), [o[2:] for o in options])
+            hint = f"did you mean --{nearest}?" if nearest else way_out
+            return f"there is no option {given}: {hint}"
+    if isinstance(event, UnrecognizedArgs):
+        return f"{name} does not understand {event.tokens[0]!r}: {way_out}"
+    if isinstance(event, MissingArgs):
+        helptext = event.missing_arguments[0].arg.field.helptext
+        text = (helptext() if callable(helptext) else helptext) or "?"
+        return f"{name} needs the {text[0].lower()}{text[1:].rstrip('.')}: {way_out}"
+    if isinstance(event, InstantiationFailure) and event.argument is None:
+        return event.message  # a section's own check
+    if not isinstance(event, BadValue | InvalidChoice | InstantiationFailure):
+        return None
+    assert event.argument is not None
+    option, kind = event.argument.display_name(), event.argument.field.type_stripped
+    if isinstance(event, BadValue):
+        return f"{option} needs {kind_of(kind)}: {way_out}"
+    spelled = [a.replace("_", "-") if a.startswith("--") else a for a in arguments]
+    value = value_of(option, spelled, 2 if typing.get_origin(kind) is tuple else 1)
+    return f"{option} is {value!r}: it must be {kind_of(kind)}"
+
+
+def _no_command(arguments: list[str]) -> str:
+    *group, given = arguments[:2] if arguments[0] == "data" else arguments[:1]
+    known = [name.split() for name in COMMANDS]
+    names = list(dict.fromkeys(n[len(group)] for n in known if n[: len(group)] == group))
+    close = difflib.get_close_matches(given, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"there is no command {given!r}: {hint}the commands are {', '.join(names)}"
+
+
+def _options(command: Any, prefix: str = "--") -> list[str]:
+    """Return the options of a command; a switch also by the name that denies it."""
+    options: list[str] = []
+    for name, hint in typing.get_type_hints(command).items():
+        name = name.replace("_", "-")
+        if is_dataclass(hint):
+            options += _options(hint, f"{prefix}{name}.")
+        else:
+            options.append(f"{prefix}{name}")
+        if hint is bool:
+            options.append(f"{prefix}no-{name}")
+    return options
+
+
+def kind_of(hint: Any) -> str:
+    """Return what a value of a type is called."""
+    parts = typing.get_args(hint)
+    if type(None) in parts:
+        return f"{kind_of(parts[0])} or None"
+    if typing.get_origin(hint) is tuple:
+        return f"{len(parts)} values, each {kind_of(parts[0])}"
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(parts)}"
+    return _KINDS.get(hint, "a value")
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "True or False", Path: "a folder"}
+
+
+def value_of(option: str, arguments: list[str], count: int = 1) -> str | None:
+    """Return what is given for an option, the last time that it is."""
+    for i, argument in reversed(list(enumerate(arguments))):
+        if argument == option and i + 1 < len(arguments):
+            return " ".join(arguments[i + 1 : i + 1 + count])
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+    return None

@@ -12,6 +12,7 @@ from quintic.config.model import ModelConfig
 from quintic.config.optim import (
     MOMENTUM_START,
     AdamWConfig,
+    CustomConfig,
     MatrixOptimizer,
     MuonConfig,
     OptimConfig,
@@ -19,6 +20,7 @@ from quintic.config.optim import (
     SGDConfig,
     ShampooConfig,
     SOAPConfig,
+    matrix_optimizers,
 )
 from quintic.config.run import Config, resolve_eot, resolve_vocabulary
 from quintic.config.schema import (
@@ -38,6 +40,7 @@ __all__ = [
     "AdamWConfig",
     "BatchSizes",
     "Config",
+    "CustomConfig",
     "DataConfig",
     "MatrixOptimizer",
     "ModelConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "field_facts",
     "field_types",
     "flatten",
+    "matrix_optimizers",
     "nearest_name",
     "resolve_eot",
     "resolve_vocabulary",

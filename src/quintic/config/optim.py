@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
 from quintic.config.schema import (
     ON,
+    Accepted,
     betas,
     fraction,
     not_negative,
@@ -23,7 +26,46 @@ MOMENTUM_START = 0.85
 LEARNED_SCALARS = {"model.value_embeddings": ON, "model.x0_skip": True, "model.unet_skips": True}
 """What gives the model learned scalars, which weigh skips."""
 
-MatrixOptimizer = Literal["muon", "adamw", "sgd", "soap", "shampoo"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MatrixOptimizer:
+    """Says what is true of an optimizer of the block matrices, whatever its settings are."""
+
+    label: str
+    """What reports call it."""
+    built_by: str
+    """MODULE:NAME of a function of (settings, groups, placement), or of a class that takes
+    (params, lr=..., **options); imported when it is needed."""
+    elementwise: bool = False
+    """It updates each element by that element's gradients alone, so a matrix may be cut by rows."""
+    gathers: bool = False
+    """Not elementwise, it brings the rows of a matrix together itself where they are sharded."""
+    package: str | None = None
+    """A package that it needs, of the extra `optimizers`."""
+
+    def check_sharding(self, name: str) -> None:
+        """Raise `QuinticError` where a matrix must stay whole, and rows are all that ranks have."""
+        require(
+            self.elementwise or self.gathers,
+            f"train.sharding fsdp cuts matrices into rows, and optim.matrices {name} needs them "
+            "whole: use --train.sharding zero1",
+        )
+
+
+def matrix_optimizer(
+    name: str, settings: Callable[[], T], label: str, built_by: str, **facts: Any
+) -> T:
+    """Register an optimizer as the field `name` of `OptimConfig`, a section of its settings."""
+    return field(
+        default_factory=settings,
+        metadata={
+            "optimizer": MatrixOptimizer(label, built_by, **facts),
+            # AdamW has all other parameters too, so its settings are never without effect.
+            "part_of": None if name == "adamw" else {"optim.matrices": name},
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +190,49 @@ class ShampooConfig:
 
 
 @dataclass(frozen=True)
+class CustomConfig:
+    """An optimizer class of your own, for the matrices of the blocks (docs/extending.md)."""
+
+    lr: float = 1e-3
+    """Learning rate."""
+    options: tuple[str, ...] = ()
+    """Further hyperparameters of the class, each NAME=VALUE, with spaces between them."""
+
+    def __post_init__(self) -> None:
+        positive("optim.custom", self, "lr")
+        names = [option.partition("=")[0] for option in self.options]
+        for option, name in zip(self.options, names, strict=True):
+            require(
+                "=" in option and name.isidentifier(),
+                f"optim.custom.options has {option!r}: each must be NAME=VALUE, such as beta1=0.9",
+            )
+            require(
+                name not in ("params", "lr"),
+                f"optim.custom.options has {option!r}: use --optim.custom.lr",
+            )
+            require(names.count(name) == 1, f"optim.custom.options has {name} twice")
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Return the options by name, each as the Python literal it is or else as text."""
+        found = {}
+        for name, _, text in (option.partition("=") for option in self.options):
+            try:
+                found[name] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                found[name] = text
+        return found
+
+
+def _names_a_class(matrices: str) -> bool:
+    module, _, name = matrices.partition(":")
+    return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+CUSTOM = Accepted(_names_a_class, "MODULE:Class")
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run, as a factor of each optimizer's own."""
 
@@ -171,29 +256,59 @@ class ScheduleConfig:
 class OptimConfig:
     """Which optimizer takes the block matrices, and each optimizer's settings."""
 
-    matrices: MatrixOptimizer = "muon"
-    """The optimizer of the block matrices; everything else is AdamW's."""
-    muon: MuonConfig = section(MuonConfig, part_of={"optim.matrices": "muon"})
-    adamw: AdamWConfig = section(AdamWConfig)
-    sgd: SGDConfig = section(SGDConfig, part_of={"optim.matrices": "sgd"})
-    soap: SOAPConfig = section(SOAPConfig, part_of={"optim.matrices": "soap"})
-    shampoo: ShampooConfig = section(ShampooConfig, part_of={"optim.matrices": "shampoo"})
+    matrices: str = "muon"
+    """The optimizer of the block matrices: muon, adamw, sgd, soap, shampoo, or MODULE:Class, one of
+    your own; everything else is AdamW's."""
+    muon: MuonConfig = matrix_optimizer(
+        *("muon", MuonConfig, "Muon", "quintic.optim.muon:build_muon"), gathers=True
+    )
+    adamw: AdamWConfig = matrix_optimizer(
+        *("adamw", AdamWConfig, "AdamW", "quintic.optim.baselines:adamw"), elementwise=True
+    )
+    sgd: SGDConfig = matrix_optimizer(
+        *("sgd", SGDConfig, "SGD with Nesterov momentum", "quintic.optim.baselines:sgd"),
+        elementwise=True,
+    )
+    soap: SOAPConfig = matrix_optimizer(
+        *("soap", SOAPConfig, "SOAP", "quintic.optim.baselines:soap"), package="pytorch_optimizer"
+    )
+    shampoo: ShampooConfig = matrix_optimizer(
+        *("shampoo", ShampooConfig, "Shampoo", "quintic.optim.baselines:shampoo"),
+        package="pytorch_optimizer",
+    )
+    custom: CustomConfig = section(CustomConfig, part_of={"optim.matrices": CUSTOM})
     schedule: ScheduleConfig = section(ScheduleConfig)
     clip_norm: float | None = None
     """Clip the gradient to this global norm; None: no clipping."""
 
     def __post_init__(self) -> None:
-        one_of("optim", self, "matrices")
+        known = matrix_optimizers()
+        require(
+            self.matrices in known or self.is_custom,
+            f"optim.matrices is {self.matrices!r}: it must be one of {', '.join(known)}, or "
+            "MODULE:Class, an optimizer of your own (docs/extending.md)",
+        )
         positive("optim", self, "clip_norm")
 
     @property
+    def is_custom(self) -> bool:
+        """True where the optimizer of the block matrices is named as MODULE:Class."""
+        return CUSTOM.accepts(self.matrices)
+
+    @property
+    def matrix_settings(self) -> Any:
+        """Return the settings of the optimizer of the block matrices."""
+        return self.custom if self.is_custom else getattr(self, self.matrices)
+
+    @property
     def matrix_lr(self) -> float:
-        """Learning rate of the block matrices, before schedule and scale."""
-        if self.matrices == "adamw":
-            return self.adamw.matrix_lr or self.adamw.lr
-        return {
-            "muon": self.muon.lr,
-            "sgd": self.sgd.lr,
-            "soap": self.soap.lr,
-            "shampoo": self.shampoo.lr,
-        }[self.matrices]
+        """Return the learning rate of the block matrices, before schedule and scale."""
+        own = self.adamw.matrix_lr if self.matrices == "adamw" else None
+        lr: float = own or self.matrix_settings.lr
+        return lr
+
+
+def matrix_optimizers() -> dict[str, MatrixOptimizer]:
+    """Return what is registered: each optimizer by its name, in the order of the fields."""
+    registered = {f.name: f.metadata.get("optimizer") for f in fields(OptimConfig)}
+    return {name: found for name, found in registered.items() if found is not None}

@@ -10,7 +10,7 @@ from typing import Any
 from quintic import __version__
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
-from quintic.config.optim import OptimConfig
+from quintic.config.optim import OptimConfig, matrix_optimizers
 from quintic.config.schema import (
     RENAMED,
     build,
@@ -74,11 +74,9 @@ class Config:
             f"{context:,}: use --train.eval-tokens "
             f"{max(1, round(self.train.eval_tokens / context)) * context}",
         )
-        require(
-            self.train.sharding != "fsdp" or self.optim.matrices not in ("soap", "shampoo"),
-            f"train.sharding fsdp cuts matrices into rows, and optim.matrices "
-            f"{self.optim.matrices} needs them whole: use --train.sharding zero1",
-        )
+        # A class of the user's own says what it needs when it is imported.
+        if self.train.sharding == "fsdp" and not self.optim.is_custom:
+            matrix_optimizers()[self.optim.matrices].check_sharding(self.optim.matrices)
         require(
             self.train.attention != "flex" or self.model.architecture == "gpt",
             f"train.attention flex is for model.architecture gpt, and this is "

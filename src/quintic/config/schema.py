@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
@@ -29,8 +29,18 @@ RENAMED = {
 
 T = TypeVar("T")
 
-ON: Final = object()
-"""In `needs` and `part_of`, any value but False, None and 0."""
+
+@dataclass(frozen=True)
+class Accepted:
+    """Stands for several values of a field in `needs` and `part_of`."""
+
+    accepts: Callable[[Any], bool]
+    example: str = ""
+    """How one of them is given on the command line."""
+
+
+ON: Final = Accepted(bool)
+"""Any value but False, None and 0."""
 
 OTHER_TEXT = "losses on other text do not compare; sweep each by itself"
 """Why the data and what of it is evaluated are not swept."""
@@ -129,8 +139,8 @@ def _met(needs: Needs, values: Mapping[str, Any]) -> bool:
 
 
 def _has(value: Any, wanted: Any) -> bool:
-    if wanted is ON:
-        return bool(value)
+    if isinstance(wanted, Accepted):
+        return wanted.accepts(value)
     return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
 
 
@@ -141,8 +151,9 @@ def _ways_to(needs: Needs) -> str:
         *path, last = name.replace("_", "-").split(".")
         if wanted is False:
             ways.append(f"--{'.'.join([*path, f'no-{last}'])}")
-        elif wanted is ON or wanted is True:
-            ways.append(f"--{'.'.join([*path, last])}")
+        elif wanted is True or isinstance(wanted, Accepted):
+            example = "" if wanted is True else wanted.example
+            ways.append(f"--{'.'.join([*path, last])} {example}".rstrip())
         else:
             choices = wanted if isinstance(wanted, tuple) else (wanted,)
             ways += [f"--{'.'.join([*path, last])} {choice}" for choice in choices]
@@ -307,6 +318,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return value  # the section's own check names the choices
     if origin is tuple and isinstance(value, list | tuple):
         kinds = typing.get_args(hint)
+        if kinds[1:] == (Ellipsis,):
+            kinds = kinds[:1] * len(value)
         if len(kinds) == len(value):
             return tuple(_convert(k, v, name) for k, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The embedded default: the text that every Python installation carries.
+"""The embedded corpus: the text that every Python installation carries.
 
 The sources of the interpreter's own standard library, with their comments and docstrings and the
 language's documentation in `pydoc_data`, are about 12 MB of text. So a first run needs no download.
@@ -25,7 +25,8 @@ from quintic.data.shards import write_shard
 from quintic.data.tokenizer import TOKENIZER_FILE, BpeTokenizer, train_bpe
 from quintic.errors import QuinticError
 
-Progress = Callable[[str, float], None]
+OnProgress = Callable[[str, float], None]
+"""Called with the stage and the fraction of it that is done."""
 
 # Part of the cache's key: to be raised when the same files give another dataset.
 _CORPUS_VERSION = 2
@@ -38,8 +39,8 @@ _SKIPPED_FOLDERS = {
     "encodings",
 }
 
-# What is held out for validation: about 5% of the text, or what is enough for 200,000 tokens,
-# whose vocabulary is not known yet (5 bytes each is the upper end), but not most of a small text.
+# Held out for validation: about 5% of the text, or enough for 200,000 tokens, whose vocabulary is
+# not known yet (5 bytes each is the upper end), but not most of a small text.
 _VAL_SHARE = 0.05
 _VAL_BYTES = 5 * 200_000
 _VAL_SHARE_AT_MOST = 0.2
@@ -48,34 +49,28 @@ _BATCH_FILES = 64
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A file: its path relative to the library, with slashes, and its bytes."""
+class _SourceFile:
+    """A file of the library: its relative path, with slashes, and its bytes."""
 
     name: str
     content: bytes
 
 
 def embedded_dataset(
-    vocab_size: int = 4096, cache: Path | None = None, progress: Progress | None = None
+    vocab_size: int = 4096, cache: Path | None = None, on_progress: OnProgress | None = None
 ) -> Path:
-    """The folder of the embedded dataset, built in seconds on first use, then found at once.
+    """Return the folder of the embedded dataset, built in seconds on first use, then found at once.
 
     Every `.py` file of the standard library is a document, in the order of a hash of its path, so
     that the stream is shuffled by file. Whole files are held out for validation, also by hash. The
-    vocabulary is trained on the training files only.
+    vocabulary of `vocab_size` ids is trained on the training files only. `cache` is the folder for
+    built datasets; else what QUINTIC_CACHE names, else the platform's cache folder of the user.
 
-    Args:
-        vocab_size: size of the vocabulary to train.
-        cache: folder for built datasets; else what QUINTIC_CACHE names, else the platform's cache
-            folder of the user.
-        progress: called with the stage and the fraction of it that is done.
-
-    Raises:
-        QuinticError: this interpreter has no library sources, or too little of them for the
-            vocabulary, or the cache cannot be written.
+    Raises `QuinticError` where this interpreter has no library sources, or too little of them for
+    the vocabulary, or the cache cannot be written.
     """
     return _dataset_of_tree(
-        Path(sysconfig.get_paths()["stdlib"]), vocab_size, cache or _default_cache(), progress
+        Path(sysconfig.get_paths()["stdlib"]), vocab_size, cache or _default_cache(), on_progress
     )
 
 
@@ -88,10 +83,10 @@ def _default_cache() -> Path:
 
 
 def _dataset_of_tree(
-    root: Path, vocab_size: int, cache: Path, progress: Progress | None = None
+    root: Path, vocab_size: int, cache: Path, on_progress: OnProgress | None = None
 ) -> Path:
-    """As `embedded_dataset`, for the sources of any folder."""
-    report = progress or (lambda stage, fraction: None)
+    """Do what `embedded_dataset` does for the sources of any folder."""
+    report = on_progress or (lambda stage, fraction: None)
     sources = _read_sources(root)
     if not sources:
         raise QuinticError(
@@ -122,8 +117,8 @@ def _dataset_of_tree(
     return folder
 
 
-def _read_sources(root: Path) -> list[_Source]:
-    """All `.py` files under `root` that belong to the library, by name."""
+def _read_sources(root: Path) -> list[_SourceFile]:
+    """Return all `.py` files under `root` that belong to the library, by name."""
     sources = []
     for place, folders, files in os.walk(root):
         # Pruned rather than filtered: site-packages can hold a hundred times the library.
@@ -136,18 +131,20 @@ def _read_sources(root: Path) -> list[_Source]:
                     content = path.read_bytes()
                 except OSError:  # a dangling link, or not ours to read
                     continue
-                sources.append(_Source(path.relative_to(root).as_posix(), content))
+                sources.append(_SourceFile(path.relative_to(root).as_posix(), content))
     return sorted(sources, key=lambda source: source.name)
 
 
-def _cache_key(sources: Sequence[_Source], vocab_size: int) -> str:
+def _cache_key(sources: Sequence[_SourceFile], vocab_size: int) -> str:
     digest = hashlib.sha256(f"{_CORPUS_VERSION}".encode())
     for source in sources:
         digest.update(f"\n{source.name} {hashlib.sha256(source.content).hexdigest()}".encode())
     return f"python{platform.python_version()}-bpe{vocab_size}-{digest.hexdigest()[:16]}"
 
 
-def _build(sources: Sequence[_Source], vocab_size: int, folder: Path, report: Progress) -> None:
+def _build(
+    sources: Sequence[_SourceFile], vocab_size: int, folder: Path, report: OnProgress
+) -> None:
     report("text", 0.0)
     splits = _split(_documents(sources))
     report("text", 1.0)
@@ -172,8 +169,8 @@ def _build(sources: Sequence[_Source], vocab_size: int, folder: Path, report: Pr
     ).write(folder)
 
 
-def _documents(sources: Sequence[_Source]) -> dict[str, str]:
-    """The text of each file that has one, by name; the first of several that are equal.
+def _documents(sources: Sequence[_SourceFile]) -> dict[str, str]:
+    """Return the text of each file that has one, by name; the first of several that are equal.
 
     Equal files, of which packages have many, would otherwise be trained on twice, or on both sides
     of the split.
@@ -187,7 +184,7 @@ def _documents(sources: Sequence[_Source]) -> dict[str, str]:
 
 
 def _decode(content: bytes) -> str | None:
-    """The text of a source in the encoding it declares (PEP 263), line ends as \\n; or None."""
+    """Return a source's text in the encoding it declares (PEP 263), line ends as \\n; or None."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         return io.TextIOWrapper(io.BytesIO(content), encoding).read()
@@ -196,7 +193,7 @@ def _decode(content: bytes) -> str | None:
 
 
 def _split(documents: dict[str, str]) -> dict[Split, list[str]]:
-    """Texts of each split, in the order of the stream."""
+    """Return the texts of each split, in the order of the stream."""
     sizes = {name: len(text.encode()) for name, text in documents.items()}
     total = sum(sizes.values())
     wanted = max(_VAL_SHARE * total, min(_VAL_BYTES, _VAL_SHARE_AT_MOST * total))
@@ -220,9 +217,9 @@ def _hash(purpose: str, name: str) -> bytes:
 
 
 def _write_split(
-    split: Split, texts: Sequence[str], tokenizer: BpeTokenizer, folder: Path, report: Progress
+    split: Split, texts: Sequence[str], tokenizer: BpeTokenizer, folder: Path, report: OnProgress
 ) -> ShardRecord:
-    """Write the shard of a split: every document preceded by end of text."""
+    """Write the shard of a split, every document preceded by end of text."""
     ids: list[int] = []
     for start in range(0, len(texts), _BATCH_FILES):
         report(f"{split} tokens", start / len(texts))

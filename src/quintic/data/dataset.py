@@ -28,14 +28,9 @@ from quintic.errors import QuinticError
 class Dataset:
     """A folder of shards that was found to be in order; `open_dataset` makes it.
 
-    Attributes:
-        path: the folder.
-        streams: the tokens of each split that the folder has.
-        manifest: what the folder says of itself; None for a foreign one.
-        tokenizer_spec: "gpt2" or the path of a `tokenizer.json`, as `load_tokenizer` takes it; None
-            for a foreign folder without a tokenizer named.
-        vocab_size: number of ids of that tokenizer; None without one.
-        eot_id: its end-of-text token; None without one.
+    `streams` has the tokens of each split that the folder has. A foreign folder has no `manifest`,
+    and without a tokenizer named, none of `tokenizer_spec`, as `load_tokenizer` takes it,
+    `vocab_size` and `eot_id`.
     """
 
     path: Path
@@ -56,11 +51,10 @@ class Dataset:
         return self.streams["val"]
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer the tokens were made with.
+        """Return the tokenizer that the tokens were made with.
 
-        Raises:
-            QuinticError: a foreign folder without a tokenizer named, or GPT-2's vocabulary not to
-                be had.
+        Raises `QuinticError` for a foreign folder without a tokenizer named, and where GPT-2's
+        vocabulary is not to be had.
         """
         if self.tokenizer_spec is None:
             raise QuinticError(
@@ -72,7 +66,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this data from other data, in hexadecimal; a resumed run compares it.
+        """A hash that tells this data from other data, in hexadecimal; a resumed run compares it.
 
         It covers the splits, their shards' token counts and samples of the tokens, and neither
         names nor the manifest: a copied, moved or renamed dataset keeps its fingerprint as long as
@@ -88,7 +82,7 @@ class Dataset:
 
 
 def _samples(shard: Shard) -> list[bytes]:
-    """64 KiB from either end of a shard, and 16 blocks of 4 KiB evenly between."""
+    """Return 64 KiB from either end of a shard, and 16 blocks of 4 KiB evenly between."""
     tokens = shard.tokens
     edge, block = (1 << 16) // shard.dtype.itemsize, (1 << 12) // shard.dtype.itemsize
     between = [(shard.count - block) * part // 17 for part in range(1, 17)]
@@ -104,16 +98,13 @@ def open_dataset(
 ) -> Dataset:
     """Open a folder of shards and check everything that can be checked without reading tokens.
 
-    Args:
-        path: the folder.
-        tokenizer: "gpt2" or the path of a `tokenizer.json`. A foreign folder needs it to be
-            decoded; for one with a manifest it must be the manifest's.
-        splits: which splits must be there; at least one is needed in any case.
+    `tokenizer` is "gpt2" or the path of a `tokenizer.json`: a foreign folder needs it to be
+    decoded, and for one with a manifest it must be the manifest's. `splits` must be there, and in
+    any case one is needed.
 
-    Raises:
-        QuinticError: no such folder, a build that is not finished, a split without shards, a
-            damaged shard, a manifest that is broken or disagrees with the folder, or another
-            tokenizer than the manifest's.
+    Raises `QuinticError` for no such folder, a build that is not finished, a split without shards,
+    a damaged shard, a manifest that is broken or disagrees with the folder, and another tokenizer
+    than the manifest's.
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
@@ -158,14 +149,15 @@ def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]
 
 
 def split_of(name: str) -> Split | None:
-    """The split in a shard's name; the last word counts, as in `books_train_set_val_000.bin`."""
+    """Return the split that a shard's name says; the last word counts, as in
+    `books_train_set_val_000.bin`."""
     places = {split: name.rfind(f"_{split}_") for split in SPLITS}
     split = max(SPLITS, key=lambda split: places[split])
     return split if places[split] >= 0 else None
 
 
 def _own_tokenizer(path: Path, manifest: Manifest | None) -> str | None:
-    """The tokenizer that the folder itself names."""
+    """Return the tokenizer that the folder itself names."""
     name = manifest.tokenizer if manifest else TOKENIZER_FILE
     if name == GPT2.name:
         return name
@@ -212,17 +204,10 @@ def check_tokens(
 ) -> None:
     """Check that a model with `vocab_size` ids can read the tokens, before step 0.
 
-    The manifest is trusted; the shards of a foreign folder are read, as far as the limits say.
-
-    Args:
-        dataset: the data.
-        vocab_size: number of ids that the model has.
-        limit_tokens: training tokens that the run will read from the beginning of the stream; None
-            for all, which shuffled order needs.
-        limit_val_tokens: the same for validation.
-
-    Raises:
-        QuinticError: an id is vocab_size or more, or beyond the tokenizer's; names the shard.
+    The manifest is trusted; the shards of a foreign folder are read, as far as the limits say: the
+    tokens that the run will read from the beginning of a split's stream, None for all, which
+    shuffled order needs. Raises `QuinticError`, which names the shard, where an id is vocab_size or
+    more, or beyond the tokenizer's.
     """
     limits: dict[Split, int | None] = {"train": limit_tokens, "val": limit_val_tokens}
     if dataset.manifest is not None:

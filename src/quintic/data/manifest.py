@@ -17,19 +17,18 @@ MANIFEST_VERSION = 1
 # In the folder of a dataset as long as `quintic data build` has not finished it.
 UNFINISHED = ".build"
 
+_WAY_OUT = (
+    "build the dataset again, or delete the manifest and name the tokenizer with --data.tokenizer "
+    "when training, with --tokenizer in other commands"
+)
+
 
 @dataclass(frozen=True)
 class ShardRecord:
     """What the manifest says of one shard.
 
-    Attributes:
-        file: name of the shard in the dataset's folder.
-        split: "train" or "val".
-        documents: number of end-of-text tokens, that is of documents that begin here.
-        tokens: number of tokens.
-        text_bytes: UTF-8 bytes of the text behind the tokens.
-        max_id: the largest token id.
-        sha256: of the whole file.
+    `documents` is the number of end-of-text tokens, that is of documents that begin here;
+    `text_bytes` counts the UTF-8 text behind the tokens; `sha256` is of the whole file.
     """
 
     file: str
@@ -45,12 +44,7 @@ class ShardRecord:
 class Manifest:
     """What is in a dataset that quintic built.
 
-    Attributes:
-        tokenizer: "gpt2", or the name of the `tokenizer.json` in the dataset's folder.
-        tokenizer_fingerprint: the tokenizer's fingerprint.
-        vocab_size: number of ids of the tokenizer.
-        eot_id: the token that precedes every document.
-        shards: one record per shard.
+    `tokenizer` is "gpt2" or the name of the `tokenizer.json` in the dataset's folder.
     """
 
     tokenizer: str
@@ -69,21 +63,25 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the `manifest.json` of a folder.
-
-        Raises:
-            QuinticError: unreadable, broken JSON, another format version, or a field that is
-                missing or of the wrong type.
-        """
+        """Read the `manifest.json` of a folder; raises `QuinticError` where it is unreadable or as
+        `parse` does."""
         path = folder / MANIFEST_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise QuinticError(
-                f"manifest {path} cannot be read ({error}): build the dataset again, or delete the "
-                f"manifest and name the tokenizer with --data.tokenizer when training, with "
-                f"--tokenizer in other commands"
-            ) from error
+            return cls.parse(path.read_bytes(), str(path))
+        except OSError as error:
+            raise QuinticError(f"manifest {path} cannot be read ({error}): {_WAY_OUT}") from error
+
+    @classmethod
+    def parse(cls, text: bytes, path: str) -> Self:
+        """Read the text of a manifest that comes from `path`.
+
+        Raises `QuinticError` for broken JSON, another format version, and a field that is missing
+        or of the wrong type.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise QuinticError(f"manifest {path} cannot be read ({error}): {_WAY_OUT}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != MANIFEST_VERSION:
             raise QuinticError(
@@ -101,8 +99,8 @@ class Manifest:
         return cls(**{**values, "shards": records})
 
 
-def _typed(content: Any, kind: type[Manifest | ShardRecord], path: Path) -> dict[str, Any]:
-    """The fields of a manifest's object, checked to be there and of their type."""
+def _typed(content: Any, kind: type[Manifest | ShardRecord], path: str) -> dict[str, Any]:
+    """Return the fields of a manifest's object, which are there and of their type."""
     json_types: dict[Any, type] = {int: int, str: str, Split: str}
     values = {}
     for field in fields(kind):
@@ -111,9 +109,7 @@ def _typed(content: Any, kind: type[Manifest | ShardRecord], path: Path) -> dict
         if type(value) is not expected:
             raise QuinticError(
                 f"manifest {path}: field '{field.name}' is {value!r}, expected a "
-                f"{expected.__name__}; build the dataset again, or delete the manifest and name "
-                f"the tokenizer with --data.tokenizer when training, with --tokenizer in other "
-                f"commands"
+                f"{expected.__name__}; {_WAY_OUT}"
             )
         values[field.name] = value
     return values

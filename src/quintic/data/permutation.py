@@ -16,11 +16,9 @@ ROUNDS = 8
 
 
 class Permutation:
-    """A bijection of 0 .. size - 1.
+    """A bijection of 0 .. size - 1, chosen by `keys`, uint64 [ROUNDS] of random bits.
 
-    Args:
-        size: number of elements, 1 to 2**62.
-        keys: uint64, [ROUNDS] random numbers that choose the permutation.
+    `size` is 1 to 2**62.
     """
 
     def __init__(self, size: int, keys: npt.NDArray[np.uint64]) -> None:
@@ -32,7 +30,7 @@ class Permutation:
         self._mask = np.uint64((1 << half_bits) - 1)
 
     def __call__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where each index, in 0 .. size - 1, is sent; of the same shape, without repetition."""
+        """Return where each index, in 0 .. size - 1, is sent, in an array of the same shape."""
         values = self._encrypt(indices.astype(np.uint64))
         while (outside := values >= self._size).any():
             values[outside] = self._encrypt(values[outside])
@@ -46,7 +44,7 @@ class Permutation:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every input bit moves all others.
+    """Apply SplitMix64's finaliser (Steele, Lea and Flood 2014): every bit moves all others.
 
     The products wrap modulo 2**64, as they should.
     """

@@ -41,12 +41,9 @@ _SCAN_TOKENS = 1 << 24
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard whose header and size were found right.
+    """A shard whose header and size were found right, with at least one token.
 
-    Attributes:
-        path: the file.
-        count: number of tokens, at least 1.
-        dtype: little-endian uint16 or uint32.
+    The tokens are little-endian uint16 or uint32.
     """
 
     path: Path
@@ -63,14 +60,10 @@ class Shard:
     def blocks(
         self, block_tokens: int
     ) -> Iterator[tuple[memoryview, npt.NDArray[np.unsignedinteger]]]:
-        """Read the whole file once, in order.
+        """Iterate once over the whole file: bytes, and the tokens in them, [at most block_tokens].
 
-        Returns:
-            An iterator of bytes and of the tokens in them, [at most block_tokens]; the first are
-            the header's, without tokens. Both are valid until the next step.
-
-        Raises:
-            OSError: the file cannot be read, or has become shorter.
+        The first bytes are the header's, without tokens. Both are valid until the next step. Raises
+        OSError where the file cannot be read, or has become shorter.
         """
         itemsize = self.dtype.itemsize
         buffer = memoryview(bytearray(max(HEADER_BYTES, block_tokens * itemsize)))
@@ -88,16 +81,10 @@ class Shard:
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike) -> Shard:
-    """Write a shard, aside and then renamed: the file is whole or absent.
+    """Write token ids, [tokens], aside and then renamed: the file is whole or absent.
 
-    Args:
-        path: the file to write; an existing one is replaced.
-        tokens: token ids, one-dimensional integers in [0, 2**32); stored in 16 bits where all of
-            them fit, else in 32.
-
-    Raises:
-        QuinticError: no tokens, too many for one shard, or ids out of range.
-        OSError: the folder cannot be written, or the disk is full.
+    They are stored in 16 bits where all of them fit, else in 32. Raises `QuinticError` for no
+    tokens, too many for one shard, and ids outside [0, 2**32), and OSError as `replacing` does.
     """
     array = np.asarray(tokens)
     if array.ndim != 1 or not 1 <= array.size <= MAX_SHARD_TOKENS:
@@ -119,7 +106,7 @@ def write_shard(path: Path, tokens: npt.ArrayLike) -> Shard:
 
 
 def token_dtype(vocab_size: int) -> TokenDtype:
-    """How the tokens of a vocabulary are stored: in 16 bits if all ids fit, else in 32."""
+    """Return how the tokens of a vocabulary are stored: in 16 bits if all ids fit, else in 32."""
     return _UINT16 if vocab_size <= 2**16 else _UINT32
 
 
@@ -131,22 +118,14 @@ def _header(count: int, dtype: TokenDtype) -> bytes:
 
 
 class ShardWriter:
-    """Writes a shard piece by piece; the file takes its name when it is finished.
+    """Writes a shard bit by bit; the file takes its name when it is finished.
 
     Until then the tokens lie in a hidden neighbour. Another writer can go on with it, also if the
-    shard was finished since.
+    shard was finished since: after the first `kept` tokens, and what lies beyond them is dropped.
+    `count` is the number of tokens so far.
 
-    Args:
-        path: the shard to be.
-        vocab_size: decides between 16 and 32 bits.
-        kept: tokens of an earlier writer to go on after; what it wrote beyond them is dropped.
-
-    Attributes:
-        count: number of tokens so far.
-
-    Raises:
-        QuinticError: the earlier writer's tokens are not there.
-        OSError: the folder cannot be written, or the disk is full.
+    Raises `QuinticError` where the kept tokens are not there, and OSError where the folder cannot
+    be written or the disk is full.
     """
 
     def __init__(self, path: Path, vocab_size: int, kept: int = 0) -> None:
@@ -196,16 +175,15 @@ class ShardWriter:
 
 
 def part_of(path: Path) -> Path:
-    """Where the tokens of an unfinished shard lie."""
+    """Return where the tokens of an unfinished shard lie."""
     return path.with_name(f".{path.name}.part")
 
 
 def open_shard(path: Path) -> Shard:
-    """Open a shard and check it against its header; its tokens are not read.
+    """Open a shard and check its size against its header; its tokens are not read.
 
-    Raises:
-        QuinticError: unreadable, another format or version, no tokens, truncated, or with bytes
-            after its last token.
+    Raises `QuinticError` where it is unreadable, of another format or version, truncated, without
+    tokens, or with bytes after its last one.
     """
     try:
         size = path.stat().st_size
@@ -251,11 +229,8 @@ class TokenStream:
     """Many shards as one circular stream of tokens.
 
     Positions count from the first token of the first shard and are taken modulo the length, so
-    that reading goes on at the beginning when it comes to the end. Safe to read from several
-    threads.
-
-    Args:
-        shards: at least one, in order.
+    that reading goes on at the beginning when it comes to the end. There is at least one shard.
+    Several threads may read at once.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -265,7 +240,7 @@ class TokenStream:
         self._tokens = lru_cache(maxsize=_OPEN_MAPS)(lambda index: opened[index].tokens)
 
     def __len__(self) -> int:
-        """Number of tokens of all shards."""
+        """Return the number of tokens of all shards."""
         return int(self._starts[-1])
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
@@ -284,16 +259,12 @@ class TokenStream:
         return tokens
 
     def chunks(self, chunk_tokens: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
-        """The whole stream once, from its beginning, in pieces of at most `chunk_tokens`."""
+        """Iterate once over the whole stream, [at most chunk_tokens] at a time."""
         for start in range(0, len(self), chunk_tokens):
             yield self.read(start, min(chunk_tokens, len(self) - start))
 
-    def max_id(self, limit_tokens: int | None = None) -> int:
-        """The largest token id among the first `limit_tokens` tokens, or among all."""
-        return max(self.shard_max_ids(limit_tokens).values())
-
     def shard_max_ids(self, limit_tokens: int | None = None) -> dict[Shard, int]:
-        """The largest token id of each shard, as far as the first `limit_tokens` tokens reach."""
+        """Return the largest id of each shard, as far as the first `limit_tokens` tokens reach."""
         limit = len(self) if limit_tokens is None else min(max(limit_tokens, 1), len(self))
         spans = [
             (index, begin, min(begin + _SCAN_TOKENS, shard.count, limit - int(start)))

@@ -30,7 +30,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class TokenizerInfo(NamedTuple):
-    """What a dataset and a model need to know of a tokenizer without encoding anything."""
+    """The facts of a tokenizer that a dataset and a model need, known without its vocabulary."""
 
     name: str
     vocab_size: int
@@ -39,13 +39,10 @@ class TokenizerInfo(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """Maps text to token ids and back.
+    """Maps text to token ids, 0 .. vocab_size - 1, and back.
 
-    Attributes:
-        name: "gpt2" or "bpe".
-        vocab_size: number of ids, the end-of-text token included; ids are 0 .. vocab_size - 1.
-        eot_id: the end-of-text token, which precedes every document.
-        fingerprint: equal for two tokenizers exactly if they give the same ids, on any machine.
+    `name` is "gpt2" or "bpe"; `eot_id` is the end-of-text token, which precedes every document; the
+    fingerprints of two tokenizers are equal exactly if they give the same ids, on any machine.
     """
 
     name: str
@@ -55,22 +52,18 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end-of-text token.
+        """Return the token ids of a text, without an end-of-text token.
 
         Lone surrogates, which UTF-8 cannot express, are encoded as U+FFFD.
         """
 
-    @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, in order; the same as `encode` of each, on several threads."""
-
     def encode_to_array(self, text: str) -> npt.NDArray[np.uint32]:
-        """As `encode`, the ids as an array, [tokens]."""
+        """Return what `encode` returns as an array, [tokens]."""
         return np.array(self.encode(text), dtype=np.uint32)
 
     @abstractmethod
     def _token_bytes(self) -> list[bytes]:
-        """The bytes of text behind each id, [vocab_size]; none behind the end-of-text token."""
+        """Return the bytes of text behind each id, [vocab_size]; none behind end of text."""
 
     @cached_property
     def _bytes_by_id(self) -> list[bytes]:
@@ -89,20 +82,17 @@ class Tokenizer(ABC):
         return np.array([len(token) for token in self._bytes_by_id], dtype=np.int64)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of text behind the ids; an end-of-text token is no text and adds none.
+        """Return the exact bytes of text behind the ids; end of text is no text and adds none.
 
-        Raises:
-            QuinticError: an id is not of this vocabulary.
+        Raises `QuinticError` where an id is not of this vocabulary.
         """
         return b"".join([self._bytes_by_id[self._checked(index)] for index in ids])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text behind the ids, for a reader: end of text is shown as `<|endoftext|>`.
+        """Return the text behind the ids, for a reader: end of text is shown as `<|endoftext|>`.
 
-        Bytes that are not valid UTF-8, such as a character cut in half, become U+FFFD.
-
-        Raises:
-            QuinticError: an id is not of this vocabulary.
+        Bytes that are not valid UTF-8, such as a character cut in half, become U+FFFD. Raises
+        `QuinticError` where an id is not of this vocabulary.
         """
         marker = END_OF_TEXT.encode()
         parts = [
@@ -147,8 +137,7 @@ _GPT2_SPLIT = (
 class Gpt2Tokenizer(Tokenizer):
     """GPT-2's vocabulary of 50,257 tokens (Radford et al. 2019): tiktoken's `r50k_base`, faster.
 
-    Raises:
-        QuinticError: the vocabulary is not in tiktoken's cache and cannot be downloaded.
+    Raises `QuinticError` where it is not in tiktoken's cache and cannot be downloaded.
     """
 
     name, vocab_size, eot_id, fingerprint = GPT2
@@ -167,11 +156,6 @@ class Gpt2Tokenizer(Tokenizer):
             text = _without_lone_surrogates(text)
             return self._encoding.encode_to_numpy(text, disallowed_special=())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch(
-            list(texts), num_threads=min(8, os.cpu_count() or 1)
-        )
-
     def _token_bytes(self) -> list[bytes]:
         return [
             b"" if index == self.eot_id else self._encoding.decode_single_token_bytes(index)
@@ -180,7 +164,7 @@ class Gpt2Tokenizer(Tokenizer):
 
 
 def _load_r50k() -> tiktoken.Encoding:
-    """r50k_base, from tiktoken's cache or downloaded, within `_DOWNLOAD_SECONDS`."""
+    """Return r50k_base, from tiktoken's cache or downloaded within `_DOWNLOAD_SECONDS`."""
     loaded: list[tiktoken.Encoding] = []
     failures: list[Exception] = []
 
@@ -241,21 +225,17 @@ _SPLIT = (
     r"|\s+"
 )
 
-# What every vocabulary must give back unchanged: cases that normalisers, added blanks and special
-# tokens damage.
+# A text that every vocabulary must give back unchanged: cases that normalisers, added blanks and
+# special tokens damage.
 _PROBE = f"  Ünïcode e\u0301 漢字 🙂\r\n\n\tif x:  {END_OF_TEXT}  don't 12345\x00 "
 
 
 class BpeTokenizer(Tokenizer):
     """A byte-level BPE (Sennrich et al. 2016; on bytes, Radford et al. 2019).
 
-    Args:
-        definition: the content of a `tokenizer.json` in the format of Hugging Face's tokenizers.
-        source: where it comes from, for messages.
-
-    Raises:
-        QuinticError: the definition is damaged, is not a byte-level BPE, has no end-of-text token,
-            or does not give back every text unchanged.
+    `definition` is the content of a `tokenizer.json` in the format of Hugging Face's tokenizers,
+    and `source` is where it comes from, for messages. Raises `QuinticError` where it is damaged, is
+    not a byte-level BPE, has no end-of-text token, or does not give back every text unchanged.
     """
 
     name = "bpe"
@@ -279,21 +259,21 @@ class BpeTokenizer(Tokenizer):
         # Special tokens in a text are text: without this a document that mentions <|endoftext|>
         # would end in the middle.
         self._tokenizer.encode_special_tokens = True
-        self._pieces = {**vocabulary, **added}
+        self._ids = {**vocabulary, **added}
         self._added = added
         if END_OF_TEXT not in added:
             raise QuinticError(
                 f"{source} has no token {END_OF_TEXT}, which must precede every document: "
                 f"use a vocabulary that has it"
             )
-        self.vocab_size = len(self._pieces)
+        self.vocab_size = len(self._ids)
         self.eot_id = added[END_OF_TEXT]
         self.fingerprint = hashlib.sha256(
             json.dumps(
-                [sorted(self._pieces.items()), merges, content.get("pre_tokenizer")], sort_keys=True
+                [sorted(self._ids.items()), merges, content.get("pre_tokenizer")], sort_keys=True
             ).encode()
         ).hexdigest()
-        if sorted(self._pieces.values()) != list(range(self.vocab_size)) or not self._is_lossless():
+        if sorted(self._ids.values()) != list(range(self.vocab_size)) or not self._is_lossless():
             raise QuinticError(
                 f"{source} does not give back every text unchanged: use a byte-level BPE without "
                 f"normaliser, added blanks or gaps between its ids"
@@ -303,6 +283,7 @@ class BpeTokenizer(Tokenizer):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return what `encode` returns for each text, on several threads."""
         texts = [_without_lone_surrogates(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
@@ -317,31 +298,27 @@ class BpeTokenizer(Tokenizer):
     def _token_bytes(self) -> list[bytes]:
         byte_of = {character: bytes([byte]) for byte, character in enumerate(_BYTE_ALPHABET)}
         table = [b""] * self.vocab_size
-        for piece, index in self._pieces.items():
+        for token, index in self._ids.items():
             if index == self.eot_id:
                 continue
-            if piece in self._added:
-                table[index] = piece.encode()
+            if token in self._added:
+                table[index] = token.encode()
             else:
-                table[index] = b"".join([byte_of[character] for character in piece])
+                table[index] = b"".join([byte_of[character] for character in token])
         return table
 
     def _is_lossless(self) -> bool:
         try:
             return self.decode_bytes(self.encode(_PROBE)) == _PROBE.encode()
-        except KeyError:  # a piece with characters outside the byte alphabet
+        except KeyError:  # a token with characters outside the byte alphabet
             return False
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """Train a byte-level BPE; the same texts give the same vocabulary, on any machine.
 
-    Args:
-        texts: the training texts, read once.
-        vocab_size: number of ids, among them the end-of-text token and the 256 bytes.
-
-    Raises:
-        QuinticError: fewer than 257 ids asked for, or more than the texts have repetitions for.
+    The texts are read once. `vocab_size` counts the end-of-text token and the 256 bytes too. Raises
+    `QuinticError` where it is below 257, or more than the texts have repetitions for.
     """
     smallest = 1 + len(_BYTE_ALPHABET)
     if vocab_size < smallest:
@@ -375,7 +352,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 
 
 def _byte_alphabet() -> str:
-    """The character that stands for each of the 256 bytes in a `tokenizer.json`.
+    """Return the characters that stand for the 256 bytes in a `tokenizer.json`.
 
     GPT-2's convention (Radford et al. 2019, `encoder.py`): printable Latin-1 stands for itself,
     the rest, in order, for the characters from U+0100 on.
@@ -403,19 +380,15 @@ def _one_line(error: Exception) -> str:
 # By name ------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(spec: str, base: Path | None = None) -> Tokenizer:
-    """The tokenizer that a config or a manifest names.
+def load_tokenizer(spec: str) -> Tokenizer:
+    """Load "gpt2", or a `tokenizer.json` by its path or that of its folder.
 
-    Args:
-        spec: "gpt2", or the path of a `tokenizer.json` or of a folder that holds one.
-        base: what a relative path is relative to; the working directory if None.
-
-    Raises:
-        QuinticError: nothing of that name, a damaged file, or GPT-2's vocabulary not to be had.
+    Raises `QuinticError` for nothing of that name, a damaged file, and GPT-2's vocabulary not to be
+    had.
     """
     if spec == GPT2.name:
         return Gpt2Tokenizer()
-    path = (base or Path()) / Path(spec).expanduser()
+    path = Path(spec).expanduser()
     if path.is_dir():
         path = path / TOKENIZER_FILE
     try:
@@ -433,10 +406,10 @@ def load_tokenizer(spec: str, base: Path | None = None) -> Tokenizer:
     return BpeTokenizer(definition, source=str(path))
 
 
-def tokenizer_info(spec: str, base: Path | None = None) -> TokenizerInfo:
-    """As `load_tokenizer`, but only the numbers: GPT-2's are known without its vocabulary.
+def tokenizer_info(spec: str) -> TokenizerInfo:
+    """Return the facts of a tokenizer; those of GPT-2 are known without its vocabulary.
 
-    Training on ready-made GPT-2 shards needs nothing else, so it works where nothing can be
-    downloaded.
+    So training on ready-made GPT-2 shards works where nothing can be downloaded. Raises
+    `QuinticError` as `load_tokenizer` does.
     """
-    return GPT2 if spec == GPT2.name else load_tokenizer(spec, base).info
+    return GPT2 if spec == GPT2.name else load_tokenizer(spec).info

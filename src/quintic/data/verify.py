@@ -1,4 +1,4 @@
-"""Looks into a dataset: is it what its manifest says, and what is in it?"""
+"""A look into a dataset: whether it is what its manifest says, and what is in it."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +16,6 @@ from quintic.data.shards import Shard, TokenStream
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
 
-Progress = Callable[[str, float], None]
-
 PERCENTILES = (5, 25, 50, 75, 95, 100)
 
 _COUNTED = {
@@ -34,14 +32,9 @@ _BYTES_SAMPLE_TOKENS = 4_000_000
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The outcome of `check_dataset`.
+    """The outcome of `check_dataset`: how many shards and tokens were read, and what was found.
 
-    Attributes:
-        path: the dataset.
-        shards: number of shards read.
-        tokens: number of tokens read.
-        problems: what makes the dataset unfit for training, one line each.
-        notes: what is worth knowing and is no fault.
+    A line of `problems` makes the dataset unfit for training, one of `notes` is no fault.
     """
 
     path: Path
@@ -56,19 +49,17 @@ class CheckReport:
 
 
 def check_dataset(
-    path: Path, tokenizer: str | None = None, progress: Progress | None = None
+    path: Path,
+    tokenizer: str | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
 ) -> CheckReport:
     """Read every token of a dataset and compare it with its manifest and tokenizer.
 
     Checked are the checksums, the counts of tokens, documents and bytes of text, that ids are of
     the vocabulary, and that each split begins with end of text. A foreign dataset has no manifest
     to compare with, and may begin in the middle of a document; that is noted. Shards are read in
-    parallel.
-
-    Args:
-        path: the dataset's folder.
-        tokenizer: as in `open_dataset`.
-        progress: called with a shard's name and the fraction of all tokens that is done.
+    parallel. `tokenizer` is as in `open_dataset`; `on_progress` is called with a shard's name and
+    the fraction of all tokens that is done.
     """
     try:
         dataset = open_dataset(path, tokenizer, splits=())
@@ -94,12 +85,12 @@ def check_dataset(
         helper = helpers if len(shards) < cores else None
         counting = [readers.submit(shard_stats, shard, counter, helper) for shard in shards]
         for shard, counted in zip(shards, counting, strict=True):
-            if progress:
-                progress(shard.path.name, done / total)
+            if on_progress:
+                on_progress(shard.path.name, done / total)
             problems += _problems(dataset, shard, counted.result(), records, vocabulary is not None)
             done += shard.count
-    if progress:
-        progress("", 1.0)
+    if on_progress:
+        on_progress("", 1.0)
     for split, stream in dataset.streams.items():
         if dataset.eot_id is not None and stream.read(0, 1)[0] != dataset.eot_id:
             line = f"the {split} split begins in the middle of a document"
@@ -122,7 +113,7 @@ def _problems(
     records: dict[str, ShardRecord],
     counted_text: bool,
 ) -> list[str]:
-    """What is wrong with a shard, one line each."""
+    """Return what is wrong with a shard, one line each."""
     name, vocab_size, max_id = shard.path.name, dataset.vocab_size, counts.max_id
     problems = []
     if vocab_size is not None and max_id >= vocab_size:
@@ -140,17 +131,12 @@ def _problems(
 
 
 @dataclass(frozen=True)
-class SplitInfo:
+class SplitSummary:
     """What is in one split.
 
-    Attributes:
-        shards: number of shards.
-        tokens: number of tokens.
-        documents: number of end-of-text tokens; None without a tokenizer named.
-        bytes_per_token: bytes of text per token, over the first four million tokens at most; None
-            without a tokenizer.
-        document_tokens: lengths of whole documents in tokens, end of text included, at PERCENTILES;
-            empty where there are none.
+    `documents` counts end-of-text tokens, None without a tokenizer named; `bytes_per_token` is over
+    the first four million tokens at most, None without a tokenizer; `document_tokens` has the
+    lengths of whole documents, end of text included, at PERCENTILES, and is empty without any.
     """
 
     shards: int
@@ -161,55 +147,33 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
-class DatasetInfo:
-    """What is in a dataset.
+class DatasetSummary:
+    """What is in a dataset; `tokenizer` is as `Dataset.tokenizer_spec`.
 
-    Attributes:
-        path: the folder.
-        fingerprint: as `Dataset.fingerprint`.
-        tokenizer: as `Dataset.tokenizer_spec`.
-        vocab_size: as `Dataset.vocab_size`.
-        splits: what is in each split that the folder has.
-        samples: beginnings of a few training documents, or else of validation documents, decoded;
-            empty without a tokenizer.
-        notes: what could not be found out, and why.
+    `samples` are the beginnings of a few training documents, or else of validation documents, and
+    empty without a tokenizer; `notes` say what could not be found out, and why.
     """
 
     path: Path
     fingerprint: str
     tokenizer: str | None
     vocab_size: int | None
-    splits: dict[Split, SplitInfo]
+    splits: dict[Split, SplitSummary]
     samples: list[str]
     notes: list[str]
 
-    @property
-    def train(self) -> SplitInfo:
-        """The training split."""
-        return self.splits["train"]
 
-    @property
-    def val(self) -> SplitInfo:
-        """The validation split."""
-        return self.splits["val"]
-
-
-def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetInfo:
+def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetSummary:
     """Count and sample what is in a dataset; reads every token once.
 
-    Args:
-        path: the dataset's folder.
-        tokenizer: as in `open_dataset`.
-
-    Raises:
-        QuinticError: as `open_dataset`.
+    Raises `QuinticError` as `open_dataset` does, which also says what `tokenizer` may be.
     """
     dataset = open_dataset(path, tokenizer, splits=())
     notes: list[str] = []
     vocabulary = _tokenizer_or_note(dataset, notes)
     starts = {split: _document_starts(dataset, split) for split in dataset.streams}
     sampled: Split = "train" if "train" in starts else "val"
-    return DatasetInfo(
+    return DatasetSummary(
         path=path,
         fingerprint=dataset.fingerprint,
         tokenizer=dataset.tokenizer_spec,
@@ -224,7 +188,7 @@ def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetInfo:
 
 
 def _document_starts(dataset: Dataset, split: Split) -> npt.NDArray[np.int64] | None:
-    """Positions of the end-of-text tokens, [documents]; None if it is not known which they are."""
+    """Return the positions of the end-of-text tokens, [documents]; None without their id."""
     if dataset.eot_id is None:
         return None
     found, position = [], 0
@@ -236,7 +200,7 @@ def _document_starts(dataset: Dataset, split: Split) -> npt.NDArray[np.int64] | 
 
 def _describe_split(
     stream: TokenStream, starts: npt.NDArray[np.int64] | None, tokenizer: Tokenizer | None
-) -> SplitInfo:
+) -> SplitSummary:
     percentiles: list[int] = []
     if starts is not None and len(starts):
         lengths = np.diff(starts, append=len(stream))
@@ -246,7 +210,7 @@ def _describe_split(
         ids = stream.read(0, min(len(stream), _BYTES_SAMPLE_TOKENS))
         ids = ids[ids < tokenizer.vocab_size]
         bytes_per_token = float(tokenizer.byte_lengths[ids].mean())
-    return SplitInfo(
+    return SplitSummary(
         shards=len(stream.shards),
         tokens=len(stream),
         documents=None if starts is None else len(starts),
@@ -258,7 +222,7 @@ def _describe_split(
 def _samples(
     stream: TokenStream, starts: npt.NDArray[np.int64] | None, tokenizer: Tokenizer | None
 ) -> Iterator[str]:
-    """Beginnings of documents, evenly spaced over the stream."""
+    """Yield the beginnings of documents, evenly spaced over the stream."""
     if tokenizer is None or starts is None:
         return
     for start in starts[:: max(1, len(starts) // _SAMPLES)][:_SAMPLES]:

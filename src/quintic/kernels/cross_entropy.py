@@ -111,22 +111,21 @@ def _cross_entropy_row(
 def cross_entropy_(
     logits_CV: Tensor,
     targets_CM: Tensor,
-    losses_C: Tensor,
-    *,
     weights_M: Tensor | None = None,
+    *,
     grad_CV: Tensor | None = None,
     divisor: float = 1.0,
     softcap: float | None = None,
-) -> None:
-    """Write each row's cross-entropy in nats, and where `grad_CV` is given its gradient there.
+) -> Tensor:
+    """Return each row's cross-entropy in nats; where `grad_CV` is given, write its gradient there.
 
-    Of one target each, or of several with their weights, whose losses are added up; of those a
+    A row has one target, or several with their weights, whose losses are added up; of those a
     target below zero is none. All others must be in [0, V).
 
     The gradient is that by the logits, (softmax - one_hot) / divisor for one target; `grad_CV` may
     be the logits' own memory. With a softcap c the loss is that of c tanh(logits / c). All is
-    computed in the precision of `losses_C`: float32, or float64 for float64 logits. A row is read
-    once, and for its gradient once more.
+    computed in float32, or float64 for float64 logits. A row is read once, and for its gradient
+    once more.
 
     Online softmax: Milakov & Gimelshein, https://arxiv.org/abs/1805.02867. The gradient in place of
     the logits: Liger Kernel, https://arxiv.org/abs/2410.10989.
@@ -135,11 +134,12 @@ def cross_entropy_(
     targets = targets_CM.shape[1]
     assert targets == (1 if weights_M is None else len(weights_M))
     written_CV = logits_CV if grad_CV is None else grad_CV
-    assert logits_CV.stride() == written_CV.stride()
-    assert logits_CV.stride(1) == losses_C.stride(0) == 1 and targets_CM.is_contiguous()
+    assert logits_CV.stride() == written_CV.stride() and logits_CV.stride(1) == 1
+    float_dtype = torch.promote_types(logits_CV.dtype, torch.float32)
+    losses_C = logits_CV.new_empty(rows, dtype=float_dtype)
     _cross_entropy_row[(rows,)](
         logits_CV,
-        targets_CM,
+        targets_CM.contiguous(),
         targets_CM if weights_M is None else weights_M,
         losses_C,
         written_CV,
@@ -150,8 +150,9 @@ def cross_entropy_(
         TARGETS=targets,
         WEIGHTED=weights_M is not None,
         GRADIENT=grad_CV is not None,
-        FLOAT=tl.float64 if losses_C.dtype is torch.float64 else tl.float32,
+        FLOAT=tl.float64 if float_dtype is torch.float64 else tl.float32,
         CAPPED=softcap is not None,
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
+    return losses_C

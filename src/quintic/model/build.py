@@ -9,10 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from quintic.config import ModelConfig
 from quintic.model.base import LanguageModel
-from quintic.model.fused_loss import FLOAT8_CROSS_ENTROPIES
 from quintic.model.gpt import GPT
 from quintic.model.gpt2 import GPT2
-from quintic.model.loss import CROSS_ENTROPIES
+from quintic.model.loss import CROSS_ENTROPIES, FLOAT8_CROSS_ENTROPIES
 
 ARCHITECTURES: dict[str, type[LanguageModel]] = {"gpt": GPT, "gpt2": GPT2}
 

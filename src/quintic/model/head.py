@@ -1,4 +1,4 @@
-"""The head's three products, in the compute precision or in float8, and what makes logits of them.
+"""The head's three products, in the compute precision or in float8, and how they become logits.
 
     logits = x W^T      forward
     grad_x = G W        backward, where G is the gradient of the logits
@@ -10,7 +10,6 @@ Shapes: N tokens, C of them in a chunk, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,59 +18,45 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 """Three bits of mantissa and numbers to 448, for x and W; two and 57,344, for gradients."""
 
 GRADIENT_SCALE = 2.0**-15
-"""Of what the gradient of a token's logits is divided by, which lies in [-1, 1] as softmax minus
-one-hot does: e5m2 then holds it from 1 down to 4.7e-10."""
+"""The gradient of a token's logits is divided by this. It lies in [-1, 1], as softmax minus one-hot
+does: e5m2 then holds it from 1 down to 4.7e-10."""
 
 
 def logits_of(products: Tensor, softcap: float | None) -> Tensor:
-    """The head's products as logits: in float32 (float64 for float64), and capped."""
+    """Return the head's products as logits: in float32 (float64 for float64), and capped."""
     logits = products.to(torch.promote_types(products.dtype, torch.float32))
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-class HeadProducts(Protocol):
-    """The products of a chunk; the weight and its precision are the object's.
+class Products:
+    """The products of a chunk in the precision of x; the weight is the object's.
 
-    The gradient G of the mean loss is given as softmax minus one-hot, divided by `grad_divisor`.
+    The gradient G of the mean loss is given as softmax minus one-hot, divided by `grad_divisor`, in
+    `grad_dtype`.
     """
 
+    grad_dtype: torch.dtype
     grad_divisor: float
 
-    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
-        """Where G is to be written, uninitialised: the logits' own memory, if nothing else needs
-        them."""
-
-    def logits(self, x_CD: Tensor) -> Tensor:
-        """x W^T, [C, V], in the precision of x."""
-
-    def grad_x(self, grad_CV: Tensor) -> Tensor:
-        """G W, [C, D], in the precision of x."""
-
-    def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
-        """G^T x, [V, D]."""
-
-
-class Products:
-    """In the precision of x."""
-
     def __init__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
+        """Take x of all tokens, whose mean loss it is."""
         self._head_VD = weight_VD.to(x_ND.dtype)
-        self.grad_divisor: float = len(x_ND)
-
-    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
-        return logits_CV
+        self.grad_dtype, self.grad_divisor = x_ND.dtype, len(x_ND)
 
     def logits(self, x_CD: Tensor) -> Tensor:
+        """Return x W^T, [C, V], in the precision of x."""
         return x_CD @ self._head_VD.T
 
     def grad_x(self, grad_CV: Tensor) -> Tensor:
+        """Return G W, [C, D], in the precision of x."""
         return grad_CV @ self._head_VD
 
     def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
+        """Return G^T x, [V, D]."""
         return grad_CV.T @ x_CD
 
 
-class Float8Products:
+class Float8Products(Products):
     """x and W in e4m3, G in e5m2, accumulated in float32: twice the speed on GPUs that have it.
 
     Each of the three has one scale, a power of two, so that dividing by it is exact and only the
@@ -79,21 +64,19 @@ class Float8Products:
     its bound. Elsewhere than on CUDA the rounded numbers are multiplied in float32, which gives the
     same up to the order of summation.
 
-    Of the speedrun's record of 2025-01-13, whose scales are constants
+    It is the speedrun's, from the record of 2025-01-13, whose scales are constants
     (https://github.com/KellerJordan/modded-nanogpt).
     """
 
+    grad_dtype = E5M2
+    grad_divisor = GRADIENT_SCALE
+
     def __init__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
-        """x of all tokens, whose mean loss it is, for the scales."""
         self._x_scale, self._head_scale = power_of_two_scale(x_ND), power_of_two_scale(weight_VD)
         self._head_VD = (weight_VD / self._head_scale).to(E4M3)
         self._head_DV = self._head_VD.T.contiguous()  # products want both operands by rows
         self._grad_scale = x_ND.new_full((), GRADIENT_SCALE / len(x_ND), dtype=torch.float32)
-        self.grad_divisor: float = GRADIENT_SCALE
         self._dtype = x_ND.dtype
-
-    def grad_buffer(self, logits_CV: Tensor) -> Tensor:
-        return torch.empty_like(logits_CV, dtype=E5M2)
 
     def logits(self, x_CD: Tensor) -> Tensor:
         x8_CD = (x_CD / self._x_scale).to(E4M3)
@@ -113,7 +96,7 @@ class Float8Products:
 
 
 def power_of_two_scale(values: Tensor) -> Tensor:
-    """The smallest power of two by which `values` can be divided to fit into e4m3."""
+    """Return the smallest power of two by which `values` can be divided to fit into e4m3."""
     largest = torch.linalg.vector_norm(values, ord=math.inf, dtype=torch.float32)
     scale: Tensor = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(E4M3).max)))
     return scale.clamp_min(2.0**-100)  # of zeros
@@ -128,7 +111,7 @@ def scaled_product(
     *,
     fast: bool = False,
 ) -> Tensor:
-    """(a_scale a) (b_scale b)^T of float8 matrices, both contiguous, as `dtype`.
+    """Return (a_scale a) (b_scale b)^T of float8 matrices, both contiguous, as `dtype`.
 
     On CUDA all sizes must be multiples of 16. `fast` lets the tensor cores add up in fewer bits
     than float32 has, which the gradients do not bear.

@@ -1,36 +1,36 @@
 """Next-token cross-entropy: the head's matrix product and the loss in one function.
 
-All functions have one signature and give the mean loss in nats per token, computed in float32
-(float64 for float64 input). `plain_cross_entropy` is the reference, and keeps the [tokens,
-vocabulary] matrix of logits, its float32 copy and its gradient alive. `chunked_cross_entropy`
-never holds more than one chunk of it.
+Every loss is a `CrossEntropy`. `plain_cross_entropy` is the reference, and keeps the [tokens,
+vocabulary] matrix of logits, its float32 copy and its gradient alive. `chunked_cross_entropy` never
+holds more than one chunk of it.
 
-With a softcap c, logits z become c tanh(z / c): nearly themselves while small, and never beyond
--c and c. Source: Gemma 2 (https://arxiv.org/abs/2408.00118), with c = 30; the speedrun took it on
-2024-11-06, and 15 on 2025-01-04.
-
-Shapes: N tokens, M targets of each, D model width, V vocabulary.
+Shapes: N tokens, C of them in a chunk, M targets of each, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintic.model.fused_loss import fused_cross_entropy, operands
-from quintic.model.head import logits_of
-from quintic.model.multi_token import NO_TOKEN, target_weights
+from quintic.model.head import Float8Products, Products, logits_of
+from quintic.model.multi_token import NO_TOKEN
 
 
 class CrossEntropy(Protocol):
-    """Mean cross-entropy of `softmax(x @ weight.T)` against targets [N], as a scalar in nats.
+    """The mean cross-entropy in nats of `softmax(x @ weight.T)` against targets [N], a scalar.
 
-    With `weights_M` the targets are [N, M], as `quintic.model.multi_token` makes them, and it is
-    the sum of M cross-entropies times these weights; each is added up over the targets that there
-    are and divided by N, as a mean over whole sequences.
+    It is computed in float32 (float64 for float64 input). With `weights_M` the targets are [N, M],
+    as `quintic.model.multi_token` makes them, and it is the sum of M cross-entropies times these
+    weights; each is added up over the targets that there are and divided by N, as a mean over whole
+    sequences.
+
+    With a softcap c, logits z become c tanh(z / c): nearly themselves while small, and never beyond
+    -c and c. Source: Gemma 2 (https://arxiv.org/abs/2408.00118), with c = 30; the speedrun took it
+    on 2024-11-06, and 15 on 2025-01-04.
     """
 
     def __call__(
@@ -47,6 +47,14 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28, "mps": 2**26}
 """Logits of one chunk. On a CPU a chunk should stay in the cache; on a GPU it should be large
 enough to fill the device, and is still a fraction of GPT-2's [65536, 50304]."""
 
+KERNEL_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
+"""The same with the kernel, which stores logits once, in the compute precision: on a GPU 21,344
+tokens of GPT-2's vocabulary, 2 GiB in bfloat16. Every chunk reads and writes the gradient of the
+head once, in float32, so there should be few."""
+
+ALIGNMENT = 16
+"""Tokens of the operator's chunks are a multiple of this, for products in float8."""
+
 
 def plain_cross_entropy(
     x_ND: Tensor,
@@ -55,7 +63,7 @@ def plain_cross_entropy(
     softcap: float | None = None,
     weights_M: Tensor | None = None,
 ) -> Tensor:
-    """The definition: `CrossEntropy`."""
+    """Compute the loss as `CrossEntropy` defines it."""
     logits_NV = logits_of(F.linear(x_ND, weight_VD.to(x_ND.dtype)), softcap)
     if weights_M is None:
         return F.cross_entropy(logits_NV, targets)
@@ -72,72 +80,164 @@ def chunked_cross_entropy(
     targets: Tensor,
     softcap: float | None = None,
     weights_M: Tensor | None = None,
+    *,
+    kernel: bool = False,
+    float8: bool = False,
 ) -> Tensor:
-    """`plain_cross_entropy`, a chunk of tokens at a time, with the gradient taken on the way.
+    """Compute `plain_cross_entropy` a chunk of tokens at a time, with the gradient on the way.
 
     The gradient of the logits is `softmax - one_hot`, known as soon as the softmax is, so the
-    forward pass multiplies it out at once and the backward pass has nothing to recompute. This is
-    the idea of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
-    A softcap multiplies it by its derivative, 1 - tanh(z / c)^2. One softmax serves all targets.
+    forward pass multiplies it out at once and the backward pass has nothing to recompute. Ideas:
+    Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989) and Apple's Cut
+    Cross-Entropy (https://arxiv.org/abs/2411.09009), which multiplies inside the kernel, saving the
+    logits, and pays with computing them twice.
+
+    With `kernel` a Triton kernel stands between the products; `quintic.kernels.runnable` says where
+    it can run. With `float8` the products are in float8 where there is a gradient: validation is
+    without, since that is how a trained model is evaluated, exported and generates.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(
-        *operands(x_ND, weight_VD, targets, weights_M), softcap, weights_M
-    )
+    gradient = torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad)
+    compute = _loss_operator if kernel or float8 else loss_and_gradients
+    targets_NM = targets[:, None] if weights_M is None else targets
+    with torch.no_grad():
+        loss, grad_x_ND, grad_weight_VD = compute(
+            x_ND, weight_VD, targets_NM, softcap, weights_M, gradient, kernel, float8 and gradient
+        )
+    if gradient:
+        loss = _WithGradients.apply(loss, x_ND, weight_VD, grad_x_ND, grad_weight_VD)
     return loss
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_ND: Tensor,
-        weight_VD: Tensor,
-        targets_NM: Tensor,
-        softcap: float | None,
-        weights_M: Tensor | None,
-    ) -> Tensor:
-        tokens, vocabulary = x_ND.shape[0], weight_VD.shape[0]
-        size = max(1, CHUNK_ELEMENTS.get(x_ND.device.type, 2**26) // vocabulary)
-        need_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        head_VD = weight_VD.to(x_ND.dtype)
-        grad_x_ND = torch.empty_like(x_ND) if need_gradient else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if need_gradient else None
-        losses = []
-        for start in range(0, tokens, size):
-            rows = slice(start, min(start + size, tokens))
-            x_CD, targets_CM = x_ND[rows], targets_NM[rows]
-            shares_CM = None  # of each target in the gradient; None: all of it is the one's
-            if weights_M is not None:
-                targets_CM, shares_CM = target_weights(targets_CM, weights_M)
-            logits_CV = logits_of(x_CD @ head_VD.T, softcap)
-            slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
-            log_p_CV = F.log_softmax(logits_CV, dim=-1)
-            del logits_CV  # so that no more chunks are alive than it takes
-            log_p_CM = log_p_CV.gather(1, targets_CM)
-            losses.append(-(log_p_CM if shares_CM is None else log_p_CM * shares_CM).sum())
-            if grad_x_ND is not None and grad_weight_VD is not None:
-                grad_CV = log_p_CV.exp_()
-                if shares_CM is None:
-                    shares_CM = torch.ones_like(log_p_CM)
-                else:
-                    grad_CV.mul_(shares_CM.sum(1, keepdim=True))
-                grad_CV.scatter_add_(1, targets_CM, -shares_CM)
-                if slope_CV is not None:
-                    grad_CV.mul_(slope_CV)
-                grad_CV = grad_CV.mul_(1 / tokens).to(x_ND.dtype)
-                grad_x_ND[rows] = grad_CV @ head_VD
-                # Each chunk's product is added in the weight's own precision.
-                grad_weight_VD += (grad_CV.T @ x_CD).to(weight_VD.dtype)
-        ctx.save_for_backward(grad_x_ND, grad_weight_VD)
-        return torch.stack(losses).sum() / tokens
+class _WithGradients(torch.autograd.Function):
+    """Gives a loss the gradients by x and the weight that were computed with it."""
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def forward(ctx: Any, loss: Tensor, *tensors: Tensor) -> Tensor:
+        _, _, grad_x_ND, grad_weight_VD = tensors
+        ctx.save_for_backward(grad_x_ND, grad_weight_VD)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_loss,) = grad_outputs
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
         grad_x_ND = grad_x_ND * grad_loss.to(grad_x_ND.dtype)
-        return grad_x_ND, grad_weight_VD * grad_loss, None, None, None
+        return None, grad_x_ND, grad_weight_VD * grad_loss, None, None
 
+
+def loss_and_gradients(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_NM: Tensor,
+    softcap: float | None,
+    weights_M: Tensor | None,
+    gradient: bool,
+    kernel: bool,
+    float8: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean loss and its gradients by x and the weight, empty where none is asked for."""
+    cross_entropy = kernel_cross_entropy if kernel else torch_cross_entropy
+    products = (Float8Products if float8 else Products)(x_ND, weight_VD)
+    grad_dtype = products.grad_dtype if gradient else None
+    tokens, vocabulary, multiple = len(x_ND), len(weight_VD), ALIGNMENT if kernel or float8 else 1
+    elements = (KERNEL_CHUNK_ELEMENTS if kernel else CHUNK_ELEMENTS).get(x_ND.device.type, 2**26)
+    size = max(1, elements // (multiple * vocabulary)) * multiple
+    grad_x_ND, grad_weight_VD = _gradient_buffers(x_ND, weight_VD, gradient)
+    losses = []
+    for start in range(0, tokens, size):
+        rows = slice(start, min(start + size, tokens))
+        x_CD, targets_CM = x_ND[rows], targets_NM[rows]
+        loss, grad_CV = cross_entropy(
+            products.logits(x_CD), targets_CM, weights_M, softcap, grad_dtype, products.grad_divisor
+        )
+        losses.append(loss)
+        if grad_CV is not None:
+            grad_x_ND[rows] = products.grad_x(grad_CV)
+            # Each chunk's product is added in the weight's own precision.
+            grad_weight_VD += products.grad_weight(grad_CV, x_CD).to(weight_VD.dtype)
+    return torch.stack(losses).sum() / tokens, grad_x_ND, grad_weight_VD
+
+
+_loss_operator = torch.library.custom_op(
+    "quintic::loss_and_gradients", loss_and_gradients, mutates_args=()
+)
+"""One operator, which torch.compile takes as it is: nothing around the kernel could be fused
+further, and the compiled program does not grow with the number of chunks."""
+
+
+@_loss_operator.register_fake
+def _(x_ND: Tensor, weight_VD: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, _, _, gradient, _, _ = options
+    loss = x_ND.new_empty((), dtype=torch.promote_types(x_ND.dtype, torch.float32))
+    return loss, *_gradient_buffers(x_ND, weight_VD, gradient)
+
+
+def _gradient_buffers(x_ND: Tensor, weight_VD: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Return memory for the gradients of x, uninitialised, and of the weight, zero."""
+    if not gradient:
+        return x_ND.new_empty(0), weight_VD.new_empty(0)
+    # Contiguous, where empty_like would keep the strides of a transposed view.
+    return x_ND.new_empty(x_ND.shape), weight_VD.new_zeros(weight_VD.shape)
+
+
+def torch_cross_entropy(
+    logits_CV: Tensor,
+    targets_CM: Tensor,
+    weights_M: Tensor | None,
+    softcap: float | None,
+    grad_dtype: torch.dtype | None,
+    divisor: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sum of a chunk's losses and, in `grad_dtype`, its gradient / divisor.
+
+    The gradient, [C, V], is that by the logits, which are given without their softcap.
+    """
+    weights_CM = None  # all of the loss is the one target's
+    if weights_M is not None:
+        weights_CM = weights_M * (targets_CM != NO_TOKEN)
+        targets_CM = targets_CM.clamp(min=0)
+    logits_CV = logits_of(logits_CV, softcap)
+    slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
+    log_p_CV = F.log_softmax(logits_CV, dim=-1)
+    del logits_CV  # so that no more chunks are alive than it takes
+    log_p_CM = log_p_CV.gather(1, targets_CM)
+    loss = -(log_p_CM if weights_CM is None else log_p_CM * weights_CM).sum()
+    if grad_dtype is None:
+        return loss, None
+    grad_CV = log_p_CV.exp_()
+    if weights_CM is None:
+        weights_CM = torch.ones_like(log_p_CM)
+    else:
+        grad_CV.mul_(weights_CM.sum(1, keepdim=True))
+    grad_CV.scatter_add_(1, targets_CM, -weights_CM)
+    if slope_CV is not None:
+        grad_CV.mul_(slope_CV)
+    return loss, grad_CV.mul_(1 / divisor).to(grad_dtype)
+
+
+def kernel_cross_entropy(
+    logits_CV: Tensor,
+    targets_CM: Tensor,
+    weights_M: Tensor | None,
+    softcap: float | None,
+    grad_dtype: torch.dtype | None,
+    divisor: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what `torch_cross_entropy` does, the gradient in the logits' own memory if it fits."""
+    from quintic.kernels.cross_entropy import cross_entropy_
+
+    grad_CV = None
+    if grad_dtype is not None:
+        in_place = grad_dtype is logits_CV.dtype
+        grad_CV = logits_CV if in_place else torch.empty_like(logits_CV, dtype=grad_dtype)
+    losses_C = cross_entropy_(
+        logits_CV, targets_CM, weights_M, grad_CV=grad_CV, divisor=divisor, softcap=softcap
+    )
+    return losses_C.sum(), grad_CV
+
+
+fused_cross_entropy = partial(chunked_cross_entropy, kernel=True)
+chunked_float8_cross_entropy = partial(chunked_cross_entropy, float8=True)
 
 CROSS_ENTROPIES: dict[str, CrossEntropy] = {
     "chunked": chunked_cross_entropy,
@@ -145,3 +245,9 @@ CROSS_ENTROPIES: dict[str, CrossEntropy] = {
     "plain": plain_cross_entropy,
 }
 """The values of `train.loss`."""
+
+FLOAT8_CROSS_ENTROPIES: dict[str, CrossEntropy] = {
+    "chunked": chunked_float8_cross_entropy,
+    "fused": partial(fused_cross_entropy, float8=True),
+}
+"""The values of `train.loss` with `train.float8_head`."""

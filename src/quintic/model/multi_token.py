@@ -16,14 +16,9 @@ NO_TOKEN = -1
 
 
 def mtp_targets(targets_BT: Tensor, tokens: int) -> Tensor:
-    """targets_NM: the M = `tokens` ones that follow each of the B T = N positions.
+    """Return targets_NM: the M = `tokens` that follow each of the B T = N positions.
 
-    `targets_BT` are the next ones. Those beyond the sequence are `NO_TOKEN`.
+    `targets_BT` are the next tokens. Those beyond the sequence are `NO_TOKEN`.
     """
     shifted = [F.pad(targets_BT[:, ahead:], (0, ahead), value=NO_TOKEN) for ahead in range(tokens)]
     return stack(shifted, dim=-1).flatten(0, 1)
-
-
-def target_weights(targets_CM: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets that can all be looked up, and the weight of each: none where there is no token."""
-    return targets_CM.clamp(min=0), weights_M * (targets_CM != NO_TOKEN)

@@ -1,13 +1,12 @@
-"""Optimizers of the block matrices that Muon is compared with: SGD, SOAP and Shampoo.
+"""The optimizers that Muon is compared with: AdamW, SGD, SOAP and Shampoo.
 
-SGD is PyTorch's. SOAP and Shampoo come from the package pytorch_optimizer, an extra of this one,
-whose state is turned into named tensors here so that checkpoints and exact resume hold for them
-too. None of them decays weights, as Muon does not in the runs that they are compared with.
+AdamW and SGD are PyTorch's. SOAP and Shampoo come from the package pytorch_optimizer, an extra of
+this one, whose state is turned into named tensors here so that checkpoints and exact resume hold
+for them too. None but AdamW decays weights, as Muon does not where they are compared.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,32 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quintic.config import OptimConfig, SGDConfig, ShampooConfig, SOAPConfig
-from quintic.errors import QuinticError
-
-Groups = list[dict[str, Any]]
-"""Parameter groups with `names`, `lr` and `base_lr`."""
+from quintic.config import AdamWConfig, SGDConfig, ShampooConfig, SOAPConfig
+from quintic.optim.matrix_optimizer import Groups, Placement
 
 
-def build_baseline(config: OptimConfig, groups: Groups) -> torch.optim.Optimizer:
-    """The optimizer that `optim.matrices` names, with its state allocated.
+def adamw(config: AdamWConfig, groups: Groups, placement: Placement) -> torch.optim.AdamW:
+    """PyTorch's AdamW, fused where it can be, its state allocated as its first step would."""
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=placement.device.type in ("cpu", "cuda"),
+    )
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p] = {
+                # The fused kernel counts on the device, the others on the CPU.
+                "step": torch.zeros((), device=p.device if group["fused"] else "cpu"),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    return optimizer
 
-    Raises `QuinticError` where it needs the package pytorch_optimizer and that is not installed.
-    """
-    if config.matrices == "sgd":
-        return sgd(groups, config.sgd)
-    if importlib.util.find_spec("pytorch_optimizer") is None:
-        raise QuinticError(
-            f"optim.matrices {config.matrices} needs the package pytorch_optimizer: install "
-            "quintic[optimizers], or choose --optim.matrices muon, adamw or sgd"
-        )
-    if config.matrices == "soap":
-        return soap(groups, config.soap)
-    assert config.matrices == "shampoo", config.matrices
-    return shampoo(groups, config.shampoo)
 
-
-def sgd(groups: Groups, config: SGDConfig) -> torch.optim.SGD:
+def sgd(config: SGDConfig, groups: Groups, _: Placement) -> torch.optim.SGD:
     """SGD with Nesterov momentum: Muon without its orthogonalisation and scale.
 
         buffer = momentum * buffer + gradient
@@ -57,7 +55,7 @@ def sgd(groups: Groups, config: SGDConfig) -> torch.optim.SGD:
     return optimizer
 
 
-def soap(groups: Groups, config: SOAPConfig) -> NamedState:
+def soap(config: SOAPConfig, groups: Groups, _: Placement) -> NamedState:
     """Adam in the eigenbasis of Shampoo's preconditioners, which is renewed every few steps.
 
     The first step only begins the preconditioners and moves nothing.
@@ -76,7 +74,7 @@ def soap(groups: Groups, config: SOAPConfig) -> NamedState:
     )
 
 
-def shampoo(groups: Groups, config: ShampooConfig) -> NamedState:
+def shampoo(config: ShampooConfig, groups: Groups, _: Placement) -> NamedState:
     """Shampoo as it is used: running averages, blocks, and the length of an RMSProp update.
 
         L = beta2 L + (1 - beta2) G G^T,   R = beta2 R + (1 - beta2) G^T G
@@ -107,7 +105,7 @@ def shampoo(groups: Groups, config: ShampooConfig) -> NamedState:
 
 
 class NamedState(torch.optim.Optimizer):
-    """An optimizer of pytorch_optimizer whose state is named tensors, allocated up front.
+    """Wraps an optimizer of pytorch_optimizer: its state is named tensors, allocated up front.
 
     The library keeps lists and objects, creates them in the first step and replaces tensors in
     later ones; it counts steps in the parameter group. Here `state[p]` holds one tensor for each of
@@ -143,7 +141,7 @@ class NamedState(torch.optim.Optimizer):
 
     @contextmanager
     def _random(self) -> Iterator[None]:
-        """Random numbers that depend on the step alone: Shampoo's search for the largest eigenvalue
+        """Make random numbers depend on the step alone: Shampoo's search for the largest eigenvalue
         begins with some, and a run must repeat whatever was drawn before it."""
         devices = {p.device for p in self._parameters() if p.is_cuda}
         with torch.random.fork_rng(devices=devices):
@@ -156,7 +154,7 @@ class NamedState(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every matrix from its `.grad`."""
+        """Update every matrix from its `.grad`."""
         assert closure is None, "the loss is evaluated once a step"
         for group in self.param_groups:
             group["step"] = int(self.state[group["params"][0]]["step"])
@@ -175,7 +173,7 @@ class NamedState(torch.optim.Optimizer):
 
 
 def _tensors(holder: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Tensor]]:
-    """(name, holder, key, tensor) of every tensor in a nest of dictionaries, lists and objects."""
+    """Yield (name, holder, key, tensor) of every tensor in a nest of lists and objects."""
     from pytorch_optimizer.optimizer.utils.graft import Graft
     from pytorch_optimizer.optimizer.utils.preconditioner import PreConditioner
 

@@ -19,14 +19,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from quintic.distributed.world import World, local_rows
 from quintic.model.base import LanguageModel
-from quintic.optim.muon import Orthogonalize
+from quintic.optim.bucket_plan import row_range
+from quintic.optim.matrix_optimizer import Orthogonalize, facts_of
 from quintic.optim.param_groups import ParamSpec
 from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
-from quintic.optim.zero1 import row_range
 
 
 def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
-    """Keep of every parameter this rank's rows; the blocks are gathered one at a time."""
+    """Keep this rank's rows of every parameter; the blocks are gathered one at a time."""
     mesh = init_device_mesh(device.type, (world.size,))
     for block in model.layers:
         fully_shard(block, mesh=mesh)
@@ -40,7 +40,7 @@ def shard_model(model: LanguageModel, world: World, device: torch.device) -> Non
 
 
 class WholeAtOwners:
-    """Whole matrices from stacks of which every rank has some rows, for Muon.
+    """Brings matrices together of which every rank has some rows, for Muon.
 
     The matrices of a stack are dealt out: each rank gets the rows of its own ones from all others,
     applies the function, and sends the rows back. Each matrix travels twice, as much as the
@@ -51,7 +51,7 @@ class WholeAtOwners:
         self._world = world
 
     def norm(self, part_nlc: Tensor) -> Tensor:
-        """The Frobenius norm of each whole matrix, [n, 1, 1]."""
+        """Return the Frobenius norm of each whole matrix, [n, 1, 1]."""
         squares_n11 = part_nlc.square().sum(dim=(-2, -1), keepdim=True)
         return self._world.all_reduce(squares_n11).sqrt()
 
@@ -80,21 +80,23 @@ class FsdpStepper(Stepper):
         build: BuildOptimizers,
         world: World,
     ) -> None:
+        for name in {spec.optimizer for spec in specs}:
+            facts_of(name).check_sharding(name)
         self._model, self._world = model, world
         self._parameters = dict(model.named_parameters())
         self._shards = {name: nn.Parameter(local_rows(p)) for name, p in self._parameters.items()}
         here = [spec for spec in specs if _takes_part(spec, world)]
         self.optimizers = build(self._shards, here)
 
-    def set_requires_gradient_sync(self, last: bool) -> None:
-        """Gradients accumulate unreduced until the last pass."""
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
+        """Let gradients accumulate unreduced until the last pass."""
         model = self._model
         assert isinstance(model, FSDPModule)
-        model.set_requires_gradient_sync(last)
-        model.set_is_last_backward(last)
+        model.set_requires_gradient_sync(requires_gradient_sync)
+        model.set_is_last_backward(requires_gradient_sync)
 
     def step(self, clip_norm: float | None) -> Tensor | None:
-        """Clip over all ranks, update, drop."""
+        """Clip over all ranks and update; drop the gradients."""
         for name, p in self._parameters.items():
             assert p.grad is not None, f"{name} has no gradient"
             self._shards[name].grad = local_rows(p.grad)
@@ -111,6 +113,6 @@ class FsdpStepper(Stepper):
 
 
 def _takes_part(spec: ParamSpec, world: World) -> bool:
-    """Muon needs every rank for its exchange; other optimizers only those that have rows."""
+    """Return whether this rank has rows, or must take part in gathering those of others."""
     start, stop = row_range(spec.shape[0], world.rank, world.size)
-    return spec.optimizer == "muon" or stop > start
+    return facts_of(spec.optimizer).gathers or stop > start

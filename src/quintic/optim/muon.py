@@ -3,7 +3,7 @@
     buffer = momentum * buffer + gradient
     update = orthogonalize(gradient + momentum * buffer)        (Nesterov; else of the buffer)
     weight = (1 - lr * weight_decay) * weight - lr * scale(r, c) * update
-                              (`cautious` decays only some entries: see `cautious.py`)
+                              (`cautious` decays only some entries: see `decay_cautiously`)
 
 Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in the record of
 2024-10-14. `docs/muon.md` has the mathematics, the scales and what people get wrong.
@@ -12,22 +12,25 @@ Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from quintic.optim.cautious import decay_cautiously
+from quintic.config import MuonConfig
+from quintic.optim.matrix_optimizer import Groups, Orthogonalize, Placement, WholeMatrices
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     GramPolynomial,
+    default_dtype,
     gram_polynomial,
     newton_schulz,
+    polynomial_for,
 )
-from quintic.optim.normuon import frobenius_norm, normalize_neurons
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
@@ -35,7 +38,7 @@ stacks or so, stay small beside the weights."""
 
 
 def update_scale(scale: str, rows: int, columns: int) -> float:
-    """The factor that turns an orthogonal matrix into an update of a (rows, columns) weight.
+    """Return the factor that turns an orthogonal matrix into an update of a (rows, columns) weight.
 
     max_dim  sqrt(max(r, c)), the original's: entries of the update have root mean square 1 or,
              for a matrix that is not square, sqrt(max/min) less steep; lr near 3.6e-4
@@ -51,25 +54,12 @@ def update_scale(scale: str, rows: int, columns: int) -> float:
     }[scale]
 
 
-Orthogonalize = Callable[[Tensor], Tensor]
-
-
-class WholeMatrices(Protocol):
-    """What needs whole matrices, for stacks of which a process has l rows each."""
-
-    def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
-        """A function of the whole matrices [n, rows, c]; the same rows of its result."""
-
-    def norm(self, part_nlc: Tensor) -> Tensor:
-        """The Frobenius norm of each whole matrix, [n, 1, 1]."""
-
-
 class _Stack(NamedTuple):
-    """Matrices of one shape that are updated at once."""
+    """Holds matrices of one shape that are updated at once."""
 
     group: dict[str, Any]
     shape: tuple[int, ...]
-    """Of the whole matrices."""
+    """The whole matrices' shape."""
     params: list[nn.Parameter]
     buffer_nrc: Tensor
     second_moment_nr1: Tensor | None
@@ -88,7 +78,7 @@ def muon_update(
     polynomial: GramPolynomial = gram_polynomial,
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The orthogonal update of a stack of same-shape matrices [n, r, c]; changes the buffer.
+    """Return the orthogonal update of a stack of matrices [n, r, c]; change the buffer.
 
     Pure mathematics: no learning rate, no scale, no communication. An all-zero gradient with an
     all-zero buffer gives an all-zero update. All but the orthogonalisation is done element by
@@ -109,8 +99,66 @@ def muon_update(
     return update_nrc.to(G_nrc.dtype)
 
 
+NORMUON_EPS = 1e-10
+"""Added to NorMuon's denominators, as the authors do: a zero update stays zero."""
+
+
+def frobenius_norm(update_nrc: Tensor) -> Tensor:
+    """Return the norm of each matrix of a stack, [n, 1, 1]."""
+    norm_n11: Tensor = update_nrc.norm(dim=(-2, -1), keepdim=True)
+    return norm_n11
+
+
+def normalize_neurons(
+    update_nrc: Tensor,
+    second_moment_nr1: Tensor,
+    *,
+    beta2: float,
+    norm: Callable[[Tensor], Tensor] = frobenius_norm,
+) -> Tensor:
+    """Divide the rows of an update [n, r, c] by their root second moment, NorMuon's other half.
+
+        second_moment = beta2 second_moment + (1 - beta2) mean over the columns of update^2
+        normalized    = update / sqrt(second_moment)
+        result        = normalized |update| / |normalized|        (Frobenius norms)
+
+    Orthogonalisation equalises the singular values of an update and not the lengths of its rows,
+    each of which is what one output neuron gets; this makes them equal over time, as Adam does with
+    each entry, at the price of one number per row.
+
+    The second moment [n, r, 1], changed in place, starts at zero and needs no correction for that:
+    it is off by the same factor in every row, which the last line cancels. That line keeps the norm
+    that the update came with, as the authors' code does, so that Muon's scales and learning rates
+    stay valid. The paper gives all entries a root mean square of 0.2 instead: the scale `rms`.
+    Where the stack holds some rows only, `norm` gives the norms of the whole matrices.
+    Source: Li et al., https://arxiv.org/abs/2510.05491
+    """
+    norm_n11 = norm(update_nrc)
+    second_moment_nr1.lerp_(update_nrc.square().mean(dim=-1, keepdim=True), 1 - beta2)
+    normalized_nrc = update_nrc / (second_moment_nr1.sqrt() + NORMUON_EPS)
+    new_norm_n11 = norm(normalized_nrc)
+    result: Tensor = normalized_nrc * (norm_n11 / (new_norm_n11 + NORMUON_EPS))
+    return result
+
+
+def decay_cautiously(
+    weights: Sequence[Tensor], updates: Sequence[Tensor], *, factor: float
+) -> None:
+    """weight = weight - factor * weight where update * weight >= 0, in place.
+
+    Decay pulls every weight towards zero, also where the optimizer pushes it away. Masked, it never
+    works against the update: what will be subtracted makes a weight of its own sign smaller, and
+    such a weight is decayed. Element by element, so the tensors may be rows of larger ones.
+    Source: Chen et al., https://arxiv.org/abs/2510.12402; the speedrun has it since its record of
+    2025-11-10 (https://github.com/KellerJordan/modded-nanogpt).
+    """
+    agrees = [(u * w >= 0).to(w.dtype) for w, u in zip(weights, updates, strict=True)]
+    decayed = torch._foreach_mul(agrees, list(weights))
+    torch._foreach_add_(list(weights), decayed, alpha=-factor)
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon over two-dimensional weights. Embeddings, heads, vectors and scalars are never its own.
+    """Updates two-dimensional weights; embeddings, heads, vectors and scalars are not for it.
 
     Matrices of one shape are stacked and orthogonalised in batches. A stack's momentum is one
     tensor [n, r, c], allocated up front; `state[p]["momentum"]` is the view of one matrix.
@@ -162,7 +210,7 @@ class Muon(torch.optim.Optimizer):
         self._stacks = [stack for group in self.param_groups for stack in self._stack(group)]
 
     def _stack(self, group: dict[str, Any]) -> list[_Stack]:
-        """Parameters of one whole shape with their state, in the order of the model."""
+        """Stack parameters of one whole shape with their state, in the order of the model."""
         by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
         shapes = group.get("shapes") or [tuple(p.shape) for p in group["params"]]
         for p, shape in zip(group["params"], shapes, strict=True):
@@ -185,7 +233,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every matrix from its `.grad`."""
+        """Update every matrix from its `.grad`."""
         assert closure is None, "Muon evaluates the loss once a step"
         for group, (rows, columns), params, buffer_nrc, second_moment_nr1 in self._stacks:
             weights: list[Tensor] = list(params)
@@ -219,3 +267,27 @@ class Muon(torch.optim.Optimizer):
                 list(update_nrc.unbind()),
                 alpha=-group["lr"] * update_scale(group["scale"], rows, columns),
             )
+
+
+def newton_schulz_dtype(
+    config: MuonConfig, device: torch.device, weights: torch.dtype
+) -> torch.dtype:
+    """Return the precision of Newton-Schulz that a config asks for."""
+    if config.ns_dtype == "auto":
+        return default_dtype(device, weights)
+    dtype: torch.dtype = getattr(torch, config.ns_dtype)
+    return dtype
+
+
+def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon:
+    """Build the trainer's Muon."""
+    device, settings = placement.device, asdict(config)
+    ns_dtype = newton_schulz_dtype(config, device, groups[0]["params"][0].dtype)
+    kernel, _ = settings.pop("kernel"), settings.pop("momentum_warmup_steps")
+    return Muon(
+        groups,
+        **{**settings, "ns_dtype": ns_dtype},
+        compile=placement.compile,
+        polynomial=polynomial_for(kernel, device, ns_dtype),
+        whole=placement.whole,
+    )

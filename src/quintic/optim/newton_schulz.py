@@ -157,3 +157,10 @@ def polynomial_for(kernel: str, device: torch.device, dtype: torch.dtype) -> Gra
     from quintic.kernels import gram
 
     return gram.gram_polynomial
+
+
+def newton_schulz_flops(rows: int, columns: int, steps: int = 5) -> float:
+    """Count the operations that orthogonalise one matrix: per step X X^T, A A and B X, with
+    R = min(rows, columns) and C = max: 2 R R C + 2 R R R + 2 R R C."""
+    R, C = min(rows, columns), max(rows, columns)
+    return steps * (4.0 * R * R * C + 2.0 * R**3)

@@ -1,7 +1,7 @@
-"""Which parameter goes to which optimizer, and with which learning rate.
+"""Parameter groups: which parameter goes to which optimizer, and with which learning rate.
 
 Every parameter belongs to exactly one optimizer: the matrices of the blocks to `optim.matrices`,
-everything else to AdamW. The table of routes is printed, saved as `routing.txt`, and is what the
+everything else to AdamW. The table of specs is printed, saved as `routing.txt`, and is what the
 optimizers are built from, so what is printed is what runs.
 """
 
@@ -10,27 +10,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from quintic.config import MatrixOptimizer, MuonConfig, OptimConfig
+from quintic.config import OptimConfig
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.model.skips import ScalarMix
-from quintic.optim.baselines import build_baseline
-from quintic.optim.muon import Muon, WholeMatrices, update_scale
-from quintic.optim.newton_schulz import default_dtype, polynomial_for
+from quintic.optim.matrix_optimizer import (
+    Groups,
+    Placement,
+    WholeMatrices,
+    build_optimizer,
+    weight_decay_of,
+)
+from quintic.optim.muon import update_scale
 
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """Where one parameter goes."""
+    """Says which optimizer has a parameter, and its rates."""
 
     name: str
     shape: tuple[int, ...]
-    optimizer: MatrixOptimizer
+    optimizer: str
+    """As in `optim.matrices`."""
     lr: float
     """Learning rate as configured, before the schedule."""
     scale: float
@@ -44,7 +49,7 @@ class ParamSpec:
 
 
 def assign_parameters(model: LanguageModel, config: OptimConfig) -> list[ParamSpec]:
-    """The route of every parameter, in the model's order.
+    """Return the spec of every parameter, in the model's order.
 
     Raises `QuinticError`, with both names, where a parameter of the blocks is tied to one outside.
     """
@@ -61,16 +66,15 @@ def assign_parameters(model: LanguageModel, config: OptimConfig) -> list[ParamSp
             )
     block_matrices = {id(p) for p in model.layers.parameters() if p.ndim == 2}
     scalars = {id(m.weight) for m in model.modules() if isinstance(m, ScalarMix)}
+    matrix_decay = weight_decay_of(config)
     specs = []
     for name, p in model.named_parameters():
         shape = tuple(p.shape)
-        if id(p) in block_matrices and config.matrices == "muon":
-            muon = config.muon
-            scale = update_scale(muon.scale, *shape)
-            specs.append(ParamSpec(name, shape, "muon", muon.lr, scale, muon.weight_decay))
-            continue
         if id(p) in block_matrices and config.matrices != "adamw":
-            specs.append(ParamSpec(name, shape, config.matrices, config.matrix_lr, 1.0, 0.0))
+            scale = update_scale(config.muon.scale, *shape) if config.matrices == "muon" else 1.0
+            specs.append(
+                ParamSpec(name, shape, config.matrices, config.matrix_lr, scale, matrix_decay)
+            )
             continue
         adamw = config.adamw
         lr = adamw.lr
@@ -97,7 +101,7 @@ def check_param_specs(model: nn.Module, specs: Sequence[ParamSpec]) -> None:
     known = {name for names in names_of.values() for name in names}
     claims = Counter(spec.name for spec in specs)
     if unknown := [name for name in claims if name not in known]:
-        raise QuinticError(f"routes for parameters that the model does not have: {unknown}")
+        raise QuinticError(f"specs for parameters that the model does not have: {unknown}")
     if twice := [name for name, count in claims.items() if count > 1]:
         raise QuinticError(f"parameters claimed twice: {', '.join(twice)}")
     optimizer_of = {spec.name: spec.optimizer for spec in specs}
@@ -118,7 +122,7 @@ def build_optimizers(
     device: torch.device,
     compile: bool = False,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a whole model, once its table of routes is checked."""
+    """Build the optimizers of a whole model, once its table of specs is checked."""
     check_param_specs(model, specs)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return optimizers_for(parameters, specs, config, device=device, compile=compile)
@@ -133,64 +137,24 @@ def optimizers_for(
     compile: bool = False,
     whole: WholeMatrices | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of some parameters, or of rows of them, with their state allocated.
+    """Build the optimizers of some parameters, or of rows of them.
 
     Each group keeps its configured learning rate as `base_lr`; the schedule sets `lr` from it.
     Groups carry `names`, so that state can be saved by parameter name, and the whole parameters'
     `shapes`.
     """
-    optimizers: list[torch.optim.Optimizer] = []
-    if muon_specs := [spec for spec in specs if spec.optimizer == "muon"]:
-        muon, weights = config.muon, parameters[muon_specs[0].name].dtype
-        ns_dtype = newton_schulz_dtype(muon, device, weights)
-        optimizers.append(
-            Muon(
-                _groups(muon_specs, parameters),
-                lr=muon.lr,
-                momentum=muon.momentum,
-                nesterov=muon.nesterov,
-                scale=muon.scale,
-                weight_decay=muon.weight_decay,
-                cautious=muon.cautious,
-                ns_steps=muon.ns_steps,
-                ns_dtype=ns_dtype,
-                ns_coefficients=muon.ns_coefficients,
-                normuon=muon.normuon,
-                beta2=muon.beta2,
-                compile=compile,
-                polynomial=polynomial_for(muon.kernel, device, ns_dtype),
-                whole=whole,
-            )
-        )
-    if rest := [spec for spec in specs if spec.optimizer not in ("muon", "adamw")]:
-        optimizers.append(build_baseline(config, _groups(rest, parameters)))
-    if adamw_specs := [spec for spec in specs if spec.optimizer == "adamw"]:
-        adamw = torch.optim.AdamW(
-            _groups(adamw_specs, parameters),
-            lr=config.adamw.lr,
-            betas=config.adamw.betas,
-            eps=config.adamw.eps,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        _allocate_adamw_state(adamw)
-        optimizers.append(adamw)
-    return optimizers
+    placement = Placement(device, compile, whole)
+    names = dict.fromkeys([config.matrices, "adamw"])  # a rank may have none of the first
+    of = {name: [spec for spec in specs if spec.optimizer == name] for name in names}
+    return [
+        build_optimizer(name, config, _groups(own, parameters), placement)
+        for name, own in of.items()
+        if own
+    ]
 
 
-def newton_schulz_dtype(
-    config: MuonConfig, device: torch.device, weights: torch.dtype
-) -> torch.dtype:
-    """The precision of Newton-Schulz that a config asks for."""
-    if config.ns_dtype == "auto":
-        return default_dtype(device, weights)
-    dtype: torch.dtype = getattr(torch, config.ns_dtype)
-    return dtype
-
-
-def _groups(
-    specs: Iterable[ParamSpec], parameters: Mapping[str, nn.Parameter]
-) -> list[dict[str, Any]]:
-    """One parameter group for each (learning rate, weight decay)."""
+def _groups(specs: Iterable[ParamSpec], parameters: Mapping[str, nn.Parameter]) -> Groups:
+    """Make one parameter group for each (learning rate, weight decay)."""
     by_setting: dict[tuple[float, float], list[ParamSpec]] = {}
     for spec in specs:
         by_setting.setdefault((spec.lr, spec.weight_decay), []).append(spec)
@@ -207,20 +171,8 @@ def _groups(
     ]
 
 
-def _allocate_adamw_state(adamw: torch.optim.AdamW) -> None:
-    """What PyTorch would allocate in the first step, so that a checkpoint can be loaded into it."""
-    for group in adamw.param_groups:
-        for p in group["params"]:
-            adamw.state[p] = {
-                # The fused kernel counts on the device, the others on the CPU.
-                "step": torch.zeros((), device=p.device if group["fused"] else "cpu"),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
-
-
 def param_groups_table(specs: Sequence[ParamSpec]) -> str:
-    """The routes as aligned text, same-shape matrices of the blocks' layers on one line each."""
+    """Return the specs as aligned text, a line for each parameter."""
     rows = [("parameter", "shape", "optimizer", "lr", "scale", "effective lr", "weight decay")]
     rows += [
         (

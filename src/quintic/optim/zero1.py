@@ -1,195 +1,181 @@
-"""Which rank owns which part of the optimizer's work: a plan, without tensors or communication.
+"""ZeRO stage 1: gradients are summed at the owner of a parameter, which updates it for all.
 
-ZeRO stage 1 (Rajbhandari et al., https://arxiv.org/abs/1910.02054) with Muon's constraint: a matrix
-is orthogonalised whole, so it has one owner; what AdamW updates element by element is cut by rows.
-Every rank has all weights; the state of the optimizer exists once across the ranks.
-
-A bucket is what one pair of collectives carries: gradients to their owners, updated weights back.
-Matrices of one shape are dealt out N at a time, one to each of N ranks, so that in most models
-every rank gets the same work and no byte is padding; what does not deal out evenly is left to a
-last bucket, heaviest first to whoever has least (longest processing time first, Graham 1969).
-`docs/muon.md` has the table.
+What belongs to whom says `bucket_plan.py`. Shapes: N processes, L elements of one of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
+from torch import Tensor, nn
+
+from quintic.distributed.world import AsyncCollective, World
+from quintic.optim.bucket_plan import Bucket, Piece, plan_buckets
 from quintic.optim.param_groups import ParamSpec
-
-ELEMENTWISE = frozenset({"adamw", "sgd"})
-"""Optimizers whose update of an element depends on that element alone: these may be cut by rows."""
-
-BUCKET_ELEMENTS = 2**24
-"""Elements of a bucket, about: large enough to use the links, small enough that the first is on
-its way while the backward pass still computes the others."""
+from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Rows [start, stop) of a parameter; of a vector, elements."""
+class Zero1Stepper(Stepper):
+    """Sums the gradients of all ranks' sequences at their owners, which update.
 
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole parameter."""
-    start: int
-    stop: int
-
-    @property
-    def elements(self) -> int:
-        """How many numbers this is."""
-        return (self.stop - self.start) * math.prod(self.shape[1:])
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Parameters that travel together."""
-
-    pieces: tuple[tuple[Piece, ...], ...]
-    """For each rank what it owns."""
-    ready: int
-    """Place in the model of the earliest parameter: the backward pass finishes that one last."""
-
-    @property
-    def rank_elements(self) -> int:
-        """L, elements of one rank's share, padded to the largest."""
-        return max(sum(piece.elements for piece in own) for own in self.pieces)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The parameters."""
-        return frozenset(piece.name for own in self.pieces for piece in own)
-
-
-def newton_schulz_flops(rows: int, columns: int, steps: int = 5) -> float:
-    """Floating-point operations to orthogonalise one matrix: per step X X^T, A A and B X, with
-    R = min(rows, columns) and C = max: 2 R R C + 2 R R R + 2 R R C."""
-    R, C = min(rows, columns), max(rows, columns)
-    return steps * (4.0 * R * R * C + 2.0 * R**3)
-
-
-def plan_buckets(specs: Sequence[ParamSpec], size: int) -> list[Bucket]:
-    """The buckets of a model for `size` ranks, in the order in which the backward pass fills them.
-
-    Depends on names, shapes and optimizers only, so every rank makes the same plan.
+    While the last backward pass runs, each bucket that is complete starts on its way to its owners.
+    Owners update their pieces bucket by bucket, and send the new weights back while they compute
+    the next. `parameters` are the model's, the same on all ranks, and `specs` those of all of them;
+    `build` gives the optimizers of the pieces that this rank owns.
     """
-    whole = [(i, r) for i, r in enumerate(specs) if r.optimizer not in ELEMENTWISE]
-    by_rows = [(i, r) for i, r in enumerate(specs) if r.optimizer in ELEMENTWISE]
-    buckets = _deal_matrices(whole, size) + _cut_rows(by_rows, size)
-    return sorted(buckets, key=lambda bucket: -bucket.ready)
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        specs: Sequence[ParamSpec],
+        build: BuildOptimizers,
+        world: World,
+    ) -> None:
+        self._world = world
+        by_name = {spec.name: spec for spec in specs}
+        self._buckets = [
+            _Bucket(bucket, parameters, by_name, build, world)
+            for bucket in plan_buckets(specs, world.size)
+        ]
+        self.optimizers = [o for bucket in self._buckets for o in bucket.optimizers]
+        self._requires_gradient_sync = False
+        self._launched = 0
+        for bucket in self._buckets:
+            for name in bucket.plan.names:
+                parameters[name].register_post_accumulate_grad_hook(self._hook(bucket))
+
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
+        """Let complete buckets leave as soon as it is their turn, in the last pass only."""
+        self._requires_gradient_sync, self._launched = requires_gradient_sync, 0
+
+    def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
+        def accumulated(parameter: Tensor) -> None:
+            if not self._requires_gradient_sync:
+                return
+            bucket.missing -= 1
+            # In the plan's order, since all ranks must start the same collectives one by one.
+            while (
+                self._launched < len(self._buckets) and self._buckets[self._launched].missing == 0
+            ):
+                self._buckets[self._launched].send_gradients()
+                self._launched += 1
+
+        return accumulated
+
+    def step(self, clip_norm: float | None) -> Tensor | None:
+        """Receive, clip, update and give back, a bucket at a time."""
+        assert self._launched == len(self._buckets), "a parameter has no gradient"
+        self._requires_gradient_sync = False
+        norm = self._clip(clip_norm) if clip_norm is not None else None
+        for bucket in self._buckets:
+            bucket.update()
+        for bucket in self._buckets:
+            bucket.receive_weights()
+        return norm
+
+    def _clip(self, clip_norm: float) -> Tensor:
+        gradients = [g for bucket in self._buckets for g in bucket.receive_gradients()]
+        return clip_shards(gradients, clip_norm, self._buckets[0].like, self._world)
 
 
-def _deal_matrices(specs: list[tuple[int, ParamSpec]], size: int) -> list[Bucket]:
-    by_shape: dict[tuple[int, ...], list[tuple[int, ParamSpec]]] = {}
-    for place, spec in reversed(specs):
-        by_shape.setdefault(spec.shape, []).append((place, spec))
-    buckets, left_over = [], []
-    for shape, same in by_shape.items():
-        even = len(same) // size * size
-        per_bucket = size * max(1, BUCKET_ELEMENTS // (size * math.prod(shape)))
-        for start in range(0, even, per_bucket):
-            dealt = same[start : min(start + per_bucket, even)]
-            buckets.append(_bucket([dealt[rank::size] for rank in range(size)]))
-        left_over += same[even:]
-    if left_over:
-        own: list[list[tuple[int, ParamSpec]]] = [[] for _ in range(size)]
-        load = [0.0] * size
-        for place, spec in sorted(left_over, key=lambda item: -_flops(item[1])):
-            rank = min(range(size), key=lambda rank: load[rank])
-            own[rank].append((place, spec))
-            load[rank] += _flops(spec)
-        buckets.append(_bucket(own))
-    return buckets
+class _Bucket:
+    """Carries and updates one bucket on one rank."""
+
+    def __init__(
+        self,
+        plan: Bucket,
+        parameters: Mapping[str, nn.Parameter],
+        specs: Mapping[str, ParamSpec],
+        build: BuildOptimizers,
+        world: World,
+    ) -> None:
+        self.plan, self._world = plan, world
+        self.missing = len(plan.names)
+        self._parameters = {name: parameters[name] for name in plan.names}
+        first = next(iter(self._parameters.values()))
+        self.like = first.detach()
+        self._own = plan.pieces[world.rank]
+        # Views: updating one of these updates those rows of the model.
+        self._shards = {
+            piece.name: nn.Parameter(parameters[piece.name].detach()[piece.start : piece.stop])
+            for piece in self._own
+        }
+        self.optimizers = build(self._shards, [specs[p.name] for p in self._own])
+        self._gradients: AsyncCollective | None = None
+        self._weights: AsyncCollective | None = None
+
+    def send_gradients(self) -> None:
+        """Start the sum of all ranks' gradients on its way to their owners."""
+        parts_NL = self._pack(lambda piece: _rows(self._gradient(piece.name), piece))
+        for p in self._parameters.values():
+            p.grad = None
+        self._gradients = self._world.reduce_scatter(parts_NL)
+        self.missing = len(self.plan.names)
+
+    def _gradient(self, name: str) -> Tensor:
+        gradient = self._parameters[name].grad
+        assert gradient is not None, "its hook has run"
+        return gradient
+
+    def receive_gradients(self) -> list[Tensor]:
+        """Put the summed gradients of this rank's pieces where its optimizers find them."""
+        if self._gradients is not None:
+            sum_L = self._gradients.wait()
+            self._gradients = None
+            for piece, part in zip(self._own, _split(sum_L, self._own), strict=True):
+                self._shards[piece.name].grad = part
+        return [shard.grad for shard in self._shards.values() if shard.grad is not None]
+
+    def update(self) -> None:
+        """Update this rank's pieces and start them on their way to all."""
+        self.receive_gradients()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        parts_NL = self._empty()
+        self._fill(parts_NL[self._world.rank], [s.detach() for s in self._shards.values()])
+        self._weights = self._world.all_gather(parts_NL)
+
+    def receive_weights(self) -> None:
+        """Put the other ranks' updated pieces into the model."""
+        assert self._weights is not None, "update comes first"
+        parts_NL, self._weights = self._weights.wait(), None
+        targets, sources = [], []
+        for rank, pieces in enumerate(self.plan.pieces):
+            if rank != self._world.rank:
+                targets += [_rows(self._parameters[p.name].detach(), p) for p in pieces]
+                sources += _split(parts_NL[rank], pieces)
+        if targets:
+            torch._foreach_copy_(targets, sources)
+
+    def _pack(self, rows_of: Callable[[Piece], Tensor]) -> Tensor:
+        parts_NL = self._empty()
+        for part_L, pieces in zip(parts_NL, self.plan.pieces, strict=True):
+            self._fill(part_L, [rows_of(piece) for piece in pieces])
+        return parts_NL
+
+    def _fill(self, part_L: Tensor, tensors: Sequence[Tensor]) -> None:
+        filled = sum(t.numel() for t in tensors)
+        if tensors:
+            targets = part_L[:filled].split([t.numel() for t in tensors])
+            torch._foreach_copy_(list(targets), [t.reshape(-1) for t in tensors])
+        part_L[filled:].zero_()
+
+    def _empty(self) -> Tensor:
+        shape = (self._world.size, self.plan.rank_elements)
+        return self.like.new_empty(shape)
 
 
-def _flops(spec: ParamSpec) -> float:
-    return newton_schulz_flops(*spec.shape)
+def _rows(tensor: Tensor, piece: Piece) -> Tensor:
+    return tensor[piece.start : piece.stop]
 
 
-def _bucket(own: list[list[tuple[int, ParamSpec]]]) -> Bucket:
-    return Bucket(
-        tuple(
-            tuple(
-                Piece(r.name, r.shape, 0, r.shape[0]) for _, r in sorted(mine, key=lambda i: i[0])
-            )
-            for mine in own
-        ),
-        min(place for mine in own for place, _ in mine),
-    )
-
-
-def _cut_rows(specs: list[tuple[int, ParamSpec]], size: int) -> list[Bucket]:
-    groups: list[list[tuple[int, ParamSpec]]] = []
-    elements = BUCKET_ELEMENTS
-    for place, spec in reversed(specs):
-        if elements + math.prod(spec.shape) > BUCKET_ELEMENTS:
-            groups.append([])
-            elements = 0
-        groups[-1].append((place, spec))
-        elements += math.prod(spec.shape)
+def _split(part_L: Tensor, pieces: Sequence[Piece]) -> list[Tensor]:
+    """Return a rank's share as its pieces, each in its shape."""
+    used = sum(piece.elements for piece in pieces)
+    parts = part_L[:used].split([piece.elements for piece in pieces]) if pieces else ()
     return [
-        Bucket(
-            tuple(
-                tuple(
-                    Piece(spec.name, spec.shape, start, stop)
-                    for _, spec in group
-                    for start, stop in [row_range(spec.shape[0], rank, size)]
-                    if stop > start
-                )
-                for rank in range(size)
-            ),
-            min(place for place, _ in group),
-        )
-        for group in groups
+        part.view(piece.stop - piece.start, *piece.shape[1:])
+        for part, piece in zip(parts, pieces, strict=True)
     ]
-
-
-def row_range(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """The rows of a rank: ceil(rows / size) each, the last ones fewer or none, as `torch.chunk`
-    and DTensor's `Shard(0)` cut them."""
-    each = -(-rows // size)
-    return min(rank * each, rows), min((rank + 1) * each, rows)
-
-
-@dataclass(frozen=True)
-class ShareReport:
-    """What a plan costs, counted from it."""
-
-    size: int
-    sent_bytes: int
-    """Bytes that each rank sends in a step: gradients to owners and weights back."""
-    bound_bytes: int
-    """The same without padding: no plan in which every rank ends with all weights sends less."""
-    flops: tuple[float, ...]
-    """Newton-Schulz operations of each rank."""
-    state_elements: tuple[int, ...]
-    """Elements of optimizer state on each rank: one for each of Muon's, two for AdamW's."""
-
-    @property
-    def balance(self) -> float:
-        """Largest over mean of the ranks' operations; 1 where Muon has nothing."""
-        mean = sum(self.flops) / self.size
-        return max(self.flops) / mean if mean else 1.0
-
-
-def share_report(specs: Sequence[ParamSpec], size: int, element_bytes: int = 4) -> ShareReport:
-    """Count bytes, operations and memory of the plan for `size` ranks."""
-    buckets = plan_buckets(specs, size)
-    optimizer = {spec.name: spec.optimizer for spec in specs}
-    flops, state = [0.0] * size, [0] * size
-    for bucket in buckets:
-        for rank, own in enumerate(bucket.pieces):
-            for piece in own:
-                muon = optimizer[piece.name] == "muon"
-                flops[rank] += newton_schulz_flops(*piece.shape) if muon else 0.0
-                state[rank] += piece.elements * (1 if muon else 2)
-    others = 2 * (size - 1) * element_bytes
-    return ShareReport(
-        size,
-        sum(bucket.rank_elements for bucket in buckets) * others,
-        sum(math.prod(spec.shape) for spec in specs) * others // size,
-        tuple(flops),
-        tuple(state),
-    )

@@ -15,31 +15,25 @@ SHARD_TOKENS = 100_000_000
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A dataset that somebody has tokenized already.
+    """A dataset repository of the Hugging Face hub that somebody has tokenized already.
 
-    Attributes:
-        repo_id: the dataset repository on the Hugging Face hub.
-        train_shards: number of its training shards; there is one for validation besides.
-        prefix: the shards are named PREFIX_val_000000.bin and PREFIX_train_000001.bin onwards.
+    There is one shard for validation besides the training shards.
     """
 
     repo_id: str
     train_shards: int
-    prefix: str
 
 
 CATALOG = {
-    "fineweb10B": CatalogEntry("kjj0/fineweb10B-gpt2", 103, "fineweb"),
-    "fineweb100B": CatalogEntry("kjj0/fineweb100B-gpt2", 1030, "fineweb"),
-    "finewebedu10B": CatalogEntry("kjj0/finewebedu10B-gpt2", 99, "finewebedu"),
+    "fineweb10B": CatalogEntry("kjj0/fineweb10B-gpt2", 103),
+    "fineweb100B": CatalogEntry("kjj0/fineweb100B-gpt2", 1030),
+    "finewebedu10B": CatalogEntry("kjj0/finewebedu10B-gpt2", 99),
 }
 
 
 def fetch_command(path: Path, tokens: int) -> str | None:
-    """The command that fetches at least `tokens` training tokens into `path`.
-
-    None where the folder's name is not that of a ready-made dataset.
-    """
+    """Return the command that fetches at least `tokens` training tokens into `path`; None where the
+    folder's name is not that of a ready-made dataset."""
     found = CATALOG.get(path.name)
     if found is None:
         return None

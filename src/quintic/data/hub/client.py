@@ -1,47 +1,70 @@
-"""The Hugging Face hub: names of its repositories, its client, and its errors as one line each."""
+"""The Hugging Face hub: its repositories, downloads from them, and errors in one line each."""
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from threading import Event
+from typing import Any, Self, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import DatasetInfo
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from quintic import __version__
 from quintic.errors import QuinticError
+
+Log = Callable[[str], None]
+T = TypeVar("T")
 
 HUB_PREFIX = "hub:"
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
+# The client repeats requests that no server answers and waits where one asks it to; what it gives
+# up at once, such as HTTP 500, is repeated here, after 1, 2, 4 and 8 s.
+_ATTEMPTS = 5
+_FIRST_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How far a fetch or a push has come, what was there before included."""
+
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+
+
+class StoppedError(Exception):
+    """Another thread of the same transfer has failed, or the user interrupts it."""
+
 
 def endpoint() -> str:
-    """The hub's address, or that of the mirror which HF_ENDPOINT names."""
+    """Return the hub's address, or that of the mirror which HF_ENDPOINT names."""
     return (os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT).rstrip("/")
 
 
 def hub_api() -> HfApi:
-    """The hub's client; it takes its login from HF_TOKEN or from `hf auth login`."""
+    """Return the hub's client; it takes its login from HF_TOKEN or from `hf auth login`."""
     return HfApi(endpoint=endpoint(), library_name="quintic", library_version=__version__)
 
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A dataset repository on the hub.
-
-    Attributes:
-        repo_id: OWNER/NAME.
-        revision: a branch, tag or commit; None for the newest.
-    """
+    """A dataset repository on the hub: OWNER/NAME, at a branch, tag or commit, or at its newest."""
 
     repo_id: str
     revision: str | None = None
@@ -61,25 +84,111 @@ class HubRepo:
 
     @property
     def page(self) -> str:
-        """Address of the repository's page."""
+        """The address of the repository's page."""
         return f"{endpoint()}/datasets/{self.repo_id}"
 
-    def file_url(self, path: str, commit: str) -> str:
-        """Address of a file as it is in a commit, whatever is committed later."""
-        return hf_hub_url(
-            self.repo_id, path, repo_type="dataset", revision=commit, endpoint=endpoint()
+    def info(self, log: Log) -> DatasetInfo:
+        """Ask for the commit, the card, and every file with its size and checksum, in one request.
+
+        Raises `QuinticError` where there is no such repository, no permission or no network.
+        """
+        try:
+            return with_retries(
+                lambda: hub_api().dataset_info(
+                    self.repo_id, revision=self.revision, files_metadata=True, timeout=30
+                ),
+                str(self),
+                log,
+            )
+        except (httpx2.HTTPError, OSError) as error:
+            raise hub_error(error, self, "cannot be listed") from error
+
+    def download(
+        self, file: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
+    ) -> Path:
+        """Download a file of a commit and return where it is.
+
+        Without a folder it goes to the cache that huggingface_hub keeps (HF_HOME). `on_bytes` is
+        called with the number of bytes that are there so far; an exception in it ends the download.
+        Raises what the client raises, see `hub_error`.
+        """
+        most = 0
+
+        class Counter(tqdm):
+            """Draws nothing; a file that comes over Xet has two, for its bytes and its chunks."""
+
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **{**options, "disable": True})
+                self._bytes = int(options.get("initial") or 0)
+
+            def update(self, n: float | None = 1) -> None:
+                nonlocal most
+                self._bytes += int(n or 0)
+                most = max(most, self._bytes)
+                on_bytes(most)
+
+        return Path(
+            hub_api().hf_hub_download(
+                self.repo_id,
+                file,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=folder,
+                tqdm_class=Counter,
+            )
         )
 
 
-def hub_error(error: Exception, repo: HubRepo, doing: str) -> QuinticError:
-    """What went wrong with a repository, and the way out, in one line.
+def with_retries(action: Callable[[], T], what: str, log: Log, stopped: Event | None = None) -> T:
+    """Return what an action returns, repeated after growing pauses while a server is busy.
 
-    Args:
-        error: what the client raised.
-        repo: the repository.
-        doing: what was not possible, as in "cannot be listed".
+    No connection at all is not repeated: it means that the machine is offline or the address is
+    wrong. Raises the action's last exception, and `StoppedError` where `stopped` is set meanwhile.
     """
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    stopped = stopped or Event()
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return action()
+        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+            if attempt == _ATTEMPTS or not _is_transient(error):
+                raise
+            pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1)
+            log(f"{what}: {one_line(error)}, trying again in {pause_s:.0f} s")
+        if stopped.wait(pause_s):
+            raise StoppedError
+    raise AssertionError("unreachable")
+
+
+def _is_transient(error: Exception) -> bool:
+    error = _cause(error)
+    status = _status(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    if isinstance(error, httpx2.TransportError):
+        return not isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol)
+    # Xet fails with a RuntimeError; a file of another length is an OSError that is not the disk's.
+    return isinstance(error, RuntimeError) or (type(error) is OSError and error.errno is None)
+
+
+def _cause(error: Exception) -> Exception:
+    """Return why the client found a file neither on the hub nor here, or the error itself."""
+    cause = error.__cause__
+    wraps = isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception)
+    return cause if wraps and isinstance(cause, Exception) else error
+
+
+def _status(error: Exception) -> int | None:
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
+
+
+def hub_error(error: Exception, repo: HubRepo, doing: str) -> QuinticError:
+    """Return what went wrong with a repository, and the way out, in one line.
+
+    `doing` says what was not possible, as in "cannot be listed".
+    """
+    error = _cause(error)
+    status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return QuinticError(
             f"{repo} {doing}: HF_HUB_OFFLINE is set; unset it, or copy the files from a machine "
@@ -114,6 +223,6 @@ def hub_error(error: Exception, repo: HubRepo, doing: str) -> QuinticError:
 
 
 def one_line(error: Exception) -> str:
-    """An exception's name and the first line of its text."""
+    """Return an exception's name and the first line of its text."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,42 +1,37 @@
-"""Ready-made shards from a hub or the web into a folder, in parallel and continued at any time.
+"""Shards from a hub or the web into a folder, several at a time and continued shard by shard.
 
-In the folder, `.fetch/` keeps what has arrived of unfinished shards, the record of what is whole,
-and the lock that lets one process fetch while others wait. A shard gets its name only once its
-size, checksum and header are right.
+In the folder, `.fetch/` keeps what is arriving, the record of what is whole, and the lock that lets
+one process fetch while others wait. A shard gets its name only once its size, checksum and header
+are right. Files are downloaded one by one, as huggingface_hub's `snapshot_download` does it, but by
+threads that a Ctrl-C need not wait for: those of `snapshot_download` 2.4 first finish their files.
 """
 
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
-from typing import Any
+from threading import Event, Lock, Thread
 
 from filelock import FileLock, Timeout
 
 from quintic.data.dataset import Dataset, open_dataset, split_of
-from quintic.data.hub.download import Pacer, RemoteFile, Retry, Say, download
-from quintic.data.hub.progress import Progress, Transfer
-from quintic.data.hub.remote_index import Listing, Source, list_source, parse_source
+from quintic.data.hub.client import Log, StoppedError, Transfer, with_retries
+from quintic.data.hub.remote_index import Remote, RemoteFile, RemoteIndex
 from quintic.data.manifest import MANIFEST_FILE, Manifest
 from quintic.data.shards import open_shard
-from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError
-from quintic.files import fsync_folder, replacing
+from quintic.files import fsync_folder, write_json
 
 STATE_FOLDER = ".fetch"
 
 _RECORD_FILE = "record.json"
-_RECORD_VERSION = 1
 
-# How long a fetch that ends early waits for its threads.
-_GRACE_S = 1.0
+_DOWNLOADS_AT_A_TIME = 8
 
 # Room that is left on the disk: a run writes its own files while shards arrive.
 _ROOM_LEFT = 64 << 20
@@ -47,48 +42,39 @@ def fetch(
     out: Path | None = None,
     *,
     shards: int | None = None,
-    progress: Progress | None = None,
-    say: Say | None = None,
-    retry: Retry | None = None,
-    jobs: int = 8,
+    on_progress: Callable[[Transfer], None] | None = None,
+    log: Log | None = None,
 ) -> Dataset:
     """Fetch a dataset of shards; what is already in the folder is not fetched again.
 
-    Args:
-        name: a ready-made dataset, hub:OWNER/NAME[@REVISION], or the address of a listing.
-        out: the folder; default data/NAME.
-        shards: how many training shards, the first by name; None for all.
-        progress: called as bytes arrive, from several threads, one at a time.
-        say: called with what a user should know: that we wait, that a shard is fetched again.
-        retry: how patiently.
-        jobs: shards to fetch at a time.
+    `name` is of the catalog, hub:OWNER/NAME[@REVISION], or the address of a listing; `out` is
+    data/NAME unless given; `shards` is how many training shards, the first by name, None for all.
+    `on_progress` is called as bytes arrive, from several threads, one at a time; `log` with what a
+    user should know: that we wait, that a shard is fetched again.
 
-    Raises:
-        QuinticError: anything a user can cause or the source refuses; what has arrived is kept.
-        OSError: the folder cannot be written, or the disk is full; what has arrived is kept.
+    Raises `QuinticError` for anything a user can cause or the source refuses, and OSError where the
+    folder cannot be written or the disk is full. Shards that have arrived are kept.
     """
-    source = parse_source(name)
-    folder = source.folder if out is None else out
-    say = say or (lambda line: None)
-    pacer = Pacer(retry or Retry(), say)
+    remote = Remote.parse(name)
+    folder = remote.folder if out is None else out
+    log = log or (lambda line: None)
     record = _Record.read(folder)
     try:
-        listing = list_source(source, shards, pacer)
+        index = remote.index(shards, log)
     except QuinticError as problem:
-        # Law 10: what is in place needs no network.
-        if record.source != str(source) or not record.is_complete(folder, shards):
+        # What is in place needs no network.
+        if record.source != str(remote) or not record.is_complete(folder, shards):
             raise
-        say(f"{problem}; what was asked for is already in {folder}")
+        log(f"{problem}; what was asked for is already in {folder}")
         return open_dataset(folder)
-    _check_room(folder, _missing(folder, listing))
-    with _one_process(folder, say):
-        fetching = _Fetching(source, folder, listing, pacer, progress or (lambda transfer: None))
-        fetching.run(jobs)
+    _check_room(folder, _missing(folder, index))
+    with _one_process(folder, log):
+        _Fetch(remote, folder, index, log, on_progress or (lambda transfer: None)).run()
     return open_dataset(folder)
 
 
 @contextmanager
-def _one_process(folder: Path, say: Say) -> Iterator[None]:
+def _one_process(folder: Path, log: Log) -> Iterator[None]:
     """Hold the folder's lock; others wait, and then find the shards there."""
     state = folder / STATE_FOLDER
     state.mkdir(parents=True, exist_ok=True)
@@ -96,7 +82,7 @@ def _one_process(folder: Path, say: Say) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"another process is fetching into {folder}: waiting for it")
+        log(f"another process is fetching into {folder}: waiting for it")
         lock.acquire()
     try:
         yield
@@ -104,36 +90,35 @@ def _one_process(folder: Path, say: Say) -> Iterator[None]:
         lock.release()
 
 
-def _missing(folder: Path, listing: Listing) -> list[RemoteFile]:
-    """The wanted files that are not in the folder, or damaged there.
+def _missing(folder: Path, index: RemoteIndex) -> list[RemoteFile]:
+    """Return the wanted files that are not in the folder, or damaged there.
 
-    Raises:
-        QuinticError: the folder holds other shards than the source's, which fetching would mix.
+    Raises `QuinticError` where the folder holds other shards, which fetching would mix with these.
     """
     for path in sorted(folder.glob("*.bin")):
-        if split_of(path.name) is not None and path.name not in listing.shards:
+        if split_of(path.name) is not None and path.name not in index.shards:
             raise QuinticError(
                 f"{folder} already holds {path.name}, which is not of this dataset: choose another "
                 "folder with --out"
             )
     missing = []
-    for file in listing.wanted:
+    for file in index.wanted:
         path = folder / file.name
-        if not path.exists() or not _is_whole(path):
+        if not path.exists() or _header_problem(path) is not None:
             missing.append(file)
         elif path.stat().st_size != file.size:
             raise _other_content(file, path)
     return missing
 
 
-def _is_whole(path: Path) -> bool:
-    if not path.name.endswith(".bin"):
-        return True
+def _header_problem(path: Path) -> str | None:
+    """Return what is wrong with the header or the size of a shard; None for other files."""
     try:
-        open_shard(path)
-    except QuinticError:
-        return False
-    return True
+        if path.name.endswith(".bin"):
+            open_shard(path)
+    except QuinticError as error:
+        return str(error)
+    return None
 
 
 def _other_content(file: RemoteFile, path: Path) -> QuinticError:
@@ -142,10 +127,9 @@ def _other_content(file: RemoteFile, path: Path) -> QuinticError:
     )
 
 
-def _check_room(folder: Path, missing: list[RemoteFile]) -> None:
+def _check_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
     """Raise `QuinticError` where the disk has no room for what is still to come."""
-    state = folder / STATE_FOLDER
-    needed = sum(file.size - _size(state / file.part_name) for file in missing)
+    needed = sum(file.size for file in missing)
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -158,199 +142,197 @@ def _check_room(folder: Path, missing: list[RemoteFile]) -> None:
         )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-class _Fetching:
+class _Fetch:
     """A fetch under way, in a folder that no other process fetches into."""
 
     def __init__(
-        self, source: Source, folder: Path, listing: Listing, pacer: Pacer, progress: Progress
+        self,
+        remote: Remote,
+        folder: Path,
+        index: RemoteIndex,
+        log: Log,
+        on_progress: Callable[[Transfer], None],
     ) -> None:
-        self.folder = folder
-        self.state = folder / STATE_FOLDER
-        self.listing = listing
-        self.pacer = pacer
-        # Read again: a process that held the lock before us may have fetched.
-        self.record = _Record.read(folder)
-        self.record.source = str(source)
-        self.record.commit = listing.commit
-        self.record.train_shards = sum(split_of(name) == "train" for name in listing.shards)
-        self._progress = progress
-        self._lock = Lock()
-        self._bytes_done = 0
+        self._remote, self._folder, self._index = remote, folder, index
+        self._log, self._on_progress = log, on_progress
+        self._arriving = folder / STATE_FOLDER / "arriving"
+        # Read here: a process that held the lock before us may have fetched.
+        files = _Record.read(folder).files
+        train_shards = sum(split_of(name) == "train" for name in index.shards)
+        self._record = _Record(str(remote), train_shards, files)
+        self._stopped, self._lock = Event(), Lock()
+        self._bytes: dict[str, int] = {}
         self._files_done = 0
 
-    def run(self, jobs: int) -> None:
-        missing = _missing(self.folder, self.listing)
-        _check_room(self.folder, missing)
-        present = [file for file in self.listing.wanted if file not in missing]
-        for file in missing:
-            self._keep_only_part_of(file)
-        self._bytes_done = sum(file.size for file in present) + sum(
-            _size(self.state / file.part_name) for file in missing
-        )
+    def run(self) -> None:
+        missing = _missing(self._folder, self._index)
+        _check_room(self._folder, missing)
+        present = [file for file in self._index.wanted if file not in missing]
+        self._bytes = {file.name: file.size for file in present}
         self._files_done = len(present)
         self._report()
         self._write_manifest()
+        shutil.rmtree(self._arriving, ignore_errors=True)  # of a process that was killed
+        self._arriving.mkdir()
         tasks = [
             *(partial(self._verify, file) for file in present),
             *(partial(self._fetch, file) for file in missing),
         ]
-        _in_threads(tasks, jobs, self.pacer)
+        try:
+            self._run_in_threads(tasks)
+        finally:
+            shutil.rmtree(self._arriving, ignore_errors=True)
 
-    def _keep_only_part_of(self, file: RemoteFile) -> None:
-        """Remove parts of another content, which the source no longer has."""
-        for part in self.state.glob(f"{file.name}.*.part"):
-            if part.name != file.part_name or part.stat().st_size > file.size:
-                part.unlink()
+    def _run_in_threads(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Do tasks in several threads; the first exception stops all of them, and is raised.
+
+        Unlike those of a ThreadPoolExecutor, the threads are not waited for, here or at the end of
+        the process: one that waits for a silent server cannot be told anything.
+        """
+        waiting, ended = SimpleQueue[Callable[[], None]](), SimpleQueue[Exception | None]()
+        for task in tasks:
+            waiting.put(task)
+
+        def work() -> None:
+            try:
+                while not self._stopped.is_set():
+                    waiting.get_nowait()()
+            except Empty:
+                ended.put(None)
+            except Exception as error:  # raised below, in the thread that asked
+                ended.put(error)
+
+        count = min(_DOWNLOADS_AT_A_TIME, len(tasks))
+        for _ in range(count):
+            Thread(target=work, name="fetch", daemon=True).start()
+        try:
+            for _ in range(count):
+                if (error := ended.get()) is not None:
+                    raise error
+        finally:
+            with self._lock:  # after this no thread changes the folder
+                self._stopped.set()
 
     def _verify(self, file: RemoteFile) -> None:
         """Make sure that a file which was there already is the source's; once per file."""
-        if self.record.files.get(file.name, "unknown") == file.checksum:
+        if self._record.files.get(file.name, "unknown") == file.checksum:
             return
-        self.pacer.check()
-        if not file.has_checksum_of(self.folder / file.name):
-            raise _other_content(file, self.folder / file.name)
+        if not file.has_checksum_of(self._folder / file.name):
+            raise _other_content(file, self._folder / file.name)
         with self._lock:
             self._write_down(file)
 
     def _fetch(self, file: RemoteFile) -> None:
-        self.pacer.check()
-        path, part = self.folder / file.name, self.state / file.part_name
+        path = self._folder / file.name
         if path.exists():
-            self.pacer.say(f"{path} is damaged: fetching it again")
-        check = _no_check if file.name == TOKENIZER_FILE else open_shard
-        download(file, part, self.pacer, check, self._arrived)
-        self.pacer.check()
-        _put_on_disk(part)
+            self._log(f"{path} is damaged: fetching it again")
+        arrived = self._download(file)
+        with arrived.open("rb") as content:
+            os.fsync(content.fileno())
         with self._lock:
-            part.replace(path)
-            fsync_folder(self.folder)
+            self._check_stopped()
+            arrived.replace(path)
+            fsync_folder(self._folder)
             # Right after the shard: a manifest that does not list it makes the folder unreadable.
             self._write_manifest()
             self._write_down(file)
+            self._bytes[file.name] = file.size
             self._files_done += 1
             self._report()
 
+    def _download(self, file: RemoteFile) -> Path:
+        """Return where a file has arrived whole; one that is damaged is fetched a second time."""
+        for last in (False, True):
+            arrived = self._download_once(file)
+            right = arrived.stat().st_size == file.size and file.has_checksum_of(arrived)
+            problem = "arrived with another size or another checksum than its source gives"
+            if right:
+                problem = (_header_problem(arrived) or "").replace(str(arrived), file.url)
+                if not problem:
+                    return arrived
+            arrived.unlink()
+            if last or (right and file.checksum is not None):
+                raise QuinticError(
+                    f"{file.name} was not kept: {problem}; tell the owner of {file.url}, or fetch "
+                    "from another source"
+                )
+            self._log(f"{file.name} {problem}: fetching it again")
+        raise AssertionError("unreachable")
+
+    def _download_once(self, file: RemoteFile) -> Path:
+        def on_bytes(count: int) -> None:
+            with self._lock:
+                self._check_stopped()
+                self._bytes[file.name] = min(count, file.size)
+                self._report()
+
+        try:
+            return with_retries(
+                lambda: file.download(self._arriving, on_bytes), file.name, self._log, self._stopped
+            )
+        except StoppedError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk
+            raise self._remote.error(error, file) from error
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError
+
     def _write_down(self, file: RemoteFile) -> None:
-        self.record.files[file.name] = file.checksum
-        self.record.write(self.folder)
+        self._record.files[file.name] = file.checksum
+        write_json(self._folder / STATE_FOLDER / _RECORD_FILE, asdict(self._record))
 
     def _write_manifest(self) -> None:
-        """The source's manifest, of the shards that are here: that may be fewer than all."""
-        manifest = self.listing.manifest
+        """Write the source's manifest, of the shards that are here: that may be fewer than all."""
+        manifest = self._index.manifest
         if manifest is None:
             return
-        here = tuple(shard for shard in manifest.shards if (self.folder / shard.file).exists())
+        here = tuple(shard for shard in manifest.shards if (self._folder / shard.file).exists())
         trimmed = replace(manifest, shards=here)
         if here and not (
-            (self.folder / MANIFEST_FILE).exists() and Manifest.read(self.folder) == trimmed
+            (self._folder / MANIFEST_FILE).exists() and Manifest.read(self._folder) == trimmed
         ):
-            trimmed.write(self.folder)
-
-    def _arrived(self, count: int) -> None:
-        with self._lock:
-            self._bytes_done += count
-            self._report()
+            trimmed.write(self._folder)
 
     def _report(self) -> None:
-        wanted = self.listing.wanted
+        wanted = self._index.wanted
         total = sum(file.size for file in wanted)
-        self._progress(Transfer(self._bytes_done, total, self._files_done, len(wanted)))
+        done = sum(self._bytes.values())
+        self._on_progress(Transfer(done, total, self._files_done, len(wanted)))
 
 
-def _in_threads(tasks: Sequence[Callable[[], None]], jobs: int, pacer: Pacer) -> None:
-    """Do tasks in several threads; the first exception stops all of them, and is raised.
-
-    Unlike those of a ThreadPoolExecutor, the threads are not waited for without limit, here or at
-    the end of the process: one that waits for a silent server cannot be told anything.
-
-    Args:
-        tasks: what to do.
-        jobs: number of threads.
-        pacer: of the tasks.
-    """
-    waiting, ended = SimpleQueue[Callable[[], None]](), SimpleQueue[Exception | None]()
-    for task in tasks:
-        waiting.put(task)
-
-    def work() -> None:
-        try:
-            while True:
-                waiting.get_nowait()()
-        except Empty:
-            ended.put(None)
-        except Exception as error:  # raised below, in the thread that asked
-            ended.put(error)
-
-    threads = [Thread(target=work, name="fetch", daemon=True) for _ in range(min(jobs, len(tasks)))]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in threads:
-            error = ended.get()
-            if error is not None:
-                raise error
-    finally:
-        pacer.stop()
-        end_s = time.monotonic() + _GRACE_S
-        for thread in threads:
-            thread.join(max(0.0, end_s - time.monotonic()))
-        pacer.abandoned = True
-
-
-def _no_check(path: Path) -> None:
-    """For files that are no shards."""
-
-
-def _put_on_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Record:
     """What is known of the files in a folder, so that they are verified once.
 
-    Attributes:
-        source: what they were fetched from.
-        commit: of the hub's repository.
-        train_shards: how many training shards the source has.
-        files: name and checksum of what is whole; no checksum where the source gives none.
+    `source` is what they were fetched from and `train_shards` how many training shards it has;
+    `files` has the checksum of each file that is whole, None where the source gives none.
     """
 
     source: str
-    commit: str | None
     train_shards: int
     files: dict[str, str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "_Record":
-        """The record of a folder; empty where there is none to be read."""
+        """Return the record of a folder; empty where none can be read, since all of it can be found
+        out again."""
         try:
-            content: Any = json.loads((folder / STATE_FOLDER / _RECORD_FILE).read_text())
-            if content["format_version"] == _RECORD_VERSION:
-                return cls(
-                    content["source"],
-                    content["commit"],
-                    content["train_shards"],
-                    dict(content["files"]),
-                )
+            content = json.loads((folder / STATE_FOLDER / _RECORD_FILE).read_text())
+            return cls(content["source"], content["train_shards"], dict(content["files"]))
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # everything in it can be found out again
-        return cls("", None, 0, {})
-
-    def write(self, folder: Path) -> None:
-        content = {"format_version": _RECORD_VERSION, **vars(self)}
-        with replacing(folder / STATE_FOLDER / _RECORD_FILE) as file:
-            file.write(json.dumps(content, indent=2, sort_keys=True).encode())
+            return cls("", 0, {})
 
     def is_complete(self, folder: Path, shards: int | None) -> bool:
-        """Is all of what was asked for in the folder?"""
-        whole = [name for name in self.files if (folder / name).exists()]
-        whole = [name for name in whole if _is_whole(folder / name)]
-        train = [name for name in whole if split_of(name) == "train"]
-        val = [name for name in whole if split_of(name) == "val"]
-        return bool(val) and len(train) >= (shards or self.train_shards)
+        """Return whether all of what was asked for is in the folder."""
+        whole = [
+            name
+            for name in self.files
+            if (folder / name).exists() and _header_problem(folder / name) is None
+        ]
+        train = sum(split_of(name) == "train" for name in whole)
+        val = any(split_of(name) == "val" for name in whole)
+        return val and train >= (shards or self.train_shards)

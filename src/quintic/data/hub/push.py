@@ -1,7 +1,7 @@
 """A dataset onto the Hugging Face hub, with a card that says what it is and how to train on it."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from quintic.data.dataset import Dataset, open_dataset, split_of
 from quintic.data.hub.catalog import DATA_FOLDER
-from quintic.data.hub.client import HubRepo, hub_api, hub_error
-from quintic.data.hub.progress import Progress, Transfer
+from quintic.data.hub.client import HubRepo, Transfer, hub_api, hub_error
 from quintic.data.manifest import MANIFEST_FILE, Split
 from quintic.data.tokenizer import GPT2, TOKENIZER_FILE
-from quintic.data.verify import Progress as CheckProgress
 from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 
@@ -33,13 +31,7 @@ _UPLOADS_AT_A_TIME = 4
 
 @dataclass(frozen=True)
 class Pushed:
-    """What came of a push.
-
-    Attributes:
-        page: address of the repository.
-        commit: address of the commit.
-        kept_card: the repository's own card was left as it is.
-    """
+    """The addresses of the repository and of the commit, and whether its own card was kept."""
 
     page: str
     commit: str
@@ -52,38 +44,31 @@ def push(
     *,
     tokenizer: str | None = None,
     private: bool = False,
-    checking: CheckProgress | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[Transfer], None] | None = None,
 ) -> Pushed:
     """Upload a dataset in one commit: nobody sees a part of it.
 
-    Files that the hub has already are not sent again, so an interrupted push continues.
+    Files that the hub has already are not sent again, so an interrupted push continues. `target`
+    is hub:OWNER/NAME and is created if it is not there, as a private one where `private` is set;
+    `tokenizer` is as in `open_dataset`; `on_progress` is called as shards have been uploaded.
 
-    Args:
-        folder: the dataset.
-        target: hub:OWNER/NAME; created if it is not there.
-        tokenizer: as in `open_dataset`.
-        private: create the repository as a private one.
-        checking: progress of the check before, as in `check_dataset`.
-        progress: called as shards have been uploaded.
-
-    Raises:
-        QuinticError: the dataset is damaged, the repository holds other shards, or the hub refuses.
+    Raises `QuinticError` where the dataset is damaged, the repository holds other shards, or the
+    hub refuses.
     """
     repo = HubRepo.parse(target)
     if repo.revision is not None:
         raise QuinticError(
             f"{target} names a revision: a push makes a new one; write hub:{repo.repo_id}"
         )
-    _refuse_damaged(folder, tokenizer, checking)
+    _refuse_damaged(folder, tokenizer)
     dataset = open_dataset(folder, tokenizer)
     files = _files(dataset)
     api = hub_api()
     with _errors_of(repo), _without_bars():
         api.create_repo(repo.repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-        kept_card = _look_at_what_is_there(api, repo, {file.name for file in files})
+        kept_card = _has_own_card(api, repo, {file.name for file in files})
         additions = [CommitOperationAdd(file.name, str(file)) for file in files]
-        _upload(api, repo, files, additions, progress)
+        _upload(api, repo, files, additions, on_progress)
         if not kept_card:
             additions.append(CommitOperationAdd(CARD_FILE, dataset_card(dataset, repo).encode()))
         commit = api.create_commit(
@@ -95,8 +80,8 @@ def push(
     return Pushed(repo.page, str(commit.commit_url), kept_card)
 
 
-def _refuse_damaged(folder: Path, tokenizer: str | None, checking: CheckProgress | None) -> None:
-    report = check_dataset(folder, tokenizer, checking)
+def _refuse_damaged(folder: Path, tokenizer: str | None) -> None:
+    report = check_dataset(folder, tokenizer)
     if not report.ok:
         more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
         raise QuinticError(
@@ -114,8 +99,8 @@ def _files(dataset: Dataset) -> list[Path]:
     return [dataset.path / name for name in names] + shards
 
 
-def _look_at_what_is_there(api: HfApi, repo: HubRepo, names: set[str]) -> bool:
-    """Does the repository have a card of its own? Raises `QuinticError` for other shards in it."""
+def _has_own_card(api: HfApi, repo: HubRepo, names: set[str]) -> bool:
+    """Return whether the repository's card is not ours; raises `QuinticError` for other shards."""
     there = {entry.rfilename for entry in api.dataset_info(repo.repo_id).siblings or []}
     for name in sorted(there - names):
         if name.endswith(".bin") and split_of(name) is not None:
@@ -137,7 +122,7 @@ def _upload(
     repo: HubRepo,
     files: list[Path],
     additions: list[CommitOperationAdd],
-    progress: Progress | None,
+    on_progress: Callable[[Transfer], None] | None,
 ) -> None:
     """Send the files' content, a few at a time; it becomes visible with the commit."""
     sizes = [file.stat().st_size for file in files]
@@ -150,9 +135,9 @@ def _upload(
             num_threads=_UPLOADS_AT_A_TIME,
             free_memory=False,
         )
-        if progress:
+        if on_progress:
             done = min(last, len(sizes))
-            progress(Transfer(sum(sizes[:done]), sum(sizes), done, len(sizes)))
+            on_progress(Transfer(sum(sizes[:done]), sum(sizes), done, len(sizes)))
 
 
 @contextmanager
@@ -184,7 +169,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def dataset_card(dataset: Dataset, repo: HubRepo) -> str:
-    """The README.md of a dataset on the hub."""
+    """Return the README.md of a dataset on the hub."""
     name = repo.repo_id.split("/")[1]
     rows = "\n".join(_row(dataset, split) for split in dataset.streams)
     train = f"quintic train modded --data.path {DATA_FOLDER / name}"
@@ -251,9 +236,7 @@ def _tokenizer_line(dataset: Dataset) -> str:
         if dataset.tokenizer_spec == GPT2.name
         else f"a byte-level BPE of its own, `{TOKENIZER_FILE}`"
     )
-    return (
-        f"Tokenizer: {kind}, {dataset.vocab_size:,} ids; {dataset.eot_id} is the end of text. What "
-        f"each shard holds, with its SHA-256, says `{MANIFEST_FILE}`."
-        if dataset.manifest
-        else f"Tokenizer: {kind}, {dataset.vocab_size:,} ids; {dataset.eot_id} is the end of text."
-    )
+    line = f"Tokenizer: {kind}, {dataset.vocab_size:,} ids; {dataset.eot_id} is the end of text."
+    if dataset.manifest:
+        line += f" What each shard holds, with its SHA-256, says `{MANIFEST_FILE}`."
+    return line

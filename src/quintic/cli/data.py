@@ -1,17 +1,34 @@
-"""quintic data fetch, build, push, info and check."""
+"""quintic data fetch, build, push, info and check.
+
+Each imports what it needs itself: the hub's libraries are slow to import, and so is PyTorch.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
-from quintic.cli.options import DataBuild, DataCheck, DataFetch, DataInfo, DataPush
+from quintic.cli.options import Data, DataBuild, DataCheck, DataFetch, DataInfo, DataPush
 from quintic.errors import QuinticError
 
 
-def run_data_fetch(command: DataFetch) -> None:
+def run(command: Data, _arguments: Sequence[str]) -> None:
+    """Run the command that follows the word `data`."""
+    runs: dict[type, Callable[[Any], None]] = {
+        DataFetch: _fetch,
+        DataBuild: _build,
+        DataPush: _push,
+        DataInfo: _info,
+        DataCheck: _check,
+    }
+    runs[type(command.action)](command.action)
+
+
+def _fetch(command: DataFetch) -> None:
     from quintic.console import Console, TransferProgress
     from quintic.data.hub.fetch import fetch
 
@@ -21,15 +38,15 @@ def run_data_fetch(command: DataFetch) -> None:
             command.name,
             command.out,
             shards=command.shards,
-            progress=bar.show,
-            say=console.line,
+            on_progress=bar.show,
+            log=console.line,
         )
     for split, stream in dataset.streams.items():
         console.line(f"{split:<6} {len(stream.shards):,} shards, {len(stream):,} tokens")
     console.line(f"{dataset.path} is whole; train on it with --data.path {dataset.path}")
 
 
-def run_data_build(command: DataBuild) -> None:
+def _build(command: DataBuild) -> None:
     from quintic.console import BuildProgress, Console
     from quintic.data.build.folder import SKIPPED_FILE
     from quintic.data.build.pipeline import build_dataset
@@ -80,7 +97,7 @@ def run_data_build(command: DataBuild) -> None:
     console.line(f"{command.out} {done}; train on it with: quintic train --data.path {command.out}")
 
 
-def run_data_push(command: DataPush) -> None:
+def _push(command: DataPush) -> None:
     from quintic.console import Console, TransferProgress
     from quintic.data.hub.push import push
 
@@ -91,14 +108,14 @@ def run_data_push(command: DataPush) -> None:
             command.to,
             tokenizer=command.tokenizer,
             private=command.private,
-            progress=bar.show,
+            on_progress=bar.show,
         )
     if pushed.kept_card:
         console.line("the repository has a card of its own, which stays as it is")
     console.line(f"pushed to {pushed.page}; fetch it with: quintic data fetch {command.to}")
 
 
-def run_data_info(command: DataInfo) -> None:
+def _info(command: DataInfo) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -135,13 +152,13 @@ def run_data_info(command: DataInfo) -> None:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
-def run_data_check(command: DataCheck) -> None:
+def _check(command: DataCheck) -> None:
     from quintic.console import Console
     from quintic.data.verify import check_dataset
 
     console = Console()
-    progress = None if command.json else console.stage
-    report = check_dataset(command.path, command.tokenizer, progress=progress)
+    on_progress = None if command.json else console.stage
+    report = check_dataset(command.path, command.tokenizer, on_progress=on_progress)
     if command.json:
         print(json.dumps({**asdict(report), "path": str(report.path), "ok": report.ok}))
         if not report.ok:

@@ -1,0 +1,24 @@
+"""quintic sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quintic.cli.grid import parse_vary
+from quintic.cli.options import Sweep
+from quintic.errors import QuinticError
+from quintic.sweep.plan import make_plan
+
+
+def run(command: Sweep, _arguments: Sequence[str]) -> None:
+    """Run a sweep, or go on with it, and say which values are best."""
+    if command.jobs < 1:
+        raise QuinticError(f"--jobs is {command.jobs}: it must be at least 1")
+    varied = [parse_vary(text) for text in command.vary]
+    plan = make_plan(command.config, varied, seeds=command.seeds, draws=command.random)
+    folder = command.out or Path("runs") / f"{command.recipe}-sweep"
+    # Here, since it imports PyTorch, which takes seconds: not for a mistyped value.
+    from quintic.sweep.run import run_sweep
+
+    run_sweep(plan, folder, jobs=command.jobs)
