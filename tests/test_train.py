@@ -230,7 +230,7 @@ def test_a_window_that_grows_is_that_of_its_step_in_training_validation_and_a_ch
     assert {step for step, training, _ in seen if not training} == {0, 5, 10, 12}
     # A checkpoint amid the run is evaluated with the window of its step.
     found = load_trained(tmp_path / "run", which="best")
-    step = found.found.state["step"]
+    step = found.checkpoint.state["step"]
     assert int(found.model.window) == 2 + 30 * step // 12
 
 

@@ -79,7 +79,7 @@ def _step_choices(run: Run) -> Iterator[str]:
     if train.cache_bf16_weights:
         yield "weights cast once a step"
     if run.device.type == "cuda":
-        yield f"batches uploaded {'ahead' if run.uploads_ahead else 'inline'}"
+        yield f"batches uploaded {'ahead' if run.prefetches_to_gpu else 'inline'}"
 
 
 def _float8_note(run: Run) -> str:

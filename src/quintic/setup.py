@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quintic import run_dir
-from quintic.checkpoint import Found, TrainState, load_state, newest_whole
+from quintic.checkpoint import TrainState, WholeCheckpoint, load_state, newest_whole
 from quintic.config import (
     EMBEDDED,
     Config,
@@ -92,7 +92,7 @@ class Run:
             yield
 
     @property
-    def uploads_ahead(self) -> bool:
+    def prefetches_to_gpu(self) -> bool:
         """True where a batch is on its way to the device while the one before is computed."""
         return self.device.type == "cuda" and self.config.train.prefetch_to_gpu != "off"
 
@@ -392,7 +392,7 @@ def resume(
     return run
 
 
-def check_same_data(dataset: Dataset, found: Found) -> None:
+def check_same_data(dataset: Dataset, found: WholeCheckpoint) -> None:
     """Raise `QuinticError` where a checkpoint was trained on other data."""
     trained_on = found.state["fingerprint"]
     if trained_on != dataset.fingerprint:

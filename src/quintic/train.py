@@ -98,7 +98,7 @@ def _loop(run: Run, console: Console) -> None:
                 state.step,
                 steps,
                 pin=run.device.type == "cuda",
-                upload=Uploader(run.device) if run.uploads_ahead else None,
+                upload=Uploader(run.device) if run.prefetches_to_gpu else None,
             )
         )
         stop.cast_vote()

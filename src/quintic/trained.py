@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 
 from quintic import run_dir
-from quintic.checkpoint import Found, best_checkpoint, load_tensors, newest_whole, read_state
+from quintic.checkpoint import (
+    WholeCheckpoint,
+    best_checkpoint,
+    load_tensors,
+    newest_whole,
+    read_state,
+)
 from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.dataset import Dataset
@@ -22,12 +28,12 @@ from quintic.setup import check_same_data, open_data
 
 @dataclass
 class Trained:
-    """A model out of a run folder, with what is needed to compute with it."""
+    """Holds a model out of a run folder, with what is needed to compute with it."""
 
     config: Config
     device: torch.device
     model: LanguageModel
-    found: Found
+    checkpoint: WholeCheckpoint
 
     def open_data(
         self, console: Console, *, path: str | None = None, tokenizer: str | None = None
@@ -39,7 +45,7 @@ class Trained:
         named = {"data.path": path, "data.tokenizer": tokenizer}
         config = self.config.override({k: v for k, v in named.items() if v is not None})
         dataset = open_data(config, console)
-        check_same_data(dataset, self.found)
+        check_same_data(dataset, self.checkpoint)
         resolve_vocabulary(config, dataset.vocab_size)
         return dataset
 
@@ -53,7 +59,7 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
     root = folder / run_dir.CHECKPOINTS
     if which == "best":
         best = best_checkpoint(root)
-        found = Found(best, read_state(best), []) if best else None
+        found = WholeCheckpoint(best, read_state(best), []) if best else None
     else:
         found = newest_whole(root)
     if found is None:

@@ -107,5 +107,5 @@ class ModelConfig:
 
     @property
     def head_width(self) -> int:
-        """K = width / heads."""
+        """Return K = width / heads."""
         return self.width // self.heads

@@ -31,7 +31,7 @@ FORMAT, FORMAT_SINCE = 2, "0.2.0"
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """Describes a whole run."""
 
     recipe: str = setting("custom", not_swept="it is a name, and changes nothing")
     """Name of the recipe this came from."""
@@ -107,26 +107,26 @@ class Config:
 
     @property
     def batch_sequences(self) -> int:
-        """Sequences in the global batch, of the last stage where it grows."""
+        """Return the sequences in the global batch, of the last stage where it grows."""
         return self.train.batch_tokens // self.model.context
 
     @property
     def batches(self) -> BatchSizes:
-        """Sequences in the global batch of every step."""
+        """Return the sequences in the global batch of every step."""
         return BatchSizes(self.batch_sequences, self.train.batch_stages, self.train.steps)
 
     def tokens_before(self, step: int) -> int:
-        """Tokens that all steps before this one train on."""
+        """Return the tokens that all steps before this one train on."""
         return self.batches.before(step) * self.model.context
 
     @property
     def tokens(self) -> int:
-        """Tokens that the whole run trains on."""
+        """Return the tokens that the whole run trains on."""
         return self.tokens_before(self.train.steps)
 
     @property
     def cooldown_steps(self) -> int:
-        """Steps of the trapezoid's linear fall to zero; 0 for cosine, which has none."""
+        """Return the steps of the trapezoid's linear fall to zero; 0 for cosine, which has none."""
         if self.optim.schedule.kind == "cosine":
             return 0
         return round(self.optim.schedule.cooldown_fraction * self.train.steps)

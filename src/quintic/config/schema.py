@@ -52,7 +52,7 @@ there are several fields, one of them suffices."""
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of a field, whatever its value is."""
+    """Says what is true of a field, whatever its value is."""
 
     default: Any = None
     resume: Literal["fixed", "free"] = "fixed"
@@ -210,13 +210,13 @@ def one_of(section: str, config: Any, *names: str) -> None:
 
 
 def differing_fields(one: Any, other: Any) -> list[str]:
-    """Dotted names of the fields in which two configs differ."""
+    """Return the dotted names of the fields in which two configs differ."""
     left, right = dict(flatten(one)), dict(flatten(other))
     return [key for key in left if left[key] != right[key]]
 
 
 def unknown_field(root: Any, key: str) -> str:
-    """The message for a field that a config class does not have, with the nearest that it has."""
+    """Return the message for a field that a config class does not have, with the nearest one."""
     nearest = nearest_name(key, list(field_types(root)))
     hint = f"did you mean {nearest}?" if nearest else "see quintic train --help"
     return f"there is no field {key}: {hint}"
@@ -246,7 +246,7 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
 
 def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The fields of a config by their dotted names, in the order of the sections."""
+    """Return the fields of a config by their dotted names, in the order of the sections."""
     pairs: list[tuple[str, Any]] = []
     for f in fields(node):
         value = getattr(node, f.name)
@@ -258,7 +258,7 @@ def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def field_types(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of every field, by the dotted names of `flatten`."""
+    """Return the type of every field, by the dotted names of `flatten`."""
     found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(section).items():
         if is_dataclass(hint):
@@ -307,7 +307,7 @@ def _section_of(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
-    """A JSON value as the field's type; raises `QuinticError` where it is of another."""
+    """Return a JSON value as the field's type; raises `QuinticError` where it is of another."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
