@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from quintic import get_recipe, load_trained, read_metrics, start
+from quintic import get_recipe, load_trained, read_metrics, start, train_run
 from quintic.console import Console
-from quintic.train import train
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
 changes = {"model.layers": 2, "train.steps": 200}
@@ -24,7 +23,7 @@ for argument in sys.argv[2:]:
 config = get_recipe("laptop").override(changes)
 console = Console()
 run = start(config, folder, console)
-train(run, console)  # the loop, with checkpoints; Ctrl-C saves, and `quintic.resume` continues
+train_run(run, console)  # the loop, with checkpoints; Ctrl-C saves, and `quintic.resume` continues
 
 losses = [r["val_loss"] for r in read_metrics(folder / "metrics.jsonl") if "val_loss" in r]
 trained = load_trained(folder)

@@ -170,7 +170,8 @@ def test_unknown_field_is_answered_with_the_nearest(
             "shorten the warm-up",
         ),
         (
-            "--optim.schedule.kind cosine --optim.schedule.warmup-steps 13",
+            "--optim.schedule.kind cosine --optim.schedule.cooldown-fraction 0.28 "
+            "--optim.schedule.warmup-steps 13",
             "optim.schedule.warmup_steps 13 and 0 steps of cooldown do not fit",
         ),
     ],

@@ -34,7 +34,7 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import Run, resume, set_up, start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_arguments, tiny_config
 
 
@@ -406,7 +406,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
                 blocked.release.set()
 
     run.state.optimizers[-1].register_step_post_hook(watch)
-    train(run, Console())
+    train_run(run, Console())
     assert steps_meanwhile[-2:] == [5, 6]
     assert names(tmp_path / "run" / CHECKPOINTS) == ["step-00000004", "step-00000008"]
 
@@ -457,7 +457,7 @@ def test_a_write_that_failed_is_raised_at_the_end(
     run = start(tiny_config(tiny_data, {"train.steps": 3}), folder, Console())
     monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", refuse)
     with pytest.raises(QuinticError, match=r"could not write a checkpoint .*No space left"):
-        train(run, Console())
+        train_run(run, Console())
     assert checkpoints(folder / CHECKPOINTS) == []
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quintic import __version__
 from quintic.config import (
-    GPT_SWITCHES,
     AdamWConfig,
     Config,
     CustomConfig,
@@ -25,6 +25,7 @@ from quintic.config import (
     SOAPConfig,
     TrainConfig,
     differing_fields,
+    field_facts,
     resolve_eot,
     resolve_vocabulary,
     unknown_field,
@@ -43,7 +44,8 @@ def configs(draw: st.DrawFn) -> Config:
     micro = draw(st.none() | st.integers(1, 4))
     sequences = draw(st.integers(1, 8)) * (micro or 1)
     steps = draw(st.integers(1, 10_000))
-    cooldown = draw(st.floats(0, 1))
+    cooled = draw(st.booleans())
+    cooldown = draw(st.floats(0, 1)) if cooled else 0.28
     warmup = draw(st.integers(0, steps - round(cooldown * steps)))
     warmed = draw(st.booleans())
     fsdp = draw(st.booleans())
@@ -63,6 +65,13 @@ def configs(draw: st.DrawFn) -> Config:
     unet_skips = layers > 1 and switch(False, True)
     value_embeddings = switch(0, layers // 2)
     scalars = x0_skip or unet_skips or value_embeddings > 0
+    path = draw(st.just("embedded") | st.text(min_size=1))
+    normuon = draw(st.booleans())
+
+    def part_of(on: bool, cls: Any) -> Any:
+        """The class of a section, or its defaults where nothing heeds it."""
+        return cls if on else lambda **_: cls()
+
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
@@ -91,14 +100,14 @@ def configs(draw: st.DrawFn) -> Config:
             else None,
         ),
         data=DataConfig(
-            path=draw(st.text(min_size=1)),
+            path=path,
             tokenizer=draw(st.none() | st.text()),
             order=draw(st.sampled_from(["stream", "shuffle"])),
-            embedded_vocab=draw(st.integers(512, 65_536)),
+            embedded_vocab=draw(st.integers(512, 65_536)) if path == "embedded" else 4096,
         ),
         optim=OptimConfig(
             matrices=matrices,
-            muon=MuonConfig(
+            muon=part_of(matrices == "muon", MuonConfig)(
                 lr=draw(positive),
                 momentum=draw(st.floats(0.85, 0.999) if warmed else fraction),
                 momentum_warmup_steps=draw(st.integers(1, 500)) if warmed else 0,
@@ -108,39 +117,39 @@ def configs(draw: st.DrawFn) -> Config:
                 ns_coefficients=draw(st.sampled_from(["quintic", "polar_express"])),
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
                 kernel=draw(st.sampled_from(["auto", "torch", "triton"])),
-                normuon=draw(st.booleans()),
-                beta2=draw(fraction),
+                normuon=normuon,
+                beta2=draw(fraction) if normuon else 0.95,
                 weight_decay=muon_decay,
                 cautious=muon_decay > 0 and draw(st.booleans()),
             ),
             adamw=AdamWConfig(
                 lr=draw(positive),
-                matrix_lr=draw(st.none() | positive),
+                matrix_lr=draw(st.none() | positive) if matrices == "adamw" else None,
                 head_lr=None if tied_head else draw(st.none() | positive),
                 scalar_lr=draw(st.none() | positive) if scalars else None,
                 betas=draw(st.tuples(fraction, fraction)),
                 eps=draw(positive),
                 weight_decay=draw(st.just(0.0) | positive),
             ),
-            sgd=SGDConfig(lr=draw(positive), momentum=draw(st.floats(0.01, 0.999))),
-            soap=SOAPConfig(
+            sgd=part_of(matrices == "sgd", SGDConfig)(
+                lr=draw(positive), momentum=draw(st.floats(0.01, 0.999))
+            ),
+            soap=part_of(matrices == "soap", SOAPConfig)(
                 lr=draw(positive),
                 betas=draw(st.tuples(fraction, fraction)),
                 precondition_frequency=draw(st.integers(1, 100)),
             ),
-            shampoo=ShampooConfig(
+            shampoo=part_of(matrices == "shampoo", ShampooConfig)(
                 lr=draw(positive),
                 betas=draw(st.tuples(fraction, fraction)),
                 precondition_frequency=draw(st.integers(1, 100)),
             ),
-            custom=CustomConfig(
+            custom=part_of(matrices == "lion:Lion", CustomConfig)(
                 lr=draw(positive),
                 options=draw(st.sampled_from([(), ("beta1=0.9", "betas=(0.9, 0.99)", "kind=a=b")])),
-            )
-            if matrices == "lion:Lion"
-            else CustomConfig(),
+            ),
             schedule=ScheduleConfig(
-                kind=draw(st.sampled_from(["trapezoid", "cosine"])),
+                kind="trapezoid" if cooled else draw(st.sampled_from(["trapezoid", "cosine"])),
                 warmup_steps=warmup,
                 cooldown_fraction=cooldown,
             ),
@@ -368,8 +377,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"optim.custom.lr": 0.5},
-            "optim.custom is set, which has no effect with optim.matrices muon: use "
-            "--optim.matrices MODULE:Class, an optimizer of your own",
+            "optim.custom.lr is 0.5, which has no effect with optim.matrices muon: leave it at "
+            "0.001, or use --optim.matrices MODULE:Class",
         ),
         (
             {"train.sharding": "fsdp", "optim.matrices": "soap"},
@@ -378,8 +387,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"train.cuda_graphs": True},
-            "train.cuda_graphs records what train.compile makes, and that is off: use "
-            "--train.compile, or --train.no-cuda-graphs",
+            "train.cuda_graphs is True, which has no effect with train.compile False: leave it at "
+            "False, or use --train.compile",
         ),
         (
             {"train.cache_bf16_weights": True, "train.sharding": "fsdp"},
@@ -388,13 +397,14 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"optim.adamw.head_lr": 0.008},
-            "optim.adamw.head_lr is 0.008 and the head is the embedding's matrix, whose learning "
-            "rate is optim.adamw.lr: leave it out, or use --model.no-tied-head",
+            "optim.adamw.head_lr is 0.008, which has no effect with model.tied_head True: leave it "
+            "at None, or use --model.no-tied-head",
         ),
         (
             {"optim.adamw.scalar_lr": 0.04},
-            "optim.adamw.scalar_lr is 0.04 and the model has no learned scalars: leave it out, or "
-            "use --model.value-embeddings, --model.x0-skip or --model.unet-skips",
+            "optim.adamw.scalar_lr is 0.04, which has no effect with model.value_embeddings 0, "
+            "model.x0_skip False, model.unet_skips False: leave it at None, or use "
+            "--model.value-embeddings, --model.x0-skip or --model.unet-skips",
         ),
         (
             {"model.value_embeddings": 4, "model.layers": 7},
@@ -412,8 +422,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"model.window_start": 64},
-            "model.window_start is 64 and model.window None: the window grows, so --model.window "
-            "must be at least as large",
+            "model.window_start is 64, which has no effect with model.window None: leave it at "
+            "None, or use --model.window",
         ),
         (
             {"model.window_start": 64, "model.window": 63},
@@ -422,8 +432,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"model.eot_id": 0},
-            "model.eot_id is 0, which serves model.document_mask alone: leave it out, or use "
-            "--model.document-mask",
+            "model.eot_id is 0, which has no effect with model.document_mask False: leave it at "
+            "None, or use --model.document-mask",
         ),
         (
             {"model.eot_id": 512, "model.document_mask": True, "model.vocab_size": 512},
@@ -435,8 +445,43 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"optim.muon.cautious": True},
-            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
-            "cautious about; give --optim.muon.weight-decay",
+            "optim.muon.cautious is True, which has no effect with optim.muon.weight_decay 0.0: "
+            "leave it at False, or use --optim.muon.weight-decay",
+        ),
+        (
+            {"optim.muon.beta2": 0.9},
+            "optim.muon.beta2 is 0.9, which has no effect with optim.muon.normuon False: leave it "
+            "at 0.95, or use --optim.muon.normuon",
+        ),
+        (
+            {"optim.sgd.lr": 0.5},
+            "optim.sgd.lr is 0.5, which has no effect with optim.matrices muon: leave it at 0.03, "
+            "or use --optim.matrices sgd",
+        ),
+        (
+            {"optim.matrices": "sgd", "optim.muon.normuon": True},
+            "optim.muon.normuon is True, which has no effect with optim.matrices sgd: leave it at "
+            "False, or use --optim.matrices muon",
+        ),
+        (
+            {"optim.adamw.matrix_lr": 0.1},
+            "optim.adamw.matrix_lr is 0.1, which has no effect with optim.matrices muon: leave it "
+            "at None, or use --optim.matrices adamw",
+        ),
+        (
+            {"optim.schedule.kind": "cosine", "optim.schedule.cooldown_fraction": 0.5},
+            "optim.schedule.cooldown_fraction is 0.5, which has no effect with "
+            "optim.schedule.kind cosine: leave it at 0.28, or use --optim.schedule.kind trapezoid",
+        ),
+        (
+            {"data.path": "some/folder", "data.embedded_vocab": 512},
+            "data.embedded_vocab is 512, which has no effect with data.path some/folder: leave it "
+            "at 4096, or use --data.path embedded",
+        ),
+        (
+            {"train.float8_head": True, "train.loss": "plain"},
+            "train.float8_head is True, which has no effect with train.loss plain: leave it at "
+            "False, or use --train.loss chunked or --train.loss fused",
         ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (
@@ -534,9 +579,9 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
 def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(
     name: str, default: Any, value: Any
 ) -> None:
-    assert name in GPT_SWITCHES
+    assert field_facts(ModelConfig)[name].needs
     assert refused({"model.architecture": "gpt2", f"model.{name}": value}) == (
-        f"model.{name} is {value!r}, which model.architecture gpt2 cannot heed: leave it at "
+        f"model.{name} is {value!r}, which has no effect with model.architecture gpt2: leave it at "
         f"{default!r}, or use --model.architecture gpt"
     )
     growing = {"model.window": 256} if name == "window_start" else {}
@@ -630,6 +675,79 @@ def test_an_unknown_field_unlike_any_points_to_the_help() -> None:
     assert unknown_field(Config, "zzz") == "there is no field zzz: see quintic train --help"
     with pytest.raises(QuinticError, match=r"no field train\.stps: did you mean train\.steps"):
         Config.from_dict({"train": {"stps": 3}})
+
+
+def test_what_an_override_switches_off_takes_its_settings_along_but_no_switch() -> None:
+    tuned = {"optim.muon.lr": 0.5, "optim.muon.normuon": True, "optim.muon.beta2": 0.5}
+    muon = Config().override(tuned)
+    assert muon.override({"optim.muon.normuon": False}).optim.muon == MuonConfig(lr=0.5)
+    sgd = {"optim.matrices": "sgd", "optim.sgd.lr": 0.25}
+    assert muon.override(sgd) == Config().override(sgd)
+    laptop = get_recipe("laptop").override({"data.path": "some/folder"})
+    assert laptop.data == DataConfig(path="some/folder", order="shuffle")
+    graphs = Config().override({"train.compile": True, "train.cuda_graphs": True})
+    with pytest.raises(QuinticError, match=r"train\.cuda_graphs is True, which has no effect"):
+        graphs.override({"train.compile": False})
+
+
+# Format -------------------------------------------------------------------------------------------
+
+RENAMED = {
+    "model.embed_shortcut": ("model.x0_skip", True),
+    "optim.muon.coefficients": ("optim.muon.ns_coefficients", "polar_express"),
+    "optim.muon.normalize": ("optim.muon.normuon", True),
+    "train.cast_once": ("train.cache_bf16_weights", True),
+    "train.predict_tokens": ("train.mtp_tokens", 2),
+    "train.upload": ("train.prefetch_to_gpu", "on"),
+}
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted names as JSON has them."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        inner = found
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return found
+
+
+def test_a_config_of_0_1_has_its_fields_under_their_names_of_now() -> None:
+    old = {name: "ahead" if name == "train.upload" else v for name, (_, v) in RENAMED.items()}
+    assert Config.from_dict(nested(old)) == Config().override(dict(RENAMED.values()))
+    for before, now in (("auto", "auto"), ("ahead", "on"), ("inline", "off")):
+        config = Config.from_dict({"train": {"upload": before}})
+        assert config.train.prefetch_to_gpu == now
+    with pytest.raises(QuinticError, match=r"train\.prefetch_to_gpu is \[\]: it must be one of"):
+        Config.from_dict({"train": {"upload": []}})
+
+
+def test_a_config_of_0_1_loses_what_had_no_effect_and_one_of_now_is_refused_for_it() -> None:
+    idle = nested({"optim.muon.beta2": 0.5, "data.path": "a", "data.embedded_vocab": 512})
+    assert Config.from_dict(idle) == Config().override({"data.path": "a"})
+    with pytest.raises(QuinticError, match=r"embedded_vocab is 512, which has no effect"):
+        Config.from_dict({"format": 2, **idle})
+
+
+@pytest.mark.parametrize("name", list(RENAMED))
+def test_an_old_name_is_unknown_and_suggests_the_new_one(name: str) -> None:
+    new, value = RENAMED[name]
+    assert refused({name: value}) == f"there is no field {name}: did you mean {new}?"
+    with pytest.raises(QuinticError, match=f"there is no field {name}: did you mean {new}"):
+        Config.from_dict({"format": 2, **nested({name: value})})
+
+
+def test_the_format_of_a_later_release_is_refused_and_names_that_release() -> None:
+    saved = Config().to_dict()
+    assert saved["format"] == 2
+    with pytest.raises(QuinticError) as caught:
+        Config.from_dict({**saved, "format": 3, "needs_quintic": "0.9.0", "novel": 1})
+    assert str(caught.value) == (
+        f"config format 3 needs quintic 0.9.0, and this is {__version__}, which reads formats 1 to "
+        "2: update quintic"
+    )
 
 
 # Vocabulary ---------------------------------------------------------------------------------------

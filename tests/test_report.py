@@ -13,7 +13,7 @@ from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.report import PROMPT_TOKENS, SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
 from quintic.setup import set_up, start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_config
 
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(200))
@@ -94,7 +94,7 @@ def test_the_closing_has_scores_a_sample_and_where_the_figure_lies(
 ) -> None:
     changes = {"data.tokenizer": str(text_data), "model.vocab_size": None}
     run = start(tiny_config(text_data, changes), tmp_path / "run", Console())
-    assert train(run, Console())
+    assert train_run(run, Console())
     lines = list(closing_lines(run))
     assert run.state.val_loss is not None
     assert lines[0].startswith(f"validation loss {run.state.val_loss:.4f} nats per token")
@@ -114,7 +114,7 @@ def test_the_closing_has_scores_a_sample_and_where_the_figure_lies(
 
 def test_the_closing_without_a_tokenizer_has_no_sample(tiny_data: Path, tmp_path: Path) -> None:
     run = start(tiny_config(tiny_data, {"train.steps": 2}), tmp_path / "run", Console())
-    assert train(run, Console())
+    assert train_run(run, Console())
     text = "\n".join(closing_lines(run))
     assert "no bits per byte" in text
     assert "sample" not in text

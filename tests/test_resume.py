@@ -32,7 +32,7 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import resume, start
-from quintic.train import train
+from quintic.train import train_run
 from tests import warm
 from tests.conftest import tiny_arguments, tiny_config
 from tests.waiting import outputs, wait_until
@@ -471,7 +471,7 @@ def test_every_tensor_of_a_resumed_run_is_bit_equal_and_training_on_moves_them_a
         tiny_data, {"model.architecture": architecture, "train.steps": 6, "train.eval_every": 100}
     )
     run = start(config, folder, Console())
-    train(run, Console())
+    train_run(run, Console())
     again = resume(folder, run.config, Console())
     saved, loaded = run.state.tensors(), again.state.tensors()
     assert saved.keys() == loaded.keys()
@@ -490,7 +490,7 @@ def test_every_tensor_of_a_resumed_run_is_bit_equal_and_training_on_moves_them_a
     momenta = {name: t.clone() for name, t in loaded.items() if name.endswith(".momentum")}
     for one in (run, again):
         one.config = replace(one.config, train=replace(one.config.train, steps=7))
-        train(one, Console())
+        train_run(one, Console())
         shutil.rmtree(folder / CHECKPOINTS / "step-00000007")
     for name, tensor in run.state.tensors().items():
         assert torch.equal(tensor, again.state.tensors()[name]), name

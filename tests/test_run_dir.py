@@ -16,7 +16,7 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
 from quintic.recipes import RECIPES
 from quintic.setup import start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_config
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_a_finished_run_holds_exactly_what_is_documented(tiny_run: Path) -> None
 def test_the_saved_config_alone_gives_the_same_run_again(tiny_run: Path, tmp_path: Path) -> None:
     config = run_dir.read_config(tiny_run)
     assert config.model.vocab_size and config.train.micro_batch, "resolved"
-    train(start(config, tmp_path / "again", Console()), Console())
+    train_run(start(config, tmp_path / "again", Console()), Console())
 
     def losses(folder: Path) -> list[float | None]:
         return [r.get("train_loss", r.get("val_loss")) for r in read_metrics(folder / METRICS)]
@@ -152,7 +152,7 @@ def test_a_second_process_that_trains_in_the_same_folder_changes_nothing(
     (folder / ".loss.png.1.tmp").write_text("the other process is writing this")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(QuinticError, match="in use by another process"):
-        train(run, Console())
+        train_run(run, Console())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     held.release()
 

@@ -32,7 +32,7 @@ from quintic.optim.step import LocalStepper
 from quintic.report import opening_lines
 from quintic.run_dir import CHECKPOINTS
 from quintic.setup import Run, set_up, start
-from quintic.train import apply_schedule, evaluate_run, forward_backward, train
+from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from tests.conftest import tiny_config
 
 pytestmark = pytest.mark.device
@@ -193,7 +193,7 @@ def test_a_checkpoint_holds_the_same_whether_casts_are_kept_or_not(
         changes = {"train.cache_bf16_weights": once, "train.steps": 2, "train.eval_every": 2}
         folder = tmp_path / str(once)
         run = start(here(tiny_data, changes), folder, Console(quiet=True))
-        assert train(run, Console(quiet=True))
+        assert train_run(run, Console(quiet=True))
         (file,) = checkpoints(folder / CHECKPOINTS)[-1].glob("*.safetensors")
         held.append(load_file(file))
     assert held[0].keys() == held[1].keys() and "model.embed.weight" in held[0]
@@ -361,7 +361,7 @@ def test_losses_do_not_depend_on_how_batches_come(
     tiny_data: Path, tmp_path: Path, upload: str
 ) -> None:
     config = here(tiny_data, {"train.prefetch_to_gpu": upload, "train.steps": 4})
-    assert train(start(config, tmp_path / "run", Console(quiet=True)), Console(quiet=True))
+    assert train_run(start(config, tmp_path / "run", Console(quiet=True)), Console(quiet=True))
     found = [r["train_loss"] for r in read_metrics(tmp_path / "run" / METRICS) if "train_loss" in r]
     assert close(found, losses(config)[:4], 1e-3)
 

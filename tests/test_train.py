@@ -21,8 +21,9 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
 from quintic.optim.muon import Muon
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import Run, load_trained, resume, set_up, start
-from quintic.train import apply_schedule, evaluate_run, forward_backward, train
+from quintic.setup import Run, resume, set_up, start
+from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
+from quintic.trained import load_trained
 from tests.conftest import tiny_config
 
 MICRO_BATCHES = [1, 2, 4, 8]
@@ -37,7 +38,7 @@ def built(config: Config) -> Run:
 
 def trained(config: Config, folder: Path) -> list[Record]:
     run = start(config, folder, Console())
-    assert train(run, Console())
+    assert train_run(run, Console())
     return read_metrics(folder / METRICS)
 
 
@@ -100,9 +101,9 @@ def test_each_step_trains_on_the_batch_of_its_number_and_a_resumed_run_goes_on_t
     folder = tmp_path / "run"
     run = start(tiny_config(tiny_data, {"data.order": "shuffle"}), folder, Console())
     with pytest.raises(RuntimeError, match="a crash"):
-        train(run, Console())
+        train_run(run, Console())
     again = resume(folder, read_config(folder), Console())
-    assert train(again, Console())
+    assert train_run(again, Console())
     assert again.state.step == 12
     for (inputs_BT, targets_BT), step in zip(seen, [*range(7), *range(4, 12)], strict=True):
         expected_inputs_BT, expected_targets_BT = run.loader.batch(step)
@@ -222,14 +223,14 @@ def test_a_window_that_grows_is_that_of_its_step_in_training_validation_and_a_ch
         return own(inputs_BT, targets_BT)
 
     run.loss = watched
-    train(run, Console(quiet=True))
+    train_run(run, Console(quiet=True))
     assert {(step, window) for step, _, window in seen} == {
         (step, 2 + 30 * step // 12) for step in range(13)
     }
     assert {step for step, training, _ in seen if not training} == {0, 5, 10, 12}
     # A checkpoint amid the run is evaluated with the window of its step.
     found = load_trained(tmp_path / "run", which="best")
-    step = found.found.state["step"]
+    step = found.checkpoint.state["step"]
     assert int(found.model.window) == 2 + 30 * step // 12
 
 
@@ -266,7 +267,7 @@ def test_clipping_is_torchs_and_the_norm_before_it_is_logged(
     norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients(unclipped).values()))
     assert norm > limit, "else nothing is clipped"
 
-    train(run, Console())
+    train_run(run, Console())
     for name, gradient in gradients(unclipped).items():
         # torch.nn.utils.clip_grad_norm_: times max_norm / (norm + 1e-6)
         torch.testing.assert_close(seen[0][name], gradient * (limit / (norm + 1e-6)))
@@ -309,7 +310,7 @@ def test_learning_rates_and_momentum_of_each_step_reach_every_group(
 
     for optimizer in run.state.optimizers:
         optimizer.register_step_pre_hook(grab)
-    train(run, Console())
+    train_run(run, Console())
 
     factors = [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     momenta = [0.85, 0.87, 0.89, 0.91, 0.93, 0.95, 0.95, 0.95, 0.95, 0.95]
@@ -339,7 +340,7 @@ def test_each_group_of_adamw_keeps_its_own_learning_rate_under_the_schedule(
 
 def test_float64_is_float64_everywhere_and_trains(tiny_data: Path, tmp_path: Path) -> None:
     run = start(tiny_config(tiny_data, {"train.precision": "float64"}), tmp_path / "run", Console())
-    train(run, Console())
+    train_run(run, Console())
     for name, tensor in run.state.tensors().items():
         if not name.endswith(".step") and name != "rng.cpu":
             assert tensor.dtype is torch.float64, name
@@ -354,7 +355,7 @@ def test_bfloat16_computes_beside_float32_weights_and_state_and_trains_close_to_
     full = trained(tiny_config(tiny_data, {"train.precision": "float32"}), tmp_path / "full")
     config = tiny_config(tiny_data, {"train.precision": "bfloat16"})
     run = start(config, tmp_path / "half", Console())
-    train(run, Console())
+    train_run(run, Console())
     half = read_metrics(tmp_path / "half" / METRICS)
     for name, tensor in run.state.tensors().items():
         if name != "rng.cpu":
@@ -383,7 +384,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(
     folder = tmp_path / "run"
     run = start(tiny_config(tiny_data), folder, Console())
     with pytest.raises(QuinticError, match=rf"{value} at step 6.*step-00000004") as caught:
-        train(run, Console())
+        train_run(run, Console())
     assert "learning rate" in str(caught.value)
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000004"]
     assert read_state(folder / CHECKPOINTS / "step-00000004")["step"] == 4
@@ -402,7 +403,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_data: Path, tmp_path: Pa
 
     adamw.register_step_post_hook(spoil)
     with pytest.raises(QuinticError, match=r"model.embed.weight is not finite after step 8"):
-        train(run, Console())
+        train_run(run, Console())
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000004"]
 
 
@@ -454,5 +455,5 @@ def test_the_lock_is_released_when_training_fails(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a bug"):
         patch.setattr(quintic.train, "forward_backward", broken)
-        train(start(tiny_config(tiny_data), folder, Console()), Console())
-    assert train(resume(folder, read_config(folder), Console()), Console())
+        train_run(start(tiny_config(tiny_data), folder, Console()), Console())
+    assert train_run(resume(folder, read_config(folder), Console()), Console())

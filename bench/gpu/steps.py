@@ -116,7 +116,7 @@ class QuinticStepper:
                 0,
                 2**31,
                 pin=device.type == "cuda",
-                upload=Uploader(device) if self.run.uploads_ahead else None,
+                upload=Uploader(device) if self.run.prefetches_to_gpu else None,
             )
         )
         self._device, self._number = device, 0

@@ -1,6 +1,6 @@
 """A recipe trained on real shards for some minutes, the schedule sized to them.
 
-The run is quintic's own (`quintic.setup.start`, `quintic.train.train`), with its folder and
+The run is quintic's own (`quintic.setup.start`, `quintic.train.train_run`), with its folder and
 metrics.
 """
 
@@ -32,7 +32,7 @@ from quintic.metrics import METRICS, read_metrics
 from quintic.report import opening_lines
 from quintic.run_dir import CHECKPOINTS
 from quintic.setup import start
-from quintic.train import train
+from quintic.train import train_run
 
 VALIDATIONS = 10
 """Validations of a run, besides the first."""
@@ -151,7 +151,7 @@ def train_recipe(
     began = time.monotonic()
     stop.start()
     try:
-        done = train(run, console)
+        done = train_run(run, console)
     finally:
         stop.cancel()
     wall_s = time.monotonic() - began

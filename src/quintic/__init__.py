@@ -1,7 +1,55 @@
 """quintic pretrains GPT-2-class language models with the Muon optimizer.
 
 Importing the package imports nothing else: `import quintic` is instant and touches neither the
-network nor a device. Start reading at `quintic.train`; `docs/dataflow.md` is the map.
+network nor a device. A name of `__all__` is imported when it is first used. Start reading at
+`quintic.train`; `docs/dataflow.md` is the map.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quintic.config import Config
+    from quintic.errors import QuinticError
+    from quintic.metrics import read_metrics
+    from quintic.optim.muon import Muon
+    from quintic.recipes import get_recipe
+    from quintic.setup import resume, start
+    from quintic.train import train_run
+    from quintic.trained import load_trained
+else:  # a type checker knows the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+
 __version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "Muon",
+    "QuinticError",
+    "get_recipe",
+    "load_trained",
+    "read_metrics",
+    "resume",
+    "start",
+    "train_run",
+]
+
+_MODULES = {
+    "Config": "quintic.config",
+    "Muon": "quintic.optim.muon",
+    "QuinticError": "quintic.errors",
+    "get_recipe": "quintic.recipes",
+    "load_trained": "quintic.trained",
+    "read_metrics": "quintic.metrics",
+    "resume": "quintic.setup",
+    "start": "quintic.setup",
+    "train_run": "quintic.train",
+}
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from quintic.distributed.world import World, local_rows
+from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError
 from quintic.files import file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
@@ -89,12 +89,12 @@ class TrainState:
 
 
 def folder_name(step: int) -> str:
-    """step-00000100: sorted by name, checkpoints are sorted by step."""
+    """Return step-00000100 for 100: sorted by name, checkpoints are sorted by step."""
     return f"step-{step:08d}"
 
 
 def save_checkpoint(
-    root: Path, tensors: dict[str, Tensor], state: dict[str, Any], world: World | None = None
+    root: Path, tensors: dict[str, Tensor], state: dict[str, Any], world: World = ALONE
 ) -> Path:
     """Write one checkpoint under `root`; it appears whole or not at all.
 
@@ -104,7 +104,6 @@ def save_checkpoint(
     Raises `OSError` where the disk refuses, `QuinticError` where it refused another rank; nothing
     is left behind then.
     """
-    world = world or World()
     final = root / folder_name(state["step"])
     aside = root / world.broadcast_object(f".{final.name}.{os.getpid()}.writing")
 
@@ -143,7 +142,7 @@ def save_checkpoint(
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The checked `state.json` of a checkpoint.
+    """Read and check the `state.json` of a checkpoint.
 
     Raises `QuinticError` saying what is wrong where the checkpoint is not whole.
     """
@@ -172,7 +171,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World | None = None) -> None:
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World = ALONE) -> None:
     """Fill the given tensors in place from a checkpoint; those not asked for are not read.
 
     Every rank asks for what it needs, whatever number of ranks wrote the checkpoint.
@@ -181,20 +180,20 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World | No
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     try:
-        _run_dcp(load, tensors, world or World(), storage_reader=reader)
+        _run_dcp(load, tensors, world, storage_reader=reader)
     except Exception as error:
         message = str(error).strip().splitlines()[-1]
         raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first, whole or not."""
+    """Return the checkpoints of a run, oldest first, whole or not."""
     return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint, its state, and what is wrong with newer ones."""
+class WholeCheckpoint:
+    """Holds where a whole checkpoint is, its state, and what is wrong with newer ones."""
 
     path: Path
     state: dict[str, Any]
@@ -209,15 +208,15 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def newest_whole(root: Path) -> Found | None:
-    """The newest checkpoint that is whole, or None where the run has none at all.
+def newest_whole(root: Path) -> WholeCheckpoint | None:
+    """Find the newest checkpoint that is whole; None where the run has none at all.
 
     Raises `QuinticError` where there are checkpoints and none of them is whole.
     """
     damaged: list[str] = []
     for path in reversed(checkpoints(root)):
         try:
-            return Found(path, read_state(path), damaged)
+            return WholeCheckpoint(path, read_state(path), damaged)
         except QuinticError as error:
             damaged.append(str(error))
     if damaged:
@@ -229,7 +228,7 @@ def newest_whole(root: Path) -> Found | None:
 
 
 def best_checkpoint(root: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss measured at its own step."""
+    """Find the checkpoint with the lowest validation loss measured at its own step."""
     measured = []
     for path in checkpoints(root):
         try:
@@ -241,9 +240,8 @@ def best_checkpoint(root: Path) -> Path | None:
     return min(measured)[1] if measured else None
 
 
-def load_state(found: Found, state: TrainState, world: World | None = None) -> None:
+def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) -> None:
     """Fill a `TrainState` in place from a checkpoint."""
-    world = world or World()
     tensors = state.on_cpu(world, copy=False)
     load_tensors(found.path, tensors, world)
     for name, tensor in state.tensors().items():
@@ -255,14 +253,14 @@ def load_state(found: Found, state: TrainState, world: World | None = None) -> N
 
 
 class CheckpointWriter:
-    """Saves in the background while training goes on; keeps the newest `keep` and the best.
+    """Saves in the background while training goes on, and keeps the newest `keep` and the best.
 
     A step waits only for the copy of the state to the CPU, and for the checkpoint before where
     that is still being written. A failed write raises `QuinticError` at the next call.
     """
 
-    def __init__(self, root: Path, keep: int, world: World | None = None) -> None:
-        self.root, self.keep, self.world = root, keep, world or World()
+    def __init__(self, root: Path, keep: int, world: World = ALONE) -> None:
+        self.root, self.keep, self.world = root, keep, world
         if self.world.is_main:
             for left_over in root.glob(".step-*"):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
@@ -319,7 +317,7 @@ class CheckpointWriter:
 
 
 def last_checkpoint(root: Path) -> str:
-    """The newest checkpoint in words, for messages."""
+    """Return the newest checkpoint in words, for messages."""
     found = checkpoints(root)
     return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
 
@@ -335,7 +333,7 @@ def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's own words where there are any, at whatever depth they lie."""
+    """Return the operating system's own words where there are any, at whatever depth they lie."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:

@@ -15,7 +15,7 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from quintic.config import Config, ModelConfig
-from quintic.distributed.world import World
+from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError
 
 PEAK_BFLOAT16_FLOPS = {
@@ -38,7 +38,7 @@ PEAK_BFLOAT16_FLOPS = {
 """Dense bfloat16 peak with float32 accumulation, from NVIDIA's data sheets; first match wins."""
 
 
-def choose_device(asked: str, world: World | None = None) -> torch.device:
+def choose_device(asked: str, world: World = ALONE) -> torch.device:
     """The device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
 
     Of several processes on a machine each gets a GPU of its own, by its local rank.
@@ -59,7 +59,6 @@ def choose_device(asked: str, world: World | None = None) -> torch.device:
             f"there is no {asked} device here that PyTorch {torch.__version__}{build} finds: it "
             f"has {available}; ask for one of these, or for auto"
         )
-    world = world or World()
     if world.size == 1 or asked == "cpu":
         return torch.device(asked)
     found = torch.cuda.device_count() if asked == "cuda" else 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from quintic.data.loader import Batch
 from quintic.data.shards import TokenStream
 from quintic.data.tokenizer import Tokenizer
-from quintic.distributed.world import World
+from quintic.distributed.world import ALONE, World
 
 BASELINE_TOKENS = 50_000_000
 """Training tokens that the unigram model counts, at most."""
@@ -29,14 +29,13 @@ def validation_loss(
     loss: Callable[[Tensor, Tensor], Tensor],
     batches: Iterable[Batch],
     device: torch.device,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> float:
     """Mean nats per token over all batches, each a pair of [B, T] ids.
 
     Every process takes its share of the sequences of each batch. Summed in float64, and read from
     the device once, at the end.
     """
-    world = world or World()
     sums, tokens = [], 0
     for batch in batches:
         (inputs_BT, targets_BT), weight = share(batch, world.size)[world.rank]

@@ -3,14 +3,16 @@
 A recipe derives from another where it can, so that reading one shows exactly what it changes.
 `quintic recipes` prints the table, `quintic train NAME` runs one, and every field can be replaced
 on the command line as `--section.field value`. A config in a file is a recipe too
-(`quintic.recipefile`).
+(`read_recipe`).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from quintic.config import (
     AdamWConfig,
@@ -27,7 +29,7 @@ from quintic.errors import QuinticError
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe and what the table says of it."""
+    """Holds a recipe and what the table says of it."""
 
     build: Callable[[], Config]
     hardware: str
@@ -35,7 +37,7 @@ class Recipe:
 
     @property
     def summary(self) -> str:
-        """First line of the card."""
+        """Return the first line of the card."""
         return (self.build.__doc__ or "").strip().splitlines()[0]
 
 
@@ -55,7 +57,10 @@ def recipe(
 
 
 def get_recipe(name: str) -> Config:
-    """The config of a recipe; raises `QuinticError` for an unknown name, with the nearest."""
+    """Return the config of a recipe.
+
+    Raises `QuinticError` for an unknown name, with the nearest.
+    """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -63,6 +68,30 @@ def get_recipe(name: str) -> Config:
             f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}"
         )
     return RECIPES[name].build()
+
+
+def read_recipe(path: Path) -> Config:
+    """Return the config in a file, such as the `config.json` of a run or the best of a sweep.
+
+    Raises `QuinticError` where the file is none.
+    """
+    if not path.is_file():
+        raise QuinticError(
+            f"there is no recipe file {path}: name the best.json of a sweep or the config.json of "
+            "a run"
+        )
+    try:
+        config = Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except QuinticError as error:
+        raise QuinticError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise QuinticError(f"{path} is not valid JSON: {error}; restore it") from error
+    if Path(config.recipe).name != config.recipe:
+        raise QuinticError(
+            f"{path}: recipe is {config.recipe!r}: it names the folder of the run, so it must be a "
+            "name without slashes"
+        )
+    return config
 
 
 @recipe(hardware="2 to 4 CPU cores, or any GPU", expected="1.62 bits per byte")

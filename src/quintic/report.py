@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from quintic import run_dir
-from quintic.config import GPT_SWITCHES, Config, CustomConfig
+from quintic.config import Config, CustomConfig, ModelConfig, field_facts
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
@@ -36,8 +36,9 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"{model.parameter_count():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token"
     )
-    if switched := [name for name in GPT_SWITCHES if getattr(c, name) != getattr(type(c), name)]:
-        yield f"        {', '.join(f'{name} {getattr(c, name)}' for name in switched)}"
+    switches = ((n, getattr(c, n), f) for n, f in field_facts(ModelConfig).items() if f.needs)
+    if switched := [f"{name} {value}" for name, value, f in switches if value != f.default]:
+        yield f"        {', '.join(switched)}"
     if run.world.size > 1:
         yield (
             f"procs   {run.world.size} processes, {t.sharding}, each with up to "
@@ -78,7 +79,7 @@ def _step_choices(run: Run) -> Iterator[str]:
     if train.cache_bf16_weights:
         yield "weights cast once a step"
     if run.device.type == "cuda":
-        yield f"batches uploaded {'ahead' if run.uploads_ahead else 'inline'}"
+        yield f"batches uploaded {'ahead' if run.prefetches_to_gpu else 'inline'}"
 
 
 def _float8_note(run: Run) -> str:

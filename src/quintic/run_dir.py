@@ -30,14 +30,14 @@ from quintic.config import Config
 from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.files import write_json
-from quintic.recipefile import read_recipe
+from quintic.recipes import read_recipe
 
 CONFIG, ENVIRONMENT, ROUTING = "config.json", "environment.json", "routing.txt"
 FIGURE, CHECKPOINTS = "loss.png", "checkpoints"
 
 
 def default_folder(recipe: str) -> Path:
-    """runs/RECIPE-N with the first free N."""
+    """Return runs/RECIPE-N with the first free N."""
     number = 1
     while (folder := Path("runs") / f"{recipe}-{number}").exists():
         number += 1
@@ -45,7 +45,7 @@ def default_folder(recipe: str) -> Path:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether this is the folder of a run, however far that has come."""
+    """Return whether this is the folder of a run, however far that has come."""
     return (folder / CONFIG).exists()
 
 
@@ -84,7 +84,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run; raises `QuinticError` where the folder is none."""
+    """Read the config of a run; raises `QuinticError` where the folder is none."""
     path = folder / CONFIG
     if not path.exists():
         what = "holds no run" if folder.is_dir() else "does not exist"
@@ -121,7 +121,7 @@ def record_environment(folder: Path, device: torch.device, **facts: Any) -> None
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, commit, command line and date: what a result depends on."""
+    """Return versions, device, commit, command line and date: what a result depends on."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quintic": quintic.__version__,
@@ -139,7 +139,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with + where it has changes; None outside a checkout."""
+    """Return the commit of the sources, with + where they have changes; None outside a checkout."""
     source = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,11 +1,12 @@
-"""The training loop."""
+"""The training loop: validate, save, stop or train a step, in this order and without callbacks."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import DeviceTimer, peak_flops
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
+from quintic.distributed.world import ALONE
 from quintic.errors import QuinticError
 from quintic.evaluate import share, validation_loss
 from quintic.figure import draw_loss
@@ -26,22 +28,36 @@ from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
 from quintic.setup import Run
 
+UNWATCHED = Watchdog(ALONE, math.inf)
+"""Takes note of what is done outside the loop, and does nothing about it."""
 
-def train(run: Run, console: Console) -> bool:
-    """Train a run to its end. False where a signal stopped it first; either way it is saved.
+
+def train_run(run: Run, console: Console) -> bool:
+    """Train a run to its end and return True, or False where a signal stopped it first; either way
+    it is saved.
 
     Raises `QuinticError` where the loss is not finite, memory does not suffice or a checkpoint
     cannot be written; every checkpoint on disk is whole then.
     """
-    root = run.folder / run_dir.CHECKPOINTS
-    held = run_dir.lock(run.folder) if run.world.is_main else None
-    try:
+    with ExitStack() as stack:
         if run.world.is_main:
-            run_dir.write_config(run.folder, run.config)
-            run_dir.record_environment(
-                run.folder, run.device, processes=run.world.size, data=run.dataset.fingerprint
-            )
-        _loop(run, console)
+            stack.callback(run_dir.lock(run.folder).release)
+        with _errors_in_words(run):
+            if run.world.is_main:
+                run_dir.write_config(run.folder, run.config)
+                run_dir.record_environment(
+                    run.folder, run.device, processes=run.world.size, data=run.dataset.fingerprint
+                )
+            _loop(run, console)
+    return run.done
+
+
+@contextmanager
+def _errors_in_words(run: Run) -> Iterator[None]:
+    """Raise `QuinticError` for what went wrong in training, with what is saved and the way out."""
+    root = run.folder / run_dir.CHECKPOINTS
+    try:
+        yield
     except NonFiniteLossError as error:
         raise QuinticError(
             f"{error}: training has diverged, {last_checkpoint(root)}; lower the learning rate"
@@ -60,10 +76,6 @@ def train(run: Run, console: Console) -> bool:
             f"{error.filename or run.folder}: {error.strerror or error}; {last_checkpoint(root)}: "
             f"make room or repair it, then continue with --resume {run.folder}"
         ) from error
-    finally:
-        if held is not None:
-            held.release()
-    return run.done
 
 
 def _loop(run: Run, console: Console) -> None:
@@ -86,7 +98,7 @@ def _loop(run: Run, console: Console) -> None:
                 state.step,
                 steps,
                 pin=run.device.type == "cuda",
-                upload=Uploader(run.device) if run.uploads_ahead else None,
+                upload=Uploader(run.device) if run.prefetches_to_gpu else None,
             )
         )
         stop.cast_vote()
@@ -132,19 +144,19 @@ def _loop(run: Run, console: Console) -> None:
             metrics.train(step, loss, **values)
 
 
-def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -> Tensor:
+def forward_backward(run: Run, batch: Batch, watchdog: Watchdog = UNWATCHED) -> Tensor:
     """Accumulate the gradient of this process's rows of the global batch, and with the last of
-    them begin to add up all processes'; returns the mean loss of the batch, on the device.
+    them begin to add up all processes'; return the mean loss of the batch, on the device.
 
-    The batch is as large as that of `state.step`."""
+    The batch is as large as that of `state.step`.
+    """
     step = run.state.step
     micro_batches, sequences = run.micro_batches(step), run.config.batches.at(step)
     total = torch.zeros((), device=run.device)
     if run.weight_cache is not None:
         run.weight_cache.renew()
     for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
-        if watchdog is not None:
-            watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
+        watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
         run.stepper.set_requires_gradient_sync(number == micro_batches)
         loss = run.loss(
             inputs_BT.to(run.device, non_blocking=True),
@@ -153,13 +165,12 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
         part = loss * (weight / sequences)
         part.backward()
         total = total + part.detach()
-    if watchdog is not None:
-        watchdog.at(step, "adding up gradients and updating weights", waits=True)
+    watchdog.at(step, "adding up gradients and updating weights", waits=True)
     return run.world.all_reduce(total)
 
 
 def apply_schedule(run: Run, step: int) -> dict[str, Value]:
-    """Set what the schedules decide for a step; returns what the block matrices get, to log."""
+    """Set what the schedules decide for a step; return what the block matrices get, to log."""
     now = scheduled(run.config, step)
     for optimizer in run.state.optimizers:
         for group in optimizer.param_groups:
@@ -171,9 +182,11 @@ def apply_schedule(run: Run, step: int) -> dict[str, Value]:
     return {"lr": run.config.optim.matrix_lr * now.lr_factor, "lr_factor": now.lr_factor}
 
 
-def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:
-    """Validation loss in nats per token on the first `train.eval_tokens` of the stream, of the
-    model as it is at `state.step`: a window that grows is that of this step."""
+def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
+    """Return the validation loss in nats per token on the first `train.eval_tokens` of the stream.
+
+    The model is taken as it is at `state.step`: a window that grows is that of this step.
+    """
     config = run.config
     assert config.train.micro_batch is not None, "set_up resolves it"
     run.state.model.set_window(scheduled(config, run.state.step).window)
@@ -188,8 +201,7 @@ def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:
 
     def noted() -> Iterator[Batch]:
         for batch in batches:
-            if watchdog is not None:
-                watchdog.at(run.state.step, "validation")
+            watchdog.at(run.state.step, "validation")
             yield batch
 
     return validation_loss(run.loss, noted(), run.device, run.world)

@@ -8,6 +8,7 @@ import matplotlib.image
 import pytest
 
 from quintic.cli.main import main
+from quintic.config import MuonConfig
 from tests.conftest import tiny_arguments
 
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"
@@ -24,6 +25,8 @@ def six(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             folder = root / f"{matrices}-seed{seed}"
             arguments = tiny_arguments(tiny_data)
             arguments += ["--optim.matrices", matrices, "--train.seed", str(seed)]
+            if matrices == "adamw":  # which does not heed the learning rate of Muon
+                arguments += ["--optim.muon.lr", str(MuonConfig.lr)]
             often = ["--train.eval-every", "4", "--train.checkpoint-every", "12"]
             main([*arguments, *often, "--out", str(folder)])
             folders.append(str(folder))

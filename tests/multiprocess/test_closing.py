@@ -11,7 +11,7 @@ from quintic.console import Console
 from quintic.distributed.world import World
 from quintic.report import closing_lines
 from quintic.setup import start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_config
 from tests.multiprocess.worlds import run_world
 
@@ -19,7 +19,7 @@ from tests.multiprocess.worlds import run_world
 def train_and_close(world: World, config: Config, folder: Path) -> str:
     """Train a run; what rank 0 says then, while the others have gone on."""
     run = start(config, folder, Console(quiet=True), world)
-    train(run, Console(quiet=True))
+    train_run(run, Console(quiet=True))
     return "\n".join(closing_lines(run)) if world.is_main else ""
 
 

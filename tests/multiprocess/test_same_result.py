@@ -13,7 +13,7 @@ from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
 from quintic.setup import resume, set_up, start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_config
 from tests.multiprocess.worlds import run_world
 
@@ -28,14 +28,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 def train_here(world: World, config: Config, folder: Path) -> tuple[bool, int]:
     """Train a whole run; whether it ended, and the bytes that this rank sent."""
-    return train(start(config, folder, Console(quiet=True), world), Console(quiet=True)), (
+    return train_run(start(config, folder, Console(quiet=True), world), Console(quiet=True)), (
         world.sent_bytes
     )
 
 
 def resume_here(world: World, config: Config, folder: Path) -> bool:
     """Continue a run to its end."""
-    return train(resume(folder, config, Console(quiet=True), world), Console(quiet=True))
+    return train_run(resume(folder, config, Console(quiet=True), world), Console(quiet=True))
 
 
 def losses(folder: Path) -> dict[tuple[str, int], float]:

@@ -18,7 +18,7 @@ from quintic.console import Console
 from quintic.distributed.world import World
 from quintic.run_dir import holds_run
 from quintic.setup import Run, start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import (
     assert_tidy,
@@ -106,7 +106,7 @@ def train_until_told(world: World, config: Config, folder: Path) -> tuple[bool, 
 
     quintic.train.apply_schedule = told
     run = start(config, folder, Console(quiet=True), world)
-    return train(run, Console(quiet=True)), run.state.step
+    return train_run(run, Console(quiet=True)), run.state.step
 
 
 def test_sigterm_to_one_rank_alone_stops_all_at_the_same_step(

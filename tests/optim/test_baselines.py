@@ -24,7 +24,7 @@ from quintic.optim.matrix_optimizer import Placement, build_optimizer
 from quintic.optim.param_groups import assign_parameters, build_optimizers, param_groups_table
 from quintic.report import opening_lines
 from quintic.setup import resume, start
-from quintic.train import train
+from quintic.train import train_run
 from tests.conftest import tiny_config
 
 needs_library = pytest.mark.skipif(
@@ -196,13 +196,13 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     }
     config = tiny_config(tiny_data, changes)
     whole = start(config, tmp_path / "whole", Console())
-    assert train(whole, Console())
+    assert train_run(whole, Console())
     folder = tmp_path / "stopped"
     run = start(config.override({"train.steps": 1}), folder, Console())
-    assert train(run, Console())
+    assert train_run(run, Console())
     for steps in (5, 7, 11):
         run = resume(folder, run.config.override({"train.steps": steps}), Console())
-        assert train(run, Console())
+        assert train_run(run, Console())
     expected, found = whole.state.tensors(), run.state.tensors()
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -222,7 +222,7 @@ def test_it_learns_and_says_what_runs(
     assert {r.optimizer for r in run.specs if "layers" in r.name} == {matrices}
     assert param_groups_table(run.specs).count(f" {matrices} ") == 12
     before = run.loss(*run.loader.batch(0)).item()
-    assert train(run, Console())
+    assert train_run(run, Console())
     after = run.loss(*run.loader.batch(0)).item()
     assert after < before - 0.5
 

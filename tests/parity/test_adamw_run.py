@@ -18,7 +18,7 @@ from quintic.console import Console
 from quintic.metrics import read_metrics
 from quintic.model.build import build_model
 from quintic.setup import start
-from quintic.train import train
+from quintic.train import train_run
 
 STEPS, WARMUP, BATCH, CONTEXT = 6, 3, 8, 32
 LR, BETAS, EPS, DECAY, CLIP = 0.01, (0.9, 0.95), 1e-8, 0.1, 0.5
@@ -51,7 +51,7 @@ def test_gpt2_run_equals_adamw_clipping_and_cosine_written_out(
     )
     console = Console()
     run = start(config, tmp_path / "run", console)
-    assert train(run, console)
+    assert train_run(run, console)
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     found = [record["train_loss"] for record in records if "train_loss" in record]
 

@@ -9,7 +9,7 @@ from quintic.console import Console
 from quintic.data.loader import validation_batches
 from quintic.evaluate import validation_loss
 from quintic.report import score_lines
-from quintic.setup import load_trained
+from quintic.trained import load_trained
 
 
 def run(command: Evaluate, _arguments: Sequence[str]) -> None:
@@ -23,8 +23,8 @@ def run(command: Evaluate, _arguments: Sequence[str]) -> None:
         dataset.val, config.model.context, tokens, config.train.micro_batch or 1
     )
     loss = validation_loss(trained.model.loss, batches, trained.device)
-    for problem in trained.found.damaged:
+    for problem in trained.checkpoint.damaged:
         console.line(f"skipped: {problem}")
-    console.line(f"{trained.found.path}, {tokens:,} validation tokens")
+    console.line(f"{trained.checkpoint.path}, {tokens:,} validation tokens")
     for line in score_lines(dataset, loss, tokens):
         console.line(line)

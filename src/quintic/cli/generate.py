@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quintic.cli.options import Generate
 from quintic.console import Console
 from quintic.generate import check_sampling, generate_ids, stream_text
-from quintic.setup import load_trained
+from quintic.trained import load_trained
 
 
 def run(command: Generate, _arguments: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ def run(command: Generate, _arguments: Sequence[str]) -> None:
         seed=command.seed,
     )
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
-    for problem in trained.found.damaged:
+    for problem in trained.checkpoint.damaged:
         print(f"skipped: {problem}", file=sys.stderr)
     dataset = trained.open_data(Console(), path=command.data, tokenizer=command.tokenizer)
     tokenizer = dataset.load_tokenizer()

@@ -35,10 +35,11 @@ from quintic.cli.options import (
     Sweep,
     Train,
 )
-from quintic.config import Config, nearest_name
+from quintic.config import Config, flatten, nearest_name
 from quintic.errors import QuinticError
-from quintic.recipefile import read_recipe
-from quintic.recipes import RECIPES, get_recipe
+from quintic.recipes import RECIPES, get_recipe, read_recipe
+
+SECTIONS = ("model", "data", "optim", "train")
 
 
 def parse(arguments: list[str]) -> Any:
@@ -49,7 +50,7 @@ def parse(arguments: list[str]) -> Any:
     """
     name, *rest = arguments or ["--help"]
     recipe, base = _defaults(name, rest) if name in ("train", "sweep") else ("", Config())
-    sections = {"model": base.model, "data": base.data, "optim": base.optim, "train": base.train}
+    sections: dict[str, Any] = {name: getattr(base, name) for name in SECTIONS}
     commands = (
         Annotated[Train, subcommand("train", default=Train(recipe, **sections)), arg(name="")]
         | Annotated[Sweep, subcommand("sweep", default=Sweep(recipe, **sections)), arg(name="")]
@@ -70,10 +71,19 @@ def parse(arguments: list[str]) -> Any:
     if isinstance(command, Train | Sweep):
         if command.recipe != recipe:
             raise QuinticError(_misplaced(name, command.recipe))
-        command = replace(command, recipe=base.recipe)
+        command = replace(_checked(command, base), recipe=base.recipe)
     if isinstance(command, Train) and command.resume is None and _continues(rest):
         return replace(command, resume=command.out, out=None)
     return command
+
+
+def _checked(command: Train | Sweep, base: Config) -> Train | Sweep:
+    """Return the command with its sections checked as one config; what the command line switches
+    off takes the recipe's settings of it along."""
+    given = {name: value for name, value in flatten(command) if name.split(".")[0] in SECTIONS}
+    before = dict(flatten(base))
+    config = base.override({name: v for name, v in given.items() if v != before[name]})
+    return replace(command, **{name: getattr(config, name) for name in SECTIONS})
 
 
 def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:

@@ -16,7 +16,7 @@ from quintic.errors import QuinticError
 from quintic.report import closing_lines, opening_lines
 from quintic.run_dir import default_folder
 from quintic.setup import resume, start
-from quintic.train import train
+from quintic.train import train_run
 
 
 def run(command: Train, arguments: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ def train_here(command: Train, world: World) -> None:
         run = start(command.config, folder, console, world)
     for line in opening_lines(run):
         console.line(line)
-    done = train(run, console)
+    done = train_run(run, console)
     if not world.is_main:
         return
     if done:

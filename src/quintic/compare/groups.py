@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from quintic.compare.record import SEED, Data, RunRecord
+from quintic.config import Config, field_facts
 from quintic.errors import QuinticError
 
 BOOKKEEPING = frozenset(
-    {
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.tensorboard",
-    }
+    name for name, facts in field_facts(Config).items() if facts.compare == "ignored"
 )
 """Fields that change neither a loss nor the time that is counted."""
 
@@ -83,13 +79,14 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Field by field what differs between the configs, a value for each group.
 
     Seeds and bookkeeping are no differences, and the folder of the data only where the data is
-    another. A log, of which no config is known, has None everywhere.
+    another. A field that has no effect in some groups is one where the others differ; those groups
+    have None there, and so has everywhere a log, of which no config is known.
     """
     known = [group.runs[0] for group in groups if group.runs[0].settings]
     fields = list(dict.fromkeys(name for run in known for name in run.settings))
     differing: dict[str, list[Any]] = {}
     for name in fields:
-        values = [run.settings.get(name) for run in known]
+        values = [run.settings[name] for run in known if name in run.settings]
         moved = name == DATA_PATH and all(same_data(run.data, known[0].data) for run in known)
         if (
             name != SEED
@@ -132,7 +129,7 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
 
     def differences(group: list[RunRecord]) -> str:
         values = group[0].settings
-        parts = (f"{name.rsplit('.', 1)[-1]}={values[name]}" for name in settings if values)
+        parts = (f"{name.rsplit('.', 1)[-1]}={values[name]}" for name in settings if name in values)
         return " ".join(itertools.islice(parts, 3))
 
     ways: tuple[Callable[[list[RunRecord]], str], ...] = (

@@ -12,7 +12,7 @@ from typing import Any
 from quintic import run_dir
 from quintic.compare.logs import read_log
 from quintic.compare.record import Data, Point, RunRecord
-from quintic.config import EMBEDDED, Config, flatten
+from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
 
@@ -56,12 +56,14 @@ def _read_folder(folder: Path) -> RunRecord:
             f"--resume {folder}, or leave it out"
         )
     environment = _environment(folder)
+    fields = dict(flatten(config))
+    idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
         path=folder,
         source="quintic",
         points=tuple(points),
         data=_data(config, environment),
-        settings=dict(flatten(config)),
+        settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
         diverged_at=diverged_at,
         # The median, since the first step compiles and others wait for the machine.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.schema import one_of, require
+from quintic.config.schema import OTHER_TEXT, one_of, require, setting
 
 EMBEDDED = "embedded"
 """The value of `data.path` that stands for the corpus every Python installation carries."""
@@ -15,14 +15,14 @@ EMBEDDED = "embedded"
 class DataConfig:
     """Where the tokens come from and in which order."""
 
-    path: str = EMBEDDED
+    path: str = setting(EMBEDDED, resume="free", ranks="own", not_swept=OTHER_TEXT)
     """Folder of shards, or `embedded`: the text that every Python installation carries."""
-    tokenizer: str | None = None
+    tokenizer: str | None = setting(None, ranks="own", not_swept=OTHER_TEXT)
     """`gpt2` or a tokenizer.json, for folders without a manifest; None: the manifest's."""
     order: Literal["stream", "shuffle"] = "stream"
     """stream: as the shards lie; shuffle: each epoch a permutation of its samples by the seed."""
-    embedded_vocab: int = 4096
-    """Vocabulary trained on the embedded corpus; used with data.path `embedded` only."""
+    embedded_vocab: int = setting(4096, not_swept=OTHER_TEXT, part_of={"data.path": EMBEDDED})
+    """Vocabulary trained on the embedded corpus."""
 
     def __post_init__(self) -> None:
         one_of("data", self, "order")

@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.schema import not_negative, one_of, positive, require
+from quintic.config.schema import ON, not_negative, one_of, positive, require, setting
 
-GPT_SWITCHES = (
-    *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
-    *("tied_head", "logit_softcap", "embed_norm"),  # techniques of the speedrun
-    *("value_embeddings", "x0_skip", "unet_skips", "window", "window_start"),
-    "document_mask",
-)
-"""Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
-gpt2 has none of them."""
+GPT = {"model.architecture": "gpt"}
+"""What the fields need that take a part of the modernised GPT away or add a technique to it; gpt2
+has none of them."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +28,37 @@ class ModelConfig:
     """Tokens the model sees at once, T."""
     vocab_size: int | None = None
     """Rows of the embedding; None: the dataset's vocabulary, rounded up to a multiple of 128."""
-    positions: Literal["rotary", "learned"] = "rotary"
+    positions: Literal["rotary", "learned"] = setting("rotary", needs=GPT)
     """Ablation of gpt: rotary embeddings, or GPT-2's learned ones."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Literal["rmsnorm", "layernorm"] = setting("rmsnorm", needs=GPT)
     """Ablation of gpt: RMSNorm without parameters, or GPT-2's LayerNorm with gain and bias."""
-    activation: Literal["relu2", "gelu"] = "relu2"
+    activation: Literal["relu2", "gelu"] = setting("relu2", needs=GPT)
     """Ablation of gpt: squared ReLU or GELU."""
-    init: Literal["zero", "classic"] = "zero"
+    init: Literal["zero", "classic"] = setting("zero", needs=GPT)
     """Ablation of gpt: output projections start at zero, or are divided by sqrt(2 layers)."""
-    qk_norm: bool = True
+    qk_norm: bool = setting(True, needs=GPT)
     """Ablation of gpt: RMS-normalise queries and keys per head."""
-    tied_head: bool = True
+    tied_head: bool = setting(True, needs=GPT)
     """The head is the embedding's matrix; or one of its own, which starts at zero."""
-    logit_softcap: float | None = None
+    logit_softcap: float | None = setting(None, needs=GPT)
     """Bound logits smoothly by +-this: softcap * tanh(logits / softcap); None: no bound."""
-    embed_norm: bool = False
+    embed_norm: bool = setting(False, needs=GPT)
     """RMS-normalise the embedded tokens."""
-    value_embeddings: int = 0
+    value_embeddings: int = setting(0, needs=GPT)
     """Tables of token embeddings mixed into attention values: of the first so many layers, and
     again of the last; at most half of the layers."""
-    x0_skip: bool = False
+    x0_skip: bool = setting(False, needs=GPT)
     """Mix the embedded tokens into the input of every layer, with learned scalars."""
-    unet_skips: bool = False
+    unet_skips: bool = setting(False, needs=GPT)
     """Add the outputs of the first half of the layers to the inputs of the second, from the inside
     out, with learned scalars."""
-    window: int | None = None
+    window: int | None = setting(None, needs=GPT)
     """Positions a token sees, itself included; None: all up to its own."""
-    window_start: int | None = None
+    window_start: int | None = setting(None, needs=GPT, part_of={"model.window": ON})
     """The window at step 0, which grows evenly to `window` over the run; None: it is constant."""
-    document_mask: bool = False
+    document_mask: bool = setting(False, needs=GPT)
     """A token sees its own document only."""
-    eot_id: int | None = None
+    eot_id: int | None = setting(None, part_of={"model.document_mask": True})
     """The token that begins a document, for document_mask; None: that of the dataset's
     tokenizer."""
 
@@ -71,13 +66,6 @@ class ModelConfig:
         one_of("model", self, "architecture", "positions", "norm", "activation", "init")
         positive("model", self, "layers", "width", "heads", "context", "vocab_size")
         positive("model", self, "logit_softcap", "window", "window_start")
-        for name in GPT_SWITCHES if self.architecture != "gpt" else ():
-            value, default = getattr(self, name), getattr(type(self), name)
-            require(
-                value == default,
-                f"model.{name} is {value!r}, which model.architecture {self.architecture} cannot "
-                f"heed: leave it at {default!r}, or use --model.architecture gpt",
-            )
         require(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}: "
@@ -104,14 +92,9 @@ class ModelConfig:
             "than the context, so choose a smaller window or leave it out",
         )
         require(
-            self.window_start is None or self.window_start <= (self.window or 0),
+            self.window_start is None or self.window is None or self.window_start <= self.window,
             f"model.window_start is {self.window_start} and model.window {self.window}: the window "
             "grows, so --model.window must be at least as large",
-        )
-        require(
-            self.eot_id is None or self.document_mask,
-            f"model.eot_id is {self.eot_id}, which serves model.document_mask alone: leave it out, "
-            "or use --model.document-mask",
         )
         require(
             self.eot_id is None or 0 <= self.eot_id < (self.vocab_size or 2**63),
@@ -123,11 +106,6 @@ class ModelConfig:
         return max(1, round(self.width / self.heads)) * self.heads
 
     @property
-    def has_scalars(self) -> bool:
-        """Whether there are learned scalars, which weigh shortcuts."""
-        return self.value_embeddings > 0 or self.x0_skip or self.unet_skips
-
-    @property
     def head_width(self) -> int:
-        """K = width / heads."""
+        """Return K = width / heads."""
         return self.width // self.heads

@@ -7,10 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from quintic.config.schema import betas, fraction, not_negative, one_of, positive, require
+from quintic.config.schema import (
+    ON,
+    Accepted,
+    betas,
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    require,
+    section,
+    setting,
+)
 
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
+
+LEARNED_SCALARS = {"model.value_embeddings": ON, "model.x0_skip": True, "model.unet_skips": True}
+"""What gives the model learned scalars, which weigh skips."""
 
 T = TypeVar("T")
 
@@ -76,16 +90,16 @@ class MuonConfig:
     sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
-    kernel: Literal["auto", "torch", "triton"] = "auto"
+    kernel: Literal["auto", "torch", "triton"] = setting("auto", resume="free")
     """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes half of what is
     symmetric; auto: torch, until the kernel has been measured."""
     normuon: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""
-    beta2: float = 0.95
-    """Decay of NorMuon's second moment; used with normuon only."""
+    beta2: float = setting(0.95, part_of={"optim.muon.normuon": True})
+    """Decay of NorMuon's second moment."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
-    cautious: bool = False
+    cautious: bool = setting(False, needs={"optim.muon.weight_decay": ON})
     """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
@@ -98,11 +112,6 @@ class MuonConfig:
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
             "choose a larger momentum, or --optim.muon.momentum-warmup-steps 0",
         )
-        require(
-            not self.cautious or self.weight_decay > 0,
-            "optim.muon.cautious is True and optim.muon.weight_decay 0.0: there is no decay to be "
-            "cautious about; give --optim.muon.weight-decay",
-        )
 
 
 @dataclass(frozen=True)
@@ -111,11 +120,11 @@ class AdamWConfig:
 
     lr: float = 3.6e-3
     """Learning rate of embeddings, head and vectors."""
-    matrix_lr: float | None = None
+    matrix_lr: float | None = setting(None, part_of={"optim.matrices": "adamw"})
     """Learning rate of the block matrices where AdamW has them; None: lr."""
-    head_lr: float | None = None
+    head_lr: float | None = setting(None, part_of={"model.tied_head": False})
     """Learning rate of a head that is not tied to the embedding; None: lr."""
-    scalar_lr: float | None = None
+    scalar_lr: float | None = setting(None, part_of=LEARNED_SCALARS)
     """Learning rate of the learned scalars of shortcuts; None: lr."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment."""
@@ -215,6 +224,14 @@ class CustomConfig:
         return found
 
 
+def _names_a_class(matrices: str) -> bool:
+    module, _, name = matrices.partition(":")
+    return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+CUSTOM = Accepted(_names_a_class, "MODULE:Class")
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run, as a factor of each optimizer's own."""
@@ -223,8 +240,8 @@ class ScheduleConfig:
     """trapezoid: warm-up, constant, linear to zero; cosine: warm-up, half a cosine to zero."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
-    cooldown_fraction: float = 0.28
-    """Share of all steps over which the trapezoid falls to zero; unused by cosine."""
+    cooldown_fraction: float = setting(0.28, part_of={"optim.schedule.kind": "trapezoid"})
+    """Share of all steps over which the trapezoid falls to zero."""
 
     def __post_init__(self) -> None:
         one_of("optim.schedule", self, "kind")
@@ -259,8 +276,8 @@ class OptimConfig:
         *("shampoo", ShampooConfig, "Shampoo", "quintic.optim.baselines:shampoo"),
         package="pytorch_optimizer",
     )
-    custom: CustomConfig = field(default_factory=CustomConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    custom: CustomConfig = section(CustomConfig, part_of={"optim.matrices": CUSTOM})
+    schedule: ScheduleConfig = section(ScheduleConfig)
     clip_norm: float | None = None
     """Clip the gradient to this global norm; None: no clipping."""
 
@@ -271,18 +288,12 @@ class OptimConfig:
             f"optim.matrices is {self.matrices!r}: it must be one of {', '.join(known)}, or "
             "MODULE:Class, an optimizer of your own (docs/extending.md)",
         )
-        require(
-            self.is_custom or self.custom == CustomConfig(),
-            f"optim.custom is set, which has no effect with optim.matrices {self.matrices}: use "
-            "--optim.matrices MODULE:Class, an optimizer of your own",
-        )
         positive("optim", self, "clip_norm")
 
     @property
     def is_custom(self) -> bool:
         """True where the optimizer of the block matrices is named as MODULE:Class."""
-        module, _, name = self.matrices.partition(":")
-        return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+        return CUSTOM.accepts(self.matrices)
 
     @property
     def matrix_settings(self) -> Any:

@@ -1,33 +1,47 @@
-"""A whole run: its sections, and what they ask of each other."""
+"""A whole run: its sections, what they ask of each other, and what is left to the dataset."""
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from quintic.config.batches import BatchSizes
+from quintic import __version__
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
 from quintic.config.optim import OptimConfig, matrix_optimizers
-from quintic.config.schema import build, require, unknown_field
-from quintic.config.train import TrainConfig
+from quintic.config.schema import (
+    RENAMED,
+    build,
+    check_effects,
+    dotted,
+    flatten,
+    require,
+    section,
+    setting,
+    without_effect,
+)
+from quintic.config.train import BatchSizes, TrainConfig
 from quintic.errors import QuinticError
+
+FORMAT, FORMAT_SINCE = 2, "0.2.0"
+"""Number of the format in which a config is saved, and the first release that reads it."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """Describes a whole run."""
 
-    recipe: str = "custom"
+    recipe: str = setting("custom", not_swept="it is a name, and changes nothing")
     """Name of the recipe this came from."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    optim: OptimConfig = section(OptimConfig)
+    train: TrainConfig = section(TrainConfig)
 
     def __post_init__(self) -> None:
+        check_effects(self)
         context, batch, micro = (
             self.model.context,
             self.train.batch_tokens,
@@ -64,18 +78,6 @@ class Config:
         if self.train.sharding == "fsdp" and not self.optim.is_custom:
             matrix_optimizers()[self.optim.matrices].check_sharding(self.optim.matrices)
         require(
-            self.optim.adamw.head_lr is None or not self.model.tied_head,
-            f"optim.adamw.head_lr is {self.optim.adamw.head_lr} and the head is the embedding's "
-            "matrix, whose learning rate is optim.adamw.lr: leave it out, or use "
-            "--model.no-tied-head",
-        )
-        require(
-            self.optim.adamw.scalar_lr is None or self.model.has_scalars,
-            f"optim.adamw.scalar_lr is {self.optim.adamw.scalar_lr} and the model has no learned "
-            "scalars: leave it out, or use --model.value-embeddings, --model.x0-skip or "
-            "--model.unet-skips",
-        )
-        require(
             self.train.attention != "flex" or self.model.architecture == "gpt",
             f"train.attention flex is for model.architecture gpt, and this is "
             f"{self.model.architecture}: use another --train.attention",
@@ -95,11 +97,6 @@ class Config:
         )
 
     def _check_float8_head(self) -> None:
-        require(
-            self.train.loss != "plain",
-            "train.float8_head is for the losses that go by chunks, and train.loss is plain: use "
-            "--train.loss chunked or --train.loss fused, or --train.no-float8-head",
-        )
         for name in ("width", "context", "vocab_size"):
             size = getattr(self.model, name)
             require(
@@ -110,53 +107,125 @@ class Config:
 
     @property
     def batch_sequences(self) -> int:
-        """Sequences in the global batch, of the last stage where it grows."""
+        """Return the sequences in the global batch, of the last stage where it grows."""
         return self.train.batch_tokens // self.model.context
 
     @property
     def batches(self) -> BatchSizes:
-        """Sequences in the global batch of every step."""
+        """Return the sequences in the global batch of every step."""
         return BatchSizes(self.batch_sequences, self.train.batch_stages, self.train.steps)
 
     def tokens_before(self, step: int) -> int:
-        """Tokens that all steps before this one train on."""
+        """Return the tokens that all steps before this one train on."""
         return self.batches.before(step) * self.model.context
 
     @property
     def tokens(self) -> int:
-        """Tokens that the whole run trains on."""
+        """Return the tokens that the whole run trains on."""
         return self.tokens_before(self.train.steps)
 
     @property
     def cooldown_steps(self) -> int:
-        """Steps of the trapezoid's linear fall to zero; 0 for cosine, which has none."""
+        """Return the steps of the trapezoid's linear fall to zero; 0 for cosine, which has none."""
         if self.optim.schedule.kind == "cosine":
             return 0
         return round(self.optim.schedule.cooldown_fraction * self.train.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, ready for JSON."""
-        return asdict(self)
+        """Return plain nested dictionaries, ready for JSON, with the number of their format."""
+        return {"format": FORMAT, "needs_quintic": FORMAT_SINCE, **asdict(self)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`; raises `QuinticError` on unknown keys and bad values."""
-        return typing.cast(Config, build(Config, values))
+        """Return the config of what `to_dict` gave, in this release or an earlier one.
+
+        Raises `QuinticError` on unknown keys, bad values and the format of a later release.
+        """
+        if not isinstance(values, Mapping):
+            raise QuinticError("config section config is not an object")
+        found = dotted(values)
+        number, since = found.pop("format", 1), found.pop("needs_quintic", "a newer one")
+        if number == 1:
+            found = _from_format_1(found)
+        elif number != FORMAT:
+            raise QuinticError(
+                f"config format {number} needs quintic {since}, and this is {__version__}, which "
+                f"reads formats 1 to {FORMAT}: update quintic"
+            )
+        return typing.cast(Config, build(Config, found))
 
     def override(self, changes: Mapping[str, Any]) -> Config:
-        """A copy with dotted fields replaced: `override({"train.steps": 10})`.
+        """Return a copy with dotted fields replaced: `override({"train.steps": 10})`.
 
         All changes are applied before anything is validated, so fields that depend on each other
-        can change together. Raises `QuinticError` for an unknown field, naming the nearest.
+        can change together. Where they switch something off, its settings go back to their
+        defaults, unless they are among the changes. Raises `QuinticError` for an unknown field,
+        naming the nearest.
         """
-        values = self.to_dict()
-        for key, value in changes.items():
-            section, *rest = key.split(".")
-            target: Any = values
-            path = [section, *rest]
-            for name in path[:-1]:
-                target = target.get(name) if isinstance(target, dict) else None
-            if not isinstance(target, dict) or path[-1] not in target:
-                raise QuinticError(unknown_field(Config, key))
-            target[path[-1]] = value
-        return Config.from_dict(values)
+        values = {**dict(flatten(self)), **changes}
+        dropped = set(without_effect(Config, values)) - changes.keys()
+        kept = {name: value for name, value in values.items() if name not in dropped}
+        return typing.cast(Config, build(Config, kept))
+
+
+def _from_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config of quintic 0.1 as they are called and valued now."""
+    found = {RENAMED.get(name, name): value for name, value in values.items()}
+    prefetch = "train.prefetch_to_gpu"
+    for old, new in (("ahead", "on"), ("inline", "off")):
+        if found.get(prefetch) == old:
+            found[prefetch] = new
+    # Format 1 let settings stand that had no effect, such as a learning rate of SGD beside Muon.
+    # They are refused now, and taking them away changes nothing of what was computed.
+    for name in without_effect(Config, found):
+        found.pop(name, None)
+    return found
+
+
+def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config:
+    """Return the config with `model.vocab_size` filled in from the dataset's vocabulary.
+
+    Rounded up to a multiple of 128, which keeps the head's matrix product aligned; the extra rows
+    are never a target. Raises `QuinticError` where neither gives a size, or where the model's is
+    too small for the dataset's tokenizer.
+    """
+    if config.model.vocab_size is not None:
+        require(
+            config.model.vocab_size >= (dataset_vocabulary or 0),
+            f"model.vocab_size is {config.model.vocab_size} and the tokenizer of "
+            f"{config.data.path} has {dataset_vocabulary} tokens: give the model at least as many, "
+            "or leave --model.vocab-size out",
+        )
+        return config
+    if dataset_vocabulary is None:
+        raise QuinticError(
+            f"the vocabulary of {config.data.path} is unknown, since it has no manifest: name "
+            "its tokenizer with --data.tokenizer (gpt2, or a tokenizer.json) or give "
+            "--model.vocab-size"
+        )
+    padded = -(-dataset_vocabulary // 128) * 128
+    return replace(config, model=replace(config.model, vocab_size=padded))
+
+
+def resolve_eot(config: Config, dataset_eot_id: int | None) -> Config:
+    """Return the config with `model.eot_id` filled in from the dataset's tokenizer, where it is
+    needed.
+
+    Raises `QuinticError` where neither gives one, or where they differ.
+    """
+    model = config.model
+    if not model.document_mask:
+        return config
+    require(
+        model.eot_id is not None or dataset_eot_id is not None,
+        f"the end-of-text token of {config.data.path} is unknown, which model.document_mask needs: "
+        "name its tokenizer with --data.tokenizer (gpt2, or a tokenizer.json) or give "
+        "--model.eot-id",
+    )
+    require(
+        model.eot_id is None or dataset_eot_id is None or model.eot_id == dataset_eot_id,
+        f"model.eot_id is {model.eot_id} and the tokenizer of {config.data.path} begins documents "
+        f"with {dataset_eot_id}: leave --model.eot-id out",
+    )
+    eot_id = dataset_eot_id if model.eot_id is None else model.eot_id
+    return replace(config, model=replace(model, eot_id=eot_id))

@@ -11,16 +11,39 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from quintic.errors import QuinticError
 
+RENAMED = {
+    "model.embed_shortcut": "model.x0_skip",
+    "optim.muon.coefficients": "optim.muon.ns_coefficients",
+    "optim.muon.normalize": "optim.muon.normuon",
+    "train.cast_once": "train.cache_bf16_weights",
+    "train.predict_tokens": "train.mtp_tokens",
+    "train.upload": "train.prefetch_to_gpu",
+}
+"""Fields of config format 1, the one of quintic 0.1, by the names that they have now."""
+
 T = TypeVar("T")
 
-ON: Final = object()
-"""In `needs` and `part_of`, any value but False, None and 0."""
+
+@dataclass(frozen=True)
+class Accepted:
+    """Stands for several values of a field in `needs` and `part_of`."""
+
+    accepts: Callable[[Any], bool]
+    example: str = ""
+    """How one of them is given on the command line."""
+
+
+ON: Final = Accepted(bool)
+"""Any value but False, None and 0."""
+
+OTHER_TEXT = "losses on other text do not compare; sweep each by itself"
+"""Why the data and what of it is evaluated are not swept."""
 
 Needs = Mapping[str, Any]
 """Dotted names of fields, each with the value, or the tuple of values, that it must have. Where
@@ -29,7 +52,7 @@ there are several fields, one of them suffices."""
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of a field, whatever its value is."""
+    """Says what is true of a field, whatever its value is."""
 
     default: Any = None
     resume: Literal["fixed", "free"] = "fixed"
@@ -88,12 +111,13 @@ def field_facts(root: Any) -> Mapping[str, Facts]:
 
 
 def check_effects(config: Any) -> None:
-    """Raise `QuinticError` where a field has been set that the rest leaves without effect."""
+    """Raise `QuinticError` where a field has been set that the rest leaves without effect.
+
+    A value that is the default has not been set, wherever it comes from.
+    """
     values, cls = dict(flatten(config)), typing.cast(Any, type(config))
     for name, facts in field_facts(cls).items():
-        if values[name] == facts.default:
-            continue
-        for needs in (*facts.needs, *facts.part_of):
+        for needs in facts.needs + facts.part_of if values[name] != facts.default else ():
             if not _met(needs, values):
                 state = ", ".join(f"{other} {values[other]}" for other in needs)
                 raise QuinticError(
@@ -102,24 +126,12 @@ def check_effects(config: Any) -> None:
                 )
 
 
-def drop_parts(root: Any, values: dict[str, Any], keep: Collection[str] = ()) -> None:
-    """Take every setting of what is switched off out of the nested values of a config, which gives
-    it its default; `keep` names those that are not touched."""
+def without_effect(root: Any, values: Mapping[str, Any]) -> list[str]:
+    """Return the settings of what is switched off, given values by dotted names; what is left out
+    has its default."""
     every = field_facts(root)
-    flat = {name: _lookup(values, name, facts.default) for name, facts in every.items()}
-    for name, facts in every.items():
-        if name not in keep and not all(_met(needs, flat) for needs in facts.part_of):
-            *path, last = name.split(".")
-            inner = functools.reduce(lambda outer, key: outer.get(key, {}), path, values)
-            inner.pop(last, None)
-
-
-def _lookup(values: Any, name: str, default: Any) -> Any:
-    for key in name.split("."):
-        if not isinstance(values, Mapping) or key not in values:
-            return default
-        values = values[key]
-    return values
+    whole = {name: facts.default for name, facts in every.items()} | dict(values)
+    return [n for n, f in every.items() if not all(_met(needs, whole) for needs in f.part_of)]
 
 
 def _met(needs: Needs, values: Mapping[str, Any]) -> bool:
@@ -127,8 +139,8 @@ def _met(needs: Needs, values: Mapping[str, Any]) -> bool:
 
 
 def _has(value: Any, wanted: Any) -> bool:
-    if wanted is ON:
-        return bool(value)
+    if isinstance(wanted, Accepted):
+        return wanted.accepts(value)
     return value in wanted if isinstance(wanted, tuple) else bool(value == wanted)
 
 
@@ -139,8 +151,9 @@ def _ways_to(needs: Needs) -> str:
         *path, last = name.replace("_", "-").split(".")
         if wanted is False:
             ways.append(f"--{'.'.join([*path, f'no-{last}'])}")
-        elif wanted is ON or wanted is True:
-            ways.append(f"--{'.'.join([*path, last])}")
+        elif wanted is True or isinstance(wanted, Accepted):
+            example = "" if wanted is True else wanted.example
+            ways.append(f"--{'.'.join([*path, last])} {example}".rstrip())
         else:
             choices = wanted if isinstance(wanted, tuple) else (wanted,)
             ways += [f"--{'.'.join([*path, last])} {choice}" for choice in choices]
@@ -197,22 +210,28 @@ def one_of(section: str, config: Any, *names: str) -> None:
 
 
 def differing_fields(one: Any, other: Any) -> list[str]:
-    """Dotted names of the fields in which two configs differ."""
+    """Return the dotted names of the fields in which two configs differ."""
     left, right = dict(flatten(one)), dict(flatten(other))
     return [key for key in left if left[key] != right[key]]
 
 
 def unknown_field(root: Any, key: str) -> str:
-    """The message for a field that a config class does not have, with the nearest that it has."""
+    """Return the message for a field that a config class does not have, with the nearest one."""
     nearest = nearest_name(key, list(field_types(root)))
     hint = f"did you mean {nearest}?" if nearest else "see quintic train --help"
     return f"there is no field {key}: {hint}"
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:
-    """The nearest of several dotted names: by its last part where that is right, which finds a
-    field in another section, else by the whole, else by the last part; None where none is near.
-    Where sections are only left out, it is the first: optim.lr and lr are optim.muon.lr."""
+    """Return the nearest of several dotted names, or None where none is near.
+
+    A name of an earlier release has become the one it has now. Else what counts is the last part
+    where that is right, which finds a field in another section, then the whole, then the last part.
+    Where sections are only left out, it is the first: optim.lr and lr are optim.muon.lr.
+    """
+    if now := RENAMED.get(name.replace("-", "_").replace(".no_", ".")):
+        now = ".no_".join(now.rsplit(".", 1)) if ".no-" in name else now
+        return next((full for full in known if full.replace("-", "_") == now), None)
     *sections, tail = name.rsplit(".", 1)
     prefix = "".join(f"{section}." for section in sections)
     if same := [full for full in known if full.rsplit(".", 1)[-1] == tail]:
@@ -227,7 +246,7 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
 
 def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The fields of a config by their dotted names, in the order of the sections."""
+    """Return the fields of a config by their dotted names, in the order of the sections."""
     pairs: list[tuple[str, Any]] = []
     for f in fields(node):
         value = getattr(node, f.name)
@@ -239,7 +258,7 @@ def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def field_types(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of every field, by the dotted names of `flatten`."""
+    """Return the type of every field, by the dotted names of `flatten`."""
     found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(section).items():
         if is_dataclass(hint):
@@ -249,32 +268,46 @@ def field_types(section: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def build(root: Any, values: Any) -> Any:
-    """A config of the class `root` from nested mappings, as JSON gives them.
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings, as JSON gives them, as one by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
-    Raises `QuinticError` for unknown keys and for values of another type than the field's.
+
+def build(root: Any, values: Mapping[str, Any]) -> Any:
+    """Return a config of the class `root` from values by dotted names.
+
+    Raises `QuinticError` for unknown names and for values of another type than the field's.
     """
-    return _build(root, root, values, "")
+    hints = field_types(root)
+    converted = {}
+    for name, value in values.items():
+        if name in hints:
+            converted[name] = _convert(hints[name], value, name)
+        elif not any(known.startswith(f"{name}.") for known in hints):
+            raise QuinticError(unknown_field(root, name))
+        elif value != {}:
+            raise QuinticError(f"config section {name} is not an object")
+    return _section_of(root, converted, "")
 
 
-def _build(root: Any, cls: Any, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise QuinticError(f"config section {prefix.rstrip('.') or 'config'} is not an object")
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise QuinticError(unknown_field(root, f"{prefix}{key}"))
-    arguments = {
-        key: _build(root, hints[key], value, f"{prefix}{key}.")
-        if is_dataclass(hints[key])
-        else _convert(hints[key], value, f"{prefix}{key}")
-        for key, value in values.items()
-    }
+def _section_of(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    arguments = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if is_dataclass(hint):
+            arguments[name] = _section_of(hint, values, f"{prefix}{name}.")
+        elif f"{prefix}{name}" in values:
+            arguments[name] = values[f"{prefix}{name}"]
     return cls(**arguments)
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
-    """A JSON value as the field's type; raises `QuinticError` where it is of another."""
+    """Return a JSON value as the field's type; raises `QuinticError` where it is of another."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:

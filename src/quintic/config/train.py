@@ -1,11 +1,11 @@
-"""The step, the device, and what of a run is kept."""
+"""The step, its batch, the device, and what of a run is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.schema import one_of, positive, require
+from quintic.config.schema import OTHER_TEXT, one_of, positive, require, setting
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
@@ -21,57 +21,59 @@ class TrainConfig:
     batch_stages: int = 1
     """Equal parts of the run, of which the i-th of n trains on i/n of batch_tokens a step, with
     learning rates times (i/n)^0.6."""
-    micro_batch: int | None = None
+    micro_batch: int | None = setting(None, resume="free")
     """Sequences of one forward and backward pass of a process; None: chosen for the device."""
-    seed: int = 1337
+    seed: int = setting(1337, not_swept="give --seeds N")
     """Seed of the initialisation and, with data.order shuffle, of the data order."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = setting("auto", resume="free")
     """auto: the first of cuda, mps, cpu that is there."""
     precision: Precision = "auto"
     """Compute precision; weights stay float32 (float64: everything). auto: bfloat16 on CUDA,
     float32 elsewhere."""
-    compile: bool = False
+    compile: bool = setting(False, resume="free")
     """Compile loss, backward and the optimizer's update with torch.compile."""
-    sharding: Literal["zero1", "fsdp"] = "zero1"
+    sharding: Literal["zero1", "fsdp"] = setting("zero1", resume="free")
     """What several processes divide among them: zero1 the optimizer's work and state; fsdp the
     weights too, for models that do not fit on one device. Changes no result."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = setting(False, resume="free")
     """Keep only each block's input and compute the rest again in the backward pass: a third more
     computation for a fraction of the memory."""
-    hang_timeout_s: float = 600.0
+    hang_timeout_s: float = setting(600.0, resume="free")
     """Seconds without progress after which a process among several counts as hung."""
-    loss: Literal["chunked", "plain", "fused"] = "chunked"
+    loss: Literal["chunked", "plain", "fused"] = setting("chunked", resume="free")
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
     chunked with a Triton kernel, for GPUs."""
     mtp_tokens: int = 1
     """Tokens that each position predicts in training, the next one included; the further ones fade
     one after another, and of as many equal parts of the run the last is of the next alone."""
-    float8_head: bool = False
+    float8_head: bool = setting(False, needs={"train.loss": ("chunked", "fused")})
     """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
     rounds alike and gains nothing. Validation stays in the compute precision."""
-    attention: Literal["auto", "math", "flash", "efficient", "cudnn", "flex"] = "auto"
+    attention: Literal["auto", "math", "flash", "efficient", "cudnn", "flex"] = setting(
+        "auto", resume="free"
+    )
     """Kernel of attention: math is the reference; flex leaves out blocks that a window or document
     hides, and needs compile; auto: PyTorch's own choice. One that is named must work on the
     device."""
-    cuda_graphs: bool = False
+    cuda_graphs: bool = setting(False, resume="free", needs={"train.compile": True})
     """Replay each micro-batch as a CUDA graph, for models so small that launching their kernels
-    takes longer than running them. Needs compile, and one process."""
-    cache_bf16_weights: bool = False
+    takes longer than running them; for one process."""
+    cache_bf16_weights: bool = setting(False, resume="free")
     """Cast the blocks' weights to the compute precision once a step, not once a micro-batch."""
-    prefetch_to_gpu: Literal["auto", "on", "off"] = "auto"
+    prefetch_to_gpu: Literal["auto", "on", "off"] = setting("auto", resume="free")
     """Batches go to a GPU ahead, while the one before is computed, or inline with each
     micro-batch; auto: ahead on CUDA."""
     eval_every: int = 125
     """Steps between validations; the last step always validates."""
-    eval_tokens: int = 10_485_760
+    eval_tokens: int = setting(10_485_760, not_swept=OTHER_TEXT)
     """Tokens of one validation, from the start of the validation stream."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = setting(1000, resume="free", compare="ignored")
     """Steps between checkpoints; the end and a stop always save one."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, resume="free", compare="ignored")
     """Newest checkpoints kept; the best by validation loss is kept besides."""
-    log_every: int = 1
+    log_every: int = setting(1, resume="free", compare="ignored")
     """Steps between the training losses that are written; all are checked for being finite."""
-    tensorboard: bool = True
+    tensorboard: bool = setting(True, resume="free", compare="ignored")
     """Write TensorBoard events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
@@ -94,11 +96,6 @@ class TrainConfig:
             "hang_timeout_s",
         )
         require(
-            self.compile or not self.cuda_graphs,
-            "train.cuda_graphs records what train.compile makes, and that is off: use "
-            "--train.compile, or --train.no-cuda-graphs",
-        )
-        require(
             self.compile or self.attention != "flex",
             "train.attention flex is made for the model by train.compile, and that is off: use "
             "--train.compile, or another --train.attention",
@@ -116,3 +113,35 @@ class TrainConfig:
         require(
             0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"
         )
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Gives the sequences of the global batch of every step, a pure function of the step.
+
+    The steps are cut into `stages` parts, as equal as whole steps allow; a step of part i of n
+    trains on i/n of `sequences`. Source: the speedrun's record 2025-11-29_BatchSizeSchedule
+    (https://github.com/KellerJordan/modded-nanogpt), which has three.
+    """
+
+    sequences: int
+    """Sequences of a step of the last stage; a multiple of `stages`."""
+    stages: int = 1
+    steps: int = 1
+    """Steps of the whole run; what would come after them is as the last stage."""
+
+    @property
+    def smallest(self) -> int:
+        """Return the sequences of a step of the first stage."""
+        return self.sequences // self.stages
+
+    def at(self, step: int) -> int:
+        """Return the sequences of a step."""
+        stage = min(step * self.stages // self.steps, self.stages - 1)
+        return self.smallest * (stage + 1)
+
+    def before(self, step: int) -> int:
+        """Return the sequences of all steps before this one, which is the number of its first."""
+        # Every stage adds its share to all steps from its own first one on.
+        firsts = (-(-stage * self.steps // self.stages) for stage in range(self.stages))
+        return self.smallest * sum(max(0, step - first) for first in firsts)

@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch
 
-from quintic.distributed.world import AsyncCollective, World
+from quintic.distributed.world import ALONE, AsyncCollective, World
 
 PARENT_EVERY_S = 0.5
 
@@ -43,10 +43,10 @@ class GracefulShutdown:
     step computes, so it costs no time of its own.
     """
 
-    def __init__(self, world: World | None = None) -> None:
+    def __init__(self, world: World = ALONE) -> None:
         self.requested: str | None = None
         """Name of the first signal that this process was sent."""
-        self._world = world or World()
+        self._world = world
         self._vote: AsyncCollective | None = None
 
     @contextmanager

@@ -187,6 +187,10 @@ class World:
         )
 
 
+ALONE = World()
+"""The world of a run of one process, which sends nothing."""
+
+
 def local_rows(tensor: Tensor) -> Tensor:
     """The rows of a tensor that are on this rank; the tensor itself where it is whole."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()

@@ -10,21 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quintic.config import Config
+from quintic.config import Config, field_facts
 from quintic.errors import QuinticError
 
 SEED = "train.seed"
-_OTHER_TEXT = "losses on other text do not compare; sweep each by itself"
-NOT_VARIED = {
-    "recipe": "it is a name, and changes nothing",
-    SEED: "give --seeds N",
-    "data.path": _OTHER_TEXT,
-    "data.tokenizer": _OTHER_TEXT,
-    "data.embedded_vocab": _OTHER_TEXT,
-    "train.eval_tokens": _OTHER_TEXT,
-}
-"""Fields over which there is no best value, and what to do instead."""
-
 MOST_RUNS = 2000
 LONGEST_NAME = 180
 """Characters; a file name may have 255."""
@@ -146,8 +135,8 @@ def make_plan(
 
 def _check_varied(varied: Choices | Range, draws: int | None) -> None:
     field = varied.field
-    if field in NOT_VARIED:
-        raise QuinticError(f"--vary cannot vary {field}: {NOT_VARIED[field]}")
+    if reason := field_facts(Config)[field].not_swept:
+        raise QuinticError(f"--vary cannot vary {field}: {reason}")
     if isinstance(varied, Choices):
         for value in varied.values:
             if varied.values.count(value) > 1:

@@ -1,0 +1,77 @@
+"""A trained model, out of the folder of its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quintic import run_dir
+from quintic.checkpoint import (
+    WholeCheckpoint,
+    best_checkpoint,
+    load_tensors,
+    newest_whole,
+    read_state,
+)
+from quintic.config import Config, resolve_vocabulary
+from quintic.console import Console
+from quintic.data.dataset import Dataset
+from quintic.device import choose_device, compute_dtype
+from quintic.errors import QuinticError
+from quintic.model.base import LanguageModel
+from quintic.model.build import build_model
+from quintic.optim.schedule import scheduled
+from quintic.setup import check_same_data, open_data
+
+
+@dataclass
+class Trained:
+    """Holds a model out of a run folder, with what is needed to compute with it."""
+
+    config: Config
+    device: torch.device
+    model: LanguageModel
+    checkpoint: WholeCheckpoint
+
+    def open_data(
+        self, console: Console, *, path: str | None = None, tokenizer: str | None = None
+    ) -> Dataset:
+        """Open the dataset of the run, at `path` if it moved, with its tokenizer named if need be.
+
+        Raises `QuinticError` if it is another dataset or a tokenizer with more ids than the model.
+        """
+        named = {"data.path": path, "data.tokenizer": tokenizer}
+        config = self.config.override({k: v for k, v in named.items() if v is not None})
+        dataset = open_data(config, console)
+        check_same_data(dataset, self.checkpoint)
+        resolve_vocabulary(config, dataset.vocab_size)
+        return dataset
+
+
+def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:
+    """Load the model of a run, from its newest whole checkpoint or the best by validation loss.
+
+    Raises `QuinticError` where the folder holds no run or no such checkpoint.
+    """
+    config = run_dir.read_config(folder)
+    root = folder / run_dir.CHECKPOINTS
+    if which == "best":
+        best = best_checkpoint(root)
+        found = WholeCheckpoint(best, read_state(best), []) if best else None
+    else:
+        found = newest_whole(root)
+    if found is None:
+        raise QuinticError(
+            f"{folder} has no checkpoint to load: train further with --resume {folder}"
+        )
+    chosen = choose_device(device)
+    # The CPU computes in float32 what a GPU trained in bfloat16.
+    precision = config.train.precision
+    if precision == "bfloat16" and chosen.type != "cuda":
+        precision = "float32"
+    model = build_model(config.model, compute_dtype=compute_dtype(precision, chosen))
+    load_tensors(found.path, {f"model.{n}": p.detach() for n, p in model.named_parameters()})
+    model.set_window(scheduled(config, found.state["step"]).window)
+    return Trained(config, chosen, model.to(chosen), found)
