@@ -167,7 +167,7 @@ def apply_schedule(run: Run, step: int) -> dict[str, Value]:
             if isinstance(optimizer, Muon):
                 group["momentum"] = now.momentum
     run.state.model.set_window(now.window)
-    run.state.model.set_token_weights(now.token_weights)
+    run.state.model.set_mtp_weights(now.token_weights)
     return {"lr": run.config.optim.matrix_lr * now.lr_factor, "lr_factor": now.lr_factor}
 
 

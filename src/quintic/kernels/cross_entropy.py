@@ -15,8 +15,11 @@ needs 55 registers, so that a multiprocessor of Hopper works on nine rows at onc
 
 @triton.jit
 def _tanh(x):
-    """Triton has none. Near zero the quotient of exponentials loses digits, which float64 has to
-    spare and float32 has not: there the series to x^9 is as exact as float32."""
+    """Return tanh(x), which Triton does not have.
+
+    Near zero the quotient of exponentials loses digits, which float64 has to spare and float32 has
+    not: there the series to x^9 is as exact as float32.
+    """
     e = tl.exp(-2.0 * tl.abs(x))
     tanh = tl.where(x < 0, e - 1.0, 1.0 - e) / (1.0 + e)
     if x.dtype == tl.float64:
@@ -28,7 +31,7 @@ def _tanh(x):
 
 @triton.jit
 def _logits(ptrs, inside, softcap, FLOAT: tl.constexpr, CAPPED: tl.constexpr):
-    """What the head gave, capped if asked; outside the vocabulary -inf, whose softmax is zero."""
+    """Load logits and cap them if asked; outside the vocabulary return -inf, of softmax zero."""
     logits = tl.load(ptrs, mask=inside, other=0.0).to(FLOAT)
     if CAPPED:
         logits = softcap * _tanh(logits / softcap)
@@ -37,12 +40,12 @@ def _logits(ptrs, inside, softcap, FLOAT: tl.constexpr, CAPPED: tl.constexpr):
 
 @triton.jit
 def _target(targets_ptr, weights_ptr, m, FLOAT: tl.constexpr, WEIGHTED: tl.constexpr):
-    """One target of a row and its share in the loss; a target below zero is none."""
+    """Return one target of a row and its weight in the loss; a target below zero is none."""
     target = tl.load(targets_ptr + m)
-    share = tl.full((), 1.0, FLOAT)
+    weight = tl.full((), 1.0, FLOAT)
     if WEIGHTED:
-        share = tl.where(target >= 0, tl.load(weights_ptr + m).to(FLOAT), 0.0)
-    return target, share
+        weight = tl.where(target >= 0, tl.load(weights_ptr + m).to(FLOAT), 0.0)
+    return target, weight
 
 
 @triton.jit
@@ -82,24 +85,24 @@ def _cross_entropy_row(
     log_total = maximum + tl.log(total)
 
     loss = tl.full((), 0.0, FLOAT)
-    shares = tl.full((), 0.0, FLOAT)
+    weights = tl.full((), 0.0, FLOAT)
     for m in tl.static_range(TARGETS):
-        target, share = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
+        target, weight = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
         logit = _logits(logits_ptr + target, target >= 0, softcap, FLOAT, CAPPED)
-        loss += share * (log_total - tl.where(target >= 0, logit, 0.0))
-        shares += share
+        loss += weight * (log_total - tl.where(target >= 0, logit, 0.0))
+        weights += weight
     tl.store(losses_ptr + row, loss)
 
     if GRADIENT:
-        # The second pass, mostly out of the L2 cache: (shares softmax - shares at the targets) /
-        # divisor.
+        # The second pass, mostly out of the L2 cache: (weights softmax - weights at the
+        # targets) / divisor.
         for start in range(0, VOCABULARY, BLOCK):
             inside = start + columns < VOCABULARY
             logits = _logits(logits_ptr + start + columns, inside, softcap, FLOAT, CAPPED)
-            gradient = shares * tl.exp(logits - log_total)
+            gradient = weights * tl.exp(logits - log_total)
             for m in tl.static_range(TARGETS):
-                target, share = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
-                gradient -= tl.where(start + columns == target, share, 0.0)
+                target, weight = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
+                gradient -= tl.where(start + columns == target, weight, 0.0)
             gradient /= divisor
             if CAPPED:
                 tanh = logits / softcap
