@@ -19,7 +19,7 @@ from quintic.device import DeviceTimer, peak_flops
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.errors import QuinticError
-from quintic.evaluate import share, validation_loss
+from quintic.evaluate import split_batch, validation_loss
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
@@ -142,7 +142,8 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
     total = torch.zeros((), device=run.device)
     if run.weight_cache is not None:
         run.weight_cache.renew()
-    for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
+    parts = split_batch(batch, micro_batches)
+    for number, ((inputs_BT, targets_BT), weight) in enumerate(parts, 1):
         if watchdog is not None:
             watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
         run.stepper.set_requires_gradient_sync(number == micro_batches)

@@ -111,33 +111,31 @@ def _cross_entropy_row(
             tl.store(ptrs, gradient.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
-def cross_entropy_(
+def cross_entropy(
     logits_CV: Tensor,
     targets_CM: Tensor,
-    weights_M: Tensor | None = None,
-    *,
-    grad_CV: Tensor | None = None,
-    divisor: float = 1.0,
-    softcap: float | None = None,
-) -> Tensor:
-    """Return each row's cross-entropy in nats; where `grad_CV` is given, write its gradient there.
+    weights_M: Tensor | None,
+    softcap: float | None,
+    grad_dtype: torch.dtype | None,
+    divisor: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute `quintic.model.loss.torch_cross_entropy` by a kernel that reads a row at most twice.
 
-    A row has one target, or several with their weights, whose losses are added up; of those a
-    target below zero is none. All others must be in [0, V).
-
-    The gradient is that by the logits, (softmax - one_hot) / divisor for one target; `grad_CV` may
-    be the logits' own memory. With a softcap c the loss is that of c tanh(logits / c). All is
-    computed in float32, or float64 for float64 logits. A row is read once, and for its gradient
-    once more.
+    The gradient, (softmax - one_hot) / divisor for one target, takes the logits' own memory if
+    `grad_dtype` is theirs. Targets below zero are none; all others must be in [0, V). With a
+    softcap c the loss is that of c tanh(logits / c). All is computed in float32, or float64 for
+    float64 logits. A row is read once, and for its gradient once more.
 
     Online softmax: Milakov & Gimelshein, https://arxiv.org/abs/1805.02867. The gradient in place of
     the logits: Liger Kernel, https://arxiv.org/abs/2410.10989.
     """
-    rows, vocabulary = logits_CV.shape
-    targets = targets_CM.shape[1]
+    (rows, vocabulary), targets = logits_CV.shape, targets_CM.shape[1]
     assert targets == (1 if weights_M is None else len(weights_M))
-    written_CV = logits_CV if grad_CV is None else grad_CV
-    assert logits_CV.stride() == written_CV.stride() and logits_CV.stride(1) == 1
+    assert logits_CV.stride(1) == 1
+    grad_CV = None
+    if grad_dtype is not None:
+        in_place = grad_dtype is logits_CV.dtype
+        grad_CV = logits_CV if in_place else torch.empty_like(logits_CV, dtype=grad_dtype)
     float_dtype = torch.promote_types(logits_CV.dtype, torch.float32)
     losses_C = logits_CV.new_empty(rows, dtype=float_dtype)
     _cross_entropy_row[(rows,)](
@@ -145,7 +143,7 @@ def cross_entropy_(
         targets_CM.contiguous(),
         targets_CM if weights_M is None else weights_M,
         losses_C,
-        written_CV,
+        logits_CV if grad_CV is None else grad_CV,
         logits_CV.stride(0),
         divisor,
         softcap or 1.0,
@@ -158,4 +156,4 @@ def cross_entropy_(
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
-    return losses_C
+    return losses_C.sum(), grad_CV

@@ -35,17 +35,14 @@ def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
 
 
 def _obstacle(device: torch.device) -> str | None:
-    if find_spec("triton") is None:
-        return (
-            "triton is not installed, which PyTorch's CUDA builds for Linux bring along"
-            if device.type == "cuda"
-            else _no_gpu(device)
-        )
+    installed = find_spec("triton") is not None
     if device.type == "cuda":
+        if not installed:
+            return "triton is not installed, which PyTorch's CUDA builds for Linux bring along"
         return _too_old(device, LEAST_CAPABILITY)
-    if device.type == "cpu" and interpreted():
+    if device.type == "cpu" and installed and interpreted():
         return None
-    return _no_gpu(device)
+    return f"the device is {device.type}, not an NVIDIA or AMD GPU"
 
 
 def require_float8(device: torch.device, dtype: torch.dtype) -> None:
@@ -68,7 +65,3 @@ def _too_old(device: torch.device, least: tuple[int, int]) -> str | None:
         return None
     name = torch.cuda.get_device_name(device)
     return f"{name} has compute capability {found[0]}.{found[1]}, below {least[0]}.{least[1]}"
-
-
-def _no_gpu(device: torch.device) -> str:
-    return f"the device is {device.type}, not an NVIDIA or AMD GPU"
