@@ -12,7 +12,7 @@ from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
-from quintic.model.attention_backend import own_choice
+from quintic.model.attention_backend import default_backend
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.muon import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
@@ -70,7 +70,7 @@ def _step_choices(run: Run) -> Iterator[str]:
     """How a step is computed, as far as it was chosen."""
     train, model = run.config.train, run.state.model
     if train.attention == "auto":
-        own = own_choice(run.config.model, run.device, model.compute_dtype)
+        own = default_backend(run.config.model, run.device, model.compute_dtype)
         yield f"attention as PyTorch chooses{f' ({own})' if own else ''}"
     else:
         yield f"attention {train.attention}"
