@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     # The last imports PyTorch, which takes seconds and which the data commands do without.
     from quintic.data.build.pipeline import BuildStatus
     from quintic.data.hub.client import Transfer
-    from quintic.metrics import Record
+    from quintic.metrics import MetricsRecord
 
 PLAIN_LINE_EVERY_S = 10.0
 DESCRIPTION, TEXT = "{task.description}", TextColumn("{task.fields[text]}")
@@ -90,7 +90,7 @@ class RunProgress(_Bar):
         self._last_line_s = 0.0  # the first step is shown at once
         self._begin(steps, first_step)
 
-    def show(self, record: Record) -> None:
+    def show(self, record: MetricsRecord) -> None:
         """Show one record of `metrics.jsonl`."""
         step = record["step"]
         if "val_loss" in record:

@@ -1,4 +1,4 @@
-"""What a run measures: `metrics.jsonl`, one object a line, and TensorBoard events.
+"""The metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard events.
 
 A record with `train_loss` or `val_loss` at `step` speaks of the weights after `step` updates, that
 is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
@@ -25,9 +25,9 @@ from quintic.errors import QuinticError
 from quintic.files import replacing
 
 METRICS = "metrics.jsonl"
-Record = dict[str, Any]
+MetricsRecord = dict[str, Any]
 Value = float | Tensor | DeviceTimer
-"""What may be logged of a step; all but numbers are read once the device is done with it."""
+"""Values that may be logged of a step; all but numbers are read once the device is done with it."""
 
 
 class NonFiniteLossError(Exception):
@@ -47,7 +47,7 @@ class _Pending:
 class Metrics:
     """Writes the records of a run; `on_record` gets each one, for the console.
 
-    Of the steps' losses every `log_every`-th is written, and one that is not finite.
+    Every `log_every`-th loss of a step is written, and one that is not finite.
     `tokens_before` says how many tokens a run trains on before a step.
     Without a folder nothing is written: of several processes one writes, and all notice where
     training has diverged.
@@ -67,7 +67,7 @@ class Metrics:
         device: torch.device,
         log_every: int = 1,
         tensorboard: bool,
-        on_record: Callable[[Record], None],
+        on_record: Callable[[MetricsRecord], None],
     ) -> None:
         self.elapsed_s = elapsed_s
         self.tokens_before = tokens_before
@@ -120,7 +120,7 @@ class Metrics:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The next step begins now: what came before, such as a checkpoint, is not its time."""
+        """Begin the next step now: what came before, such as a checkpoint, is not its time."""
         self._clock = time.perf_counter()
 
     def _write_pending(self) -> None:
@@ -137,7 +137,7 @@ class Metrics:
         step = pending.step
         tokens = self.tokens_before(step)
         tokens_per_s = (self.tokens_before(step + 1) - tokens) / seconds
-        record: Record = {
+        record: MetricsRecord = {
             "step": step,
             "tokens": tokens,
             "train_loss": loss,
@@ -155,7 +155,7 @@ class Metrics:
         if not finite:
             raise NonFiniteLossError(step, loss)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: MetricsRecord) -> None:
         if self._file is None:
             return
         self._file.write(json.dumps(record) + "\n")
@@ -175,8 +175,8 @@ class Metrics:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory in use so far: PyTorch's on a CUDA device; on a CPU what was resident of the
-    whole process, the interpreter and its libraries included. None where nobody tells."""
+    """Return the most memory in use so far: PyTorch's on a CUDA device; on a CPU what was resident
+    of the whole process, the interpreter and its libraries included. None where nobody tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or sys.platform == "win32":
@@ -187,12 +187,12 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """The records of a `metrics.jsonl`; a last line cut short by a crash is left out.
+def read_metrics(path: Path) -> list[MetricsRecord]:
+    """Return the records of a `metrics.jsonl`; a last line cut short by a crash is left out.
 
     Raises `QuinticError` where another line is not a record.
     """
-    records: list[Record] = []
+    records: list[MetricsRecord] = []
     # What is no text at all is no record either, and then said to be none.
     text = path.read_text(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)

@@ -116,9 +116,10 @@ def _push(command: DataPush) -> None:
 
 
 def _info(command: DataInfo) -> None:
-    from rich.console import Console
+    from rich.console import Console as RichConsole
     from rich.table import Table
 
+    from quintic.console import Console
     from quintic.data.verify import describe_dataset
 
     info = describe_dataset(command.path, command.tokenizer)
@@ -136,20 +137,16 @@ def _info(command: DataInfo) -> None:
             "unknown" if split.bytes_per_token is None else f"{split.bytes_per_token:.3f}",
             lengths or "unknown",
         )
-    console = Console(highlight=False)
-    console.print(f"dataset      {info.path}", markup=False, soft_wrap=True)
+    console = Console()
+    console.line(f"dataset      {info.path}")
     vocabulary = "unknown" if info.vocab_size is None else f"{info.vocab_size:,}"
-    console.print(
-        f"tokenizer    {info.tokenizer or 'unknown'}, vocabulary {vocabulary}",
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(f"fingerprint  {info.fingerprint}", markup=False, soft_wrap=True)
-    console.print(table)
+    console.line(f"tokenizer    {info.tokenizer or 'unknown'}, vocabulary {vocabulary}")
+    console.line(f"fingerprint  {info.fingerprint}")
+    RichConsole(highlight=False).print(table)
     for sample in info.samples:
-        console.print(f"sample: {sample!r}", markup=False, soft_wrap=True)
+        console.line(f"sample: {sample!r}")
     for note in info.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        console.line(f"note: {note}")
 
 
 def _check(command: DataCheck) -> None:
