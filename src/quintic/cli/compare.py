@@ -12,7 +12,7 @@ from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import draw_comparison
 from quintic.compare.page import write_page
 from quintic.compare.runs import read_run
-from quintic.compare.table import differences_table, print_table, results_table
+from quintic.compare.table import differences_table, results_table
 from quintic.console import Console
 from quintic.errors import QuinticError, require_package
 from quintic.files import write_json
@@ -44,8 +44,8 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     )
     console = Console()
     if (differences := differences_table(comparison)) is not None:
-        print_table(console.rich, "what differs", differences)
-    print_table(console.rich, "validation loss in nats per token", results_table(comparison))
+        console.table(differences, "what differs")
+    console.table(results_table(comparison), "validation loss in nats per token")
     for note in comparison.notes:
         console.line(f"note: {note}")
     for conclusion in conclusions(comparison):

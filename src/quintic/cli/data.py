@@ -116,33 +116,27 @@ def _push(command: DataPush) -> None:
 
 
 def _info(command: DataInfo) -> None:
-    from rich.console import Console as RichConsole
-    from rich.table import Table
-
-    from quintic.console import Console
+    from quintic.console import Console, Table
     from quintic.data.verify import describe_dataset
 
     info = describe_dataset(command.path, command.tokenizer)
     if command.json:
         print(json.dumps({**asdict(info), "path": str(info.path)}))
         return
-    table = Table("split", "shards", "tokens", "documents", "bytes per token", "document tokens")
+    header = ["split", "shards", "tokens", "documents", "bytes per token", "document tokens"]
+    rows = []
     for name, split in info.splits.items():
         lengths = ", ".join(f"{p}%: {length:,}" for p, length in split.document_tokens.items())
-        table.add_row(
-            name,
-            f"{split.shards:,}",
-            f"{split.tokens:,}",
-            "unknown" if split.documents is None else f"{split.documents:,}",
-            "unknown" if split.bytes_per_token is None else f"{split.bytes_per_token:.3f}",
-            lengths or "unknown",
-        )
+        documents = "unknown" if split.documents is None else f"{split.documents:,}"
+        ratio = "unknown" if split.bytes_per_token is None else f"{split.bytes_per_token:.3f}"
+        counts = f"{split.shards:,}", f"{split.tokens:,}"
+        rows.append([name, *counts, documents, ratio, lengths or "unknown"])
     console = Console()
     console.line(f"dataset      {info.path}")
     vocabulary = "unknown" if info.vocab_size is None else f"{info.vocab_size:,}"
     console.line(f"tokenizer    {info.tokenizer or 'unknown'}, vocabulary {vocabulary}")
     console.line(f"fingerprint  {info.fingerprint}")
-    RichConsole(highlight=False).print(table)
+    console.table(Table(header, rows))
     for sample in info.samples:
         console.line(f"sample: {sample!r}")
     for note in info.notes:

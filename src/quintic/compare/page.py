@@ -17,7 +17,8 @@ from quintic.compare.comparison import Comparison
 from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import AXIS_LABELS, caption, legend_text
 from quintic.compare.record import AXES
-from quintic.compare.table import Table, differences_table, results_table
+from quintic.compare.table import differences_table, results_table
+from quintic.console import Table
 from quintic.figure import style
 from quintic.files import replacing
 

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from quintic.compare.comparison import Comparison, GroupResult
 from quintic.compare.record import AXES, Axis
 from quintic.compare.statistics import Summary
+from quintic.console import Table
 
 UNKNOWN = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A heading for each column, and rows of as many cells; the first column names the row."""
-
-    header: list[str]
-    rows: list[list[str]]
 
 
 def results_table(comparison: Comparison) -> Table:
@@ -60,20 +46,6 @@ def differences_table(comparison: Comparison) -> Table | None:
             [[label, *row] for label, row in zip(labels, zip(*cells, strict=True), strict=True)],
         )
     return Table(["", *labels], [[name, *row] for name, row in zip(fields, cells, strict=True)])
-
-
-def print_table(console: Console, title: str, table: Table) -> None:
-    """Print a table, as wide as it is where nobody's terminal limits it."""
-    rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for heading in table.header:
-        rich.add_column(Text(heading))  # as Text, since brackets would be markup
-    for row in table.rows:
-        rich.add_row(*(Text(cell) for cell in row))
-    if not console.is_terminal:
-        unlimited = console.options.update(max_width=100_000)
-        width = Measurement.get(console, unlimited, rich).maximum
-        console = Console(file=console.file, width=max(width, console.width))
-    console.print(rich)
 
 
 def quantity(value: float, axis: Axis) -> str:

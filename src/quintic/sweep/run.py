@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quintic.compare.table import print_table
 from quintic.config import resolve_vocabulary
 from quintic.console import Console, SweepProgress
 from quintic.device import choose_device, compute_dtype
@@ -63,7 +62,7 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
             plan, folder, outcomes, jobs=jobs, on_change=watch.changed, on_end=watch.ended
         )
     summary = summarize_sweep(plan, outcomes)
-    print_table(console.rich, "final loss in nats per token, best first", table(summary))
+    console.table(table(summary), "final loss in nats per token, best first")
     _conclude(folder, summary, console)
     if not whole:
         console.line("stopped and saved; the same command continues the sweep")

@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from quintic.compare.statistics import Summary, summarize
-from quintic.compare.table import UNKNOWN, Table, loss_text
+from quintic.compare.table import UNKNOWN, loss_text
 from quintic.config import Config
+from quintic.console import Table
 from quintic.sweep.plan import Plan, PlannedRun, Values, combination_name, value_text
 from quintic.sweep.record import Outcome
 
