@@ -13,11 +13,13 @@ from dataclasses import asdict
 from typing import Any
 
 from quintic.cli.options import Data, DataBuild, DataCheck, DataFetch, DataInfo, DataPush
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, require_package
 
 
 def run(command: Data, _arguments: Sequence[str]) -> None:
     """Run the command that follows the word `data`."""
+    for package in ("huggingface_hub", "pyarrow"):
+        require_package(package, "data", "quintic data")
     runs: dict[type, Callable[[Any], None]] = {
         DataFetch: _fetch,
         DataBuild: _build,

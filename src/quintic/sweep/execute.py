@@ -53,15 +53,13 @@ class Job:
 
     def stop(self) -> bool:
         """Ask the run to save and end; False where no process of ours trains it."""
-        if self._process is None:
-            return False
         self._signal(signal.SIGINT)
-        return True
+        return self._process is not None
 
     def kill(self) -> None:
         """End it at once; its checkpoints stay whole."""
+        self._signal(signal.SIGKILL)
         if self._process is not None:
-            self._signal(signal.SIGKILL)
             self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
