@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,6 @@ def draw_loss(records: Sequence[MetricsRecord], path: Path, title: str) -> None:
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
     """Return the mean over the last `share` of all values, at least one, at each place."""
     window = max(1, round(share * len(values)))
-    means, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        means.append(total / min(i + 1, window))
-    return means
+    sums = [0.0, *itertools.accumulate(values)]
+    starts = [max(0, end - window) for end in range(len(sums))]
+    return [(sums[end] - sums[starts[end]]) / (end - starts[end]) for end in range(1, len(sums))]

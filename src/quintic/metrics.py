@@ -38,7 +38,9 @@ class NonFiniteLossError(Exception):
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _UnreadStep:
+    """A step whose loss may still be computed on the device."""
+
     step: int
     loss: LateScalar
     values: dict[str, float | LateScalar | DeviceTimer]
@@ -80,7 +82,7 @@ class Metrics:
             truncate_metrics(folder / METRICS, step)
             self._file = (folder / METRICS).open("a")
             self._events = _summary_writer(folder, step) if tensorboard else None
-        self._pending: _Pending | None = None
+        self._unread: _UnreadStep | None = None
         self._clock = time.perf_counter()
 
     def train(self, step: int, loss: Tensor, **values: Value) -> None:
@@ -89,15 +91,15 @@ class Metrics:
         On a CPU the step is already done, so its own loss is written.
         """
         late = {n: LateScalar(v) if isinstance(v, Tensor) else v for n, v in values.items()}
-        pending = _Pending(step, LateScalar(loss), late)
-        self._write_pending()
-        self._pending = pending
+        unread = _UnreadStep(step, LateScalar(loss), late)
+        self._write_unread()
+        self._unread = unread
         if self.device.type == "cpu":
-            self._write_pending()
+            self._write_unread()
 
     def flush(self) -> None:
-        """Write the loss that is still pending and put the file on disk."""
-        self._write_pending()
+        """Write the loss that is still unread and put the file on disk."""
+        self._write_unread()
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -123,18 +125,18 @@ class Metrics:
         """Begin the next step now: what came before, such as a checkpoint, is not its time."""
         self._clock = time.perf_counter()
 
-    def _write_pending(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is None:
+    def _write_unread(self) -> None:
+        unread, self._unread = self._unread, None
+        if unread is None:
             return
-        loss = pending.loss.item()  # waits for that step, while the next one is already running
+        loss = unread.loss.item()  # waits for that step, while the next one is already running
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self.elapsed_s += seconds
         finite = math.isfinite(loss)
-        if finite and pending.step % self.log_every:
+        if finite and unread.step % self.log_every:
             return
-        step = pending.step
+        step = unread.step
         tokens = self.tokens_before(step)
         tokens_per_s = (self.tokens_before(step + 1) - tokens) / seconds
         record: MetricsRecord = {
@@ -145,7 +147,7 @@ class Metrics:
             "tokens_per_s": round(tokens_per_s, 1),
             "elapsed_s": round(self.elapsed_s, 3),
         }
-        for name, value in pending.values.items():
+        for name, value in unread.values.items():
             record[name] = value if isinstance(value, int | float) else value.item()
         if self.peak_flops is not None:
             record["mfu"] = round(tokens_per_s * self.flops_per_token / self.peak_flops, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from quintic.cli.options import Compare
@@ -73,11 +74,9 @@ def _check_out(path: Path) -> None:
             f"--out {path} would replace a file of the run in {path.parent}: choose another name"
         )
     if path.suffix == ".json":
-        try:
-            own = "quintic compare" in json.loads(path.read_text())
-        except (ValueError, TypeError):
-            own = False
-        if not own:
-            raise QuinticError(
-                f"--out {path} exists and is no comparison: choose another name, or remove it"
-            )
+        with suppress(ValueError, TypeError):
+            if "quintic compare" in json.loads(path.read_text()):
+                return
+        raise QuinticError(
+            f"--out {path} exists and is no comparison: choose another name, or remove it"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -38,11 +39,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         "CONCLUSIONS": "".join(f"<li>{html.escape(text)}</li>" for text in conclusions(comparison)),
     }
     # In one pass over the template, so that what is filled in is never filled in again.
-    first, *rest = template.split("{{")
-    page = first
-    for piece in rest:
-        name, _, after = piece.partition("}}")
-        page += parts[name] + after
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
     with replacing(path) as file:
         file.write(page.encode(errors="replace"))  # a name of a folder may be no text
 
