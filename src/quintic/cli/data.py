@@ -76,7 +76,7 @@ def _build(command: DataBuild) -> None:
                 command.out,
                 workers=command.workers,
                 max_bad=command.max_bad,
-                progress=progress.show,
+                on_progress=progress.show,
             )
     except KeyboardInterrupt:
         print("quintic: the same command continues this build", file=sys.stderr)
