@@ -182,7 +182,7 @@ def _number(kind: str, name: str, holder: dict[str, Any], key: str) -> Entry:
     Raises `QuinticError` where it cannot be saved.
     """
     value = holder[key]
-    with contextlib.suppress(OverflowError, RuntimeError):  # beyond 64 bits
+    with contextlib.suppress(OverflowError, RuntimeError, ValueError):  # beyond 64 bits
         if isinstance(key, str) and type(value) in NUMBERS:
             number = torch.tensor(0 if value is None else value, dtype=NUMBERS[type(value)])
             return Entry(f"{kind}.{name}.{key}", number, number_of=(holder, key))

@@ -40,11 +40,11 @@ def lr_factor(config: Config, step: int) -> float:
     """Return the factor of every learning rate at a step of a run."""
     schedule, steps, batches = config.optim.schedule, config.train.steps, config.batches
     share = math.pow(batches.at(step) / batches.sequences, BATCH_LR_EXPONENT)
-    shape: Callable[..., float] = {
+    shapes: dict[str, Callable[..., float]] = {
         "trapezoid": partial(trapezoid, cooldown=config.cooldown_steps),
         "cosine": cosine,
-    }[schedule.kind]
-    return share * shape(step, steps=steps, warmup=schedule.warmup_steps)
+    }
+    return share * shapes[schedule.kind](step, steps=steps, warmup=schedule.warmup_steps)
 
 
 def momentum_at(step: int, *, momentum: float, warmup: int) -> float:
@@ -55,7 +55,7 @@ def momentum_at(step: int, *, momentum: float, warmup: int) -> float:
 
 
 def window_at(step: int, *, steps: int, start: int | None, window: int | None) -> int | None:
-    """Return how many positions a token sees: from `start` at step 0 evenly to `window` after the last step.
+    """Return how many positions a token sees, from `start` at step 0 evenly to `window` at the end.
 
     Source: the speedrun's record 2024-11-24_WindowWarmup
     (https://github.com/KellerJordan/modded-nanogpt), from 64 to 1,792.
@@ -100,9 +100,11 @@ class Scheduled(NamedTuple):
 
 
 def scheduled(config: Config, step: int) -> Scheduled:
-    """Return all of a step. A checkpoint may be continued with another number of steps exactly where the
-    steps already done would have been the same. The step after the last is that of a trained
-    model."""
+    """Return all of a step; the one after the last is that of a trained model.
+
+    A checkpoint may be continued with another number of steps exactly where the steps already done
+    would have been the same.
+    """
     muon, model = config.optim.muon, config.model
     return Scheduled(
         lr_factor=lr_factor(config, step),
