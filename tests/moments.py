@@ -15,18 +15,20 @@ from typing import Any
 
 import quintic.train
 from quintic.console import RunProgress
-from quintic.interrupt import StopRequest
+from quintic.distributed.signals import GracefulShutdown
 from quintic.metrics import Record
 
-_stops: list[StopRequest] = []
+_stops: list[GracefulShutdown] = []
 
 
-def _entered(self: StopRequest, own: Callable[[StopRequest], Any] = StopRequest.__enter__) -> Any:
+def _entered(
+    self: GracefulShutdown, own: Callable[[GracefulShutdown], Any] = GracefulShutdown.__enter__
+) -> Any:
     _stops.append(self)
     return own(self)
 
 
-StopRequest.__enter__ = _entered  # type: ignore[method-assign]
+GracefulShutdown.__enter__ = _entered  # type: ignore[method-assign]
 
 
 def _told() -> bool:

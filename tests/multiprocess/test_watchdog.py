@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quintic.distributed import World
+from quintic.distributed.world import World
 from quintic.model.base import LanguageModel
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import (
