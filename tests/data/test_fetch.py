@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,14 +26,13 @@ from quintic.data.manifest import MANIFEST_FILE, Manifest
 from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
 from tests.data.hub_server import Fault, HubServer, Repo
+from tests.waiting import LAST_BOUND_S, outputs, wait_until
 
 TOKENS = 40_000
 NAMES = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06}.bin" for i in range(1, 8))]
 FIVE = NAMES[:6]
 """Five training shards and the validation."""
 REPO = "hub:org/data"
-PATIENCE_S = 600
-"""When what never comes is given up."""
 
 
 @pytest.fixture(autouse=True)
@@ -170,12 +168,12 @@ def test_progress_counts_every_byte_once_and_ends_at_the_total(
 def test_shards_are_fetched_in_parallel(
     full_hub: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE_S)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", LAST_BOUND_S)
     meeting = threading.Barrier(6)  # broken unless six downloads are under way together
     original = full_hub.fault_of
 
     def fault_of(name: str) -> Fault | None:
-        meeting.wait(PATIENCE_S)
+        meeting.wait(LAST_BOUND_S)
         return original(name)
 
     full_hub.fault_of = fault_of  # type: ignore[method-assign]
@@ -270,22 +268,19 @@ def test_a_shard_with_a_wrong_header_is_never_visible(
 # Interrupted --------------------------------------------------------------------------------------
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_fetch_that_was_killed_keeps_whole_shards_and_fetches_the_others(
     full_hub: HubServer, shards: dict[str, bytes], out: Path, number: signal.Signals
 ) -> None:
     full_hub.faults[FIVE[-1]] = ["hold"]
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
-    wait_until(lambda: len(list(out.glob("*.bin"))) == 5 and full_hub.sent[FIVE[-1]] > 0)
+    wait_until(
+        lambda: len(list(out.glob("*.bin"))) == 5 and full_hub.sent[FIVE[-1]] > 0,
+        "all but one",
+        alive=lambda: process.poll() is None,
+    )
     process.send_signal(number)
-    process.communicate(timeout=PATIENCE_S)
+    outputs(process)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     full_hub.released.set()
     for name in FIVE[:-1]:
@@ -304,9 +299,9 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # whoever waits for it is still here then
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
     halves = sum(len(shards[name]) // 2 for name in FIVE)
-    wait_until(lambda: full_hub.sent.total() >= halves)
+    wait_until(lambda: full_hub.sent.total() >= halves, "one half of each")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE_S)
+    outputs(process)
     assert process.returncode == 130
     full_hub.released.set()
     fetch(REPO, out, shards=5)
@@ -317,13 +312,13 @@ def test_two_processes_fetch_once(full_hub: HubServer, shards: dict[str, bytes],
     full_hub.faults["*"] = ["hold"]
     command = ("data", "fetch", REPO, "--shards", 5, "--out", out)
     first = started(*command)
-    wait_until(lambda: full_hub.sent.total() > 0)
+    wait_until(lambda: full_hub.sent.total() > 0, "a first byte")
     second = started(*command)
     assert second.stdout is not None
     assert "another process is fetching" in second.stdout.readline()
     full_hub.released.set()
-    outputs = [process.communicate(timeout=PATIENCE_S) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], outputs
+    said = [outputs(process) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
     assert_whole(out, shards, FIVE)
     assert full_hub.sent == {name: len(shards[name]) for name in FIVE}
 
