@@ -16,7 +16,7 @@ from typing import Any
 import quintic.train
 from quintic.console import RunProgress
 from quintic.distributed.signals import GracefulShutdown
-from quintic.metrics import Record
+from quintic.metrics import MetricsRecord
 
 _stops: list[GracefulShutdown] = []
 
@@ -75,7 +75,7 @@ def kill_after(step: int, seconds: float, at_most: int) -> None:
     step is written; at the latest `at_most` steps later."""
     own = RunProgress.show
 
-    def show(self: RunProgress, record: Record) -> None:
+    def show(self: RunProgress, record: MetricsRecord) -> None:
         own(self, record)
         if record["step"] == step and "train_loss" in record:
             signal.setitimer(signal.ITIMER_PROF, seconds)

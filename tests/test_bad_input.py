@@ -1,7 +1,7 @@
 """What a user can get wrong: one line on standard error, exit code 2, nothing damaged.
 
-Every line of the issue's "Bad input" stands here as a test of the command. `refuse` runs a command
-and compares every file below the test's folder before and after.
+Each test gives the command one kind of bad input. `refuse` runs a command and compares every file
+below the test's folder before and after.
 """
 
 import json

@@ -103,7 +103,7 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
     assert lines[0] == "quintic: there is no option --train.stps: did you mean --train.steps?"
 
 
-# What the library complains of, in our words ------------------------------------------------------
+# Mistakes on the command line ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,6 +217,19 @@ def test_on_a_narrow_terminal_in_colour_the_message_is_the_same_plain_line(tmp_p
     assert done.returncode == 2
     assert done.stderr == (
         "quintic: --train.device is 'gpu': it must be one of auto, cuda, mps, cpu\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "package"), [("compare run", "scipy"), ("data info data", "pyarrow")]
+)
+def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
+    command: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    name = command.split()[0]
+    assert refusal(command.split(), capsys) == (
+        f"quintic {name} needs the package {package}: pip install 'quintic[{name}]'"
     )
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from quintic.figure import draw_loss, running_mean
-from quintic.metrics import Record
+from quintic.metrics import MetricsRecord
 
 
-def records(steps: int) -> list[Record]:
-    found: list[Record] = []
+def records(steps: int) -> list[MetricsRecord]:
+    found: list[MetricsRecord] = []
     for step in range(steps):
         if step % 5 == 0:
             found.append({"step": step, "tokens": 256 * step, "val_loss": 6 / (step + 1) ** 0.3})

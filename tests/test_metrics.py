@@ -19,8 +19,8 @@ from quintic.figure import draw_loss, running_mean
 from quintic.metrics import (
     METRICS,
     Metrics,
+    MetricsRecord,
     NonFiniteLossError,
-    Record,
     peak_memory_bytes,
     read_metrics,
     truncate_metrics,
@@ -30,7 +30,7 @@ from quintic.setup import Run
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def opened(folder: Path, seen: list[Record], **changes: Any) -> Metrics:
+def opened(folder: Path, seen: list[MetricsRecord], **changes: Any) -> Metrics:
     options: dict[str, Any] = {
         "step": 0,
         "elapsed_s": 0.0,
@@ -55,7 +55,7 @@ def test_the_peak_memory_on_a_cpu_is_what_linux_counts() -> None:
 
 def test_each_line_is_one_object_with_the_documented_fields(tiny_run: Path) -> None:
     lines = (tiny_run / METRICS).read_text().splitlines()
-    records: list[Record] = [json.loads(line) for line in lines]
+    records: list[MetricsRecord] = [json.loads(line) for line in lines]
     train = [record for record in records if "train_loss" in record]
     validation = [record for record in records if "val_loss" in record]
     assert len(train) + len(validation) == len(records) == 16
@@ -78,7 +78,7 @@ def test_a_validation_stands_before_the_training_loss_of_its_step(tiny_run: Path
 
 
 def test_a_loss_is_read_one_step_late_where_the_device_runs_ahead(tmp_path: Path) -> None:
-    seen: list[Record] = []
+    seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen, device=torch.device("meta"))
     metrics.train(0, torch.tensor(5.0), lr=0.1)
     assert seen == []
@@ -91,7 +91,7 @@ def test_a_loss_is_read_one_step_late_where_the_device_runs_ahead(tmp_path: Path
 
 
 def test_on_a_cpu_each_step_is_timed_and_written_at_once(tmp_path: Path) -> None:
-    seen: list[Record] = []
+    seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen)
     metrics.train(0, torch.tensor(5.0), grad_norm=torch.tensor(0.5))
     assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == [0]
@@ -100,7 +100,7 @@ def test_on_a_cpu_each_step_is_timed_and_written_at_once(tmp_path: Path) -> None
 
 
 def test_mfu_is_the_share_of_the_known_peak(tmp_path: Path) -> None:
-    seen: list[Record] = []
+    seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen, peak_flops=1e9)
     metrics.train(0, torch.tensor(5.0))
     metrics.close()
@@ -113,7 +113,7 @@ def test_validation_and_checkpoints_are_not_counted_as_training_time(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
-    seen: list[Record] = []
+    seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen)
     clock[0] += 2
     metrics.train(0, torch.tensor(5.0))
@@ -135,7 +135,7 @@ def test_of_sparse_losses_none_that_is_not_finite_is_missed_and_all_time_is_coun
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
-    seen: list[Record] = []
+    seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen, log_every=4)
     for step in range(6):
         clock[0] += 2
@@ -185,7 +185,7 @@ def test_another_line_that_is_no_record_is_an_error_that_names_it(
 
 def test_truncation_keeps_what_came_before_the_step_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / METRICS
-    records: list[Record] = [
+    records: list[MetricsRecord] = [
         {"step": 0, "val_loss": 5.25},
         {"step": 0, "train_loss": 0.1 + 0.2},
         {"step": 1, "train_loss": 1e-300},
@@ -252,7 +252,7 @@ def test_the_figure_is_a_png_redrawn_at_each_validation(
     drawn: list[tuple[int, bytes]] = []
     own = draw_loss
 
-    def watched(records: list[Record], path: Path, title: str) -> None:
+    def watched(records: list[MetricsRecord], path: Path, title: str) -> None:
         own(records, path, title)
         drawn.append((sum("val_loss" in record for record in records), path.read_bytes()))
 
@@ -277,7 +277,7 @@ def test_the_figure_is_a_png_redrawn_at_each_validation(
     ids=["nothing", "one validation", "one step", "diverged"],
 )
 def test_a_figure_of_little_or_broken_data_is_still_a_png(
-    tmp_path: Path, records: list[Record]
+    tmp_path: Path, records: list[MetricsRecord]
 ) -> None:
     draw_loss(records, tmp_path / "loss.png", "title")
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
@@ -309,7 +309,7 @@ def test_the_records_of_a_stopped_run_are_on_disk_when_it_ends(
 ) -> None:
     own = RunProgress.show
 
-    def show(self: RunProgress, record: Record) -> None:
+    def show(self: RunProgress, record: MetricsRecord) -> None:
         own(self, record)
         if record["step"] == 6:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -29,7 +29,7 @@ from quintic.console import Console, RunProgress
 from quintic.device import check_compiler
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, Record, read_metrics
+from quintic.metrics import METRICS, MetricsRecord, read_metrics
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import _check_continues, resume, start
@@ -241,12 +241,12 @@ def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
 
 
 def stop_when(
-    patch: pytest.MonkeyPatch, condition: Callable[[Record], bool], number: signal.Signals
+    patch: pytest.MonkeyPatch, condition: Callable[[MetricsRecord], bool], number: signal.Signals
 ) -> None:
     """Send this process a signal when a record is written that fulfils a condition."""
     own = RunProgress.show
 
-    def show(self: RunProgress, record: Record) -> None:
+    def show(self: RunProgress, record: MetricsRecord) -> None:
         own(self, record)
         if condition(record):
             os.kill(os.getpid(), number)

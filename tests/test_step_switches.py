@@ -25,8 +25,7 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Metrics, read_metrics
 from quintic.model import attention_backend as kernels
 from quintic.model.attention import attend
-from quintic.model.base import Linear
-from quintic.model.weight_cache import WeightCache
+from quintic.model.linear import Linear, WeightCache
 from quintic.optim.param_groups import build_optimizers
 from quintic.optim.step import LocalStepper
 from quintic.report import opening_lines
@@ -104,11 +103,11 @@ def test_a_kernel_asked_for_by_name_computes_forward_and_recomputed_passes(
 
 def test_every_kernel_that_works_here_gives_the_losses_of_the_plain_one(tiny_data: Path) -> None:
     model = here(tiny_data, {}).model
-    found = [n for n in kernels.BACKENDS if kernels.works(n, model, DEVICE, torch.bfloat16)]
+    found = [n for n in kernels.BACKENDS if kernels.backend_works(n, model, DEVICE, torch.bfloat16)]
     assert "math" in found and len(found) >= 2
     of = {name: losses(here(tiny_data, {"train.attention": name})) for name in (*found, "auto")}
     assert all(close(of["math"], other, 0.05) for other in of.values())
-    own = kernels.own_choice(model, DEVICE, torch.bfloat16)
+    own = kernels.default_backend(model, DEVICE, torch.bfloat16)
     assert own in found and of["auto"] == of[own]
 
 
@@ -155,13 +154,13 @@ def test_a_kernel_is_tried_with_the_mask_that_the_model_has(
 ) -> None:
     masks = []
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-        masks.append(visible)
-        return attend(q, k, v, visible)
+    def watched(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        masks.append(attn_mask)
+        return attend(q, k, v, attn_mask)
 
     monkeypatch.setattr(kernels, "attend", watched)
     for changes in ({}, {"model.window": 8}, {"model.document_mask": True, "model.eot_id": 0}):
-        assert kernels.works("math", here(tiny_data, changes).model, DEVICE, torch.bfloat16)
+        assert kernels.backend_works("math", here(tiny_data, changes).model, DEVICE, torch.bfloat16)
     assert [mask is not None for mask in masks] == [False, True, True]
 
 
@@ -225,10 +224,10 @@ def test_validation_and_every_step_see_the_newest_weights(tiny_data: Path) -> No
     ):
         with torch.no_grad():
             linear.weight.add_(1.0)
-        assert linear.cast is not None
-        assert not torch.equal(linear.cast, linear.weight.bfloat16())
+        assert linear.cached_weight is not None
+        assert not torch.equal(linear.cached_weight, linear.weight.bfloat16())
         compute()
-        assert torch.equal(linear.cast, linear.weight.bfloat16())
+        assert torch.equal(linear.cached_weight, linear.weight.bfloat16())
 
 
 def test_the_gradient_of_a_kept_cast_arrives_at_the_weight_in_its_precision() -> None:
@@ -427,7 +426,7 @@ def test_the_choices_of_a_step_are_said_once_at_the_start(tiny_data: Path) -> No
         (line,) = (line for line in opening_lines(run) if line.startswith("step "))
         return line
 
-    own = kernels.own_choice(here(tiny_data, {}).model, DEVICE, torch.bfloat16)
+    own = kernels.default_backend(here(tiny_data, {}).model, DEVICE, torch.bfloat16)
     assert said({}).startswith(f"step    attention as PyTorch chooses ({own})")
     named = said({"train.attention": "math", "train.cache_bf16_weights": True})
     assert named.startswith("step    attention math, weights cast once a step")

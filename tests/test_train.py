@@ -18,7 +18,7 @@ from quintic.checkpoint import CheckpointWriter, TrainState, checkpoints, read_s
 from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, Record, read_metrics
+from quintic.metrics import METRICS, MetricsRecord, read_metrics
 from quintic.optim.muon import Muon
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import Run, resume, set_up, start
@@ -36,13 +36,13 @@ def built(config: Config) -> Run:
     return set_up(config, Path("unused"), Console())
 
 
-def trained(config: Config, folder: Path) -> list[Record]:
+def trained(config: Config, folder: Path) -> list[MetricsRecord]:
     run = start(config, folder, Console())
     assert train_run(run, Console())
     return read_metrics(folder / METRICS)
 
 
-def column(records: list[Record], name: str) -> list[Any]:
+def column(records: list[MetricsRecord], name: str) -> list[Any]:
     return [record[name] for record in records if name in record]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.overhead import muon_flops
 from quintic.config import Config, resolve_vocabulary
-from quintic.model.attention import mean_visible
+from quintic.model.attention import mean_attention_span
 from quintic.model.build import meta_model
 
 HALF, FULL = 2, 4
@@ -97,7 +97,7 @@ def expected_gains(config: Config, tb_per_s: float) -> dict[str, float]:
     micro_batches = config.batch_sequences // sequences
     again = moved.casts + moved.weights + moved.weight_gradients
     c = config.model
-    seen = mean_visible(c.context, c.window, c.window_start)
+    seen = mean_attention_span(c.context, c.window, c.window_start)
     attention_flops = 12.0 * c.layers * seen * c.width * config.train.batch_tokens
     return {
         "cast_once_ms": round(moved.casts * (1 - 1 / micro_batches) / tb_per_s / 1e9, 3),

@@ -65,35 +65,39 @@ def unpacked(folder: Path) -> Iterator[Path]:
         yield target
 
 
-def sized(config: Config, data: Path, seconds: float, step_ms: float) -> Config:
-    """`config` on `data`, its steps and validations such that it trains for so many seconds.
-
-    Raises `QuinticError` where that is less than a step.
-    """
-    batch, stages = config.train.batch_tokens, config.train.batch_stages
-    mean_ms = step_ms * (stages + 1) / (2 * stages)  # a batch that grows is measured at its end
-    steps = int(1000 * (1 - VALIDATION_SHARE) * seconds / mean_ms)
-    if steps < 1:
-        raise QuinticError(
-            f"{seconds:.0f} s are less than a step of {step_ms:.0f} ms: give more --minutes"
-        )
-    tokens_per_s = 1000 * batch / step_ms
-    most = int(3 * tokens_per_s * VALIDATION_SHARE * seconds / (VALIDATIONS + 1))
-    there = len(open_dataset(data).val) - 1
-    context = config.model.context
-    sequences = max(1, min(most, there, config.train.eval_tokens) // context)
-    return config.override(
+def sized(config: Config, data: Path, steps: int) -> Config:
+    """`config` on `data` for so many steps, validations included in proportion to them."""
+    config = config.override(
         {
             "data.path": str(data),
             "data.tokenizer": None,
             "train.steps": steps,
             "train.eval_every": max(1, steps // VALIDATIONS),
-            "train.eval_tokens": sequences * context,
             "train.checkpoint_every": steps + 1,
             "train.keep_checkpoints": 1,
             "train.tensorboard": False,
             "optim.schedule.warmup_steps": min(config.optim.schedule.warmup_steps, steps // 10),
         }
+    )
+    # A token is validated in a third of the time.
+    most = int(3 * config.tokens * VALIDATION_SHARE / (1 - VALIDATION_SHARE) / (VALIDATIONS + 1))
+    there = len(open_dataset(data).val) - 1
+    context = config.model.context
+    sequences = max(1, min(most, there, config.train.eval_tokens) // context)
+    return config.override({"train.eval_tokens": sequences * context})
+
+
+def steps_within(config: Config, seconds: float, step_ms: float) -> int:
+    """How many steps of `step_ms` a training of so many seconds has, besides validation.
+
+    Raises `QuinticError` where that is none.
+    """
+    stages = config.train.batch_stages
+    mean_ms = step_ms * (stages + 1) / (2 * stages)  # a batch that grows is measured at its end
+    if steps := int(1000 * (1 - VALIDATION_SHARE) * seconds / mean_ms):
+        return steps
+    raise QuinticError(
+        f"{seconds:.0f} s are less than a step of {step_ms:.0f} ms: give more --minutes"
     )
 
 
@@ -120,14 +124,21 @@ def train_recipe(
     *,
     minutes: float,
     step_ms: float | None,
+    steps: int | None,
 ) -> dict[str, Any]:
-    """Train for some minutes, or for what is left of the budget; the losses and when they came."""
-    if step_ms is None:
-        step_ms = step_ms_of(config, device, budget)
-    seconds = min(60 * minutes, budget.left_s - CLOSING_S)
-    if seconds < 60 * minutes:
-        budget.say(f"{config.recipe} trains for {seconds:.0f} s, not {60 * minutes:.0f}")
-    config = sized(config, data, seconds, step_ms)
+    """Train for some minutes, or for what is left of the budget; the losses and when they came.
+
+    With `steps` it trains for so many, however long they take, as recipes that are to be compared
+    at equal tokens must.
+    """
+    if steps is None:
+        if step_ms is None:
+            step_ms = step_ms_of(config, device, budget)
+        seconds = min(60 * minutes, budget.left_s - CLOSING_S)
+        if seconds < 60 * minutes:
+            budget.say(f"{config.recipe} trains for {seconds:.0f} s, not {60 * minutes:.0f}")
+        steps = steps_within(config, seconds, step_ms)
+    config = sized(config, data, steps)
     console = Console()
     run = start(config, folder, console)
     for line in opening_lines(run):
@@ -148,7 +159,7 @@ def train_recipe(
     if not done:
         budget.say(f"{config.recipe} was stopped at step {run.state.step} of {config.train.steps}")
     records = read_metrics(folder / METRICS)
-    steps = [record for record in records if "train_loss" in record]
+    taken = [record for record in records if "train_loss" in record]
     return {
         "recipe": config.recipe,
         "way": AS_IS,
@@ -159,9 +170,9 @@ def train_recipe(
         "epochs": round(config.tokens_before(run.state.step) / len(run.dataset.train), 3),
         "eval_tokens": config.train.eval_tokens,
         "wall_s": round(wall_s, 1),
-        "training_s": steps[-1]["elapsed_s"] if steps else 0.0,
-        "first_step_s": steps[0]["step_ms"] / 1000 if steps else 0.0,  # compilation, mostly
-        "step_ms": statistics.median(s["step_ms"] for s in steps) if steps else None,
+        "training_s": taken[-1]["elapsed_s"] if taken else 0.0,
+        "first_step_s": taken[0]["step_ms"] / 1000 if taken else 0.0,  # compilation, mostly
+        "step_ms": statistics.median(t["step_ms"] for t in taken) if taken else None,
         "val_losses": _curve(records),
         "final_val_loss": run.state.val_loss,
     }

@@ -13,11 +13,11 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -38,6 +39,23 @@ FORMAT = 1
 STATE = "state.json"
 KEYS = {"step", "elapsed_s", "val_loss", "fingerprint"}
 """What `state.json` says of a training state beside its tensors."""
+
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64, type(None): torch.uint8}
+"""A number of Python's in an optimizer's state is saved as a tensor without dimensions, whose dtype
+says which it was."""
+
+
+class Entry(NamedTuple):
+    """A tensor of the training state, under its name in a checkpoint."""
+
+    name: str
+    tensor: Tensor
+    parameter: Tensor | None = None
+    """The parameter it belongs to, or the rows of it that are here."""
+    whole_rows: int | None = None
+    """Rows of the whole parameter, where only some are here."""
+    number_of: tuple[dict[str, Any], str] | None = None
+    """Of a number of Python's, the dictionary and the key that have it."""
 
 
 @dataclass
@@ -56,36 +74,126 @@ class TrainState:
     """Validation loss at exactly this step, where it was measured."""
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of the parameters, where this process has only some rows of them or of their state."""
+    """The whole parameters', where this process has only some rows of them or of their state."""
+
+    def __post_init__(self) -> None:
+        # What a step changes in a parameter group is state too; the learning rate is a schedule's.
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self._at_first = [dict(group) for group in groups]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by a plain name: model.X, optim.X.momentum, optim.X.exp_avg, rng.cpu."""
-        tensors = {f"model.{name}": local_rows(p) for name, p in self.model.named_parameters()}
+        """Return every tensor by its name in a checkpoint.
+
+        These are model.X for a parameter X; optim.X.momentum, optim.X.exp_avg and so on, or
+        number.X.step where the optimizer's state has a number of Python's; group.X.k for what a
+        step changed in the parameter group; and rng.cpu.
+        """
+        return {entry.name: entry.tensor for entry in self._entries()}
+
+    def _entries(self) -> Iterator[Entry]:
+        for name, parameter in self.model.named_parameters():
+            here = local_rows(parameter)
+            yield Entry(f"model.{name}", here, here, self._cut(name, here))
+        for name, p, optimizer, group, before in self._owned():
+            cut = self._cut(name, p)
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor) and isinstance(key, str):
+                    yield Entry(f"optim.{name}.{key}", value, p, cut)
+                else:
+                    yield _number("number", name, optimizer.state[p], key)
+            for key in group:
+                if key != "lr" and not _same(group[key], before.get(key, before)):
+                    yield _number("group", name, group, key)
+        yield Entry("rng.cpu", torch.get_rng_state())
+
+    def _owned(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer, Any, Any]]:
+        """Yield each parameter that an optimizer here has, with its group now and at first."""
+        at_first = iter(self._at_first)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
+                before = next(at_first)
                 for name, p in zip(group["names"], group["params"], strict=True):
-                    for key, value in optimizer.state[p].items():
-                        tensors[f"optim.{name}.{key}"] = value
-        tensors["rng.cpu"] = torch.get_rng_state()
-        return tensors
+                    yield name, p, optimizer, group, before
 
-    def whole_rows(self, name: str) -> int | None:
-        """Rows of the whole of what `tensors` calls by this name, where it is cut by rows."""
-        parameter = name.removeprefix("model.")
-        if name.startswith("optim."):
-            parameter = name.removeprefix("optim.").rpartition(".")[0]
-        shape = self.shapes.get(parameter)
-        return shape[0] if shape else None
+    def _cut(self, name: str, here: Tensor) -> int | None:
+        """Return the rows of the whole parameter, where not all of them are here."""
+        whole = self.shapes.get(name)
+        return whole[0] if whole and len(here) != whole[0] else None
+
+    def allocate(self, saved: Mapping[str, TensorStorageMetadata]) -> None:
+        """Create what a checkpoint holds of the optimizers' state and their first step has yet to:
+        zeros, for a load to fill."""
+        owned = {name: found for name, *found in self._owned()}
+        for full, tensor in saved.items():
+            kind, *parts = full.split(".")
+            names = (".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1))
+            name = next((name for name in names if name in owned), None)
+            if kind == "model" or name is None:
+                continue
+            p, optimizer, group, before = owned[name]
+            key, shape = full.removeprefix(f"{kind}.{name}."), list(tensor.size)
+            if kind == "optim" and key not in optimizer.state[p]:
+                if shape and shape[0] == self._cut(name, p):
+                    shape[0] = len(p)
+                dtype = tensor.properties.dtype
+                optimizer.state[p][key] = torch.zeros(shape, dtype=dtype, device=p.device)
+            elif kind != "optim":
+                (number,) = (n for n, dtype in NUMBERS.items() if dtype == tensor.properties.dtype)
+                holder = optimizer.state[p] if kind == "number" else group
+                holder[key] = number()
+                before[key] = before  # which no number is the same as
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over loaded tensors, of `on_cpu`'s names and rows."""
+        for entry in list(self._entries()):
+            found = local_rows(tensors[entry.name])
+            if entry.number_of is not None:
+                holder, key = entry.number_of
+                holder[key] = None if found.dtype == torch.uint8 else found.item()
+            else:
+                entry.tensor.copy_(found)
+        torch.set_rng_state(tensors["rng.cpu"])
 
     def on_cpu(self, world: World, *, copy: bool) -> dict[str, Tensor]:
-        """`tensors` in CPU memory; those of which other ranks have the other rows as DTensors."""
+        """Return `tensors` in CPU memory; those of which other ranks have the other rows as
+        DTensors.
+
+        Raises `QuinticError` for a state that a checkpoint cannot hold: neither tensor nor number,
+        or not cut by rows where its parameter is.
+        """
         found = {}
-        for name, tensor in self.tensors().items():
-            here, rows = tensor.to("cpu", copy=copy), self.whole_rows(name)
-            if rows is not None and here.ndim > 0 and len(here) != rows:
-                here = world.as_rows(here, (rows, *here.shape[1:]))
+        for name, tensor, parameter, whole_rows, _ in self._entries():
+            here = tensor.to("cpu", copy=copy)
+            if whole_rows is not None and parameter is not None and here.ndim > 0:
+                if len(here) != len(parameter):
+                    raise QuinticError(
+                        f"{name} has the shape {tuple(here.shape)} for {len(parameter)} of the "
+                        f"{whole_rows} rows of its parameter, so no checkpoint can put it together "
+                        "again: its optimizer is not elementwise"
+                    )
+                here = world.as_rows(here, (whole_rows, *here.shape[1:]))
             found[name] = here
         return found
+
+
+def _number(kind: str, name: str, holder: dict[str, Any], key: str) -> Entry:
+    """Return what is no tensor as an entry of a checkpoint.
+
+    Raises `QuinticError` where it cannot be saved.
+    """
+    value = holder[key]
+    with contextlib.suppress(OverflowError, RuntimeError, ValueError):  # beyond 64 bits
+        if isinstance(key, str) and type(value) in NUMBERS:
+            number = torch.tensor(0 if value is None else value, dtype=NUMBERS[type(value)])
+            return Entry(f"{kind}.{name}.{key}", number, number_of=(holder, key))
+    raise QuinticError(
+        f"the optimizer of {name} keeps {type(value).__name__} {key!r} in its state, which a "
+        "checkpoint cannot hold: keep tensors and numbers under names, in self.state[p]"
+    )
+
+
+def _same(value: Any, before: Any) -> bool:
+    return value is before or (type(value) in NUMBERS and bool(value == before))
 
 
 def folder_name(step: int) -> str:
@@ -242,11 +350,11 @@ def best_checkpoint(root: Path) -> Path | None:
 
 def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) -> None:
     """Fill a `TrainState` in place from a checkpoint."""
+    saved = HuggingFaceStorageReader(str(found.path)).read_metadata().state_dict_metadata
+    state.allocate({n: m for n, m in saved.items() if isinstance(m, TensorStorageMetadata)})
     tensors = state.on_cpu(world, copy=False)
     load_tensors(found.path, tensors, world)
-    for name, tensor in state.tensors().items():
-        tensor.copy_(local_rows(tensors[name]))
-    torch.set_rng_state(tensors["rng.cpu"])
+    state.fill(tensors)
     state.step = found.state["step"]
     state.elapsed_s = found.state["elapsed_s"]
     state.val_loss = found.state["val_loss"]
@@ -270,8 +378,13 @@ class CheckpointWriter:
     def save(self, state: TrainState) -> None:
         """Copy the state and start writing it."""
         self.wait()
-        tensors = state.on_cpu(self.world, copy=True)
-        self.world.together(lambda: check_finite(tensors, state.step, self.root))
+        tensors: dict[str, Tensor] = {}
+
+        def copy() -> None:
+            tensors.update(state.on_cpu(self.world, copy=True))
+            check_finite(tensors, state.step, self.root)
+
+        self.world.together(copy)
         values = {
             "step": state.step,
             "elapsed_s": state.elapsed_s,
@@ -325,6 +438,8 @@ def last_checkpoint(root: Path) -> str:
 def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
     """Raise `QuinticError` rather than save a state that training has already lost."""
     for name, tensor in tensors.items():
+        if name.startswith(("number.", "group.")):  # the best loss so far may begin at inf
+            continue
         if tensor.is_floating_point() and not torch.isfinite(local_rows(tensor)).all():
             raise QuinticError(
                 f"{name} is not finite after step {step} and was not saved: "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -16,19 +19,29 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table as RichTable
+from rich.text import Text
 
 if TYPE_CHECKING:
     # The last imports PyTorch, which takes seconds and which the data commands do without.
     from quintic.data.build.pipeline import BuildStatus
     from quintic.data.hub.client import Transfer
-    from quintic.metrics import Record
+    from quintic.metrics import MetricsRecord
 
 PLAIN_LINE_EVERY_S = 10.0
 DESCRIPTION, TEXT = "{task.description}", TextColumn("{task.fields[text]}")
 
 
+@dataclass(frozen=True)
+class Table:
+    """A heading for each column, and rows of as many cells; the first column names the row."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
 class Console:
-    """Lines and one progress bar, on standard output; of several processes one speaks."""
+    """Lines, tables and one progress bar, on standard output; of several processes one speaks."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
@@ -36,6 +49,19 @@ class Console:
     def line(self, text: str) -> None:
         """Print one line, above the progress bar where there is one."""
         self.rich.print(text, markup=False)
+
+    def table(self, table: Table, title: str | None = None) -> None:
+        """Print a table, as wide as it is where nobody's terminal limits it."""
+        rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
+        for heading in table.header:
+            rich.add_column(Text(heading))  # as Text, since brackets would be markup
+        for row in table.rows:
+            rich.add_row(*(Text(cell) for cell in row))
+        out = self.rich
+        if not out.is_terminal:
+            width = Measurement.get(out, out.options.update(max_width=100_000), rich).maximum
+            out = RichConsole(file=out.file, quiet=out.quiet, width=max(width, out.width))
+        out.print(rich)
 
     def stage(self, name: str, fraction: float) -> None:
         """Show how far a preparation has come, for example that of the embedded corpus."""
@@ -90,7 +116,7 @@ class RunProgress(_Bar):
         self._last_line_s = 0.0  # the first step is shown at once
         self._begin(steps, first_step)
 
-    def show(self, record: Record) -> None:
+    def show(self, record: MetricsRecord) -> None:
         """Show one record of `metrics.jsonl`."""
         step = record["step"]
         if "val_loss" in record:

@@ -1,4 +1,4 @@
-"""One rule for devices: which one a run uses, in what precision, how much fits, its peak speed."""
+"""The device of a run: the choice, its precision, the micro-batch that fits, its peak speed."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ PEAK_BFLOAT16_FLOPS = {
 
 
 def choose_device(asked: str, world: World = ALONE) -> torch.device:
-    """The device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
+    """Return the device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
 
-    Of several processes on a machine each gets a GPU of its own, by its local rank.
+    Each of several processes on a machine gets a GPU of its own, by its local rank.
 
     Raises `QuinticError` where a device is asked for by name and absent.
     """
@@ -73,14 +73,14 @@ def choose_device(asked: str, world: World = ALONE) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls the device."""
+    """Return what a person calls the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
 
 
 def _processor() -> str:
-    """The processor's name, which Linux keeps in a file and other systems in `platform`."""
+    """Return the processor's name, which Linux keeps in a file and other systems in `platform`."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -90,7 +90,7 @@ def _processor() -> str:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The precision of the matrix products for `train.precision`."""
+    """Return the precision of the matrix products for `train.precision`."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, precision)
@@ -100,7 +100,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s for MFU, or None where it is not known (CPUs, other precisions)."""
+    """Return the peak FLOP/s for MFU, or None where it is not known (CPUs, other precisions)."""
     if device.type != "cuda" or dtype is not torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)
@@ -108,35 +108,32 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 class DeviceTimer:
-    """Milliseconds of work on a device; on a GPU known only once that work is done.
+    """A timer of work on a device, which on a GPU knows its milliseconds once the work is done.
 
     Reading it (`item`) waits for the work, so it is read with the loss of the step, a step late.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        self._ms = 0.0
+        self._events = None
         if device.type == "cuda":
-            self._events = (
-                torch.cuda.Event(enable_timing=True),
-                torch.cuda.Event(enable_timing=True),
-            )
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in ("start", "end")]
             self._events[0].record()
-        self._began = time.perf_counter()
+        self._ms, self._began = 0.0, time.perf_counter()
 
     def stop(self) -> DeviceTimer:
-        """The work to be timed has been dispatched."""
+        """End the time, when the work has been dispatched."""
         if self._events is not None:
             self._events[1].record()
         self._ms = 1000 * (time.perf_counter() - self._began)
         return self
 
     def item(self) -> float:
-        """The milliseconds."""
-        if self._events is None:
-            return round(self._ms, 3)
-        self._events[1].synchronize()
-        return round(float(self._events[0].elapsed_time(self._events[1])), 3)
+        """Return the milliseconds."""
+        if self._events is not None:
+            start, end = self._events
+            end.synchronize()
+            self._ms = start.elapsed_time(end)
+        return round(self._ms, 3)
 
 
 class LateScalar:
@@ -155,7 +152,7 @@ class LateScalar:
             self._copied = torch.cuda.current_stream(value.device).record_event()
 
     def item(self) -> float:
-        """The number, once the device has come to it."""
+        """Return the number, once the device has come to it."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._value.item()
@@ -173,23 +170,20 @@ logits at a time, which does not grow with the micro-batch.
 """
 
 CHECKPOINTED_BYTES = 4
-"""The same where blocks are computed again from their input: the float32 input alone."""
+"""The same where blocks are computed again from their float32 input, which alone is kept."""
 
 
 def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -> int:
-    """Sequences of a micro-batch where `train.micro_batch` is None.
+    """Return the sequences of a micro-batch where `train.micro_batch` is None.
 
-    The divisor of the batch that takes a process's share of it in the fewest passes, with
+    It is the divisor of the batch that takes a process's share of it in the fewest passes, with
     activations that fill at most half the device's memory.
     """
     tokens = CPU_MICRO_BATCH_TOKENS
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        tokens = int(
-            0.5
-            * memory
-            / activation_bytes_per_token(config.model, config.train.activation_checkpointing)
-        )
+        each = activation_bytes_per_token(config.model, config.train.activation_checkpointing)
+        tokens = int(0.5 * memory / each)
     elif device.type == "mps":
         tokens = 8192
     limit = max(1, tokens // config.model.context)
@@ -199,7 +193,10 @@ def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -
 
 
 def activation_bytes_per_token(model: ModelConfig, checkpointed: bool = False) -> int:
-    """Memory of one token's activations, all layers; checkpointed, one block's live at a time."""
+    """Return the memory of one token's activations in all layers.
+
+    With checkpointing those of one block live at a time.
+    """
     if checkpointed:
         return (CHECKPOINTED_BYTES * model.layers + ACTIVATION_BYTES) * model.width
     return ACTIVATION_BYTES * model.layers * model.width

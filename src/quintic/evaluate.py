@@ -1,4 +1,4 @@
-"""Validation loss on a fixed number of tokens, and what it means in bits per byte.
+"""Validation loss on a fixed number of tokens, and its scores in units of text.
 
 The loss is the mean over the same tokens for every micro-batch and world size, so that the losses
 of two runs on one dataset compare.
@@ -31,14 +31,14 @@ def validation_loss(
     device: torch.device,
     world: World = ALONE,
 ) -> float:
-    """Mean nats per token over all batches, each a pair of [B, T] ids.
+    """Return the mean nats per token over all batches, each a pair of [B, T] ids.
 
-    Every process takes its share of the sequences of each batch. Summed in float64, and read from
-    the device once, at the end.
+    Every process takes its share of the sequences of each batch. The sum is in float64, and read
+    from the device once, at the end.
     """
     sums, tokens = [], 0
     for batch in batches:
-        (inputs_BT, targets_BT), weight = share(batch, world.size)[world.rank]
+        (inputs_BT, targets_BT), weight = split_batch(batch, world.size)[world.rank]
         mean = loss(
             inputs_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True)
         )
@@ -47,8 +47,8 @@ def validation_loss(
     return float(world.all_reduce(torch.stack(sums).cpu().double().sum())) / tokens
 
 
-def share(batch: Batch, parts: int) -> list[tuple[Batch, int]]:
-    """A batch in parts of nearly equal size, each with its number of sequences.
+def split_batch(batch: Batch, parts: int) -> list[tuple[Batch, int]]:
+    """Return a batch in parts of nearly equal size, each with its number of sequences.
 
     A part that gets none computes the first sequence with weight 0: processes that share weights
     must all compute equally often.
@@ -65,23 +65,23 @@ class TextScores:
     loss_nats: float
     bytes_per_token: float
     gzip_bits_per_byte: float
-    """gzip -9 on the same text."""
+    """The size of the same text after gzip -9."""
     unigram_bits_per_byte: float
-    """Each token predicted by its frequency in the training data alone."""
+    """The score of a model that knows the frequency of tokens in the training data alone."""
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss per token."""
+        """Return exp of the loss per token."""
         return perplexity(self.loss_nats)
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers, unlike the loss per token."""
+        """Return the loss per byte, which compares between tokenizers."""
         return nats_to_bits_per_byte(self.loss_nats, self.bytes_per_token)
 
 
 def perplexity(loss_nats: float) -> float:
-    """exp of the loss per token; infinite where that overflows, as a diverged run's does."""
+    """Return exp of the loss per token; infinite where that overflows, as a diverged run's does."""
     try:
         return math.exp(loss_nats)
     except OverflowError:
@@ -89,7 +89,7 @@ def perplexity(loss_nats: float) -> float:
 
 
 def nats_to_bits_per_byte(loss_nats: float, bytes_per_token: float) -> float:
-    """Nats per token as bits per byte of text."""
+    """Return nats per token as bits per byte of text."""
     return loss_nats / math.log(2) / bytes_per_token
 
 
@@ -101,7 +101,7 @@ def score_text(
     tokens: int,
     tokenizer: Tokenizer,
 ) -> TextScores:
-    """What a loss on the first `tokens` targets of the validation stream means on their text."""
+    """Return the scores of a loss on the text of the validation stream's first `tokens` targets."""
     targets = validation.read(1, tokens)
     text = tokenizer.decode_bytes(targets)
     counts = np.bincount(

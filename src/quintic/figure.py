@@ -1,18 +1,59 @@
-"""`loss.png`: the training and validation loss of a run against tokens."""
+"""`loss.png`, the losses of a run against tokens; and what all figures have in common.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart
+(https://jfly.uni-koeln.de/color/); line style and marker tell lines apart in black and white.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quintic.files import replacing
-from quintic.metrics import Record
+from quintic.metrics import MetricsRecord
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8da9c4", "#c8553d"
 
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Those of Okabe and Ito without their yellow, which vanishes on paper."""
+DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.5), (7, 2, 1.5, 2), (10, 2.5))
+"""Lengths of stroke and gap, in line widths; empty: a whole line."""
+MARKERS = ("o", "s", "^", "D", "v", "X")
 
-def draw_loss(records: Sequence[Record], path: Path, title: str) -> None:
+
+@dataclass(frozen=True)
+class Style:
+    """Three ways, each enough, in which one line differs from the others."""
+
+    colour: str
+    dashes: tuple[float, ...]
+    marker: str
+
+
+def style(index: int) -> Style:
+    """Return the style of a line; the first 210 are all different."""
+    return Style(
+        COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]
+    )
+
+
+def finish_axes(axes: Any) -> None:
+    """Give axes a faint grid and no frame."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Save a figure as a PNG; the file is replaced whole."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+
+
+def draw_loss(records: Sequence[MetricsRecord], path: Path, title: str) -> None:
     """Draw the records of a run; the file is replaced whole.
 
     The training loss is one batch's and therefore noisy; its running mean is drawn over it. The
@@ -47,17 +88,13 @@ def draw_loss(records: Sequence[Record], path: Path, title: str) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="tokens", ylabel="loss (nats per token)")
     axes.set_title(title, parse_math=False)  # a folder's name may have dollar signs
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    finish_axes(axes)
+    save_figure(figure, path)
 
 
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """Mean over the last `share` of all values, at least one, at each place."""
+    """Return the mean over the last `share` of all values, at least one, at each place."""
     window = max(1, round(share * len(values)))
-    means, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        means.append(total / min(i + 1, window))
-    return means
+    sums = [0.0, *itertools.accumulate(values)]
+    starts = [max(0, end - window) for end in range(len(sums))]
+    return [(sums[end] - sums[starts[end]]) / (end - starts[end]) for end in range(1, len(sums))]

@@ -14,10 +14,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when the block ends without an exception.
 
     The bytes go to a hidden neighbour first, so a reader sees the old file or the new one, never
-    a part of either, and a crash or a full disk leaves the old one as it was.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
+    a part of either, and a crash or a full disk leaves the old one as it was. Raises `OSError`
+    where the folder cannot be written, or the disk is full.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -47,6 +45,6 @@ def fsync_folder(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

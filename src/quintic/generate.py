@@ -1,4 +1,4 @@
-"""Text from a model, a token at a time, with a key-value cache."""
+"""Generation of text, a token at a time, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def generate_ids(
     vocab_size: int | None = None,
     stop_id: int | None = None,
 ) -> Iterator[int]:
-    """Yield up to `tokens` ids that continue the prompt; ends at `stop_id`, which is not yielded.
+    """Yield up to `tokens` ids that continue the prompt, and end at `stop_id` without yielding it.
 
     The model sees at most its trained context. Where the text grows beyond, the cache is rebuilt
     from the newest half of a context, so a token is predicted from at least that much; positions

@@ -1,4 +1,4 @@
-"""What a run measures: `metrics.jsonl`, one object a line, and TensorBoard events.
+"""The metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard events.
 
 A record with `train_loss` or `val_loss` at `step` speaks of the weights after `step` updates, that
 is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
@@ -25,9 +25,9 @@ from quintic.errors import QuinticError
 from quintic.files import replacing
 
 METRICS = "metrics.jsonl"
-Record = dict[str, Any]
+MetricsRecord = dict[str, Any]
 Value = float | Tensor | DeviceTimer
-"""What may be logged of a step; all but numbers are read once the device is done with it."""
+"""Values that may be logged of a step; all but numbers are read once the device is done with it."""
 
 
 class NonFiniteLossError(Exception):
@@ -38,7 +38,9 @@ class NonFiniteLossError(Exception):
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _UnreadStep:
+    """A step whose loss may still be computed on the device."""
+
     step: int
     loss: LateScalar
     values: dict[str, float | LateScalar | DeviceTimer]
@@ -47,7 +49,7 @@ class _Pending:
 class Metrics:
     """Writes the records of a run; `on_record` gets each one, for the console.
 
-    Of the steps' losses every `log_every`-th is written, and one that is not finite.
+    Every `log_every`-th loss of a step is written, and one that is not finite.
     `tokens_before` says how many tokens a run trains on before a step.
     Without a folder nothing is written: of several processes one writes, and all notice where
     training has diverged.
@@ -67,7 +69,7 @@ class Metrics:
         device: torch.device,
         log_every: int = 1,
         tensorboard: bool,
-        on_record: Callable[[Record], None],
+        on_record: Callable[[MetricsRecord], None],
     ) -> None:
         self.elapsed_s = elapsed_s
         self.tokens_before = tokens_before
@@ -80,7 +82,7 @@ class Metrics:
             truncate_metrics(folder / METRICS, step)
             self._file = (folder / METRICS).open("a")
             self._events = _summary_writer(folder, step) if tensorboard else None
-        self._pending: _Pending | None = None
+        self._unread: _UnreadStep | None = None
         self._clock = time.perf_counter()
 
     def train(self, step: int, loss: Tensor, **values: Value) -> None:
@@ -89,15 +91,15 @@ class Metrics:
         On a CPU the step is already done, so its own loss is written.
         """
         late = {n: LateScalar(v) if isinstance(v, Tensor) else v for n, v in values.items()}
-        pending = _Pending(step, LateScalar(loss), late)
-        self._write_pending()
-        self._pending = pending
+        unread = _UnreadStep(step, LateScalar(loss), late)
+        self._write_unread()
+        self._unread = unread
         if self.device.type == "cpu":
-            self._write_pending()
+            self._write_unread()
 
     def flush(self) -> None:
-        """Write the loss that is still pending and put the file on disk."""
-        self._write_pending()
+        """Write the loss that is still unread and put the file on disk."""
+        self._write_unread()
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -120,24 +122,24 @@ class Metrics:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The next step begins now: what came before, such as a checkpoint, is not its time."""
+        """Begin the next step now: what came before, such as a checkpoint, is not its time."""
         self._clock = time.perf_counter()
 
-    def _write_pending(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is None:
+    def _write_unread(self) -> None:
+        unread, self._unread = self._unread, None
+        if unread is None:
             return
-        loss = pending.loss.item()  # waits for that step, while the next one is already running
+        loss = unread.loss.item()  # waits for that step, while the next one is already running
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self.elapsed_s += seconds
         finite = math.isfinite(loss)
-        if finite and pending.step % self.log_every:
+        if finite and unread.step % self.log_every:
             return
-        step = pending.step
+        step = unread.step
         tokens = self.tokens_before(step)
         tokens_per_s = (self.tokens_before(step + 1) - tokens) / seconds
-        record: Record = {
+        record: MetricsRecord = {
             "step": step,
             "tokens": tokens,
             "train_loss": loss,
@@ -145,7 +147,7 @@ class Metrics:
             "tokens_per_s": round(tokens_per_s, 1),
             "elapsed_s": round(self.elapsed_s, 3),
         }
-        for name, value in pending.values.items():
+        for name, value in unread.values.items():
             record[name] = value if isinstance(value, int | float) else value.item()
         if self.peak_flops is not None:
             record["mfu"] = round(tokens_per_s * self.flops_per_token / self.peak_flops, 4)
@@ -155,7 +157,7 @@ class Metrics:
         if not finite:
             raise NonFiniteLossError(step, loss)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: MetricsRecord) -> None:
         if self._file is None:
             return
         self._file.write(json.dumps(record) + "\n")
@@ -175,8 +177,8 @@ class Metrics:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory in use so far: PyTorch's on a CUDA device; on a CPU what was resident of the
-    whole process, the interpreter and its libraries included. None where nobody tells."""
+    """Return the most memory in use so far: PyTorch's on a CUDA device; on a CPU what was resident
+    of the whole process, the interpreter and its libraries included. None where nobody tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or sys.platform == "win32":
@@ -187,12 +189,12 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """The records of a `metrics.jsonl`; a last line cut short by a crash is left out.
+def read_metrics(path: Path) -> list[MetricsRecord]:
+    """Return the records of a `metrics.jsonl`; a last line cut short by a crash is left out.
 
     Raises `QuinticError` where another line is not a record.
     """
-    records: list[Record] = []
+    records: list[MetricsRecord] = []
     # What is no text at all is no record either, and then said to be none.
     text = path.read_text(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)

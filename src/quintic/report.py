@@ -1,4 +1,4 @@
-"""What quintic says of a run in words: before it starts, and when it has ended."""
+"""Reports of a run in words: before it starts, and when it has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
-from quintic.model.attention_backend import own_choice
+from quintic.model.attention_backend import default_backend
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.muon import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
@@ -22,7 +22,7 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
 
 
 def opening_lines(run: Run) -> Iterator[str]:
-    """Device, model, routing and data: everything that was chosen, once."""
+    """Yield device, model, optimizers and data: everything that was chosen, once."""
     config, model = run.config, run.state.model
     c, t = config.model, config.train
     yield (
@@ -61,16 +61,16 @@ def opening_lines(run: Run) -> Iterator[str]:
 
 
 def _batch_tokens(config: Config) -> str:
-    """Of one step, or from the first stage to the last."""
+    """Return the tokens of one step, or those of the first and the last stage."""
     first, last = (config.batches.at(s) * config.model.context for s in (0, config.train.steps))
     return f"{last:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _step_choices(run: Run) -> Iterator[str]:
-    """How a step is computed, as far as it was chosen."""
+    """Yield how a step is computed, as far as it was chosen."""
     train, model = run.config.train, run.state.model
     if train.attention == "auto":
-        own = own_choice(run.config.model, run.device, model.compute_dtype)
+        own = default_backend(run.config.model, run.device, model.compute_dtype)
         yield f"attention as PyTorch chooses{f' ({own})' if own else ''}"
     else:
         yield f"attention {train.attention}"
@@ -110,7 +110,7 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
 
 
 def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterator[str]:
-    """A validation loss per token and per byte, beside gzip and a unigram model."""
+    """Yield a validation loss per token and per byte, beside gzip and a unigram model."""
     try:
         tokenizer = dataset.load_tokenizer()
     except QuinticError as error:
@@ -138,7 +138,7 @@ def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterato
 
 
 def closing_lines(run: Run) -> Iterator[str]:
-    """Scores, a sample and where the figure lies, of a run that has reached its last step."""
+    """Yield scores, a sample and the place of the figure, for a run that reached its last step."""
     state, dataset = run.state, run.dataset
     assert state.val_loss is not None, "the last step validates"
     yield from score_lines(dataset, state.val_loss, run.config.train.eval_tokens)
@@ -151,7 +151,7 @@ def closing_lines(run: Run) -> Iterator[str]:
 
 
 def _sample_lines(run: Run) -> Iterator[str]:
-    """What the model makes of the beginning of the validation text."""
+    """Yield what the model makes of the beginning of the validation text."""
     try:
         tokenizer = run.dataset.load_tokenizer()
     except QuinticError:

@@ -48,9 +48,9 @@ from quintic.distributed.world import ALONE, World, check_identical
 from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8, require_triton
 from quintic.model.attention_backend import attention_backend, check_attention
-from quintic.model.base import LanguageModel, Linear
+from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
-from quintic.model.weight_cache import WeightCache
+from quintic.model.linear import Linear, WeightCache
 from quintic.optim.fsdp import FsdpStepper, WholeAtOwners, shard_model
 from quintic.optim.param_groups import (
     ParamSpec,

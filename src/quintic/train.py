@@ -21,7 +21,7 @@ from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
 from quintic.errors import QuinticError
-from quintic.evaluate import share, validation_loss
+from quintic.evaluate import split_batch, validation_loss
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
@@ -155,7 +155,8 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog = UNWATCHED) -> 
     total = torch.zeros((), device=run.device)
     if run.weight_cache is not None:
         run.weight_cache.renew()
-    for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
+    parts = split_batch(batch, micro_batches)
+    for number, ((inputs_BT, targets_BT), weight) in enumerate(parts, 1):
         watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
         run.stepper.set_requires_gradient_sync(number == micro_batches)
         loss = run.loss(
@@ -178,7 +179,7 @@ def apply_schedule(run: Run, step: int) -> dict[str, Value]:
             if isinstance(optimizer, Muon):
                 group["momentum"] = now.momentum
     run.state.model.set_window(now.window)
-    run.state.model.set_token_weights(now.token_weights)
+    run.state.model.set_mtp_weights(now.token_weights)
     return {"lr": run.config.optim.matrix_lr * now.lr_factor, "lr_factor": now.lr_factor}
 
 

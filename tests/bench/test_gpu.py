@@ -23,6 +23,7 @@ from bench.gpu.parity import (
     check_rotary,
     error,
     run_checks,
+    run_marked_tests,
 )
 from bench.gpu.steps import (
     AS_IS,
@@ -32,7 +33,7 @@ from bench.gpu.steps import (
     measure_way,
     with_random_shards,
 )
-from bench.gpu.training import sized, unpacked
+from bench.gpu.training import sized, steps_within, unpacked
 
 from quintic.config import Config
 from quintic.errors import QuinticError
@@ -173,6 +174,27 @@ def test_a_check_that_raises_has_failed_and_hides_no_other(
     assert passed["passed"] and "no such kernel" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("share", "passed"), [(1.0, True), (1.0, False), (1e-4, None)], ids=["pass", "fail", "slow"]
+)
+def test_marked_tests_that_do_not_end_have_not_failed(
+    share: float, passed: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = f"import pytest\n@pytest.mark.device\ndef test_it(): assert {passed is not False}\n"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = device\n")
+    monkeypatch.setattr("bench.gpu.parity.ROOT", tmp_path)
+    budget = Budget(100)
+    found = run_marked_tests(budget, share)
+    assert found.get("passed") is passed
+    if passed is None:
+        assert found["skipped"] == "not finished"
+        assert budget.said == ["the marked tests did not end within 0 s"]
+    else:
+        assert ("1 passed" if passed else "1 failed") in found["summary"]
+
+
 def test_the_plain_loop_and_quintic_take_the_same_steps(tmp_path: Path) -> None:
     # Else their times could not be compared: same weights, same batch, same update.
     config = tiny_config(Path("unused"), {"train.micro_batch": 4, "train.steps": 100})
@@ -215,14 +237,35 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_that_is_said(tmp_path: Pa
 
 
 def test_a_run_is_sized_to_its_minutes_with_a_tenth_for_validation(tiny_data: Path) -> None:
-    config = sized(get_recipe("gpt2"), tiny_data, seconds=60.0, step_ms=500.0)
+    gpt2 = get_recipe("gpt2")
+    assert steps_within(gpt2, 60.0, step_ms=500.0) == 108
+    config = sized(gpt2, tiny_data, 108)
     train = config.train
     assert train.steps == 108
     assert config.optim.schedule.warmup_steps == 10  # of 700, for 18,865 steps
     assert train.eval_every == 10 and train.eval_tokens == 1024  # all that there is
     assert train.checkpoint_every > train.steps
     with pytest.raises(QuinticError, match="0 s are less than a step of 500 ms"):
-        sized(get_recipe("gpt2"), tiny_data, seconds=0.4, step_ms=500.0)
+        steps_within(gpt2, 0.4, step_ms=500.0)
+
+
+def test_recipes_train_for_the_same_steps_where_these_are_asked_for(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    main(
+        [
+            *("--device", "cpu", "--recipes", "modded", "speedrun", "--parts", "train"),
+            *("--set", *TOY, "model.layers=6", "train.compile=false", "--data", str(tiny_data)),
+            *("--steps", "20", "--minutes", "0.0001", "--out", str(tmp_path)),
+        ]
+    )
+    trained = figures_of(tmp_path)["train"]
+    assert [row["recipe"] for row in trained] == ["modded", "speedrun"]
+    for row in trained:
+        assert row["finished"] and row["steps"] == row["of_steps"] == 20
+        # A tenth of the time, at three times the speed, over 11 validations; 1,999 are there.
+        assert row["eval_tokens"] == 3 * 20 * 256 // 9 // 11 // 32 * 32
+    assert [p["step"] for p in trained[0]["val_losses"]] == list(range(0, 21, 2))
 
 
 def test_shards_that_are_not_packed_are_used_where_they_lie(

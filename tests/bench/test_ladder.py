@@ -99,8 +99,8 @@ def test_the_command_writes_numbers_figure_and_runs_that_compare_reads(
         "00-modded-seed1",
         "01-softcap-seed1",
     ]
-    assert list(foot["losses"].values()) == list(comparison.results[0].losses)
-    found = comparison.results[1].difference
+    assert list(foot["losses"].values()) == list(comparison.results[0].final_losses)
+    found = comparison.results[1].difference_to_first
     assert found is not None and found.value == softcap["difference"]["value"]
     assert (tmp_path / "ladder.png").stat().st_size > 5000
     last = capsys.readouterr().out.splitlines()[-1].split()

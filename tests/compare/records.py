@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quintic.compare.record import Data, Point, RunRecord
+from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 
 STEP_TOKENS, STEP_S = 1000, 0.5
 
@@ -21,17 +21,17 @@ def record(
     **fields: Any,
 ) -> RunRecord:
     """A run that validated every `every` steps, with these losses, and ended there."""
-    points = tuple(
-        Point(i * every, loss, i * every * STEP_TOKENS, i * every * STEP_S)
+    validations = tuple(
+        Validation(i * every, i * every * STEP_TOKENS, i * every * STEP_S, loss)
         for i, loss in enumerate(losses)
     )
     values: dict[str, Any] = {
         "source": "quintic",
         "settings": {"recipe": "laptop", "train.seed": seed, **(settings or {})},
-        "data": Data(fingerprint="f" * 64, described=("folder",), eval_tokens=512),
+        "data": DatasetIdentity(fingerprint="f" * 64, described=("folder",), eval_tokens=512),
         "steps_planned": every * (len(losses) - 1),
     }
-    return RunRecord(path=Path(name), points=points, **{**values, **fields})
+    return RunRecord(path=Path(name), validations=validations, **{**values, **fields})
 
 
 def group_of(name: str, finals: Sequence[float], **options: Any) -> list[RunRecord]:

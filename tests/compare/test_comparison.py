@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from quintic.compare.comparison import Comparison, compare
-from quintic.compare.conclusions import sentences
-from quintic.compare.record import Axis, Data, RunRecord
+from quintic.compare.conclusions import conclusions
+from quintic.compare.record import Axis, DatasetIdentity, RunRecord
 from quintic.compare.statistics import (
     below_target,
     difference,
@@ -23,7 +23,7 @@ ADAMW = group_of("adamw", [3.40, 3.42, 3.41], settings={"optim.matrices": "adamw
 
 
 def said(comparison: Comparison) -> str:
-    return "\n".join(sentences(comparison))
+    return "\n".join(conclusions(comparison))
 
 
 def text_of(
@@ -49,17 +49,17 @@ def test_a_group_is_compared_with_the_first_in_loss_and_in_what_it_took() -> Non
     comparison = compare([*ADAMW, *MUON], target=3.5)
     adamw, muon = comparison.results
     finals = [3.20, 3.21, 3.19]
-    assert muon.losses == tuple(finals)
-    assert muon.difference == difference(finals, [3.40, 3.42, 3.41])
-    assert muon.below == below_target(finals, 3.5)
+    assert muon.final_losses == tuple(finals)
+    assert muon.difference_to_first == difference(finals, [3.40, 3.42, 3.41])
+    assert muon.below_target == below_target(finals, 3.5)
     steps = {
         "adamw": [run.reached(3.5, "steps") or 0 for run in ADAMW],
         "muon": [run.reached(3.5, "steps") or 0 for run in MUON],
     }
-    assert muon.reach["steps"].ratio == ratio(steps["muon"], steps["adamw"])
-    assert muon.reach["steps"].mean == pytest.approx(sum(steps["muon"]) / 3)
-    assert adamw.difference is None
-    assert adamw.reach["steps"].ratio is None
+    assert muon.to_target["steps"].ratio == ratio(steps["muon"], steps["adamw"])
+    assert muon.to_target["steps"].mean == pytest.approx(sum(steps["muon"]) / 3)
+    assert adamw.difference_to_first is None
+    assert adamw.to_target["steps"].ratio is None
     assert comparison.settings == {"optim.matrices": ["adamw", "muon"]}
     assert not comparison.notes
 
@@ -75,7 +75,7 @@ def test_the_curve_of_a_group_is_the_mean_where_all_have_a_validation() -> None:
     assert [point.steps for point in result.curve] == [0, 10]
     assert result.curve[1].mean == pytest.approx(5.1)
     assert (result.curve[1].low, result.curve[1].high) == (5.0, 5.2)
-    assert result.losses == (3.0,)
+    assert result.final_losses == (3.0,)
 
 
 def test_evidence_for_a_difference_is_called_so() -> None:
@@ -121,15 +121,15 @@ def test_one_run_each_supports_no_claim() -> None:
 
 def test_one_run_alone_is_shown_and_compared_with_nothing() -> None:
     comparison = compare([MUON[0]], target=3.5)
-    assert comparison.results[0].losses == (3.20,)
+    assert comparison.results[0].final_losses == (3.20,)
     assert "This is one run: there is nothing to compare it with." in said(comparison)
     assert "This is one group" in text_of(MUON)
 
 
 def test_a_target_that_is_never_reached_gives_no_ratio() -> None:
     comparison = compare([*ADAMW, *MUON], target=3.3)
-    assert comparison.results[1].reach["tokens"].ratio is None
-    assert comparison.results[1].reach["tokens"].mean is not None
+    assert comparison.results[1].to_target["tokens"].ratio is None
+    assert comparison.results[1].to_target["tokens"].mean is not None
     text = said(comparison)
     assert (
         "No ratio of tokens between muon and adamw: adamw does not reach 3.3, its lowest loss is "
@@ -140,7 +140,7 @@ def test_a_target_that_is_never_reached_gives_no_ratio() -> None:
 
 def test_a_group_of_which_some_reach_the_target_has_no_mean_to_reach_it() -> None:
     comparison = compare([*ADAMW, *MUON], target=3.195)
-    reach = comparison.results[1].reach["tokens"]
+    reach = comparison.results[1].to_target["tokens"]
     assert len(reach.values) == 1
     assert reach.mean is None
     assert reach.ratio is None
@@ -152,12 +152,12 @@ def test_a_target_above_the_first_loss_gives_no_ratio() -> None:
 
 
 def test_a_run_that_diverged_is_not_left_out_of_a_mean_silently() -> None:
-    lost = replace(MUON[1], diverged_at=20, points=MUON[1].points[:2])
+    lost = replace(MUON[1], diverged_at=20, validations=MUON[1].validations[:2])
     comparison = compare([*ADAMW, MUON[0], lost, MUON[2]], target=3.5)
     muon = comparison.results[1]
     assert muon.summary is None
-    assert muon.below is None
-    assert muon.difference is None
+    assert muon.below_target is None
+    assert muon.difference_to_first is None
     text = said(comparison)
     assert "1 of 3 runs diverged and have no final loss, so nothing is tested against 3.5" in text
     assert "muon against adamw: 1 of 3 runs of muon diverged" in text
@@ -167,7 +167,7 @@ def test_a_run_that_diverged_is_not_left_out_of_a_mean_silently() -> None:
 
 
 def test_a_run_that_diverged_before_any_validation_is_shown() -> None:
-    lost = replace(MUON[0], diverged_at=0, points=())
+    lost = replace(MUON[0], diverged_at=0, validations=())
     comparison = compare([lost, *ADAMW], target=3.5)
     assert comparison.results[0].curve == ()
     assert "does not reach 3.5." in said(comparison)
@@ -176,7 +176,7 @@ def test_a_run_that_diverged_before_any_validation_is_shown() -> None:
 def test_an_unfinished_run_has_no_final_loss_and_the_others_count() -> None:
     begun = replace(MUON[1], steps_planned=1000)
     comparison = compare([MUON[0], begun, MUON[2]], target=3.5)
-    assert comparison.results[0].losses == (3.20, 3.19)
+    assert comparison.results[0].final_losses == (3.20, 3.19)
     assert comparison.notes == (
         "muon-seed2 is unfinished, 20 of 1,000 steps: it has no final loss",
     )
@@ -189,13 +189,13 @@ def test_copies_are_no_evidence() -> None:
         compare([MUON[0], MUON[0]])
     copied = [replace(MUON[0], path=MUON[0].path / str(i)) for i in range(3)]
     comparison = compare(copied, target=3.5)
-    assert comparison.results[0].losses == (3.20,)
+    assert comparison.results[0].final_losses == (3.20,)
     assert len(comparison.notes) == 2
     assert "repeats seed 1 of its group" in comparison.notes[0]
     # With other seeds, as a config copied by hand would have it.
-    same = [replace(run, points=MUON[0].points) for run in MUON]
+    same = [replace(run, validations=MUON[0].validations) for run in MUON]
     assert "are they one run, copied?" in text_of(same, 3.5)
-    others = [replace(run, points=ADAMW[0].points) for run in ADAMW]
+    others = [replace(run, validations=ADAMW[0].validations) for run in ADAMW]
     assert "there is no spread to test with" in text_of([*same, *others])
 
 
@@ -207,13 +207,13 @@ def test_paired_holds_each_seed_against_the_same_seed() -> None:
     assert "does not support a difference" in text_of([*a, *b])
     found = compare([*a, *b], target=3.5, paired=True)
     expected = difference_of_pairs([3.30, 3.401, 3.2], [3.321, 3.42, 3.22])
-    assert found.results[1].difference == expected
+    assert found.results[1].difference_to_first == expected
     assert "3 seeds, paired, 95% interval 0.0175 to 0.0225 lower, Student's test" in said(found)
     assert "supports that its final loss is lower" in said(found)
     assert found.to_dict()["paired"]
     # Seed 4 has not reached the target, so there is no ratio; without it pairs give one.
-    assert found.results[1].reach["steps"].ratio is None
-    kept = compare([*a[1:], *b], target=3.5, paired=True).results[1].reach["steps"].ratio
+    assert found.results[1].to_target["steps"].ratio is None
+    kept = compare([*a[1:], *b], target=3.5, paired=True).results[1].to_target["steps"].ratio
     order = [next(run for run in a if run.seed == seed) for seed in (1, 2, 3)]
     assert kept == ratio_of_pairs(
         [run.reached(3.5, "steps") or 0 for run in b],
@@ -247,13 +247,13 @@ def test_with_more_groups_each_is_held_against_a_stricter_level() -> None:
 
 
 def test_losses_on_other_data_are_refused_and_forced_ones_are_not_tested() -> None:
-    other = [replace(run, data=Data("e" * 64, ("other",), 512)) for run in MUON]
+    other = [replace(run, data=DatasetIdentity("e" * 64, ("other",), 512)) for run in MUON]
     with pytest.raises(QuinticError, match="do not compare"):
         compare([*ADAMW, *other])
     comparison = compare([*ADAMW, *other], target=3.5, force=True)
     assert not comparison.comparable
-    assert comparison.results[1].difference is None
-    assert comparison.results[1].reach["tokens"].ratio is None
+    assert comparison.results[1].difference_to_first is None
+    assert comparison.results[1].to_target["tokens"].ratio is None
     assert "because of --force" in comparison.notes[0]
     text = said(comparison)
     assert "Between the groups nothing is tested: their data differ." in text
@@ -261,7 +261,7 @@ def test_losses_on_other_data_are_refused_and_forced_ones_are_not_tested() -> No
 
 
 def test_what_makes_seconds_and_losses_doubtful_is_noted() -> None:
-    log = replace(MUON[0], source="llm.c", settings={}, data=Data(), device=None)
+    log = replace(MUON[0], source="llm.c", settings={}, data=DatasetIdentity(), device=None)
     notes = compare([*ADAMW, log]).notes
     assert any("on which data muon-seed1 was trained is unknown" in note for note in notes)
     assert any("the trainers count them differently" in note for note in notes)
@@ -274,16 +274,16 @@ def test_what_makes_seconds_and_losses_doubtful_is_noted() -> None:
 
 
 def test_an_axis_that_a_run_does_not_know_is_refused_with_the_way_out() -> None:
-    points = tuple(replace(p, tokens=None, seconds=None) for p in MUON[0].points)
-    log = replace(MUON[0], points=points)
+    validations = tuple(replace(v, tokens=None, seconds=None) for v in MUON[0].validations)
+    log = replace(MUON[0], validations=validations)
     with pytest.raises(QuinticError, match=r"give --batch-tokens .* or --x steps"):
         compare([log])
     with pytest.raises(QuinticError, match="has no times: give --x steps"):
         compare([log], axis="seconds")
     comparison = compare([log, *ADAMW], target=3.5, axis="steps")
-    assert set(comparison.results[0].reach) == {"steps"}
+    assert set(comparison.results[0].to_target) == {"steps"}
     assert "times the steps of" in said(comparison)
-    assert comparison.results[1].reach["tokens"].ratio is None
+    assert comparison.results[1].to_target["tokens"].ratio is None
 
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf"), 0.0, -1.0])

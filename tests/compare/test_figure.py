@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 
 from quintic.compare.comparison import compare
-from quintic.compare.figure import (
-    COLOURS,
-    draw_comparison,
-    legend_text,
-    loss_range,
-    style,
-)
+from quintic.compare.figure import draw_comparison, legend_text, loss_range
+from quintic.figure import COLOURS, style
 from tests.compare.records import group_of, record
 
 MUON = group_of("muon", [3.20, 3.21, 3.19], settings={"optim.matrices": "muon"})
@@ -79,7 +74,7 @@ def test_every_axis_can_be_drawn(tmp_path: Path, axis: str) -> None:
 
 
 def test_runs_without_a_loss_are_named_and_do_not_hinder_the_others(tmp_path: Path) -> None:
-    lost = replace(MUON[0], diverged_at=0, points=())
+    lost = replace(MUON[0], diverged_at=0, validations=())
     comparison = compare([lost, *ADAMW, replace(record("begun", [8, 4]), steps_planned=999)])
     draw_comparison(comparison, tmp_path / "figure.png")
     assert share_of(picture(tmp_path / "figure.png"), COLOURS[1]) > 0.001

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quintic.compare.groups import check_same_data, differing_settings, group_runs
-from quintic.compare.record import Data, RunRecord
+from quintic.compare.record import DatasetIdentity, RunRecord
 from quintic.errors import QuinticError
 from tests.compare.records import group_of, record
 
@@ -96,18 +96,18 @@ def test_groups_of_the_same_names_are_told_apart_by_what_differs() -> None:
     assert len({group.label for group in group_runs(other)}) == 2
 
 
-ONE = Data(fingerprint="a" * 64, described=("here",), eval_tokens=512)
+ONE = DatasetIdentity(fingerprint="a" * 64, described=("here",), eval_tokens=512)
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (replace(ONE, fingerprint="b" * 64), "losses on different data or of different tokenizers"),
-        (Data(None, ("there",), 512), "different data"),
+        (DatasetIdentity(None, ("there",), 512), "different data"),
         (replace(ONE, eval_tokens=1024), "validates on 512 tokens and other on 1,024"),
     ],
 )
-def test_losses_on_other_data_do_not_compare(other: Data, message: str) -> None:
+def test_losses_on_other_data_do_not_compare(other: DatasetIdentity, message: str) -> None:
     runs = [record("one", [8, 3], data=ONE), record("other", [8, 3], data=other)]
     with pytest.raises(QuinticError, match=message) as caught:
         check_same_data(runs)
@@ -119,9 +119,9 @@ def test_losses_on_other_data_do_not_compare(other: Data, message: str) -> None:
     "other",
     [
         replace(ONE, described=("moved",)),  # the same by its fingerprint
-        Data(None, ("here",), 512),
-        Data(None, None, None),  # a log does not say
+        DatasetIdentity(None, ("here",), 512),
+        DatasetIdentity(None, None, None),  # a log does not say
     ],
 )
-def test_losses_on_the_same_or_on_unknown_data_are_let_through(other: Data) -> None:
+def test_losses_on_the_same_or_on_unknown_data_are_let_through(other: DatasetIdentity) -> None:
     check_same_data([record("one", [8, 3], data=ONE), record("other", [8, 3], data=other)])

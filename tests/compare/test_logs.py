@@ -71,7 +71,7 @@ def test_a_log_of_modded_nanogpt_gives_losses_tokens_and_seconds(tmp_path: Path)
     run = read_run(written(tmp_path, whole()))
     assert run.source == "modded-nanogpt"
     batch = 8 * 64 * 1024
-    assert [(p.steps, p.loss, p.tokens, p.seconds) for p in run.points] == [
+    assert [(p.steps, p.loss, p.tokens, p.seconds) for p in run.validations] == [
         (0, 16.0058, 0, 0.0),  # the clock begins after the first ten steps
         (125, 4.9493, 125 * batch, 20.289),
         (250, 4.3293, 250 * batch, 42.363),
@@ -87,17 +87,17 @@ def test_a_log_that_does_not_tell_its_batch_takes_the_given_one(tmp_path: Path) 
     path = written(tmp_path, LATER)
     assert not read_log(path).has("tokens")
     run = read_log(path, 393_216)
-    assert [point.tokens for point in run.points] == [0, 125 * 393_216, 1770 * 393_216]
-    assert run.points[0].seconds == 0
+    assert [point.tokens for point in run.validations] == [0, 125 * 393_216, 1770 * 393_216]
+    assert run.validations[0].seconds == 0
     assert run.memory_gib == pytest.approx(30724 / 1024)
     # What the log says of itself stands.
-    assert read_log(written(tmp_path, whole()), 7).points[1].tokens == 125 * 8 * 64 * 1024
+    assert read_log(written(tmp_path, whole()), 7).validations[1].tokens == 125 * 8 * 64 * 1024
 
 
 def test_logs_of_llm_c_give_validation_losses_without_times(tmp_path: Path) -> None:
     run = read_log(written(tmp_path, LLMC, "main.log"))
     assert run.source == "llm.c"
-    assert [(p.steps, p.loss) for p in run.points] == [
+    assert [(p.steps, p.loss) for p in run.validations] == [
         (0, 10.968871),
         (250, 6.012345),
         (9536, 3.275959),
@@ -105,7 +105,7 @@ def test_logs_of_llm_c_give_validation_losses_without_times(tmp_path: Path) -> N
     assert run.final_loss == 3.275959
     assert not run.has("seconds")
     assert not run.has("tokens")
-    assert read_log(written(tmp_path, LLMC_C), 524_288).points[-1].tokens == 19560 * 524_288
+    assert read_log(written(tmp_path, LLMC_C), 524_288).validations[-1].tokens == 19560 * 524_288
 
 
 def test_what_a_crashed_run_logged_twice_counts_once_and_the_later_time(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_a_crashed_run_logged_twice_counts_once_and_the_later_time(tmp_path
         "s:250 tel:6.2\ns:250 trl:6.0\ns:400 trl:5.7\n"
     )
     run = read_log(written(tmp_path, text))
-    assert [(p.steps, p.loss) for p in run.points] == [(0, 11.0), (250, 6.2)]
+    assert [(p.steps, p.loss) for p in run.validations] == [(0, 11.0), (250, 6.2)]
     assert run.diverged_at is None
 
 
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
     run = read_log(written(tmp_path, text))
     assert run.diverged_at == step
     assert (run.final_loss is None) == (step is not None)
-    assert all(point.loss < 20 for point in run.points)
+    assert all(point.loss < 20 for point in run.validations)
 
 
 def test_a_log_that_stops_early_has_no_final_loss(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from quintic.compare.comparison import compare
-from quintic.compare.conclusions import sentences
+from quintic.compare.conclusions import conclusions
 from quintic.compare.matched_loss import steps_to_end_at
 from quintic.compare.record import RunRecord
 from tests.compare.records import group_of
@@ -35,7 +35,7 @@ def test_between_two_lengths_the_loss_falls_in_a_line_over_the_logarithm_of_the_
 def test_the_ratio_is_the_mean_over_seeds_with_the_interval_of_a_paired_t_test() -> None:
     lengths = {20: [4.0, 4.1, 4.2], 80: [3.0, 3.2, 3.0]}
     reference = [3.5, 3.5, 3.4]
-    (found,) = compare(runs_of(lengths, reference)).lengths
+    (found,) = compare(runs_of(lengths, reference)).matched
     shares = [
         (one - wanted) / (one - other)
         for one, other, wanted in zip(lengths[20], lengths[80], reference, strict=True)
@@ -52,7 +52,7 @@ def test_the_ratio_is_the_mean_over_seeds_with_the_interval_of_a_paired_t_test()
 
 def test_the_sentence_names_the_lengths_the_ratio_and_its_interval() -> None:
     comparison = compare(runs_of({20: [4.0, 4.1], 80: [3.0, 3.2]}, [3.5, 3.6]))
-    (said,) = (s for s in sentences(comparison) if "one config for" in s)
+    (said,) = (s for s in conclusions(comparison) if "one config for" in s)
     assert "20 to 80 steps, against muon (20 steps): a run of" in said
     assert "over 2 seeds, paired" in said
     assert comparison.to_dict()["lengths"][0]["reference"] == "muon"
@@ -69,20 +69,20 @@ def test_a_loss_outside_the_lengths_gives_no_ratio_and_is_said(
     reference: list[float], words: str
 ) -> None:
     comparison = compare(runs_of({20: [4.0, 4.1], 80: [3.0, 3.2]}, reference))
-    assert comparison.lengths[0].ratio is None
-    (said,) = (s for s in sentences(comparison) if "one config for" in s)
+    assert comparison.matched[0].ratio is None
+    (said,) = (s for s in conclusions(comparison) if "one config for" in s)
     assert words in said and "no ratio of lengths" in said
 
 
 def test_one_seed_gives_a_ratio_without_an_interval() -> None:
     comparison = compare(runs_of({20: [4.0], 80: [3.0]}, [3.5]))
-    ratio = comparison.lengths[0].ratio
+    ratio = comparison.matched[0].ratio
     assert ratio is not None and ratio.value == pytest.approx(2) and ratio.low is None
-    assert any("from one seed, so without an interval" in s for s in sentences(comparison))
+    assert any("from one seed, so without an interval" in s for s in conclusions(comparison))
 
 
 def test_seeds_that_one_side_lacks_do_not_count() -> None:
-    (found,) = compare(runs_of({20: [4.0, 4.1], 80: [3.0]}, [3.5, 3.6])).lengths
+    (found,) = compare(runs_of({20: [4.0, 4.1], 80: [3.0]}, [3.5, 3.6])).matched
     assert found.pairs == 1
 
 
@@ -92,4 +92,4 @@ def test_configs_that_differ_in_more_than_their_length_are_no_series() -> None:
         *group_of("b", [3.0], every=40, settings={"train.steps": 80, "optim.adamw.lr": 0.2}),
         *group_of("muon", [3.5], settings={"train.steps": 20, "optim.matrices": "muon"}),
     ]
-    assert compare(runs).lengths == ()
+    assert compare(runs).matched == ()

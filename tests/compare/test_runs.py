@@ -32,8 +32,8 @@ def test_a_run_folder_gives_its_validations_with_tokens_and_seconds(tiny_run: Pa
     records = read_metrics(tiny_run / METRICS)
     elapsed = {r["step"]: r["elapsed_s"] for r in records if "elapsed_s" in r}
     losses = {r["step"]: r["val_loss"] for r in records if "val_loss" in r}
-    assert [point.steps for point in run.points] == [0, 5, 10, 12]
-    for point in run.points:
+    assert [point.steps for point in run.validations] == [0, 5, 10, 12]
+    for point in run.validations:
         assert point.loss == losses[point.steps]
         assert point.tokens == 256 * point.steps
         # The time of a validation is that at the end of the step before.
@@ -93,7 +93,7 @@ def test_a_run_whose_loss_is_not_finite_has_diverged(folder: Path) -> None:
     run = read_run(folder)
     assert run.diverged_at == 13
     assert run.final_loss is None
-    assert [point.steps for point in run.points] == [0, 5, 10, 12]
+    assert [point.steps for point in run.validations] == [0, 5, 10, 12]
 
 
 def test_a_loss_that_came_back_is_no_divergence(folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_last_line_cut_short_is_left_out(folder: Path) -> None:
     before = read_run(folder)
     with (folder / METRICS).open("a") as file:
         file.write('{"step": 13, "val_lo')
-    assert read_run(folder).points == before.points
+    assert read_run(folder).validations == before.validations
 
 
 @pytest.mark.parametrize(

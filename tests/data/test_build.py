@@ -18,12 +18,10 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from quintic.cli.main import main
-from quintic.data.build import chunks as pieces_module
-from quintic.data.build import pipeline as build_module
-from quintic.data.build import sample as sample_module
-from quintic.data.build import shuffle as spill_module
-from quintic.data.build.encode import Encoders, text_split
-from quintic.data.build.inputs import find_sources
+from quintic.data.build import chunks, pipeline, shuffle
+from quintic.data.build import vocabulary as vocabulary_module
+from quintic.data.build.encode import EncoderPool, text_split
+from quintic.data.build.inputs import find_text_files
 from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
@@ -33,7 +31,7 @@ from quintic.data.verify import check_dataset, describe_dataset
 from quintic.errors import QuinticError
 from tests.data.conftest import SHARED
 
-PIECE_BYTES = 2000  # of the builds below, so that small inputs are many tasks
+CHUNK_BYTES = 2000  # of the builds below, so that small inputs are many tasks
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:
@@ -69,9 +67,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "PIECE_BYTES", PIECE_BYTES)
-    monkeypatch.setattr(build_module, "PIECE_BYTES", PIECE_BYTES)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(pipeline, "CHUNK_BYTES", CHUNK_BYTES)
 
 
 Build = Callable[..., BuildReport]
@@ -83,7 +81,7 @@ def build(inputs: Path, vocabulary: Path, tmp_path: Path) -> Build:
 
     def build(out: str, **changes: Any) -> BuildReport:
         how = {
-            key: changes.pop(key) for key in ("workers", "max_bad", "progress") if key in changes
+            key: changes.pop(key) for key in ("workers", "max_bad", "on_progress") if key in changes
         }
         settings = {"shard_tokens": 3000, "val_share": 0.2, **changes}
         source = settings.pop("source", inputs)
@@ -189,8 +187,8 @@ def test_shuffle_is_a_permutation_chosen_by_its_seed(
         places = np.array([orders[1].index(text) for text in orders[0]])
         assert abs(np.corrcoef(places, np.arange(len(places)))[0, 1]) < 0.25
     # The buckets are how it is done, not what.
-    monkeypatch.setattr(spill_module, "_BUCKET_INPUT_BYTES", 500)
-    monkeypatch.setattr(spill_module, "_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(shuffle, "_BUCKET_INPUT_BYTES", 500)
+    monkeypatch.setattr(shuffle, "_BUFFER_BYTES", 1000)
     build("buckets", shuffle=0)
     assert contents(tmp_path / "buckets") == contents(tmp_path / "seed0")
 
@@ -259,12 +257,12 @@ def test_vocabulary_trained_on_the_input(
 def test_sample_for_the_vocabulary_is_bounded_and_of_all_files(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, _ = find_sources([str(inputs)], leave_out=Path("nowhere"))
-    reading = pieces_module.Reading("text", None)
+    found, _ = find_text_files([str(inputs)], leave_out=Path("nowhere"))
+    format = chunks.DocumentFormat("text", None)
     train = [text for text in TEXTS if text_split(text, 0.2) == "train"]
-    assert [text for text, _ in sample_module.sample_texts(found, reading, 0.2)] == train
-    monkeypatch.setattr(sample_module, "SAMPLE_BYTES", 6000)
-    sample = [text for text, _ in sample_module.sample_texts(found, reading, 0.2)]
+    assert list(vocabulary_module.sample_texts(found, format, 0.2)) == train
+    monkeypatch.setattr(vocabulary_module, "SAMPLE_BYTES", 6000)
+    sample = list(vocabulary_module.sample_texts(found, format, 0.2))
     assert 6000 <= sum(map(len, sample)) < 7000
     assert set(sample) < set(train)
     for part in (TEXTS[:150], TEXTS[150:300], TEXTS[300:]):
@@ -273,7 +271,7 @@ def test_sample_for_the_vocabulary_is_bounded_and_of_all_files(
 
 def test_progress_and_end(build: Build, tmp_path: Path) -> None:
     calls: list[BuildStatus] = []
-    build("out", tokenizer="train:290", shuffle=1, progress=calls.append)
+    build("out", tokenizer="train:290", shuffle=1, on_progress=calls.append)
     stages = [call.stage for call in calls]
     assert sorted(set(stages), key=stages.index) == ["vocabulary", "tokens", "shuffle"]
     for stage in set(stages):
@@ -290,13 +288,11 @@ def test_progress_and_end(build: Build, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from quintic.cli.main import main
-from quintic.data.build import pipeline as build
-from quintic.data.build import chunks as pieces
-from quintic.data.build import shuffle as spill
-build.PIECE_BYTES = pieces.PIECE_BYTES = {piece_bytes}
-build.COMMIT_EVERY_S = 0.0
-spill._BUCKET_INPUT_BYTES = 10_000
-spill._BUFFER_BYTES = 8_000
+from quintic.data.build import chunks, pipeline, shuffle
+pipeline.CHUNK_BYTES = chunks.CHUNK_BYTES = {chunk_bytes}
+pipeline.COMMIT_EVERY_S = 0.0
+shuffle._BUCKET_INPUT_BYTES = 10_000
+shuffle._BUFFER_BYTES = 8_000
 os.fsync = lambda descriptor: None  # is for power cuts, and takes most of the time
 at, count = {at}, 0
 
@@ -315,7 +311,7 @@ print(count, file=sys.stderr)
 
 
 def run_killed(arguments: list[str], at: int | None) -> subprocess.CompletedProcess[str]:
-    program = KILLED.format(piece_bytes=PIECE_BYTES, at=at)
+    program = KILLED.format(chunk_bytes=CHUNK_BYTES, at=at)
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True
     )
@@ -356,17 +352,17 @@ def test_killed_at_random_moments_and_continued_is_byte_identical(
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, task: int, error: BaseException) -> None:
     """Let the build fail at a task, after everything before was kept."""
-    monkeypatch.setattr(build_module, "COMMIT_EVERY_S", 0.0)
-    encode, count = Encoders.encode, 0
+    monkeypatch.setattr(pipeline, "COMMIT_EVERY_S", 0.0)
+    encode, count = EncoderPool.encode, 0
 
-    def failing(self: Encoders, pieces: Any) -> Any:
+    def failing(self: EncoderPool, chunks: Any) -> Any:
         nonlocal count
         count += 1
         if count == task:
             raise error
-        return encode(self, pieces)
+        return encode(self, chunks)
 
-    monkeypatch.setattr(Encoders, "encode", failing)
+    monkeypatch.setattr(EncoderPool, "encode", failing)
 
 
 def test_ctrl_c_says_that_the_same_command_continues(
@@ -408,18 +404,17 @@ def test_workers_end_when_their_parent_is_killed(
     program = f"""
 import multiprocessing, os, signal
 from pathlib import Path
-from quintic.data.build import pipeline as build
-from quintic.data.build import chunks as pieces
+from quintic.data.build import chunks, pipeline
 from quintic.data.build.pipeline import build_dataset
 from quintic.data.build.settings import BuildSettings
-build.PIECE_BYTES = pieces.PIECE_BYTES = {PIECE_BYTES}
+pipeline.CHUNK_BYTES = chunks.CHUNK_BYTES = {CHUNK_BYTES}
 
 def kill(status):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 settings = BuildSettings(({str(inputs)!r},), "words", tokenizer={str(vocabulary)!r})
-build_dataset(settings, Path({str(tmp_path / "out")!r}), workers=2, progress=kill)
+build_dataset(settings, Path({str(tmp_path / "out")!r}), workers=2, on_progress=kill)
 """
     # The pipe is shared with the workers: it is at its end when all of them have ended.
     done = subprocess.run(
@@ -442,10 +437,9 @@ def test_full_disk_is_one_line_and_the_build_continues(
     program = f"""
 import resource, signal, sys
 from quintic.cli.main import main
-from quintic.data.build import pipeline as build
-from quintic.data.build import chunks as pieces
-pieces.PIECE_BYTES = build.PIECE_BYTES = {PIECE_BYTES}
-build.COMMIT_EVERY_S = 0.0
+from quintic.data.build import chunks, pipeline
+chunks.CHUNK_BYTES = pipeline.CHUNK_BYTES = {CHUNK_BYTES}
+pipeline.COMMIT_EVERY_S = 0.0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 main(sys.argv[1:])
@@ -557,7 +551,7 @@ def test_bad_documents_are_skipped_under_the_limit_and_listed(
     assert lines[1].endswith("empty document")
     assert split_texts(tmp_path / "out")["train"] == TEXTS[:40]
     # A build that stopped at the limit continues with a larger one.
-    monkeypatch.setattr(build_module, "COMMIT_EVERY_S", 0.0)
+    monkeypatch.setattr(pipeline, "COMMIT_EVERY_S", 0.0)
     with pytest.raises(QuinticError, match="--max-bad allows 2"):
         build("again", source=path, max_bad=2, val_share=0)
     assert (tmp_path / "again" / ".build" / "state.json").exists()

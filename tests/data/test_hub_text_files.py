@@ -12,11 +12,11 @@ import pytest
 from pyarrow import parquet
 
 from quintic.cli.main import main
+from quintic.data.build import hub_text_files as module
+from quintic.data.build.hub_text_files import hub_text_files
 from quintic.data.build.pipeline import BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
-from quintic.data.hub import text_files as hubinput
-from quintic.data.hub.text_files import hub_text_files
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from tests.data.hub_server import HubServer, Repo
@@ -63,7 +63,7 @@ def repo(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def files(argument: str) -> list[str]:
-    return [source.name.removeprefix("hub:org/texts/") for source in hub_text_files(argument)]
+    return [file.name.removeprefix("hub:org/texts/") for file in hub_text_files(argument)]
 
 
 def test_configuration_of_the_card_gives_its_training_files(repo: Repo) -> None:
@@ -120,19 +120,19 @@ def test_build_from_the_hub_downloads_each_file_once(
 def test_progress_of_a_download_is_told(
     repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hubinput, "_SHOW_EVERY_S", 0.001)
+    monkeypatch.setattr(module, "_SHOW_EVERY_S", 0.001)
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100)
     waits = iter([0.05] * 10)
-    update = hubinput._Download.arrived
+    update = module._Download.count
 
-    def slow(self: hubinput._Download, count: int) -> None:
+    def slow(self: module._Download, count: int) -> None:
         update(self, count)
         time.sleep(next(waits, 0.0))
 
-    monkeypatch.setattr(hubinput._Download, "arrived", slow)
+    monkeypatch.setattr(module._Download, "count", slow)
     statuses: list[BuildStatus] = []
     settings = BuildSettings(("hub:org/texts",), "texts", tokenizer="train:280", val_share=0.0)
-    build_dataset(settings, tmp_path / "out", progress=statuses.append)
+    build_dataset(settings, tmp_path / "out", on_progress=statuses.append)
     fractions = [status.fraction for status in statuses if status.stage == "download"]
     assert len(set(fractions)) > 3
     assert 0 < fractions[0] < fractions[-1] <= 1
@@ -141,7 +141,7 @@ def test_progress_of_a_download_is_told(
 def test_file_that_cannot_be_downloaded_is_one_line(
     repo: Repo, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source, _) = hub_text_files("hub:org/texts")
+    (file, _) = hub_text_files("hub:org/texts")
     hub.deny = (403, "GatedRepo")
     with pytest.raises(QuinticError, match=r"cannot be read \(data/train-0\.parquet\): "):
-        source.local()
+        file.local_path()

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from quintic.data.build import chunks as pieces_module
-from quintic.data.build.chunks import FIRST, Position, Reading, read_pieces
-from quintic.data.build.documents import Bad, documents
-from quintic.data.build.inputs import find_sources
+from quintic.data.build import chunks
+from quintic.data.build.chunks import FIRST, DocumentFormat, Position, read_chunks
+from quintic.data.build.documents import BadDocument, documents
+from quintic.data.build.inputs import find_text_files
 from quintic.errors import QuinticError
 
 TEXTS = [f"Document {index}:\n\tâ, 漢 and 🙂.\r\n" * (1 + index % 5) for index in range(60)]
@@ -70,55 +70,55 @@ FORMATS: dict[str, Callable[[Path], None]] = {
 
 def read(
     inputs: Path | str, start: Position = FIRST, field: str = "text", separator: str | None = None
-) -> Iterator[tuple[Position, list[tuple[int, str] | Bad]]]:
-    """Where each piece begins and the documents in it."""
-    sources, _ = find_sources([str(inputs)], leave_out=Path("nowhere"))
-    reading = Reading(field, separator.encode() if separator else None)
-    for piece in read_pieces(sources, reading, start):
-        found: list[tuple[int, str] | Bad] = [
-            document if isinstance(document, Bad) else (document.line, document.text)
-            for document in documents(piece, reading)
+) -> Iterator[tuple[Position, list[tuple[int, str] | BadDocument]]]:
+    """Where each chunk begins and the documents in it."""
+    files, _ = find_text_files([str(inputs)], leave_out=Path("nowhere"))
+    format = DocumentFormat(field, separator.encode() if separator else None)
+    for chunk in read_chunks(files, format, start):
+        found: list[tuple[int, str] | BadDocument] = [
+            document if isinstance(document, BadDocument) else (document.line, document.text)
+            for document in documents(chunk, format)
         ]
-        yield piece.begin, found
+        yield chunk.begin, found
 
 
-def texts(inputs: Path | str, **reading: Any) -> list[str | Bad]:
+def texts(inputs: Path | str, **format: Any) -> list[str | BadDocument]:
     return [
-        document if isinstance(document, Bad) else document[1]
-        for _, found in read(inputs, **reading)
+        document if isinstance(document, BadDocument) else document[1]
+        for _, found in read(inputs, **format)
         for document in found
     ]
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("piece_bytes", [1, 700, 1 << 20])
-def test_every_format_gives_the_documents_whatever_the_size_of_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, piece_bytes: int
+@pytest.mark.parametrize("chunk_bytes", [1, 700, 1 << 20])
+def test_every_format_gives_the_documents_whatever_the_size_of_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk_bytes: int
 ) -> None:
     FORMATS[name](tmp_path / name)
-    monkeypatch.setattr(pieces_module, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(pieces_module, "_UNPACK_BYTES", 100)
-    monkeypatch.setattr(pieces_module, "_COLUMN_READ_BYTES", 333)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunks, "_UNPACK_BYTES", 100)
+    monkeypatch.setattr(chunks, "_COLUMN_READ_BYTES", 333)
     assert texts(tmp_path / name, separator=SEPARATOR) == TEXTS
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_reading_goes_on_from_every_piece_with_the_same_line_numbers(
+def test_reading_goes_on_from_every_chunk_with_the_same_line_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     FORMATS[name](tmp_path / name)
-    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 700)
-    monkeypatch.setattr(pieces_module, "_COLUMN_READ_BYTES", 333)
-    monkeypatch.setattr(pieces_module, "_UNPACK_BYTES", 100)
-    pieces = list(read(tmp_path / name, separator=SEPARATOR))
-    assert len(pieces) > 1
-    for index, (position, _) in enumerate(pieces):
-        # Other pieces, the same documents.
-        monkeypatch.setattr(pieces_module, "PIECE_BYTES", 100 + 50 * index)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(chunks, "_COLUMN_READ_BYTES", 333)
+    monkeypatch.setattr(chunks, "_UNPACK_BYTES", 100)
+    cut = list(read(tmp_path / name, separator=SEPARATOR))
+    assert len(cut) > 1
+    for index, (position, _) in enumerate(cut):
+        # Other chunks, the same documents.
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", 100 + 50 * index)
         rest = [
             d for _, found in read(tmp_path / name, position, separator=SEPARATOR) for d in found
         ]
-        assert rest == [document for _, found in pieces[index:] for document in found]
+        assert rest == [document for _, found in cut[index:] for document in found]
 
 
 @pytest.mark.parametrize(
@@ -150,21 +150,21 @@ def test_text_file_without_separator_is_one_document(tmp_path: Path) -> None:
 @given(
     text=st.text(alphabet="ab\n", max_size=60),
     separator=st.sampled_from(["\n", "\n\n", "a\na", "aa"]),
-    piece_bytes=st.integers(1, 20),
+    chunk_bytes=st.integers(1, 20),
 )
-@example(text="a\n\n\nb", separator="\n\n", piece_bytes=4)
+@example(text="a\n\n\nb", separator="\n\n", chunk_bytes=4)
 @settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_separators_that_overlap_cut_the_same_whatever_the_size_of_pieces(
+def test_separators_that_overlap_cut_the_same_whatever_the_size_of_chunks(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     text: str,
     separator: str,
-    piece_bytes: int,
+    chunk_bytes: int,
 ) -> None:
     (tmp_path / "a.txt").write_text(text)
-    monkeypatch.setattr(pieces_module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
     found = [d for _, part in read(tmp_path / "a.txt", separator=separator) for d in part]
     expected, line = [], 1
     for document in text.split(separator):
@@ -194,7 +194,7 @@ def test_bad_lines_are_named_with_line_and_reason(tmp_path: Path) -> None:
     )
     found = texts(path)
     assert [text for text in found if isinstance(text, str)] == ["good", "last, without a line end"]
-    reasons = {bad.line: bad.reason for bad in found if isinstance(bad, Bad)}
+    reasons = {bad.line: bad.reason for bad in found if isinstance(bad, BadDocument)}
     assert list(reasons) == [3, 4, 5, 6, 7, 8, 9, 10, 11]
     assert "broken JSON (Unterminated string" in reasons[3]
     assert reasons[4] == "no field 'text' (--field), there are body, id"
@@ -209,10 +209,10 @@ def test_bad_lines_are_named_with_line_and_reason(tmp_path: Path) -> None:
 def test_bad_rows_are_named_with_row_and_reason(tmp_path: Path) -> None:
     values = [b"good", None, b"", b"caf\xe9", *[b"x"] * 20]
     write_column(tmp_path / "a.parquet", pyarrow.array(values, pyarrow.binary()))
-    assert [found for found in texts(tmp_path / "a.parquet") if isinstance(found, Bad)] == [
-        Bad(0, 2, "column 'text' is null"),
-        Bad(0, 3, "empty document"),
-        Bad(0, 4, "invalid UTF-8 at byte 3 of the document"),
+    assert [found for found in texts(tmp_path / "a.parquet") if isinstance(found, BadDocument)] == [
+        BadDocument(0, 2, "column 'text' is null"),
+        BadDocument(0, 3, "empty document"),
+        BadDocument(0, 4, "invalid UTF-8 at byte 3 of the document"),
     ]
 
 
@@ -220,10 +220,10 @@ def test_bad_text_is_named_with_the_line_where_it_begins(tmp_path: Path) -> None
     (tmp_path / "a.txt").write_bytes(b"one\n##\ntwo\xff\n##\n##\n\n")
     assert texts(tmp_path / "a.txt", separator="##\n") == [
         "one\n",
-        Bad(0, 3, "invalid UTF-8 at byte 3 of the document"),
+        BadDocument(0, 3, "invalid UTF-8 at byte 3 of the document"),
     ]
     (tmp_path / "b.txt").write_bytes(b"")
-    assert texts(tmp_path / "b.txt") == [Bad(0, 1, "empty document")]
+    assert texts(tmp_path / "b.txt") == [BadDocument(0, 1, "empty document")]
 
 
 # What cannot be read -----------------------------------------------------------------------------
@@ -268,8 +268,8 @@ def test_column_that_is_not_there_or_no_text(tmp_path: Path) -> None:
 
 
 def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "MAX_DOCUMENT_BYTES", 1 << 20)
-    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 1 << 10)
+    monkeypatch.setattr(chunks, "MAX_DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1 << 10)
     path = tmp_path / "a.txt"
     path.write_bytes(b"some text\n" * 200_000)
     with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):
@@ -297,9 +297,9 @@ def test_reading_does_not_hold_the_input(tmp_path: Path) -> None:
     with (tmp_path / "a.jsonl.zst").open("wb") as file:
         for _ in range(12):
             file.write(packer.compress(b"".join(lines)))
-    found, _ = find_sources([str(tmp_path)], leave_out=Path("nowhere"))
+    found, _ = find_text_files([str(tmp_path)], leave_out=Path("nowhere"))
     tracemalloc.start()
-    read_bytes = sum(piece.size for piece in read_pieces(found, Reading("text", None)))
+    read_bytes = sum(chunk.size for chunk in read_chunks(found, DocumentFormat("text", None)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read_bytes == 12_000 * len(lines[0]) > 60_000_000
@@ -329,13 +329,13 @@ def tree(tmp_path: Path) -> Path:
 
 
 def names(root: Path, *inputs: str) -> list[str]:
-    found, _ = find_sources([str(root / name) for name in inputs], leave_out=root / "out")
-    return [os.path.relpath(source.name, root) for source in found]
+    found, _ = find_text_files([str(root / name) for name in inputs], leave_out=root / "out")
+    return [os.path.relpath(file.name, root) for file in found]
 
 
 def test_folders_are_searched_by_name_without_hidden_files_and_the_output(tree: Path) -> None:
     assert names(tree, ".") == ["B/x.parquet", "a/c.md", "a/z.jsonl", "b.txt"]
-    _, notes = find_sources([str(tree)], leave_out=tree / "out")
+    _, notes = find_text_files([str(tree)], leave_out=tree / "out")
     assert notes == [f"{tree}: 3 files of other kinds are left out"]
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quintic.kernels import cross_entropy, gram
+from quintic.kernels import cross_entropy, gram, transpose
 
 CAPABILITY = 90
 """Hopper's."""
@@ -68,5 +68,14 @@ report(
         | {"BLOCK": block, "BLOCK_K": block_k},
         num_warps=gram.WARPS,
         num_stages=gram.STAGES,
+    ),
+)
+report(
+    "transpose",
+    ptx_of(
+        transpose._transpose_tile,
+        {"source_ptr": "*u8", "out_ptr": "*u8", "rows": "i32", "columns": "i32"},
+        {"BLOCK": transpose.BLOCK},
+        num_warps=transpose.WARPS,
     ),
 )

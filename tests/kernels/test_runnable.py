@@ -108,7 +108,7 @@ def test_a_run_goes_on_without_the_kernel_it_began_with(
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_kernels_compile_for_hopper_and_use_what_it_has(tmp_path: Path) -> None:
     """By Triton's compiler, which needs no GPU; in a process of its own, since here the kernels
-    are interpreted. Hopper's: tensor cores for a product, loads of 16 bytes for rows of logits,
+    are interpreted. Hopper's: tensor cores for a product, loads of 16 bytes for rows of numbers,
     rounding to float8 in one instruction."""
     script = Path(__file__).with_name("compile_kernels.py")
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
@@ -120,4 +120,5 @@ def test_the_kernels_compile_for_hopper_and_use_what_it_has(tmp_path: Path) -> N
         "cross_entropy 1 *fp8e5 ld.global.v4 cvt.rn.satfinite.e5m2x2.f32",
         "cross_entropy 3 *fp8e5 ld.global.v4 cvt.rn.satfinite.e5m2x2.f32",
         "gram ld.global.v4 wgmma",
+        "transpose ld.global.v4",
     ]

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
-from quintic.model.attention import attend, attention_block_mask, attention_mask, mean_visible
+from quintic.model.attention import (
+    attend,
+    attention_block_mask,
+    attention_mask,
+    mean_attention_span,
+)
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
 
@@ -54,8 +59,8 @@ def test_the_last_positions_see_what_the_definition_says(mask: str, time: int) -
 def test_masked_attention_is_a_softmax_over_what_is_visible(mask: str) -> None:
     random = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, len(TEXT), 8, generator=random, dtype=torch.float64)
-    visible = attention_mask(torch.tensor([TEXT, TEXT]), len(TEXT), **MASKS[mask])
-    found = attend(q, k, v, visible)
+    attn_mask = attention_mask(torch.tensor([TEXT, TEXT]), len(TEXT), **MASKS[mask])
+    found = attend(q, k, v, attn_mask)
     for t in range(len(TEXT)):
         places = [s for s in range(len(TEXT)) if mask_mod(t, s, **MASKS[mask])]
         scores = (k[:, :, places] @ q[:, :, t, :, None]).squeeze(-1) / math.sqrt(8)
@@ -186,12 +191,13 @@ def test_flops_of_attention_are_those_of_the_visible_pairs(window: int | None) -
     context = 64
     pairs = sum(min(t + 1, window or context) for t in range(context))
     diagonal = min(window or context, context) / 2  # half of what each of the newest sees first
-    assert mean_visible(context, window) == pytest.approx(pairs / context - diagonal / context)
+    span = mean_attention_span(context, window)
+    assert span == pytest.approx(pairs / context - diagonal / context)
     config = ModelConfig(layers=2, width=16, heads=2, context=context, vocab_size=12)
     rest = 6 * (2 * 12 * 16**2 + 12 * 16)
     if window is not None:  # one that grows counts as the mean of all its sizes
-        sizes = [mean_visible(context, 1 + round(i * (window - 1) / 1000)) for i in range(1001)]
-        mean = sum(sizes) / len(sizes)
-        assert mean_visible(context, window, start=1) == pytest.approx(mean, rel=0.02)
+        windows = (1 + round(i * (window - 1) / 1000) for i in range(1001))
+        mean = sum(mean_attention_span(context, size) for size in windows) / 1001
+        assert mean_attention_span(context, window, start=1) == pytest.approx(mean, rel=0.02)
     flops = meta_model(replace(config, window=window)).flops_per_token()
-    assert flops == rest + 12 * 2 * mean_visible(context, window) * 16
+    assert flops == rest + 12 * 2 * span * 16

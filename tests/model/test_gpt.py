@@ -186,23 +186,23 @@ def rotary(dtype: torch.dtype, config: ModelConfig = SMALL) -> Rotary:
 
 
 def test_rotary_embedding_is_relative() -> None:
-    turn = rotary(torch.float64).turn
+    rotate = rotary(torch.float64).rotate
     random = torch.Generator().manual_seed(1)
     q, k = torch.randn(2, 1, 1, 1, SMALL.head_width, generator=random, dtype=torch.float64)
 
     def score(t: int, s: int) -> float:
-        return float((turn(q, t) * turn(k, s)).sum())
+        return float((rotate(q, t) * rotate(k, s)).sum())
 
     for shift in (1, 4, 9):
         assert score(5 + shift, 2 + shift) == pytest.approx(score(5, 2), rel=1e-12)
     assert abs(score(6, 2) - score(5, 2)) > 1e-3
 
 
-def test_rotary_embedding_turns_the_planes_as_the_original_does() -> None:
-    turn = rotary(torch.float64).turn
+def test_rotary_embedding_rotates_the_planes_as_the_original_does() -> None:
+    rotate = rotary(torch.float64).rotate
     random = torch.Generator().manual_seed(2)
     x = torch.randn(2, 3, 5, SMALL.head_width, generator=random, dtype=torch.float64)
-    y = turn(x, start=4)
+    y = rotate(x, start=4)
     half = SMALL.head_width // 2
     for i in range(half):
         angle = torch.arange(4, 9, dtype=torch.float64) / 10_000.0 ** (i / half)
@@ -221,11 +221,13 @@ def test_rotary_embedding_turns_the_planes_as_the_original_does() -> None:
     ],
 )
 def test_rotary_tables_are_never_below_float32(compute: torch.dtype, tables: torch.dtype) -> None:
-    turn = rotary(compute, ModelConfig(layers=1, width=32, heads=2, context=1024, vocab_size=8))
-    assert turn.cos_TK.dtype == turn.sin_TK.dtype == tables
+    positions = rotary(
+        compute, ModelConfig(layers=1, width=32, heads=2, context=1024, vocab_size=8)
+    )
+    assert positions.cos_TK.dtype == positions.sin_TK.dtype == tables
     angle = torch.arange(1024, dtype=torch.float64)
-    torch.testing.assert_close(turn.cos_TK[:, 0], angle.cos().to(tables), rtol=0, atol=1e-7)
-    assert turn.turn(torch.ones(1, 1, 3, 16, dtype=compute), 0).dtype == compute
+    torch.testing.assert_close(positions.cos_TK[:, 0], angle.cos().to(tables), rtol=0, atol=1e-7)
+    assert positions.rotate(torch.ones(1, 1, 3, 16, dtype=compute), 0).dtype == compute
 
 
 def test_every_block_is_the_identity_at_the_start() -> None:

@@ -126,7 +126,7 @@ def test_a_model_predicts_further_tokens_in_training_alone() -> None:
     next_alone = build_model(config, **options)  # type: ignore[arg-type]
     ids_BT = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(0))
     batch = ids_BT[:, :-1], ids_BT[:, 1:]
-    model.set_token_weights(WEIGHTS)
+    model.set_mtp_weights(WEIGHTS)
     x_ND = model.features(batch[0]).flatten(0, 1)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
     expected = plain_cross_entropy(
@@ -135,9 +135,9 @@ def test_a_model_predicts_further_tokens_in_training_alone() -> None:
     torch.testing.assert_close(model.loss(*batch), expected, rtol=1e-13, atol=0)
     with torch.no_grad():
         assert model.loss(*batch) == next_alone.loss(*batch)
-    model.set_token_weights([1.0, 0.0, 0.0])
+    model.set_mtp_weights([1.0, 0.0, 0.0])
     torch.testing.assert_close(model.loss(*batch), next_alone.loss(*batch), rtol=1e-14, atol=0)
-    assert "token_weights" not in model.state_dict()
+    assert "mtp_weights" not in model.state_dict()
 
 
 def test_three_tokens_become_two_and_one_as_in_the_record() -> None:

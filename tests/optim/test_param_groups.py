@@ -241,33 +241,33 @@ def test_precision_of_newton_schulz_is_as_configured(
 # What must be refused -----------------------------------------------------------------------------
 
 
-def routed() -> tuple[LanguageModel, list[ParamSpec]]:
+def with_specs() -> tuple[LanguageModel, list[ParamSpec]]:
     model = build_model(SIZES)
     return model, assign_parameters(model, OptimConfig())
 
 
 def test_an_unclaimed_parameter_is_refused_by_name() -> None:
-    model, specs = routed()
+    model, specs = with_specs()
     missing = [spec for spec in specs if spec.name != "layers.1.mlp.up.weight"]
     with pytest.raises(QuinticError, match=r"claimed by no optimizer: layers\.1\.mlp\.up\.weight"):
         build_optimizers(model, missing, OptimConfig(), device=CPU)
 
 
 def test_a_parameter_claimed_twice_is_refused_by_name() -> None:
-    model, specs = routed()
+    model, specs = with_specs()
     again = replace(specs[0], optimizer="muon")
     with pytest.raises(QuinticError, match=r"claimed twice: embed\.weight"):
         check_param_specs(model, [*specs, again])
 
 
-def test_a_route_without_a_parameter_is_refused_by_name() -> None:
-    model, specs = routed()
+def test_a_spec_without_a_parameter_is_refused_by_name() -> None:
+    model, specs = with_specs()
     with pytest.raises(QuinticError, match=r"does not have: \['head\.weight'\]"):
         check_param_specs(model, [*specs, replace(specs[0], name="head.weight")])
 
 
 def test_one_tensor_claimed_under_two_names_is_refused_with_both() -> None:
-    model, specs = routed()
+    model, specs = with_specs()
     model.head = Head(32, 16)
     model.head.weight = model.embed.weight
     check_param_specs(model, specs)  # one claim of the tied tensor is right

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from quintic.cli.grid import parse_vary
-from quintic.compare.figure import style
+from quintic.figure import style
 from quintic.recipes import get_recipe
 from quintic.sweep.figure import BEST_COLOUR, draw_sweep, loss_limits, smallest_gap
 from quintic.sweep.plan import PlannedRun, make_plan
 from quintic.sweep.record import Outcome
-from quintic.sweep.summary import Found, summarize_sweep
+from quintic.sweep.summary import SweepSummary, summarize_sweep
 
 LRS = "optim.muon.lr=0.001,0.004,0.016,0.064"
 SCALES = "optim.muon.scale=aspect,rms,max_dim"
@@ -26,14 +26,14 @@ def outcome(run: PlannedRun) -> Outcome:
     return Outcome("finished", 3.4 + abs(np.log(lr / 0.004)) / 10 + 0.01 * (run.seed - 1337))
 
 
-def sweep(*varied: str, draws: int | None = None, seeds: int = 2) -> Found:
+def sweep(*varied: str, draws: int | None = None, seeds: int = 2) -> SweepSummary:
     plan = make_plan(
         get_recipe("laptop"), [parse_vary(text) for text in varied], seeds=seeds, draws=draws
     )
     return summarize_sweep(plan, {run.name: outcome(run) for run in plan.runs})
 
 
-def drawn(found: Found, folder: Path) -> np.ndarray:
+def drawn(found: SweepSummary, folder: Path) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns where labels do not fit
         draw_sweep(found, folder / "sweep.png")

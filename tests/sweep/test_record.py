@@ -12,7 +12,14 @@ from quintic.errors import QuinticError
 from quintic.metrics import read_metrics
 from quintic.recipes import get_recipe
 from quintic.sweep.plan import Plan, PlannedRun, make_plan
-from quintic.sweep.record import RECORD, Outcome, begin, outcome_in, steps_done, write
+from quintic.sweep.record import (
+    RECORD,
+    Outcome,
+    outcome_in,
+    read_outcomes,
+    steps_done,
+    write_record,
+)
 
 
 def plan(*varied: str, seeds: int = 1, **changes: object) -> Plan:
@@ -25,7 +32,7 @@ def as_begun(folder: Path, of: Plan, *outcomes: Outcome) -> None:
     folder.mkdir()
     for run in of.runs:
         run_dir.create(folder / run.name, run.config, "")
-    write(folder, of, {run.name: o for run, o in zip(of.runs, outcomes, strict=True)})
+    write_record(folder, of, {run.name: o for run, o in zip(of.runs, outcomes, strict=True)})
 
 
 def test_a_run_counts_as_finished_only_with_its_last_validation_and_its_last_state(
@@ -63,13 +70,13 @@ def test_what_is_recorded_is_known_again_and_what_failed_or_is_gone_is_to_be_don
     ]
     as_begun(tmp_path / "s", of, *outcomes, Outcome("finished", 3.5))
     shutil.rmtree(tmp_path / "s" / of.runs[3].name)
-    assert list(begin(tmp_path / "s", of).values()) == [*outcomes[:2], Outcome(), Outcome()]
+    assert list(read_outcomes(tmp_path / "s", of).values()) == [*outcomes[:2], Outcome(), Outcome()]
 
 
 def test_a_sweep_may_grow_by_values_and_seeds_and_keeps_what_it_has(tmp_path: Path) -> None:
     of = plan("model.layers=2,4")
     as_begun(tmp_path / "s", of, Outcome("finished", 3.0), Outcome("finished", 2.0))
-    known = begin(tmp_path / "s", plan("model.layers=1,4,2", seeds=2))
+    known = read_outcomes(tmp_path / "s", plan("model.layers=1,4,2", seeds=2))
     assert {name: o.val_loss for name, o in known.items()} == {
         **{
             "model.layers=1,seed=1337": None,
@@ -101,7 +108,7 @@ def test_a_folder_of_another_sweep_is_refused(other: Plan, message: str, tmp_pat
     as_begun(tmp_path / "s", plan("model.layers=2,4"), Outcome(), Outcome())
     before = sorted(path.name for path in tmp_path.rglob("*"))
     with pytest.raises(QuinticError) as caught:
-        begin(tmp_path / "s", other)
+        read_outcomes(tmp_path / "s", other)
     assert str(caught.value).startswith(f"{tmp_path / 's'} holds another sweep, {message}")
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
@@ -110,7 +117,7 @@ def test_a_varied_field_may_have_another_value_in_the_recipe(tmp_path: Path) -> 
     """Since none of the runs has it."""
     of = plan("model.layers=2,4")
     as_begun(tmp_path / "s", of, Outcome("finished", 3.0), Outcome())
-    again = begin(tmp_path / "s", plan("model.layers=2,4", **{"model.layers": 7}))
+    again = read_outcomes(tmp_path / "s", plan("model.layers=2,4", **{"model.layers": 7}))
     assert again["model.layers=2,seed=1337"] == Outcome("finished", 3.0)
 
 
@@ -129,7 +136,7 @@ def test_a_varied_field_may_have_another_value_in_the_recipe(tmp_path: Path) -> 
 def test_a_damaged_record_is_refused(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(content)
     with pytest.raises(QuinticError) as caught:
-        begin(tmp_path, plan("model.layers=2"))
+        read_outcomes(tmp_path, plan("model.layers=2"))
     assert message in str(caught.value)
 
 
@@ -140,7 +147,7 @@ def test_a_folder_with_anything_else_in_it_is_refused(tiny_run: Path, tmp_path: 
         tmp_path / "file": f"--out {tmp_path / 'file'} is not a folder: choose another",
     }.items():
         with pytest.raises(QuinticError, match=message):
-            begin(out, plan("model.layers=2"))
+            read_outcomes(out, plan("model.layers=2"))
 
 
 def test_the_record_says_what_was_asked_and_is_plain_json(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from quintic.cli.grid import parse_vary
 from quintic.recipes import get_recipe
 from quintic.sweep.plan import make_plan
 from quintic.sweep.record import Outcome
-from quintic.sweep.summary import Found, summarize_sweep, table
+from quintic.sweep.summary import SweepSummary, summarize_sweep, table
 
 DIVERGED, FAILED, UNFINISHED = Outcome("diverged"), Outcome("failed"), Outcome()
 LAYERS = (1, 2, 3, 4)
 
 
-def found(*losses: list[float | Outcome]) -> Found:
+def found(*losses: list[float | Outcome]) -> SweepSummary:
     """A sweep over as many numbers of layers, each with its losses or outcomes by seed."""
     values = ",".join(str(n) for n in LAYERS[: len(losses)])
     plan = make_plan(
@@ -27,7 +27,7 @@ def found(*losses: list[float | Outcome]) -> Found:
     return summarize_sweep(plan, outcomes)
 
 
-def layers(sweep: Found) -> list[int]:
+def layers(sweep: SweepSummary) -> list[int]:
     return [combination.values["model.layers"] for combination in sweep.ranked]
 
 

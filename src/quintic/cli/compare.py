@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from quintic.cli.options import Compare
 from quintic.compare.comparison import Comparison, compare
-from quintic.compare.conclusions import sentences
+from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import draw_comparison
 from quintic.compare.page import write_page
 from quintic.compare.runs import read_run
-from quintic.compare.table import differences_table, print_table, results_table
+from quintic.compare.table import differences_table, results_table
 from quintic.console import Console
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, require_package
 from quintic.files import write_json
 from quintic.run_dir import CONFIG
 
-SUFFIXES = (".png", ".html", ".json")
+
+def _write_json(comparison: Comparison, path: Path) -> None:
+    write_json(path, {**comparison.to_dict(), "evidence": list(conclusions(comparison))})
+
+
+WRITERS: dict[str, Callable[[Comparison, Path], None]] = {
+    ".png": draw_comparison,
+    ".html": write_page,
+    ".json": _write_json,
+}
+"""Writer of `--out` by the end of the file's name."""
 
 
 def run(command: Compare, _arguments: Sequence[str]) -> None:
     """Print tables and conclusions, and write what `--out` asks for."""
+    require_package("scipy", "compare", "quintic compare")
     if command.out is not None:
         _check_out(command.out)
     if command.batch_tokens is not None and command.batch_tokens < 1:
@@ -33,20 +45,20 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     )
     console = Console()
     if (differences := differences_table(comparison)) is not None:
-        print_table(console.rich, "what differs", differences)
-    print_table(console.rich, "validation loss in nats per token", results_table(comparison))
+        console.table(differences, "what differs")
+    console.table(results_table(comparison), "validation loss in nats per token")
     for note in comparison.notes:
         console.line(f"note: {note}")
-    for sentence in sentences(comparison):
-        console.line(f"- {sentence}")
+    for conclusion in conclusions(comparison):
+        console.line(f"- {conclusion}")
     if command.out is not None:
-        _write(comparison, command.out)
+        WRITERS[command.out.suffix](comparison, command.out)
         console.line(f"written {command.out}")
 
 
 def _check_out(path: Path) -> None:
     """Raise `QuinticError` where `--out` cannot be written, or holds something else already."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in WRITERS:
         raise QuinticError(
             f"--out {path} ends in {path.suffix or 'nothing'!r}: it must end in .png for a figure, "
             ".html for a page or .json for the numbers"
@@ -62,20 +74,9 @@ def _check_out(path: Path) -> None:
             f"--out {path} would replace a file of the run in {path.parent}: choose another name"
         )
     if path.suffix == ".json":
-        try:
-            own = "quintic compare" in json.loads(path.read_text())
-        except (ValueError, TypeError):
-            own = False
-        if not own:
-            raise QuinticError(
-                f"--out {path} exists and is no comparison: choose another name, or remove it"
-            )
-
-
-def _write(comparison: Comparison, path: Path) -> None:
-    if path.suffix == ".png":
-        draw_comparison(comparison, path)
-    elif path.suffix == ".html":
-        write_page(comparison, path)
-    else:
-        write_json(path, {**comparison.to_dict(), "evidence": list(sentences(comparison))})
+        with suppress(ValueError, TypeError):
+            if "quintic compare" in json.loads(path.read_text()):
+                return
+        raise QuinticError(
+            f"--out {path} exists and is no comparison: choose another name, or remove it"
+        )

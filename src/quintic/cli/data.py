@@ -13,11 +13,13 @@ from dataclasses import asdict
 from typing import Any
 
 from quintic.cli.options import Data, DataBuild, DataCheck, DataFetch, DataInfo, DataPush
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, require_package
 
 
 def run(command: Data, _arguments: Sequence[str]) -> None:
     """Run the command that follows the word `data`."""
+    for package in ("huggingface_hub", "pyarrow"):
+        require_package(package, "data", "quintic data")
     runs: dict[type, Callable[[Any], None]] = {
         DataFetch: _fetch,
         DataBuild: _build,
@@ -74,7 +76,7 @@ def _build(command: DataBuild) -> None:
                 command.out,
                 workers=command.workers,
                 max_bad=command.max_bad,
-                progress=progress.show,
+                on_progress=progress.show,
             )
     except KeyboardInterrupt:
         print("quintic: the same command continues this build", file=sys.stderr)
@@ -116,40 +118,31 @@ def _push(command: DataPush) -> None:
 
 
 def _info(command: DataInfo) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from quintic.console import Console, Table
     from quintic.data.verify import describe_dataset
 
     info = describe_dataset(command.path, command.tokenizer)
     if command.json:
         print(json.dumps({**asdict(info), "path": str(info.path)}))
         return
-    table = Table("split", "shards", "tokens", "documents", "bytes per token", "document tokens")
+    header = ["split", "shards", "tokens", "documents", "bytes per token", "document tokens"]
+    rows = []
     for name, split in info.splits.items():
         lengths = ", ".join(f"{p}%: {length:,}" for p, length in split.document_tokens.items())
-        table.add_row(
-            name,
-            f"{split.shards:,}",
-            f"{split.tokens:,}",
-            "unknown" if split.documents is None else f"{split.documents:,}",
-            "unknown" if split.bytes_per_token is None else f"{split.bytes_per_token:.3f}",
-            lengths or "unknown",
-        )
-    console = Console(highlight=False)
-    console.print(f"dataset      {info.path}", markup=False, soft_wrap=True)
+        documents = "unknown" if split.documents is None else f"{split.documents:,}"
+        ratio = "unknown" if split.bytes_per_token is None else f"{split.bytes_per_token:.3f}"
+        counts = f"{split.shards:,}", f"{split.tokens:,}"
+        rows.append([name, *counts, documents, ratio, lengths or "unknown"])
+    console = Console()
+    console.line(f"dataset      {info.path}")
     vocabulary = "unknown" if info.vocab_size is None else f"{info.vocab_size:,}"
-    console.print(
-        f"tokenizer    {info.tokenizer or 'unknown'}, vocabulary {vocabulary}",
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(f"fingerprint  {info.fingerprint}", markup=False, soft_wrap=True)
-    console.print(table)
+    console.line(f"tokenizer    {info.tokenizer or 'unknown'}, vocabulary {vocabulary}")
+    console.line(f"fingerprint  {info.fingerprint}")
+    console.table(Table(header, rows))
     for sample in info.samples:
-        console.print(f"sample: {sample!r}", markup=False, soft_wrap=True)
+        console.line(f"sample: {sample!r}")
     for note in info.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        console.line(f"note: {note}")
 
 
 def _check(command: DataCheck) -> None:

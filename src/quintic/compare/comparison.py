@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from quintic.compare.groups import (
     differing_settings,
     group_runs,
 )
-from quintic.compare.matched_loss import Lengths, compare_lengths
-from quintic.compare.record import AXES, Axis, RunRecord
+from quintic.compare.matched_loss import MatchedLoss, match_losses
+from quintic.compare.record import AXES, Axis, Place, RunRecord
 from quintic.compare.statistics import (
     BelowTarget,
     Difference,
@@ -35,58 +35,53 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class MeanPoint:
+class MeanLoss(Place):
     """A validation of a group: its mean loss over the seeds, the lowest and the highest."""
 
-    steps: int
-    tokens: float | None
-    seconds: float | None
-    """Mean over the seeds."""
     mean: float
     low: float
     high: float
 
-    def at(self, axis: Axis) -> float | None:
-        """The place on an axis; None where a run does not say."""
-        value: float | None = getattr(self, axis)
-        return value
-
 
 @dataclass(frozen=True)
-class Reach:
-    """What a group took to reach the target, on one axis."""
+class ToTarget:
+    """Tokens, steps or seconds that a group took to reach the target."""
 
     values: tuple[float, ...]
-    """Of the runs that reached it."""
+    """Those of the runs that reached it."""
     runs: int
-    """Of which so many were counted."""
+    """Runs that were counted, whether they reached it or not."""
     mean: float | None
     """None unless all of them reached it: the mean of those that did would flatter the group."""
     ratio: Ratio | None
-    """To the first group."""
+    """Ratio to the first group."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What is found of one group."""
+class GroupResult:
+    """The results of one group."""
 
     group: Group
-    curve: tuple[MeanPoint, ...]
+    curve: tuple[MeanLoss, ...]
     """At the steps at which every counted run has a validation."""
-    losses: tuple[float, ...]
+    final_losses: tuple[float, ...]
     """Final losses of the counted runs that came to their end."""
-    diverged: tuple[RunRecord, ...]
-    unfinished: tuple[RunRecord, ...]
     summary: Summary | None
-    """Of the final losses; None where there are none, or a run diverged."""
-    below: BelowTarget | None
-    difference: Difference | None
-    """To the first group."""
-    reach: dict[Axis, Reach]
-    """Axes that every counted run knows."""
+    """Mean and spread of the final losses; None where there are none, or a run diverged."""
+    below_target: BelowTarget | None
+    difference_to_first: Difference | None
+    to_target: dict[Axis, ToTarget]
+    """Cost of the target on each axis that every counted run knows."""
     tokens_per_s: float | None
     memory_gib: float | None
     optimizer_share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        found = asdict(self)
+        del found["group"]
+        runs = [run.to_dict() for run in self.group.runs]
+        return {"label": self.group.label, "runs": runs, **found}
 
 
 @dataclass(frozen=True)
@@ -96,18 +91,18 @@ class Comparison:
     target: float | None
     axis: Axis
     paired: bool
-    """Whether a seed of one group was compared with the same seed of the first."""
-    results: tuple[Result, ...]
+    """True where a seed of one group was compared with the same seed of the first."""
+    results: tuple[GroupResult, ...]
     settings: dict[str, list[Any]]
-    """What differs between the configs, a value for each group."""
-    lengths: tuple[Lengths, ...]
-    """Where one config was trained for several lengths: which of them ends where another ends."""
+    """Fields that differ between the configs, with a value for each group."""
+    matched: tuple[MatchedLoss, ...]
+    """Every config that was trained for several lengths, beside every other group."""
     comparable: bool
     """False where the losses do not compare and were forced side by side."""
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: every number of the comparison."""
+        """Return every number of the comparison, ready for JSON."""
         return {
             "quintic compare": FORMAT,
             "target": self.target,
@@ -116,8 +111,8 @@ class Comparison:
             "comparable": self.comparable,
             "settings": self.settings,
             "notes": list(self.notes),
-            "lengths": [_lengths_dict(lengths) for lengths in self.lengths],
-            "groups": [_result_dict(result) for result in self.results],
+            "lengths": [matched.to_dict() for matched in self.matched],
+            "groups": [result.to_dict() for result in self.results],
         }
 
 
@@ -151,20 +146,19 @@ def compare(
         if not run.has(axis):
             raise QuinticError(_lacks(run, axis))
     groups = group_runs(runs)
-    first: Result | None = None
-    results: list[Result] = []
-    for group in groups:
-        if paired and first is not None:
-            _check_pairs(group, first.group)
-        results.append(_result(group, target, first if comparable else None, paired))
-        first = results[0]
+    if paired:
+        for group in groups:
+            _check_pairs(group, groups[0])
+    first = _result(groups[0], target, None, paired)
+    reference = first if comparable else None
+    results = [first, *(_result(group, target, reference, paired) for group in groups[1:])]
     return Comparison(
         target=target,
         axis=axis,
         paired=paired,
         results=tuple(results),
         settings=differing_settings(groups),
-        lengths=tuple(compare_lengths(groups)) if comparable else (),
+        matched=tuple(match_losses(groups)) if comparable else (),
         comparable=comparable,
         notes=tuple(_notes(results, comparable)),
     )
@@ -192,119 +186,104 @@ def _lacks(run: RunRecord, axis: Axis) -> str:
 
 
 def _check_pairs(group: Group, first: Group) -> None:
-    seeds = [{run.seed for run in g.counted} - {None} for g in (group, first)]
-    if not seeds[0] & seeds[1]:
+    seeds, wanted = ({run.seed for run in g.counted} - {None} for g in (group, first))
+    if group is not first and not seeds & wanted:
         raise QuinticError(
             f"--paired compares runs of the same seed, and {group.label} has none of those of "
             f"{first.label}: train both with the same --train.seed, or leave --paired out"
         )
 
 
-def _result(group: Group, target: float | None, first: Result | None, paired: bool) -> Result:
+def _result(
+    group: Group, target: float | None, first: GroupResult | None, paired: bool
+) -> GroupResult:
     counted = group.counted
-    diverged = tuple(run for run in counted if run.diverged_at is not None)
-    unfinished = tuple(run for run in counted if run.diverged_at is None and not run.finished)
     losses = tuple(run.final_loss for run in counted if run.final_loss is not None)
     # A run that diverged has no loss to average, and leaving it out would flatter the others.
-    summary = summarize(losses) if losses and not diverged else None
-    return Result(
+    summary = summarize(losses) if losses and not group.diverged else None
+    to_first = None
+    if summary is not None and first is not None and first.summary is not None:
+        values, reference = _samples(group, first.group, lambda run: run.final_loss, paired)
+        if values:
+            to_first = (difference_of_pairs if paired else difference)(values, reference)
+    axes = [axis for axis in AXES if all(run.has(axis) for run in counted)]
+    return GroupResult(
         group=group,
         curve=tuple(_curve(counted)),
-        losses=losses,
-        diverged=diverged,
-        unfinished=unfinished,
+        final_losses=losses,
         summary=summary,
-        below=below_target(losses, target) if summary is not None and target is not None else None,
-        difference=_difference(group, first.group, paired)
-        if summary is not None and first is not None and first.summary is not None
-        else None,
-        reach={}
+        below_target=None if summary is None or target is None else below_target(losses, target),
+        difference_to_first=to_first,
+        to_target={}
         if target is None
-        else {
-            axis: _reach(group, target, axis, first, paired)
-            for axis in AXES
-            if all(run.has(axis) for run in counted)
-        },
+        else {axis: _to_target(group, target, axis, first, paired) for axis in axes},
         tokens_per_s=_mean([run.tokens_per_s for run in counted]),
         memory_gib=max((r.memory_gib for r in counted if r.memory_gib is not None), default=None),
         optimizer_share=_mean([run.optimizer_share for run in counted]),
     )
 
 
-def _curve(runs: Sequence[RunRecord]) -> list[MeanPoint]:
-    by_step = [{point.steps: point for point in run.points} for run in runs]
-    curve = []
-    for step in sorted(set.intersection(*(set(points) for points in by_step))):
-        points = [found[step] for found in by_step]
-        losses = [point.loss for point in points]
-        curve.append(
-            MeanPoint(
-                steps=step,
-                tokens=_mean([point.tokens for point in points]),
-                seconds=_mean([point.seconds for point in points]),
-                mean=statistics.fmean(losses),
-                low=min(losses),
-                high=max(losses),
-            )
+def _curve(runs: Sequence[RunRecord]) -> Iterator[MeanLoss]:
+    by_step = [{validation.steps: validation for validation in run.validations} for run in runs]
+    for step in sorted(set.intersection(*map(set, by_step))):
+        found = [validations[step] for validations in by_step]
+        losses = [validation.loss for validation in found]
+        yield MeanLoss(
+            steps=step,
+            tokens=_mean([validation.tokens for validation in found]),
+            seconds=_mean([validation.seconds for validation in found]),
+            mean=statistics.fmean(losses),
+            low=min(losses),
+            high=max(losses),
         )
-    return curve
 
 
-def _difference(group: Group, first: Group, paired: bool) -> Difference | None:
-    """Of the final losses; None where they are to be paired and no seed came to both ends."""
-    if not paired:
-        losses, reference = (
-            [run.final_loss for run in g.counted if run.final_loss is not None]
-            for g in (group, first)
-        )
-        return difference(losses, reference)
-    pairs = _pairs(group.final_losses, first.final_losses)
-    return difference_of_pairs(*pairs) if pairs else None
-
-
-def _reach(group: Group, target: float, axis: Axis, first: Result | None, paired: bool) -> Reach:
-    runs = group.counted
-    found = [run.reached(target, axis) for run in runs]
-    values = tuple(value for value in found if value is not None)
-    complete = len(values) == len(runs)
-    reference = first.reach.get(axis) if first is not None else None
-    found_ratio = None
-    if complete and first is not None and reference is not None and reference.mean is not None:
-        if not paired:
-            found_ratio = ratio(values, reference.values)
-        elif pairs := _pairs(*(_reached(g, target, axis) for g in (group, first.group))):
-            found_ratio = ratio_of_pairs(*pairs)
-    return Reach(
-        values=values,
-        runs=len(runs),
-        mean=statistics.fmean(values) if complete else None,
-        ratio=found_ratio,
+def _samples(
+    group: Group, first: Group, measure: Callable[[RunRecord], float | None], paired: bool
+) -> tuple[list[float], list[float]]:
+    """Return a measure of the counted runs of two groups, where it is known; if paired, that of
+    the seeds that both have, in the same order."""
+    values, reference = (
+        {
+            run.seed if paired else place: value
+            for place, run in enumerate(g.counted)
+            if (value := measure(run)) is not None
+        }
+        for g in (group, first)
     )
+    if not paired:
+        return list(values.values()), list(reference.values())
+    seeds = [seed for seed in values if seed is not None and seed in reference]
+    return [values[seed] for seed in seeds], [reference[seed] for seed in seeds]
 
 
-def _reached(group: Group, target: float, axis: Axis) -> dict[int, float]:
-    """What the counted runs took to reach the target, by seed; runs that did so at the start have
-    no ratio and are left out."""
-    found = {run.seed: run.reached(target, axis) for run in group.counted if run.seed is not None}
-    return {seed: value for seed, value in found.items() if value}
-
-
-def _pairs(
-    values: Mapping[int, float], reference: Mapping[int, float]
-) -> tuple[list[float], list[float]] | None:
-    """The values of the seeds that both have, in the same order; None where there are none."""
-    seeds = [seed for seed in values if seed in reference]
-    return ([values[s] for s in seeds], [reference[s] for s in seeds]) if seeds else None
+def _to_target(
+    group: Group, target: float, axis: Axis, first: GroupResult | None, paired: bool
+) -> ToTarget:
+    runs = group.counted
+    values = tuple(v for run in runs if (v := run.reached(target, axis)) is not None)
+    complete = len(values) == len(runs)
+    reference = first.to_target.get(axis) if first is not None else None
+    to_first = None
+    if complete and first is not None and reference is not None and reference.mean is not None:
+        samples = _samples(group, first.group, lambda run: run.reached(target, axis), paired)
+        if not paired:
+            to_first = ratio(*samples)
+        # A run that was there at the start has no ratio.
+        elif pairs := [pair for pair in zip(*samples, strict=True) if all(pair)]:
+            to_first = ratio_of_pairs(*zip(*pairs, strict=True))
+    mean = statistics.fmean(values) if complete else None
+    return ToTarget(values, len(runs), mean, to_first)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one of them is unknown."""
+    """Return the mean; None where one of them is unknown."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _notes(results: Sequence[Result], comparable: bool) -> Iterator[str]:
-    """What a reader must know before believing the numbers."""
+def _notes(results: Sequence[GroupResult], comparable: bool) -> Iterator[str]:
+    """Yield what a reader must know before believing the numbers."""
     runs = [run for result in results for run in result.group.runs]
     if not comparable:
         yield (
@@ -312,19 +291,21 @@ def _notes(results: Sequence[Result], comparable: bool) -> Iterator[str]:
             "data; they are side by side because of --force"
         )
     for result in results:
-        for run in result.diverged:
+        group = result.group
+        for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
-        for run in result.unfinished:
-            yield (
-                f"{run.path} is unfinished, {run.steps_done:,} of {run.steps_planned:,} steps: it "
-                "has no final loss"
-            )
-        for run in result.group.repeated:
+        for run in group.counted:
+            if run.diverged_at is None and not run.finished:
+                yield (
+                    f"{run.path} is unfinished, {run.steps_done:,} of {run.steps_planned:,} steps: "
+                    "it has no final loss"
+                )
+        for run in group.repeated:
             yield f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
-        commits = {run.commit for run in result.group.runs if run.commit is not None}
+        commits = {run.commit for run in group.runs if run.commit is not None}
         if len(commits) > 1:
             yield (
-                f"the runs of {result.group.label} were trained by different commits: "
+                f"the runs of {group.label} were trained by different commits: "
                 f"{', '.join(sorted(map(_short, commits)))}"
             )
     unknown = [str(run.path) for run in runs if run.data.described is None]
@@ -340,54 +321,5 @@ def _notes(results: Sequence[Result], comparable: bool) -> Iterator[str]:
 
 
 def _short(commit: str) -> str:
-    """The first digits of a commit, with the + that says that the tree had changes."""
+    """Return the first digits of a commit, with the + that says that the tree had changes."""
     return commit[:10] + ("+" if commit.endswith("+") else "")
-
-
-def _result_dict(result: Result) -> dict[str, Any]:
-    return {
-        "label": result.group.label,
-        "runs": [_run_dict(run) for run in result.group.runs],
-        "final_losses": list(result.losses),
-        "summary": result.summary and asdict(result.summary),
-        "below_target": result.below and asdict(result.below),
-        "difference_to_first": result.difference and asdict(result.difference),
-        "to_target": {axis: asdict(reach) for axis, reach in result.reach.items()},
-        "tokens_per_s": result.tokens_per_s,
-        "memory_gib": result.memory_gib,
-        "optimizer_share": result.optimizer_share,
-        "curve": [asdict(point) for point in result.curve],
-    }
-
-
-def _lengths_dict(lengths: Lengths) -> dict[str, Any]:
-    return {
-        "series": [group.label for group in lengths.series],
-        "reference": lengths.reference.label,
-        "reference_steps": lengths.reference_steps,
-        "pairs": lengths.pairs,
-        "steps": lengths.steps,
-        "ratio": lengths.ratio and asdict(lengths.ratio),
-        "too_short": lengths.too_short,
-        "too_long": lengths.too_long,
-    }
-
-
-def _run_dict(run: RunRecord) -> dict[str, Any]:
-    return {
-        "path": str(run.path),
-        "source": run.source,
-        "seed": run.seed,
-        "settings": dict(run.settings),
-        "program_sha256": run.program,
-        "data": asdict(run.data),
-        "device": run.device,
-        "commit": run.commit,
-        "steps_planned": run.steps_planned,
-        "diverged_at": run.diverged_at,
-        "final_loss": run.final_loss,
-        "tokens_per_s": run.tokens_per_s,
-        "memory_gib": run.memory_gib,
-        "optimizer_share": run.optimizer_share,
-        "validations": [asdict(point) for point in run.points],
-    }

@@ -1,16 +1,16 @@
-"""What the results of a comparison support, in plain sentences, and what they do not."""
+"""Plain sentences on what the results of a comparison support, and what they do not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quintic.compare.comparison import Comparison, Result
-from quintic.compare.matched_loss import Lengths
+from quintic.compare.comparison import Comparison, GroupResult
+from quintic.compare.matched_loss import MatchedLoss
 from quintic.compare.statistics import ALPHA, CONFIDENCE, MOST_RUNS, POWER, Ratio
 
 
-def sentences(comparison: Comparison) -> Iterator[str]:
-    """One sentence or two for each claim that one could make of these runs."""
+def conclusions(comparison: Comparison) -> Iterator[str]:
+    """Yield a sentence or two for each claim that one could make of these runs."""
     if comparison.target is not None:
         for result in comparison.results:
             yield _below_target(result, comparison.target)
@@ -18,7 +18,7 @@ def sentences(comparison: Comparison) -> Iterator[str]:
         yield "Between the groups nothing is tested: their data differ."
     else:
         yield from _against_first(comparison)
-        yield from map(_length, comparison.lengths)
+        yield from map(_matched_loss, comparison.matched)
     if any(len(result.group.counted) == 1 for result in comparison.results):
         yield (
             "For a claim, train each with several seeds (--train.seed), 3 at the least; seeds of "
@@ -39,48 +39,50 @@ def _against_first(comparison: Comparison) -> Iterator[str]:
         yield _difference(result, first, level)
         if comparison.target is not None:
             yield _ratio(result, first, comparison, level)
-    if len(others) > 1 and any(r.difference and r.difference.p is not None for r in others):
+    if len(others) > 1 and any(
+        r.difference_to_first and r.difference_to_first.p is not None for r in others
+    ):
         yield (
             f"With {len(others)} groups beside {first.group.label}, each p is held against "
             f"{ALPHA:g} / {len(others)} = {level:.2g}."
         )
 
 
-def _length(lengths: Lengths) -> str:
-    shortest, *_, longest = (group.runs[0].steps_planned for group in lengths.series)
-    wanted, steps = lengths.reference.label, lengths.reference_steps
+def _matched_loss(matched: MatchedLoss) -> str:
+    shortest, *_, longest = (group.runs[0].steps_planned for group in matched.series)
+    wanted, steps = matched.reference.label, matched.reference_steps
     opening = (
-        f"{' / '.join(group.label for group in lengths.series)}, one config for {shortest:,} to "
+        f"{' / '.join(group.label for group in matched.series)}, one config for {shortest:,} to "
         f"{longest:,} steps, against {wanted} ({steps:,} steps)"
     )
-    if not lengths.pairs:
+    if not matched.pairs:
         return f"{opening}: no seed is finished on both sides, so their lengths are not compared."
-    if lengths.steps is None or lengths.ratio is None:
+    if matched.steps is None or matched.ratio is None:
         missed = [
-            f"{count} of {lengths.pairs} seeds even the {which} run ends {where} it"
+            f"{count} of {matched.pairs} seeds even the {which} run ends {where} it"
             for count, which, where in (
-                (lengths.too_short, "longest", "above"),
-                (lengths.too_long, "shortest", "below"),
+                (matched.too_short, "longest", "above"),
+                (matched.too_long, "shortest", "below"),
             )
             if count
         ]
         return f"{opening}: of {' and of '.join(missed)}, so no ratio of lengths is given."
-    found = lengths.ratio
+    found = matched.ratio
     if found.low is None or found.high is None:
         evidence = "from one seed, so without an interval"
     else:
         evidence = (
-            f"{CONFIDENCE:.0%} interval {found.low:.2f} to {found.high:.2f} over {lengths.pairs} "
+            f"{CONFIDENCE:.0%} interval {found.low:.2f} to {found.high:.2f} over {matched.pairs} "
             "seeds, paired"
         )
     return (
-        f"{opening}: a run of {lengths.steps:,.0f} steps ends where {wanted} ends, "
+        f"{opening}: a run of {matched.steps:,.0f} steps ends where {wanted} ends, "
         f"{found.value:.2f} times as many ({evidence})."
     )
 
 
-def _below_target(result: Result, target: float) -> str:
-    label, seen, test = result.group.label, result.summary, result.below
+def _below_target(result: GroupResult, target: float) -> str:
+    label, seen, test = result.group.label, result.summary, result.below_target
     if seen is None or test is None:
         return f"{label}: {_no_mean(result)}, so nothing is tested against {target:g}."
     where = "at or below" if seen.mean <= target else "above"
@@ -96,7 +98,7 @@ def _below_target(result: Result, target: float) -> str:
         )
     opening = (
         f"{label}: the mean of {seen.count} runs is {seen.mean:.4f} ± {seen.error:.4f}, {where} "
-        f"{target:g}, one-sided t-test p = {number(test.p)}"
+        f"{target:g}, one-sided t-test p = {_digits(test.p)}"
     )
     if test.p < ALPHA:
         return f"{opening}: significant at {ALPHA:g}, as the speedrun's rules ask."
@@ -114,42 +116,37 @@ def _below_target(result: Result, target: float) -> str:
     )
 
 
-def _difference(result: Result, first: Result, level: float) -> str:
-    label, other, test = result.group.label, first.group.label, result.difference
+def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
+    label, other, test = result.group.label, first.group.label, result.difference_to_first
     if result.summary is None or first.summary is None:
         missing = result if result.summary is None else first
         return f"{label} against {other}: {_no_mean(missing, named=True)}, so nothing is tested."
     if test is None:
         return f"{label} against {other}: no seed came to its end in both, so nothing is tested."
+    direction = "lower" if test.value < 0 else "higher"
+    ends = f"{label} ends {abs(test.value):.4f} {direction} than {other}"
     counts = result.summary.count, first.summary.count
+    how, name = f"{counts[0]} and {counts[1]} runs", "Welch's test"
     if test.pairs is not None:
         counts = test.pairs, test.pairs
-    amount = f"{abs(test.value):.4f}"
-    direction = "lower" if test.value < 0 else "higher"
+        how, name = f"{test.pairs} seeds, paired", "Student's test"
     if min(counts) == 1:
-        what = "one run each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} runs"
-        if test.pairs is not None:
-            what = "one seed that both have"
+        if counts == (1, 1):
+            how = "one run each" if test.pairs is None else "one seed that both have"
         return (
-            f"{label} ends {amount} {direction} than {other}, with {what}: two seeds may differ as "
-            "much, so the evidence supports no claim."
+            f"{ends}, with {how}: two seeds may differ as much, so the evidence supports no claim."
         )
     if test.p is None or test.low is None or test.high is None:
-        return (
-            f"{label} ends {amount} {direction} than {other}, and there is no spread to test with."
-        )
+        return f"{ends}, and there is no spread to test with."
     low, high = sorted((abs(test.low), abs(test.high)))
     interval = (
         f"{low:.4f} to {high:.4f} {direction}"
         if test.low * test.high > 0
         else f"{test.low:+.4f} to {test.high:+.4f}"
     )
-    how = f"{counts[0]} and {counts[1]} runs", "Welch's test"
-    if test.pairs is not None:
-        how = f"{test.pairs} seeds, paired", "Student's test"
     opening = (
-        f"{label} ends {amount} {direction} than {other} in the mean ({how[0]}, "
-        f"{CONFIDENCE:.0%} interval {interval}, {how[1]} p = {number(test.p)})"
+        f"{ends} in the mean ({how}, {CONFIDENCE:.0%} interval {interval}, {name} p = "
+        f"{_digits(test.p)})"
     )
     if test.p < level:
         return f"{opening}: the evidence supports that its final loss is {direction}."
@@ -162,21 +159,16 @@ def _difference(result: Result, first: Result, level: float) -> str:
     return f"{opening}: at {level:.2g} the evidence does not support a difference{more}."
 
 
-def _ratio(result: Result, first: Result, comparison: Comparison, level: float) -> str:
+def _ratio(result: GroupResult, first: GroupResult, comparison: Comparison, level: float) -> str:
     label, other, axis = result.group.label, first.group.label, comparison.axis
+    no_ratio = f"No ratio of {axis} between {label} and {other}"
     for one in (result, first):
-        reach = one.reach[axis]
-        if reach.mean is None:
-            return (
-                f"No ratio of {axis} between {label} and {other}: {never_reached(one, comparison)}."
-            )
-    found = result.reach[axis].ratio
+        if one.to_target[axis].mean is None:
+            return f"{no_ratio}: {_never_reached(one, comparison)}."
+    found = result.to_target[axis].ratio
     if found is None:
-        return (
-            f"No ratio of {axis} between {label} and {other}: the target is reached before the "
-            "first step."
-        )
-    counts = result.reach[axis].runs, first.reach[axis].runs
+        return f"{no_ratio}: the target is reached before the first step."
+    counts = result.to_target[axis].runs, first.to_target[axis].runs
     more = 1 / found.value
     opening = (
         f"To reach {comparison.target:g}, {label} takes {found.value:.3f} times the {axis} of "
@@ -186,13 +178,11 @@ def _ratio(result: Result, first: Result, comparison: Comparison, level: float) 
     if found.p is None:
         why = "one run" if min(counts) == 1 else "runs without any spread"
         return f"{opening}. Of {why} the ratio has no uncertainty to state."
+    opening += f", p = {_digits(found.p)}"
     if found.p < level:
         verdict = "fewer" if found.value < 1 else "more"
-        return f"{opening}, p = {number(found.p)}: the evidence supports that it takes {verdict}."
-    return (
-        f"{opening}, p = {number(found.p)}: at {level:.2g} the evidence does not support a "
-        "difference."
-    )
+        return f"{opening}: the evidence supports that it takes {verdict}."
+    return f"{opening}: at {level:.2g} the evidence does not support a difference."
 
 
 def _interval(found: Ratio, *, inverse: bool = False) -> str:
@@ -202,10 +192,10 @@ def _interval(found: Ratio, *, inverse: bool = False) -> str:
     return f" ({CONFIDENCE:.0%} interval {low:.3f} to {high:.3f})"
 
 
-def never_reached(result: Result, comparison: Comparison) -> str:
-    """That a group did not reach the target, or not all of it, with how near it came."""
-    reach = result.reach[comparison.axis]
-    lowest = min((p.loss for r in result.group.counted for p in r.points), default=None)
+def _never_reached(result: GroupResult, comparison: Comparison) -> str:
+    """Say that a group did not reach the target, or not all of it, and how near it came."""
+    reach = result.to_target[comparison.axis]
+    lowest = min((v.loss for r in result.group.counted for v in r.validations), default=None)
     if reach.values:
         return (
             f"{len(reach.values)} of the {reach.runs} runs of {result.group.label} reach "
@@ -215,15 +205,15 @@ def never_reached(result: Result, comparison: Comparison) -> str:
     return f"{result.group.label} does not reach {comparison.target:g}{near}"
 
 
-def _no_mean(result: Result, *, named: bool = False) -> str:
+def _no_mean(result: GroupResult, *, named: bool = False) -> str:
     whose = f" of {result.group.label}" if named else ""
     runs = len(result.group.counted)
-    if result.diverged:
-        return f"{len(result.diverged)} of {runs} runs{whose} diverged and have no final loss"
+    if result.group.diverged:
+        return f"{len(result.group.diverged)} of {runs} runs{whose} diverged and have no final loss"
     which = "the one run" if runs == 1 else f"none of the {runs} runs"
     return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"
 
 
-def number(p: float) -> str:
-    """A p-value with two digits that count."""
+def _digits(p: float) -> str:
+    """Return a p-value with two digits that count."""
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.1e}"

@@ -1,27 +1,18 @@
 """The comparison as a picture: validation loss against tokens, steps or seconds.
 
-After Figure 1 of modded-nanogpt's README of October 2024. Colours are those of Okabe and Ito, which
-colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/); line style and marker tell
-the lines apart in black and white.
+After Figure 1 of modded-nanogpt's README of October 2024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quintic.compare.comparison import Comparison, MeanPoint, Result
+from quintic.compare.comparison import Comparison, GroupResult, MeanLoss
 from quintic.compare.record import Axis
-from quintic.compare.table import quantity
-from quintic.files import replacing
-
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Without their yellow, which vanishes on paper."""
-DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.5), (7, 2, 1.5, 2), (10, 2.5))
-"""Lengths of stroke and gap, in line widths; empty: a whole line."""
-MARKERS = ("o", "s", "^", "D", "v", "X")
+from quintic.compare.table import loss_text, quantity
+from quintic.figure import finish_axes, save_figure, style
 
 MOST_MARKERS = 12
 AXIS_LABELS: dict[Axis, str] = {
@@ -29,22 +20,6 @@ AXIS_LABELS: dict[Axis, str] = {
     "steps": "steps",
     "seconds": "seconds of training",
 }
-
-
-@dataclass(frozen=True)
-class Style:
-    """How one line differs from the others, three times over."""
-
-    colour: str
-    dashes: tuple[float, ...]
-    marker: str
-
-
-def style(index: int) -> Style:
-    """The style of a line; the first 210 are all different."""
-    return Style(
-        COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]
-    )
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:
@@ -78,8 +53,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         lambda value, _: quantity(value, axis) if axis == "tokens" else f"{value:,.6g}"
     )
     axes.set(xlabel=AXIS_LABELS[axis], ylabel="validation loss (nats per token)")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_axes(axes)
     # Below the axes, so that no line runs through it.
     figure.legend(
         *axes.get_legend_handles_labels(),
@@ -90,11 +64,10 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         title=caption(comparison) or None,
         title_fontsize="small",
     )
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    save_figure(figure, path)
 
 
-def _draw_line(axes: Any, result: Result, axis: Axis, index: int) -> None:
+def _draw_line(axes: Any, result: GroupResult, axis: Axis, index: int) -> None:
     look = style(index)
     points = [(x, p) for p in result.curve if (x := p.at(axis)) is not None]
     xs = [x for x, _ in points]
@@ -123,38 +96,33 @@ def _draw_line(axes: Any, result: Result, axis: Axis, index: int) -> None:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the signs of a picture of groups stand for; empty where every group is one run."""
+    """Return what the signs of a picture stand for; empty where every group is one run."""
     if all(len(result.group.counted) == 1 for result in comparison.results):
         return ""
     return "mean of the runs ± its standard error; band from the lowest to the highest run"
 
 
-def legend_text(result: Result) -> str:
-    """Name, number of seeds and final loss of a group."""
+def legend_text(result: GroupResult) -> str:
+    """Return name, number of seeds and final loss of a group."""
     count = len(result.group.counted)
     name = result.group.label if count == 1 else f"{result.group.label}, {count} runs"
-    if result.diverged:
-        return f"{name}: {'' if count == 1 else f'{len(result.diverged)} '}diverged"
-    if result.summary is None:
-        return f"{name}: unfinished"
-    error = "" if result.summary.error is None else f" ± {result.summary.error:.4f}"
-    return f"{name}: {result.summary.mean:.4f}{error}"
+    if diverged := len(result.group.diverged):
+        return f"{name}: {'' if count == 1 else f'{diverged} '}diverged"
+    return f"{name}: {'unfinished' if result.summary is None else loss_text(result.summary)}"
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes as it is: a dollar sign would begin a formula, what begins with an
-    underscore would be left out of the legend, and bytes of a name that are no text would raise."""
+    """Return a text so that matplotlib takes it as it is: a dollar sign would begin a formula, what
+    begins with an underscore would be left out of the legend, and bytes that are no text raise."""
     text = text.encode(errors="replace").decode().replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def loss_range(
-    curves: Sequence[Sequence[MeanPoint]], axis: Axis, target: float | None
+    curves: Sequence[Sequence[MeanLoss]], axis: Axis, target: float | None
 ) -> tuple[float, float]:
-    """Lowest and highest loss that a picture shows: all but the first twelfth of the longest line.
-
-    A line that has nothing after that is shown whole.
-    """
+    """Return the lowest and highest loss that a picture shows: all but the first twelfth of the
+    longest line. A line that has nothing after that is shown whole."""
     ends = [curve[-1].at(axis) or 0.0 for curve in curves if curve]
     start = max(ends, default=0.0) / 12
     shown = [] if target is None else [target]

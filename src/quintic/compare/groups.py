@@ -1,4 +1,4 @@
-"""Which runs belong together, what tells the others apart, and which losses compare at all."""
+"""Groups of runs that belong together, what tells them apart, and which losses compare at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quintic.compare.record import SEED, Data, RunRecord
+from quintic.compare.record import SEED, DatasetIdentity, RunRecord
 from quintic.config import Config, field_facts
 from quintic.errors import QuinticError
 
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def counted(self) -> tuple[RunRecord, ...]:
-        """The first run of each seed: a repetition of one is no further sample of the noise."""
+        """Return the first run of each seed: a repetition is no further sample of the noise."""
         first: dict[Any, RunRecord] = {}
         for run in self.runs:
             first.setdefault(run.path if run.seed is None else run.seed, run)
@@ -37,7 +37,7 @@ class Group:
 
     @property
     def final_losses(self) -> dict[int, float]:
-        """By seed, of the counted runs that came to their end."""
+        """Return those of the counted runs that came to their end, by seed."""
         return {
             run.seed: run.final_loss
             for run in self.counted
@@ -45,29 +45,33 @@ class Group:
         }
 
     @property
+    def diverged(self) -> tuple[RunRecord, ...]:
+        """Return the counted runs that diverged."""
+        return tuple(run for run in self.counted if run.diverged_at is not None)
+
+    @property
     def repeated(self) -> tuple[RunRecord, ...]:
-        """The runs that are not counted."""
+        """Return the runs that are not counted."""
         counted = {run.path for run in self.counted}
         return tuple(run for run in self.runs if run.path not in counted)
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """The runs in groups, in the order in which the first of each was named.
+    """Return the runs in groups, in the order in which the first of each was named.
 
     Runs of quintic belong together where their configs are equal but for the seed and for
     bookkeeping, and so is their data; logs of modded-nanogpt where the source code in them is
     equal. Any other log stands alone.
     """
     found: dict[Any, list[RunRecord]] = {}
-    kinds: list[Data] = []
+    datasets: list[DatasetIdentity] = []
     for run in runs:
-        kind = next((i for i, data in enumerate(kinds) if same_data(data, run.data)), None)
-        if kind is None:
-            kind = len(kinds)
-            kinds.append(run.data)
+        dataset = next((d for d in datasets if same_data(d, run.data)), None)
+        if dataset is None:
+            datasets.append(dataset := run.data)
         left_out = {SEED, DATA_PATH, *BOOKKEEPING}
         settings = tuple((k, v) for k, v in run.settings.items() if k not in left_out)
-        key = (kind, settings) if settings else run.program or run.path
+        key = (dataset, settings) if settings else run.program_sha256 or run.path
         found.setdefault(key, []).append(run)
     return [
         Group(label, tuple(members))
@@ -76,7 +80,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Field by field what differs between the configs, a value for each group.
+    """Return what differs between the configs: for each such field a value for each group.
 
     Seeds and bookkeeping are no differences, and the folder of the data only where the data is
     another. A field that has no effect in some groups is one where the others differ; those groups
@@ -98,8 +102,8 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     return differing
 
 
-def same_data(one: Data, other: Data) -> bool:
-    """Whether two runs were trained on the same tokens, as far as that is known."""
+def same_data(one: DatasetIdentity, other: DatasetIdentity) -> bool:
+    """Return whether two runs were trained on the same tokens, as far as that is known."""
     if one.fingerprint is not None and other.fingerprint is not None:
         return one.fingerprint == other.fingerprint
     return one.described is None or other.described is None or one.described == other.described
@@ -124,7 +128,7 @@ def check_same_data(runs: Sequence[RunRecord]) -> None:
 
 
 def _labels(groups: list[list[RunRecord]]) -> list[str]:
-    """A name for each group: the first way of naming that tells them all apart."""
+    """Return a name for each group, by the first way of naming that tells them all apart."""
     settings = differing_settings([Group("", tuple(group)) for group in groups])
 
     def differences(group: list[RunRecord]) -> str:
@@ -146,7 +150,7 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
 
 
 def _stem(group: list[RunRecord]) -> str:
-    """What the names of a group have in common: muon of muon-seed1 and muon-seed2."""
+    """Return what the names of a group have in common: muon of muon-seed1 and muon-seed2."""
     names = [run.path.absolute().name for run in group]
     if len(names) == 1:
         return names[0]

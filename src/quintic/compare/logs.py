@@ -22,7 +22,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from quintic.compare.record import Point, RunRecord
+from quintic.compare.record import RunRecord, Validation
 from quintic.errors import QuinticError
 
 LARGEST_LOG_BYTES = 1 << 28
@@ -38,7 +38,7 @@ _RULE = re.compile(r"={20,}$")
 
 
 def read_log(path: Path, batch_tokens: int | None = None) -> RunRecord:
-    """The record of a log; `batch_tokens` is used where the log does not tell its own.
+    """Return the record of a log; `batch_tokens` is used where the log does not tell its own.
 
     Where a crashed run went back and logged steps again, the later lines count. Raises
     `QuinticError` where the file is no such log or a loss in it cannot be read.
@@ -79,27 +79,27 @@ def read_log(path: Path, batch_tokens: int | None = None) -> RunRecord:
         )
     program = _program(lines[:began])
     tokens = _batch_tokens(program) or batch_tokens
-    points = tuple(
-        Point(
-            step,
-            loss,
-            None if tokens is None else step * tokens,
-            seconds[step] if source == "modded-nanogpt" else None,
+    validations = tuple(
+        Validation(
+            steps=step,
+            tokens=None if tokens is None else step * tokens,
+            seconds=seconds.get(step),
+            loss=loss,
         )
         for (step, kind), loss in losses.items()
         if kind == "val" and math.isfinite(loss)
     )
-    last = points[-1].steps if points else -1
+    last = validations[-1].steps if validations else -1
     lost = [step for (step, _), loss in losses.items() if step >= last and not math.isfinite(loss)]
     diverged_at = lost[0] if lost else None
-    if not points and diverged_at is None:
+    if not validations and diverged_at is None:
         raise QuinticError(f"{path} has no validation loss yet: leave it out")
     timed = source == "modded-nanogpt" and average_ms > 0
     return RunRecord(
         path=path,
         source=source,
-        points=points,
-        program=hashlib.sha256("\n".join(program).encode()).hexdigest() if program else None,
+        validations=validations,
+        program_sha256=hashlib.sha256("\n".join(program).encode()).hexdigest() if program else None,
         steps_planned=planned,
         diverged_at=diverged_at,
         tokens_per_s=1000 * tokens / average_ms if timed and tokens is not None else None,
@@ -117,7 +117,8 @@ def _float(path: Path, number: int, text: str) -> float:
 
 
 def _program(lines: list[str]) -> list[str]:
-    """The source code among the parts of a log's opening, which lines of = divide; empty: none."""
+    """Return the source code among the parts of a log's opening, which lines of = divide; empty:
+    there is none."""
     part: list[str] = []
     parts = [part]
     for line in lines:
@@ -129,7 +130,8 @@ def _program(lines: list[str]) -> list[str]:
 
 
 def _batch_tokens(program: list[str]) -> int | None:
-    """From the hyperparameters of the programs of 2024; later ones change the batch as they go."""
+    """Return the tokens of a step from the hyperparameters of a program of 2024; later ones change
+    the batch as they go."""
     factors = []
     for pattern in (_BATCH, _SEQUENCE):
         found = next((f for line in program if (f := pattern.match(line))), None)

@@ -1,4 +1,4 @@
-"""How many steps one trainer needs to *end* where another ends: sample efficiency, fairly.
+"""The steps that one trainer needs to *end* where another ends: sample efficiency, fairly.
 
 A learning rate that falls to zero at the end makes the loss of a run fall fastest there, so where
 the curve of a long run crosses a loss says little about a run that ends at that loss. What counts
@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from quintic.compare.groups import BOOKKEEPING, DATA_PATH, Group
 from quintic.compare.record import SEED
@@ -21,11 +22,11 @@ STEPS = "train.steps"
 
 
 @dataclass(frozen=True)
-class Lengths:
+class MatchedLoss:
     """Groups that differ in nothing but how long they were trained, beside a group that does."""
 
     series: tuple[Group, ...]
-    """Of one config, in the order of their lengths; at least two."""
+    """Groups of one config, in the order of their lengths; at least two."""
     reference: Group
     reference_steps: int
     pairs: int
@@ -40,14 +41,21 @@ class Lengths:
 
     @property
     def steps(self) -> float | None:
-        """At which the series ends where the reference ends: the geometric mean over the seeds."""
+        """Return the steps at which the series ends where the reference ends: the geometric mean
+        over the seeds."""
         return None if self.ratio is None else self.ratio.value * self.reference_steps
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        series = [group.label for group in self.series]
+        own = {"series": series, "reference": self.reference.label, "steps": self.steps}
+        return asdict(self) | own
 
-def compare_lengths(groups: Sequence[Group]) -> list[Lengths]:
-    """Every series of lengths among the groups beside every other group."""
+
+def match_losses(groups: Sequence[Group]) -> list[MatchedLoss]:
+    """Match every series of lengths among the groups with every other group."""
     return [
-        _lengths(series, reference)
+        _match(series, reference)
         for series in _series(groups)
         for reference in groups
         if reference not in series and reference.runs[0].settings
@@ -55,14 +63,9 @@ def compare_lengths(groups: Sequence[Group]) -> list[Lengths]:
 
 
 def steps_to_end_at(loss: float, ends: Mapping[int, float]) -> float | None:
-    """The length of run that ends at a loss, on straight lines over the logarithm of the steps.
-
-    Args:
-        loss: in nats per token.
-        ends: final loss by steps.
-
-    Returns None where no two neighbouring lengths have it between them.
-    """
+    """Return the length of run, in steps, that ends at a loss in nats per token: on straight lines
+    over the logarithm of the steps between `ends`, the final loss by steps. None where no two
+    neighbouring lengths have it between them."""
     lengths = sorted(ends)
     for one, other in itertools.pairwise(lengths):
         above, below = ends[one], ends[other]
@@ -73,7 +76,7 @@ def steps_to_end_at(loss: float, ends: Mapping[int, float]) -> float | None:
 
 
 def _series(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
-    """Groups whose configs are the same but for the steps (and how often they validate)."""
+    """Return groups whose configs are the same but for the steps (and how often they validate)."""
     left_out = {STEPS, SEED, DATA_PATH, "train.eval_every", *BOOKKEEPING}
     found: dict[tuple[tuple[str, object], ...], list[Group]] = {}
     for group in groups:
@@ -88,13 +91,13 @@ def _series(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
 
 
 def _planned(group: Group) -> int:
-    """Steps of each run: of one config they have the same."""
+    """Return the steps of each run, which are the same in one config."""
     steps = group.runs[0].steps_planned
     assert steps is not None, "a run with settings says how long it is"
     return steps
 
 
-def _lengths(series: tuple[Group, ...], reference: Group) -> Lengths:
+def _match(series: tuple[Group, ...], reference: Group) -> MatchedLoss:
     wanted = reference.final_losses
     ends = {_planned(group): group.final_losses for group in series}
     seeds = [s for s in wanted if all(s in losses for losses in ends.values())]
@@ -110,7 +113,7 @@ def _lengths(series: tuple[Group, ...], reference: Group) -> Lengths:
             too_long += 1
     base = _planned(reference)
     complete = bool(seeds) and len(steps) == len(seeds)
-    return Lengths(
+    return MatchedLoss(
         series=series,
         reference=reference,
         reference_steps=base,

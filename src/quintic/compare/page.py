@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import html
 import json
+import re
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from quintic.compare.comparison import Comparison
-from quintic.compare.conclusions import sentences
-from quintic.compare.figure import AXIS_LABELS, caption, legend_text, style
+from quintic.compare.conclusions import conclusions
+from quintic.compare.figure import AXIS_LABELS, caption, legend_text
 from quintic.compare.record import AXES
-from quintic.compare.table import Table, differences_table, results_table
+from quintic.compare.table import differences_table, results_table
+from quintic.console import Table
+from quintic.figure import style
 from quintic.files import replacing
 
 TEMPLATE = "page.html"
@@ -32,41 +36,25 @@ def write_page(comparison: Comparison, path: Path) -> None:
         "RESULTS": _table("validation loss in nats per token", results_table(comparison)),
         "DIFFERENCES": _table("what differs", differences) if differences else "",
         "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes),
-        "EVIDENCE": "".join(f"<li>{html.escape(text)}</li>" for text in sentences(comparison)),
+        "CONCLUSIONS": "".join(f"<li>{html.escape(text)}</li>" for text in conclusions(comparison)),
     }
     # In one pass over the template, so that what is filled in is never filled in again.
-    first, *rest = template.split("{{")
-    page = first
-    for piece in rest:
-        name, _, after = piece.partition("}}")
-        page += parts[name] + after
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
     with replacing(path) as file:
         file.write(page.encode(errors="replace"))  # a name of a folder may be no text
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
-    groups = []
-    for index, result in enumerate(comparison.results):
-        look = style(index)
-        groups.append(
-            {
-                "label": result.group.label,
-                "legend": legend_text(result),
-                "colour": look.colour,
-                "dashes": look.dashes,
-                "marker": look.marker,
-                "band": len(result.group.counted) > 1,
-                "points": [
-                    {
-                        **{axis: point.at(axis) for axis in AXES},
-                        "mean": point.mean,
-                        "low": point.low,
-                        "high": point.high,
-                    }
-                    for point in result.curve
-                ],
-            }
-        )
+    groups = [
+        {
+            "label": result.group.label,
+            "legend": legend_text(result),
+            **asdict(style(index)),
+            "band": len(result.group.counted) > 1,
+            "points": [asdict(point) for point in result.curve],
+        }
+        for index, result in enumerate(comparison.results)
+    ]
     known = [
         axis
         for axis in AXES
@@ -81,7 +69,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that ends no script element, whatever the strings in it say."""
+    """Return JSON that ends no script element, whatever the strings in it say."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""The folders of runs, and files that are logs, as records."""
+"""Records of runs from their folders; from a log, by `quintic.compare.logs`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from quintic import run_dir
 from quintic.compare.logs import read_log
-from quintic.compare.record import Data, Point, RunRecord
+from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, Record, read_metrics
+from quintic.metrics import METRICS, MetricsRecord, read_metrics
 
 
 def read_run(path: Path, *, batch_tokens: int | None = None) -> RunRecord:
-    """The record of a run folder, or of a text log of modded-nanogpt or llm.c.
+    """Return the record of a run folder, or of a text log of modded-nanogpt or llm.c.
 
     `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
     where a line is damaged and where there is no validation yet.
@@ -32,7 +32,7 @@ def _read_folder(folder: Path) -> RunRecord:
     config = run_dir.read_config(folder)
     path = folder / METRICS
     records = read_metrics(path)
-    points: list[Point] = []
+    validations: list[Validation] = []
     elapsed_s, diverged_at = 0.0, None
     for record in records:
         # A validation of older runs has no time of its own; the step before it has.
@@ -48,36 +48,35 @@ def _read_folder(folder: Path) -> RunRecord:
             elif name == "val_loss":
                 diverged_at = None
                 tokens = record.get("tokens", record["step"] * config.train.batch_tokens)
-                points.append(Point(record["step"], loss, tokens, elapsed_s))
-    if not points and diverged_at is None:
+                validations.append(Validation(record["step"], tokens, elapsed_s, loss))
+    if not validations and diverged_at is None:
         raise QuinticError(
             f"{folder} has no validation loss yet ({METRICS} is "
             f"{'without one' if records else 'empty or missing'}): train it further with "
             f"--resume {folder}, or leave it out"
         )
     environment = _environment(folder)
+    speeds = _numbers(path, records, "tokens_per_s")
     fields = dict(flatten(config))
     idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
         path=folder,
         source="quintic",
-        points=tuple(points),
-        data=_data(config, environment),
+        validations=tuple(validations),
+        data=_identity(config, environment),
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
         diverged_at=diverged_at,
         # The median, since the first step compiles and others wait for the machine.
-        tokens_per_s=_median(path, records, "tokens_per_s"),
-        memory_gib=max(
-            (m for r in records if (m := _number(path, r, "memory_gib")) is not None), default=None
-        ),
+        tokens_per_s=statistics.median(speeds) if speeds else None,
+        memory_gib=max(_numbers(path, records, "memory_gib"), default=None),
         optimizer_share=_optimizer_share(path, records),
         device=environment.get("device"),
         commit=environment.get("commit"),
     )
 
 
-def _number(path: Path, record: Record, name: str) -> float | None:
+def _number(path: Path, record: MetricsRecord, name: str) -> float | None:
     value = record.get(name)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
@@ -87,19 +86,18 @@ def _number(path: Path, record: Record, name: str) -> float | None:
     )
 
 
-def _median(path: Path, records: list[Record], name: str) -> float | None:
-    values = [v for record in records if (v := _number(path, record, name)) is not None]
-    return statistics.median(values) if values else None
+def _numbers(path: Path, records: list[MetricsRecord], name: str) -> list[float]:
+    return [v for record in records if (v := _number(path, record, name)) is not None]
 
 
-def _optimizer_share(path: Path, records: list[Record]) -> float | None:
+def _optimizer_share(path: Path, records: list[MetricsRecord]) -> float | None:
     pairs = [(_number(path, r, "optimizer_ms"), _number(path, r, "step_ms")) for r in records]
     known = [(part, whole) for part, whole in pairs if part is not None and whole]
     return sum(part for part, _ in known) / sum(whole for _, whole in known) if known else None
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    """The newest entry of `environment.json`; what it lacks is merely not shown."""
+    """Return the newest entry of `environment.json`; what it lacks is merely not shown."""
     with contextlib.suppress(OSError, ValueError):
         starts = json.loads((folder / run_dir.ENVIRONMENT).read_text())
         if isinstance(starts, list) and starts and isinstance(starts[-1], dict):
@@ -107,7 +105,7 @@ def _environment(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _data(config: Config, environment: dict[str, Any]) -> Data:
+def _identity(config: Config, environment: dict[str, Any]) -> DatasetIdentity:
     tokenizer = config.data.tokenizer or "its own tokenizer"
     vocabulary = f"vocabulary {config.model.vocab_size}"
     if config.data.path == EMBEDDED:
@@ -116,4 +114,4 @@ def _data(config: Config, environment: dict[str, Any]) -> Data:
         described = (EMBEDDED, python, f"vocabulary {config.data.embedded_vocab}")
     else:
         described = (str(Path(config.data.path).absolute()), tokenizer, vocabulary)
-    return Data(environment.get("data"), described, config.train.eval_tokens)
+    return DatasetIdentity(environment.get("data"), described, config.train.eval_tokens)

@@ -1,4 +1,4 @@
-"""What a few numbers from seeds of the same run say, and what they do not.
+"""Tests and intervals for a few numbers from seeds of the same run.
 
 All tests are Student's and Welch's, from SciPy. They take the runs as independent draws from a
 normal distribution, which final losses over seeds are close to. A seed changes the initialisation
@@ -11,18 +11,22 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 ALPHA = 0.01
 """The level of significance of the speedrun's rules
 (https://github.com/KellerJordan/modded-nanogpt#rules, the second)."""
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""The confidence level of every interval."""
 
 POWER = 0.8
-"""Chance to find an effect that is as large as the one seen, for the number of runs needed."""
+"""The chance to find an effect that is as large as the one seen, for the number of runs needed."""
 
 MOST_RUNS = 10_000
+
+Interval = tuple[float | None, float | None, float | None]
+"""Low and high end of a confidence interval, and p; all None where there is no spread."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class BelowTarget:
     p: float | None
     """None for one value, and for values without any spread."""
     runs_needed: int | None
-    """In all, for p < ALPHA with a chance of POWER if mean and spread are those seen; None where
-    the mean is not below the target, and where there is no spread or more than MOST_RUNS."""
+    """Runs in all for p < ALPHA with a chance of POWER if mean and spread are those seen; None
+    where the mean is not below the target, and where there is no spread or more than MOST_RUNS."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class Difference:
     high: float | None
     p: float | None
     runs_needed: int | None
-    """In each group, for p < ALPHA with a chance of POWER if means and spreads are those seen."""
+    """Runs in each group for p < ALPHA with a chance of POWER if means and spreads are those
+    seen."""
     pairs: int | None = None
-    """Of seeds that both have, where these were compared; None: the groups as a whole."""
+    """Number of seeds that both have, where these were compared; None: the groups as a whole."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +75,20 @@ class Ratio:
     low: float | None
     high: float | None
     p: float | None
-    """Of the test on the logarithms, that the ratio is 1."""
+    """For the test on the logarithms that the ratio is 1."""
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and standard error of at least one value."""
-    if len(values) < 2:
-        return Summary(len(values), values[0], None, None)
-    deviation = statistics.stdev(values)
+    """Return mean, standard deviation and standard error of at least one value."""
     mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Summary(len(values), mean, None, None)
+    deviation = statistics.stdev(values)
     return Summary(len(values), mean, deviation, deviation / math.sqrt(len(values)))
 
 
 def below_target(values: Sequence[float], target: float) -> BelowTarget:
-    """Do these losses show a mean at or below the target? As the speedrun's rules ask.
+    """Test whether these losses show a mean at or below the target, as the speedrun's rules ask.
 
     p is the chance of a mean this low, or lower, if the true one is the target.
     """
@@ -98,78 +103,67 @@ def below_target(values: Sequence[float], target: float) -> BelowTarget:
     return BelowTarget(p, needed)
 
 
-def power_below_target(effect: float, runs: int, alpha: float = ALPHA) -> float:
-    """Chance of p < alpha where the true mean lies `effect` standard deviations under the target.
+def power_below_target(effect: float, runs: int) -> float:
+    """Return the chance of p < ALPHA where the true mean lies `effect` standard deviations under
+    the target.
 
     With n runs t has a noncentral t distribution with n - 1 degrees of freedom and noncentrality
     effect * sqrt(n) (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
     """
     from scipy import stats
 
-    critical = stats.t.isf(alpha, runs - 1)
+    critical = stats.t.isf(ALPHA, runs - 1)
     return float(stats.nct.sf(critical, runs - 1, effect * math.sqrt(runs)))
 
 
 def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Do two groups differ in their mean? Welch's test: their spreads need not be equal."""
+    """Test whether two groups differ in their mean, by Welch's test: their spreads need not be
+    equal."""
     value = statistics.fmean(values) - statistics.fmean(reference)
     low, high, p = _welch(values, reference)
     needed = None
-    if p is not None:
+    if p is not None and value:
         one, other = statistics.variance(values), statistics.variance(reference)
         effect = abs(value) / math.sqrt((one + other) / 2)
         balance = (one + other) ** 2 / (one**2 + other**2)
-        if effect > 0:
-            needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
+        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
     return Difference(value, low, high, p, needed)
 
 
 def difference_of_pairs(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """The same where each value has a partner (the same seed): Student's test of the differences.
+    """Test the same where each value has a partner (the same seed): Student's test of the
+    differences.
 
     What a seed does to both alike, its initialisation and order of data, is no noise then.
     """
-    from scipy import stats
-
     differences = [value - base for value, base in zip(values, reference, strict=True)]
     seen = summarize(differences)
-    if not seen.deviation:
-        return Difference(seen.mean, None, None, None, None, seen.count)
-    found = stats.ttest_1samp(differences, 0.0)
-    interval = found.confidence_interval(CONFIDENCE)
-    # As many pairs as runs, so the formula for two groups holds with both variances halved.
-    effect = math.sqrt(2) * abs(seen.mean) / seen.deviation
-    return Difference(
-        seen.mean,
-        float(interval.low),
-        float(interval.high),
-        float(found.pvalue),
-        _fewest(lambda runs: power_of_difference(effect, runs, balance=1.0)) if effect else None,
-        seen.count,
-    )
+    low, high, p = _student(differences)
+    needed = None
+    if seen.deviation and seen.mean:
+        # As many pairs as runs, so the formula for two groups holds with both variances halved.
+        effect = math.sqrt(2) * abs(seen.mean) / seen.deviation
+        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance=1.0))
+    return Difference(seen.mean, low, high, p, needed, seen.count)
 
 
-def power_of_difference(
-    effect: float, runs: int, balance: float = 2.0, alpha: float = ALPHA
-) -> float:
-    """Chance of p < alpha in Welch's test, two-sided, with `runs` in each of two groups.
+def power_of_difference(effect: float, runs: int, balance: float = 2.0) -> float:
+    """Return the chance of p < ALPHA in Welch's test, two-sided, with `runs` (at least two) in each
+    of two groups.
 
-    Args:
-        effect: distance of the means over the root of the mean of the variances.
-        runs: of each group, at least two.
-        balance: Welch and Satterthwaite's degrees of freedom over runs - 1: 2 where the variances
-            are equal, towards 1 the more they differ.
-        alpha: level of significance.
+    `effect` is the distance of the means over the root of the mean of the variances; `balance`
+    is Welch and Satterthwaite's degrees of freedom over runs - 1: 2 where the variances are equal,
+    towards 1 the more they differ.
     """
     from scipy import stats
 
     freedom, shift = balance * (runs - 1), effect * math.sqrt(runs / 2)
-    critical = stats.t.isf(alpha / 2, freedom)
+    critical = stats.t.isf(ALPHA / 2, freedom)
     return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
 
 def ratio(values: Sequence[float], reference: Sequence[float]) -> Ratio | None:
-    """How many times the reference, with Welch's interval on the logarithms.
+    """Return how many times the reference, with Welch's interval on the logarithms.
 
     Logarithms, so that the interval of a over b is that of b over a turned over. None where a value
     is not positive.
@@ -177,55 +171,53 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> Ratio | None:
     if min(*values, *reference) <= 0:
         return None
     logs, reference_logs = [math.log(v) for v in values], [math.log(v) for v in reference]
-    low, high, p = _welch(logs, reference_logs)
-    return Ratio(
-        math.exp(statistics.fmean(logs) - statistics.fmean(reference_logs)),
-        None if low is None else math.exp(low),
-        None if high is None else math.exp(high),
-        p,
-    )
+    mean = statistics.fmean(logs) - statistics.fmean(reference_logs)
+    return _ratio(mean, *_welch(logs, reference_logs))
 
 
 def ratio_of_pairs(values: Sequence[float], reference: Sequence[float]) -> Ratio:
-    """How many times the reference, where each value has a partner (the same seed).
+    """Return how many times the reference, where each value has a partner (the same seed).
 
     Student's interval on the logarithms of the quotients, and its test that their mean is 0. All
     must be positive; without a spread there is no interval.
     """
-    from scipy import stats
-
     logs = [math.log(value / base) for value, base in zip(values, reference, strict=True)]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2 or not statistics.variance(logs):
-        return Ratio(math.exp(mean), None, None, None)
-    found = stats.ttest_1samp(logs, 0.0)
-    interval = found.confidence_interval(CONFIDENCE)
-    return Ratio(
-        math.exp(mean),
-        math.exp(float(interval.low)),
-        math.exp(float(interval.high)),
-        float(found.pvalue),
-    )
+    return _ratio(statistics.fmean(logs), *_student(logs))
 
 
-def _welch(
-    values: Sequence[float], reference: Sequence[float]
-) -> tuple[float | None, float | None, float | None]:
-    """Interval of the difference of the means, and p; None without a spread in both groups."""
+def _ratio(mean: float, low: float | None, high: float | None, p: float | None) -> Ratio:
+    low, high = (None if end is None else math.exp(end) for end in (low, high))
+    return Ratio(math.exp(mean), low, high, p)
+
+
+def _student(values: Sequence[float]) -> Interval:
+    """Return the interval of a mean, and p for a mean of 0."""
     from scipy import stats
 
-    for group in (values, reference):
-        if len(group) < 2:
-            return None, None, None
+    if not summarize(values).deviation:
+        return None, None, None
+    return _interval(stats.ttest_1samp(values, 0.0))
+
+
+def _welch(values: Sequence[float], reference: Sequence[float]) -> Interval:
+    """Return the interval of the difference of two means, and p for a difference of 0."""
+    from scipy import stats
+
+    if min(len(values), len(reference)) < 2:
+        return None, None, None
     if not statistics.variance(values) + statistics.variance(reference):
         return None, None, None
-    found = stats.ttest_ind(values, reference, equal_var=False)
-    interval = found.confidence_interval(CONFIDENCE)
-    return float(interval.low), float(interval.high), float(found.pvalue)
+    return _interval(stats.ttest_ind(values, reference, equal_var=False))
+
+
+def _interval(test: Any) -> Interval:
+    interval = test.confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def _fewest(power: Callable[[int], float]) -> int | None:
-    """The least number of runs, at least two, whose power is POWER."""
+    """Return the least number of runs, at least two, whose power is POWER; None where they are more
+    than about MOST_RUNS."""
     enough = 2
     while power(enough) < POWER:
         enough *= 2

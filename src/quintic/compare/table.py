@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as RichTable
-from rich.text import Text
-
-from quintic.compare.comparison import Comparison, Result
+from quintic.compare.comparison import Comparison, GroupResult
 from quintic.compare.record import AXES, Axis
+from quintic.compare.statistics import Summary
+from quintic.console import Table
 
 UNKNOWN = "–"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A heading for each column, and rows of as many cells; the first column names the row."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-
 def results_table(comparison: Comparison) -> Table:
-    """A row for each group; a column that no group could fill is left out."""
+    """Return a row for each group; a column that no group could fill is left out."""
     results = comparison.results
     columns: dict[str, list[str]] = {
         "": [result.group.label for result in results],
@@ -37,7 +24,7 @@ def results_table(comparison: Comparison) -> Table:
     }
     if comparison.target is not None:
         for axis in AXES:
-            columns[f"{axis} to {comparison.target:g}"] = [_reach(r, axis) for r in results]
+            columns[f"{axis} to {comparison.target:g}"] = [_to_target(r, axis) for r in results]
     columns["tokens/s"] = [_or_unknown(r.tokens_per_s, "{:,.0f}") for r in results]
     columns["peak memory"] = [_or_unknown(r.memory_gib, "{:.2f} GiB") for r in results]
     columns["optimizer share"] = [_or_unknown(r.optimizer_share, "{:.2%}") for r in results]
@@ -46,7 +33,8 @@ def results_table(comparison: Comparison) -> Table:
 
 
 def differences_table(comparison: Comparison) -> Table | None:
-    """What differs between the configs, laid the way that has fewer columns; None: nothing."""
+    """Return what differs between the configs, laid the way that has fewer columns; None where
+    nothing does."""
     labels = [result.group.label for result in comparison.results]
     fields = list(comparison.settings)
     if not fields:
@@ -60,22 +48,8 @@ def differences_table(comparison: Comparison) -> Table | None:
     return Table(["", *labels], [[name, *row] for name, row in zip(fields, cells, strict=True)])
 
 
-def print_table(console: Console, title: str, table: Table) -> None:
-    """Print a table, as wide as it is where nobody's terminal limits it."""
-    rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for heading in table.header:
-        rich.add_column(Text(heading))  # as Text, since brackets would be markup
-    for row in table.rows:
-        rich.add_row(*(Text(cell) for cell in row))
-    if not console.is_terminal:
-        unlimited = console.options.update(max_width=100_000)
-        width = Measurement.get(console, unlimited, rich).maximum
-        console = Console(file=console.file, width=max(width, console.width))
-    console.print(rich)
-
-
 def quantity(value: float, axis: Axis) -> str:
-    """A number of tokens, steps or seconds in a few characters."""
+    """Return a number of tokens, steps or seconds in a few characters."""
     if axis == "tokens":
         for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
             if value >= factor:
@@ -87,26 +61,29 @@ def quantity(value: float, axis: Axis) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of the config as the config file has it; what no config tells is unknown."""
+    """Return a value of the config as the config file has it; what no config tells is unknown."""
     return UNKNOWN if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _final_loss(result: Result) -> str:
-    if result.diverged:
-        return f"{len(result.diverged)} of {len(result.group.counted)} diverged"
-    if result.summary is None:
-        return "unfinished"
-    error = "" if result.summary.error is None else f" ± {result.summary.error:.4f}"
-    return f"{result.summary.mean:.4f}{error}"
+def _final_loss(result: GroupResult) -> str:
+    if diverged := len(result.group.diverged):
+        return f"{diverged} of {len(result.group.counted)} diverged"
+    return "unfinished" if result.summary is None else loss_text(result.summary)
 
 
-def _seeds(result: Result) -> str:
+def loss_text(summary: Summary) -> str:
+    """Return a mean loss and, where there is one, its standard error."""
+    error = "" if summary.error is None else f" ± {summary.error:.4f}"
+    return f"{summary.mean:.4f}{error}"
+
+
+def _seeds(result: GroupResult) -> str:
     seeds = [str(run.seed) for run in result.group.counted if run.seed is not None]
     return ", ".join(seeds) or UNKNOWN
 
 
-def _reach(result: Result, axis: Axis) -> str:
-    reach = result.reach.get(axis)
+def _to_target(result: GroupResult, axis: Axis) -> str:
+    reach = result.to_target.get(axis)
     if reach is None:
         return UNKNOWN
     if reach.mean is None:

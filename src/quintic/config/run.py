@@ -126,8 +126,8 @@ class Config:
 
     @property
     def cooldown_steps(self) -> int:
-        """Return the steps of the trapezoid's linear fall to zero; 0 for cosine, which has none."""
-        if self.optim.schedule.kind == "cosine":
+        """Return the steps of the trapezoid's linear fall to zero; other kinds have none."""
+        if self.optim.schedule.kind != "trapezoid":
             return 0
         return round(self.optim.schedule.cooldown_fraction * self.train.steps)
 

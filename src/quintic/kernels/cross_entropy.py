@@ -15,8 +15,11 @@ needs 55 registers, so that a multiprocessor of Hopper works on nine rows at onc
 
 @triton.jit
 def _tanh(x):
-    """Triton has none. Near zero the quotient of exponentials loses digits, which float64 has to
-    spare and float32 has not: there the series to x^9 is as exact as float32."""
+    """Return tanh(x), which Triton does not have.
+
+    Near zero the quotient of exponentials loses digits, which float64 has to spare and float32 has
+    not: there the series to x^9 is as exact as float32.
+    """
     e = tl.exp(-2.0 * tl.abs(x))
     tanh = tl.where(x < 0, e - 1.0, 1.0 - e) / (1.0 + e)
     if x.dtype == tl.float64:
@@ -28,7 +31,7 @@ def _tanh(x):
 
 @triton.jit
 def _logits(ptrs, inside, softcap, FLOAT: tl.constexpr, CAPPED: tl.constexpr):
-    """What the head gave, capped if asked; outside the vocabulary -inf, whose softmax is zero."""
+    """Load logits and cap them if asked; outside the vocabulary return -inf, of softmax zero."""
     logits = tl.load(ptrs, mask=inside, other=0.0).to(FLOAT)
     if CAPPED:
         logits = softcap * _tanh(logits / softcap)
@@ -37,12 +40,12 @@ def _logits(ptrs, inside, softcap, FLOAT: tl.constexpr, CAPPED: tl.constexpr):
 
 @triton.jit
 def _target(targets_ptr, weights_ptr, m, FLOAT: tl.constexpr, WEIGHTED: tl.constexpr):
-    """One target of a row and its share in the loss; a target below zero is none."""
+    """Return one target of a row and its weight in the loss; a target below zero is none."""
     target = tl.load(targets_ptr + m)
-    share = tl.full((), 1.0, FLOAT)
+    weight = tl.full((), 1.0, FLOAT)
     if WEIGHTED:
-        share = tl.where(target >= 0, tl.load(weights_ptr + m).to(FLOAT), 0.0)
-    return target, share
+        weight = tl.where(target >= 0, tl.load(weights_ptr + m).to(FLOAT), 0.0)
+    return target, weight
 
 
 @triton.jit
@@ -82,24 +85,24 @@ def _cross_entropy_row(
     log_total = maximum + tl.log(total)
 
     loss = tl.full((), 0.0, FLOAT)
-    shares = tl.full((), 0.0, FLOAT)
+    weights = tl.full((), 0.0, FLOAT)
     for m in tl.static_range(TARGETS):
-        target, share = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
+        target, weight = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
         logit = _logits(logits_ptr + target, target >= 0, softcap, FLOAT, CAPPED)
-        loss += share * (log_total - tl.where(target >= 0, logit, 0.0))
-        shares += share
+        loss += weight * (log_total - tl.where(target >= 0, logit, 0.0))
+        weights += weight
     tl.store(losses_ptr + row, loss)
 
     if GRADIENT:
-        # The second pass, mostly out of the L2 cache: (shares softmax - shares at the targets) /
-        # divisor.
+        # The second pass, mostly out of the L2 cache: (weights softmax - weights at the
+        # targets) / divisor.
         for start in range(0, VOCABULARY, BLOCK):
             inside = start + columns < VOCABULARY
             logits = _logits(logits_ptr + start + columns, inside, softcap, FLOAT, CAPPED)
-            gradient = shares * tl.exp(logits - log_total)
+            gradient = weights * tl.exp(logits - log_total)
             for m in tl.static_range(TARGETS):
-                target, share = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
-                gradient -= tl.where(start + columns == target, share, 0.0)
+                target, weight = _target(targets_ptr, weights_ptr, m, FLOAT, WEIGHTED)
+                gradient -= tl.where(start + columns == target, weight, 0.0)
             gradient /= divisor
             if CAPPED:
                 tanh = logits / softcap
@@ -108,33 +111,31 @@ def _cross_entropy_row(
             tl.store(ptrs, gradient.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
-def cross_entropy_(
+def cross_entropy(
     logits_CV: Tensor,
     targets_CM: Tensor,
-    weights_M: Tensor | None = None,
-    *,
-    grad_CV: Tensor | None = None,
-    divisor: float = 1.0,
-    softcap: float | None = None,
-) -> Tensor:
-    """Return each row's cross-entropy in nats; where `grad_CV` is given, write its gradient there.
+    weights_M: Tensor | None,
+    softcap: float | None,
+    grad_dtype: torch.dtype | None,
+    divisor: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute `quintic.model.loss.torch_cross_entropy` by a kernel that reads a row at most twice.
 
-    A row has one target, or several with their weights, whose losses are added up; of those a
-    target below zero is none. All others must be in [0, V).
-
-    The gradient is that by the logits, (softmax - one_hot) / divisor for one target; `grad_CV` may
-    be the logits' own memory. With a softcap c the loss is that of c tanh(logits / c). All is
-    computed in float32, or float64 for float64 logits. A row is read once, and for its gradient
-    once more.
+    The gradient, (softmax - one_hot) / divisor for one target, takes the logits' own memory if
+    `grad_dtype` is theirs. Targets below zero are none; all others must be in [0, V). With a
+    softcap c the loss is that of c tanh(logits / c). All is computed in float32, or float64 for
+    float64 logits. A row is read once, and for its gradient once more.
 
     Online softmax: Milakov & Gimelshein, https://arxiv.org/abs/1805.02867. The gradient in place of
     the logits: Liger Kernel, https://arxiv.org/abs/2410.10989.
     """
-    rows, vocabulary = logits_CV.shape
-    targets = targets_CM.shape[1]
+    (rows, vocabulary), targets = logits_CV.shape, targets_CM.shape[1]
     assert targets == (1 if weights_M is None else len(weights_M))
-    written_CV = logits_CV if grad_CV is None else grad_CV
-    assert logits_CV.stride() == written_CV.stride() and logits_CV.stride(1) == 1
+    assert logits_CV.stride(1) == 1
+    grad_CV = None
+    if grad_dtype is not None:
+        in_place = grad_dtype is logits_CV.dtype
+        grad_CV = logits_CV if in_place else torch.empty_like(logits_CV, dtype=grad_dtype)
     float_dtype = torch.promote_types(logits_CV.dtype, torch.float32)
     losses_C = logits_CV.new_empty(rows, dtype=float_dtype)
     _cross_entropy_row[(rows,)](
@@ -142,7 +143,7 @@ def cross_entropy_(
         targets_CM.contiguous(),
         targets_CM if weights_M is None else weights_M,
         losses_C,
-        written_CV,
+        logits_CV if grad_CV is None else grad_CV,
         logits_CV.stride(0),
         divisor,
         softcap or 1.0,
@@ -155,4 +156,4 @@ def cross_entropy_(
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
-    return losses_C
+    return losses_C.sum(), grad_CV

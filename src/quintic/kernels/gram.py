@@ -1,4 +1,4 @@
-"""The symmetric products of Newton-Schulz: half of each computed, the other half mirrored.
+"""The symmetric products of Newton-Schulz, of which half is computed and the other half mirrored.
 
 X X^T is symmetric, and so is the polynomial b A + c A A of a symmetric A. A product of [R, C] with
 its transpose is computed in square tiles of the lower triangle, T (T + 1) / 2 of T^2, and each tile
@@ -27,7 +27,7 @@ WARPS, STAGES = 8, 3
 
 @triton.jit
 def _lower_triangle(index):
-    """The tile (i, j), j <= i, with this number when they are counted row by row."""
+    """Return the tile (i, j), j <= i, with this number when they are counted row by row."""
     i = ((tl.sqrt(8.0 * index + 1.0) - 1.0) / 2.0).to(tl.int32)
     # The root is of a rounded number.
     i = tl.where(i * (i + 1) // 2 > index, i - 1, i)
@@ -83,17 +83,17 @@ def _gram_tile(
 
 
 def gram(X_nRC: Tensor) -> Tensor:
-    """X X^T of each matrix, symmetric to the last bit, accumulated in float32."""
+    """Return X X^T of each matrix, symmetric to the last bit, accumulated in float32."""
     return _launch(X_nRC, add=False, b=0.0, c=1.0)
 
 
 def symmetric_polynomial(A_nRR: Tensor, b: float, c: float) -> Tensor:
-    """b A + c A A of each symmetric matrix, accumulated in float32 and rounded once."""
+    """Return b A + c A A of each symmetric matrix, accumulated in float32 and rounded once."""
     return _launch(A_nRR, add=True, b=b, c=c)
 
 
 def gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
-    """`quintic.optim.newton_schulz.gram_polynomial`: b A + c A A for A = X X^T, of each matrix."""
+    """Return b A + c A A for A = X X^T, as `quintic.optim.newton_schulz.gram_polynomial` does."""
     B_nRR: Tensor = _gram_polynomial(X_nRC, b, c)
     return B_nRR
 

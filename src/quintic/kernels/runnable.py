@@ -1,4 +1,4 @@
-"""What the fast paths need of a device, asked before a run begins."""
+"""Checks before a run begins that the fast paths can run on its device."""
 
 from __future__ import annotations
 
@@ -13,21 +13,16 @@ LEAST_CAPABILITY = (8, 0)
 """Compute capability from which a GPU has bfloat16 units: Ampere."""
 
 FLOAT8_CAPABILITY = (8, 9)
-"""From which it has float8 units: Ada and Hopper."""
+"""Compute capability from which it has float8 units: Ada and Hopper."""
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter takes the place of its compiler, which needs no GPU.
+    """Return whether Triton's interpreter, which needs no GPU, takes the place of its compiler.
 
     Triton decides so where it is imported: `TRITON_INTERPRET=1` must be set before. It is for
     tests, and thousands of times slower than a compiled kernel.
     """
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def runs_triton(device: torch.device) -> bool:
-    """Whether kernels can run on `device`, where nobody asked for them by name."""
-    return _obstacle(device) is None
 
 
 def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
@@ -40,21 +35,18 @@ def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
 
 
 def _obstacle(device: torch.device) -> str | None:
-    if find_spec("triton") is None:
-        return (
-            "triton is not installed, which PyTorch's CUDA builds for Linux bring along"
-            if device.type == "cuda"
-            else _no_gpu(device)
-        )
+    installed = find_spec("triton") is not None
     if device.type == "cuda":
+        if not installed:
+            return "triton is not installed, which PyTorch's CUDA builds for Linux bring along"
         return _too_old(device, LEAST_CAPABILITY)
-    if device.type == "cpu" and interpreted():
+    if device.type == "cpu" and installed and interpreted():
         return None
-    return _no_gpu(device)
+    return f"the device is {device.type}, not an NVIDIA or AMD GPU"
 
 
 def require_float8(device: torch.device, dtype: torch.dtype) -> None:
-    """Raise `QuinticError` where `train.float8_head` can neither run nor be rounded alike."""
+    """Raise `QuinticError` where `train.float8_head` neither runs nor rounds as it should."""
     reason = None
     if dtype is torch.float64:
         reason = "all else is to be float64"
@@ -73,7 +65,3 @@ def _too_old(device: torch.device, least: tuple[int, int]) -> str | None:
         return None
     name = torch.cuda.get_device_name(device)
     return f"{name} has compute capability {found[0]}.{found[1]}, below {least[0]}.{least[1]}"
-
-
-def _no_gpu(device: torch.device) -> str:
-    return f"the device is {device.type}, not an NVIDIA or AMD GPU"

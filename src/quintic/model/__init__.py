@@ -1,1 +1,1 @@
-"""Token ids to loss: the two architectures and the cross-entropy."""
+"""The two architectures and the cross-entropy: from token ids to the loss."""

@@ -1,4 +1,4 @@
-"""Which of PyTorch's attention kernels computes: one asked for by name, or PyTorch's own choice.
+"""The choice among PyTorch's attention kernels: one asked for by name, or PyTorch's own.
 
 All of them compute the same (`quintic.model.attention.attend`) to rounding. The choice holds for
 the whole process while `attention_backend` is open, in compiled code as well as outside and in the
@@ -31,7 +31,7 @@ PROBE_TOKENS = 128
 
 
 def attention_backend(name: str) -> AbstractContextManager[None]:
-    """While open, attention is computed by the kernel of that name; auto leaves it to PyTorch."""
+    """Compute attention by the kernel of that name while open; auto leaves it to PyTorch."""
     return sdpa_kernel(BACKENDS[name]) if name in BACKENDS else nullcontext()
 
 
@@ -39,9 +39,9 @@ def check_attention(
     config: ModelConfig, asked: str, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Raise `QuinticError` where a kernel is asked for by name and does not work here."""
-    if asked == "auto" or works(asked, config, device, dtype):
+    if asked == "auto" or backend_works(asked, config, device, dtype):
         return
-    there = [name for name in BACKENDS if works(name, config, device, dtype)]
+    there = [name for name in BACKENDS if backend_works(name, config, device, dtype)]
     masked = " behind a mask" if _masked(config) else ""
     raise QuinticError(
         f"train.attention {asked} does not work on {device.type} for heads of {config.head_width} "
@@ -50,8 +50,8 @@ def check_attention(
     )
 
 
-def works(name: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a kernel takes a small attention of the model forward and backward on the device."""
+def backend_works(name: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a kernel computes a small attention of the model forward and backward."""
     if device.type == "mps":
         return name == "math"  # the others are ignored there, not refused
     q, k, v = (_probe(config, device, dtype).requires_grad_() for _ in range(3))
@@ -68,8 +68,8 @@ def works(name: str, config: ModelConfig, device: torch.device, dtype: torch.dty
     return True
 
 
-def own_choice(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The kernel that PyTorch takes by itself; None where it does not tell."""
+def default_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return the kernel that PyTorch takes by itself; None where it does not tell."""
     choose = getattr(torch, "_fused_sdp_choice", None)  # what its attention asks, not documented
     if choose is None or device.type not in ("cpu", "cuda"):
         return None
@@ -87,7 +87,7 @@ def _probe(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def _mask(config: ModelConfig, device: torch.device, *, blocks: bool) -> AttentionMask | None:
-    """A mask where the model has one, which not every kernel takes."""
+    """Return a mask where the model has one, which not every kernel takes."""
     tokens_BT = torch.zeros((1, PROBE_TOKENS), dtype=torch.int64, device=device)
     if blocks:
         return attention_block_mask(tokens_BT, window=config.window, eot_id=config.eot_id)

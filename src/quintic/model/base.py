@@ -1,4 +1,4 @@
-"""What both architectures share: explicit precision, the key-value cache, head and loss.
+"""`LanguageModel`, the part that both architectures share: key-value cache, head and loss.
 
 Weights are float32 masters. Compute precision is explicit: every `Linear` casts its weight to the
 precision of its input, and the model casts what it feeds them, so no autocast context decides
@@ -17,35 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.attention import mean_visible
+from quintic.model.attention import mean_attention_span
 from quintic.model.head import logits_of
 from quintic.model.loss import CrossEntropy
 from quintic.model.multi_token import mtp_targets
-from quintic.model.weight_cache import use_cached
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` with float32 master weights, computed in the precision of its input."""
-
-    cast: Tensor | None
-    """The weight in that precision, where `quintic.model.weight_cache` keeps it."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.register_buffer("cast", None, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = (
-            self.weight.to(x.dtype) if self.cast is None else use_cached(self.weight, self.cast)
-        )
-        return F.linear(x, weight, bias)
 
 
 class KVCache:
     """Keys and values of the tokens seen so far, for generation one token at a time.
 
-    Holds at most `context` positions: [layers, B, H, context, K] twice, and their tokens, which
+    It holds at most `context` positions, [layers, B, H, context, K] twice, and their tokens, which
     masks are made of. `length` counts the positions filled, which is the position of the next
     token.
     """
@@ -76,10 +57,11 @@ class KVCache:
 
 
 class Head(nn.Module):
-    """A head of its own, [V, D]. It starts at zero: every token is equally likely at step 0, and
-    the first gradient of the blocks is zero.
+    """A head that is not tied to the embedding, [V, D].
 
-    From the speedrun's record of 2024-11-03, which the zeros are "a significant fraction" of
+    It starts at zero: every token is equally likely at step 0, and the first gradient of the blocks
+    is zero. Source: the speedrun's record of 2024-11-03, which the zeros are "a significant
+    fraction" of
     (https://github.com/KellerJordan/modded-nanogpt, records/track_1_short/2024-11-03_UntieEmbed).
     """
 
@@ -89,7 +71,7 @@ class Head(nn.Module):
 
 
 class LanguageModel(nn.Module, ABC):
-    """A decoder with its head tied to the embedding, or not; subclasses give `features`.
+    """A decoder with its head tied to the embedding or not; subclasses define `features`.
 
     `compute_dtype` is the precision of the matrix products; the residual stream stays in the
     precision of the weights, as under the original's autocast.
@@ -97,15 +79,15 @@ class LanguageModel(nn.Module, ABC):
 
     embed: nn.Embedding
     head: Head
-    """Where `model.tied_head` is off."""
+    """It is there where `model.tied_head` is off."""
     layers: nn.ModuleList
     """The transformer blocks; their matrices are Muon's."""
     window: Tensor
-    """Where `model.window_start` lets it grow: the window of this step, see `set_window`."""
+    """The window of this step, where `model.window_start` lets it grow; see `set_window`."""
     block_masks = False
-    """With `train.attention flex`: what a token sees is a mask of blocks, but in generation."""
-    token_weights: Tensor | None
-    """After `predict_tokens_ahead`: the weight of each token in this step."""
+    """True with `train.attention flex`, whose attention mask is one of blocks but in generation."""
+    mtp_weights: Tensor | None
+    """The weight in this step of each token that a position predicts, after `enable_mtp`."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -116,19 +98,19 @@ class LanguageModel(nn.Module, ABC):
         self.vocab_size = config.vocab_size
         self.compute_dtype = compute_dtype
         self.cross_entropy = cross_entropy
-        self.register_buffer("token_weights", None, persistent=False)
+        self.register_buffer("mtp_weights", None, persistent=False)
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's matrix [V, D]."""
+        """Return the head's matrix [V, D]."""
         return self.embed.weight if self.config.tied_head else self.head.weight
 
     @abstractmethod
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The final normed activations x_BTD, in `compute_dtype`: what the head multiplies."""
+        """Return the final normed activations x_BTD, the head's input, in `compute_dtype`."""
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """logits_BTV in float32 (float64 for float64). With a cache, `tokens` are the new ones."""
+        """Return logits_BTV in float32 (float64 for float64), with a cache those of new tokens."""
         x_BTD = self.features(tokens_BT, cache)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
@@ -136,30 +118,33 @@ class LanguageModel(nn.Module, ABC):
         return logits_of(products_BTV, self.config.logit_softcap)
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean next-token cross-entropy in nats per token, a scalar.
+        """Return the mean next-token cross-entropy in nats per token, a scalar.
 
-        After `predict_tokens_ahead`, where there is a gradient, the weighted mean of that and of
-        those of further tokens; validation is of the next token alone.
+        After `enable_mtp`, where there is a gradient, it is the weighted mean of that and of those
+        of further tokens; validation is of the next token alone.
         """
         x_ND = self.features(inputs_BT).flatten(0, 1)
         targets, weights_M = targets_BT.flatten(), None
-        if self.token_weights is not None and torch.is_grad_enabled():
-            targets = mtp_targets(targets_BT, len(self.token_weights))
-            weights_M = self.token_weights
+        if self.mtp_weights is not None and torch.is_grad_enabled():
+            targets = mtp_targets(targets_BT, len(self.mtp_weights))
+            weights_M = self.mtp_weights
         return self.cross_entropy(
             x_ND, self.head_weight, targets, self.config.logit_softcap, weights_M
         )
 
-    def predict_tokens_ahead(self, tokens: int) -> None:
+    def enable_mtp(self, tokens: int) -> None:
         """Let each position predict so many tokens in training, the next one included."""
         weights = torch.full((tokens,), 1 / tokens)
-        self.register_buffer("token_weights", weights, persistent=False)
+        self.register_buffer("mtp_weights", weights, persistent=False)
 
-    def set_token_weights(self, weights: Sequence[float]) -> None:
-        """Give the tokens predicted ahead their weights in a step, in place as `set_window`."""
-        if self.token_weights is not None:
+    def set_mtp_weights(self, weights: Sequence[float]) -> None:
+        """Give the tokens that a position predicts their weights in a step.
+
+        In place, as `set_window`.
+        """
+        if self.mtp_weights is not None:
             # One number at a time: copying a list to a GPU would make the host wait.
-            for place, weight in zip(self.token_weights, weights, strict=True):
+            for place, weight in zip(self.mtp_weights, weights, strict=True):
                 place.fill_(weight)
 
     def set_window(self, window: int | None) -> None:
@@ -168,19 +153,19 @@ class LanguageModel(nn.Module, ABC):
         In place, so that compiled code and CUDA graphs stay as they are.
         """
         if self.config.window_start is not None:
-            assert window is not None, "of a window that grows there is always one"
+            assert window is not None, "the schedule of a window that grows gives one"
             self.window.fill_(window)
 
     def blocks_parameter_count(self) -> int:
-        """Elements of the blocks' matrices: those that multiply every token, without the head."""
+        """Count the elements of the blocks' matrices, which multiply every token."""
         return sum(p.numel() for p in self.layers.parameters() if p.ndim == 2)
 
     def parameter_count(self) -> int:
-        """All parameters; the tied head counts once."""
+        """Count all parameters, a tied head once."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> float:
-        """Floating-point operations to train on one token, forward and backward.
+        """Return the floating-point operations to train on one token, forward and backward.
 
         6 * (block matrices + V * D) for the matrix products, each weight being multiplied and
         added once forward and twice backward, plus 6 * layers * T * D for causal attention: two
@@ -188,10 +173,10 @@ class LanguageModel(nn.Module, ABC):
         halved because a token sees T / 2 others on average. `modded` has 0.80 GFLOP per token.
         Source: appendix B of PaLM (https://arxiv.org/abs/2204.02311), which does not halve.
 
-        A window counts as what a token sees with it. What documents hide depends on the text and is
-        counted as seen. A window that grows counts as its mean over the run.
+        A window counts with the positions that a token attends to, and one that grows with their
+        mean over the run. What a document mask hides depends on the text and is counted in full.
         """
         c = self.config
         matrices = self.blocks_parameter_count() + self.vocab_size * c.width
-        seen = mean_visible(c.context, c.window, c.window_start)
-        return 6.0 * matrices + 12.0 * c.layers * seen * c.width
+        span = mean_attention_span(c.context, c.window, c.window_start)
+        return 6.0 * matrices + 12.0 * c.layers * span * c.width

@@ -1,4 +1,4 @@
-"""From a `ModelConfig` to a model."""
+"""Models from a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_model(
     mtp_tokens: int = 1,
     block_masks: bool = False,
 ) -> LanguageModel:
-    """A model with freshly drawn weights, on the CPU.
+    """Return a model with freshly drawn weights, on the CPU.
 
     The weights depend on the seed alone: drawn on the CPU in float32 whatever the device and
     precision (float64 weights are the float32 draws), so every machine starts from the same model.
@@ -38,7 +38,7 @@ def build_model(
         model = ARCHITECTURES[config.architecture](config, compute_dtype, cross_entropy)
     model.block_masks = block_masks
     if mtp_tokens > 1:
-        model.predict_tokens_ahead(mtp_tokens)
+        model.enable_mtp(mtp_tokens)
     return model.double() if compute_dtype is torch.float64 else model
 
 
@@ -52,6 +52,6 @@ def checkpoint_activations(model: LanguageModel) -> None:
 
 
 def meta_model(config: ModelConfig) -> LanguageModel:
-    """The model without its numbers: for counting parameters and FLOPs at no cost."""
+    """Return the model without its numbers, to count parameters and FLOPs at no cost."""
     with torch.device("meta"):
         return ARCHITECTURES[config.architecture](config, torch.float32, CROSS_ENTROPIES["plain"])

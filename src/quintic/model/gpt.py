@@ -6,9 +6,9 @@ Source: https://github.com/KellerJordan/modded-nanogpt
 
 Each of these can be switched off by itself for an ablation (`positions`, `norm`, `activation`,
 `init` and `qk_norm` of the config). A switch chooses a module or function where the model is
-built, so that what runs reads the same either way; what it chooses between stands first. Later
-techniques of the speedrun are off unless asked for: those that lead around blocks are in
-`shortcuts.py`, and what a token sees is decided in `attention.py`.
+built, so that the forward pass reads the same either way; the choices stand first. Later
+techniques of the speedrun are off unless asked for: `skips.py` has those that lead around blocks,
+and `attention.py` the masks.
 
 Shapes: B batch, T time, D model width, H heads, K head width, F MLP width (4 D), V vocabulary.
 """
@@ -26,18 +26,12 @@ from torch import Tensor, nn
 
 from quintic.config import ModelConfig
 from quintic.model.attention import AttentionMask, attend, attention_block_mask, attention_mask
-from quintic.model.base import Head, KVCache, LanguageModel, Linear
+from quintic.model.base import Head, KVCache, LanguageModel
+from quintic.model.linear import Linear
 from quintic.model.loss import CrossEntropy
-from quintic.model.skips import (
-    ValueEmbeddings,
-    unet_skips,
-    value_mix,
-    value_table,
-    x0_skip,
-)
+from quintic.model.skips import ValueEmbeddings, unet_skips, value_mix, value_table, x0_skip
 
 ROTARY_BASE = 10_000.0
-
 
 rms_norm = partial(nn.RMSNorm, elementwise_affine=False)
 """x / rms(x) over the last axis, without parameters; eps is that of the precision of x."""
@@ -47,7 +41,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {"rmsnorm": rms_norm, "layernorm"
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
+    """Return max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
     return F.relu(x).square()
 
 
@@ -61,7 +55,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Rotary(nn.Module):
     """Rotary position embedding, half-split (https://arxiv.org/abs/2104.09864).
 
-    The head's two halves are the coordinates of K/2 planes; position t turns plane i by
+    The head's two halves are the coordinates of K/2 planes; position t rotates plane i by
     t / base^(2i/K): y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos. The tables are float32 (float64
     for float64 models) whatever the compute precision: bfloat16 has 8 bits for an angle's sine,
     too few to tell neighbouring positions apart.
@@ -80,11 +74,11 @@ class Rotary(nn.Module):
         self.register_buffer("sin_TK", angle_TK.sin().to(tables), persistent=False)
 
     def add(self, x_BTD: Tensor, start: int) -> Tensor:
-        """The embedded tokens as they are: these positions enter at the queries and keys."""
+        """Return the embedded tokens as they are: these positions enter at the queries and keys."""
         return x_BTD
 
-    def turn(self, x_BHTK: Tensor, start: int) -> Tensor:
-        """Turn queries or keys whose first position is `start`; same precision out as in."""
+    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+        """Rotate queries or keys whose first position is `start`, in the precision they have."""
         stop = start + x_BHTK.shape[2]
         cos_TK, sin_TK = self.cos_TK[start:stop], self.sin_TK[start:stop]
         x1, x2 = x_BHTK.chunk(2, dim=-1)
@@ -93,36 +87,36 @@ class Rotary(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """GPT-2's: a vector for each position, added to the token's."""
+    """GPT-2's positions: a vector for each, added to the token's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.context, config.width))
 
     def add(self, x_BTD: Tensor, start: int) -> Tensor:
-        """The embedded tokens, of which the first stands at position `start`, with theirs."""
+        """Add their vectors to embedded tokens, of which the first stands at position `start`."""
         return x_BTD + self.weight[start : start + x_BTD.shape[1]]
 
-    def turn(self, x_BHTK: Tensor, start: int) -> Tensor:
-        """Queries or keys as they are: these positions are in the residual stream."""
+    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+        """Return queries or keys as they are: these positions are in the residual stream."""
         return x_BHTK
 
 
 Positions = Rotary | LearnedPositions
-"""Two places where positions can enter: `add` at the embedding, `turn` at queries and keys."""
+"""Positions can enter at two places: `add` at the embedding, `rotate` at queries and keys."""
 
 
 class ForwardContext(NamedTuple):
-    """What all blocks of a forward pass share."""
+    """The arguments that all blocks of a forward pass share."""
 
     positions: Positions
     cache: KVCache | None
     dtype: torch.dtype
-    """Of matrix products."""
-    visible: AttentionMask | None
-    """Which positions see which; None: each all earlier ones."""
+    """The precision of matrix products."""
+    attn_mask: AttentionMask | None
+    """The mask of all layers; None where attention is causal and no more."""
     x0_BTD: Tensor | None
-    """The first block's input, where each has a shortcut to it."""
+    """The first block's input, where `model.x0_skip` is on."""
 
 
 class Attention(nn.Module):
@@ -140,25 +134,25 @@ class Attention(nn.Module):
             self.value_mix = value_mix()
 
     def split(self, x_BTD: Tensor) -> Tensor:
-        """One part of the width for each head, [B, H, T, K]."""
+        """Return one part of the width for each head, [B, H, T, K]."""
         x_BHTK: Tensor = x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return x_BHTK
 
-    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: ForwardContext) -> Tensor:
-        start = 0 if shared.cache is None else shared.cache.length
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
+        start = 0 if ctx.cache is None else ctx.cache.length
         q_BHTK, k_BHTK, v_BHTK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
         if value_BTD is not None:
             v_BHTK = self.value_mix(v_BHTK, self.split(value_BTD))
-        q_BHTK, k_BHTK = (shared.positions.turn(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
-        if shared.cache is not None:
-            k_BHTK, v_BHTK = shared.cache.append(self.layer, k_BHTK, v_BHTK)
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, shared.visible)
+        q_BHTK, k_BHTK = (ctx.positions.rotate(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
+        if ctx.cache is not None:
+            k_BHTK, v_BHTK = ctx.cache.append(self.layer, k_BHTK, v_BHTK)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, ctx.attn_mask)
         y: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
         return y
 
 
 class MLP(nn.Module):
-    """D to 4 D, the activation, back to D."""
+    """A linear layer from D to 4 D, the activation, a linear layer back to D."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -173,7 +167,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -183,17 +177,20 @@ class Block(nn.Module):
         self.mlp_norm = NORMS[config.norm](config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: ForwardContext) -> Tensor:
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
         if self.shortcut is not None:
-            x_BTD = self.shortcut(x_BTD, shared.x0_BTD)
-        normed_BTD = self.attention_norm(x_BTD).to(shared.dtype)
-        x_BTD = x_BTD + self.attention(normed_BTD, value_BTD, shared)
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(shared.dtype))
+            x_BTD = self.shortcut(x_BTD, ctx.x0_BTD)
+        normed_BTD = self.attention_norm(x_BTD).to(ctx.dtype)
+        x_BTD = x_BTD + self.attention(normed_BTD, value_BTD, ctx)
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(ctx.dtype))
         return x_BTD
 
 
 class GPT(LanguageModel):
-    """tokens_BT -> logits_BTV. Weights are drawn from the global generator: seed it first."""
+    """The whole decoder, tokens_BT -> logits_BTV.
+
+    Weights are drawn from the global generator: seed it first.
+    """
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -220,7 +217,7 @@ class GPT(LanguageModel):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default of a Linear, except as follows.
+        """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), a Linear's default, except as follows.
 
         The tied matrix is a Linear's weight as well, so it gets a Linear's initialisation and not
         an embedding's normal(0, 1). Learned positions get the same, since GPT-2 draws both alike,
@@ -251,8 +248,8 @@ class GPT(LanguageModel):
         if self.config.value_embeddings:
             nn.init.uniform_(self.value_embed.weight, -bound, bound)
 
-    def visible(self, tokens_BT: Tensor, cache: KVCache | None) -> AttentionMask | None:
-        """The mask of all layers, where there is more to hide than what is later."""
+    def attn_mask(self, tokens_BT: Tensor, cache: KVCache | None) -> AttentionMask | None:
+        """Return the mask of all layers, where there is more to mask than later positions."""
         config = self.config
         assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
         window = config.window if config.window_start is None else self.window
@@ -266,19 +263,23 @@ class GPT(LanguageModel):
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         config, start = self.config, 0 if cache is None else cache.length
         x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), start))
-        x0_BTD = x_BTD if config.x0_skip else None
-        visible = self.visible(tokens_BT, cache)
-        shared = ForwardContext(self.positions, cache, self.compute_dtype, visible, x0_BTD)
+        ctx = ForwardContext(
+            positions=self.positions,
+            cache=cache,
+            dtype=self.compute_dtype,
+            attn_mask=self.attn_mask(tokens_BT, cache),
+            x0_BTD=x_BTD if config.x0_skip else None,
+        )
         values: list[Tensor | None] = [None] * config.layers
         if config.value_embeddings:
             values = self.value_embed(tokens_BT, self.compute_dtype)
-        given: list[Tensor] = []  # by the layers of the first half, where there are skips
+        skipped: list[Tensor] = []  # outputs of the first half that the second has yet to get
         for layer, block in enumerate(self.layers):
             opposite = config.layers - 1 - layer
             if opposite < len(self.skips):
-                x_BTD = x_BTD + self.skips[opposite](given[opposite])
-            x_BTD = block(x_BTD, values[layer], shared)
+                x_BTD = x_BTD + self.skips[opposite](skipped.pop())
+            x_BTD = block(x_BTD, values[layer], ctx)
             if layer < len(self.skips):
-                given.append(x_BTD)
+                skipped.append(x_BTD)
         x: Tensor = self.final_norm(x_BTD).to(self.compute_dtype)
         return x

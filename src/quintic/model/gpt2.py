@@ -1,8 +1,8 @@
 """The classic GPT-2, the baseline: learned positions, LayerNorm, GELU, biases, tied head.
 
-As llm.c trains it (https://github.com/karpathy/llm.c), after Radford et al., "Language Models are
-Unsupervised Multitask Learners" (2019). Queries, keys and values are separate matrices, so that
-either optimizer treats them as in `gpt.py`; stacked, they are GPT-2's `c_attn`.
+It is the model that llm.c trains (https://github.com/karpathy/llm.c), after Radford et al.,
+"Language Models are Unsupervised Multitask Learners" (2019). Queries, keys and values are separate
+matrices, so that either optimizer treats them as in `gpt.py`; stacked, they are GPT-2's `c_attn`.
 
 Shapes: B batch, T time, D model width, H heads, K head width, F MLP width (4 D), V vocabulary.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from quintic.config import ModelConfig
 from quintic.model.attention import attend
-from quintic.model.base import KVCache, LanguageModel, Linear
+from quintic.model.base import KVCache, LanguageModel
+from quintic.model.linear import Linear
 from quintic.model.loss import CrossEntropy
 
 
@@ -74,7 +75,10 @@ class Block(nn.Module):
 
 
 class GPT2(LanguageModel):
-    """tokens_BT -> logits_BTV. Weights are drawn from the global generator: seed it first."""
+    """The whole decoder, tokens_BT -> logits_BTV.
+
+    Weights are drawn from the global generator: seed it first.
+    """
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -88,10 +92,10 @@ class GPT2(LanguageModel):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """normal(0, 0.02); residual projections divided by sqrt(2 layers); biases zero.
+        """Draw weights from normal(0, 0.02) and set biases to zero.
 
-        The residual stream adds 2 layers of them, and the division keeps its variance at one
-        projection's.
+        The residual stream adds up 2 layers of output projections; they are divided by
+        sqrt(2 layers), which keeps its variance at one projection's.
         """
         for module in self.modules():
             if isinstance(module, Linear | nn.Embedding):

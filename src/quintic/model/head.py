@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from quintic.kernels.runnable import runs_triton
+
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 """Three bits of mantissa and numbers to 448, for x and W; two and 57,344, for gradients."""
 
@@ -74,7 +76,7 @@ class Float8Products(Products):
     def __init__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
         self._x_scale, self._head_scale = power_of_two_scale(x_ND), power_of_two_scale(weight_VD)
         self._head_VD = (weight_VD / self._head_scale).to(E4M3)
-        self._head_DV = self._head_VD.T.contiguous()  # products want both operands by rows
+        self._head_DV = _transposed(self._head_VD)  # products want both operands by rows
         self._grad_scale = x_ND.new_full((), GRADIENT_SCALE / len(x_ND), dtype=torch.float32)
         self._dtype = x_ND.dtype
 
@@ -90,9 +92,18 @@ class Float8Products(Products):
         )
 
     def grad_weight(self, grad_CV: Tensor, x_CD: Tensor) -> Tensor:
-        x8_DC = (x_CD / self._x_scale).to(E4M3).T.contiguous()
-        grad_VC = grad_CV.T.contiguous()
+        x8_DC = _transposed((x_CD / self._x_scale).to(E4M3))
+        grad_VC = _transposed(grad_CV)
         return scaled_product(grad_VC, x8_DC, self._grad_scale, self._x_scale, torch.float32)
+
+
+def _transposed(a_RC: Tensor) -> Tensor:
+    """The contiguous transpose of a contiguous float8 matrix."""
+    if a_RC.device.type == "cuda" and runs_triton(a_RC.device):
+        from quintic.kernels.transpose import transposed
+
+        return transposed(a_RC)
+    return a_RC.T.contiguous()
 
 
 def power_of_two_scale(values: Tensor) -> Tensor:

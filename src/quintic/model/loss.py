@@ -136,7 +136,9 @@ def loss_and_gradients(
     float8: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean loss and its gradients by x and the weight, empty where none is asked for."""
-    cross_entropy = kernel_cross_entropy if kernel else torch_cross_entropy
+    cross_entropy = torch_cross_entropy
+    if kernel:
+        from quintic.kernels.cross_entropy import cross_entropy
     products = (Float8Products if float8 else Products)(x_ND, weight_VD)
     grad_dtype = products.grad_dtype if gradient else None
     tokens, vocabulary, multiple = len(x_ND), len(weight_VD), ALIGNMENT if kernel or float8 else 1
@@ -213,27 +215,6 @@ def torch_cross_entropy(
     if slope_CV is not None:
         grad_CV.mul_(slope_CV)
     return loss, grad_CV.mul_(1 / divisor).to(grad_dtype)
-
-
-def kernel_cross_entropy(
-    logits_CV: Tensor,
-    targets_CM: Tensor,
-    weights_M: Tensor | None,
-    softcap: float | None,
-    grad_dtype: torch.dtype | None,
-    divisor: float,
-) -> tuple[Tensor, Tensor | None]:
-    """Return what `torch_cross_entropy` does, the gradient in the logits' own memory if it fits."""
-    from quintic.kernels.cross_entropy import cross_entropy_
-
-    grad_CV = None
-    if grad_dtype is not None:
-        in_place = grad_dtype is logits_CV.dtype
-        grad_CV = logits_CV if in_place else torch.empty_like(logits_CV, dtype=grad_dtype)
-    losses_C = cross_entropy_(
-        logits_CV, targets_CM, weights_M, grad_CV=grad_CV, divisor=divisor, softcap=softcap
-    )
-    return losses_C.sum(), grad_CV
 
 
 fused_cross_entropy = partial(chunked_cross_entropy, kernel=True)

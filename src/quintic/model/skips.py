@@ -1,4 +1,4 @@
-"""Ways around the blocks: value embeddings, the embedded token again, U-net skips.
+"""Skip connections around blocks: value embeddings, the embedded token again, U-net skips.
 
 Each carries what a block would otherwise have to pass on, and has a learned scalar for how much of
 it arrives. All are the speedrun's (https://github.com/KellerJordan/modded-nanogpt, dates below are
@@ -35,35 +35,39 @@ class ScalarMix(nn.Module):
 
 
 def x0_skip() -> ScalarMix:
-    """x = a x + b x0 at the entry of a block, x0 being the first block's input. Starts as x.
+    """Return the mix a x + b x0 at the entry of a block, x0 being the first block's input.
 
-    Source: record 2024-11-06_ShortcutsTweaks.
+    It starts as x. Source: record 2024-11-06_ShortcutsTweaks.
     """
     return ScalarMix(1.0, 0.0)
 
 
 def value_mix() -> ScalarMix:
-    """v = a v + b e in attention, e being a value embedding of the token. Starts as the mean of
-    both, as in record 2024-12-08_UNetValueEmbedsTweaks."""
+    """Return the mix a v + b e of attention's values, e being a value embedding of the token.
+
+    It starts as the mean of both, as in record 2024-12-08_UNetValueEmbedsTweaks.
+    """
     return ScalarMix(0.5, 0.5)
 
 
 def unet_skips(config: ModelConfig) -> nn.ModuleList:
-    """The scalars of the skips, one for each layer of the first half, which start at one.
+    """Return the skips' scalars, one for each layer of the first half, which start at one.
 
-    What the last of these layers gives is added to the input of the first layer of the second
-    half, and so on outwards, down to the first layer's, which the last layer gets. Of an odd number
-    of layers the middle one has no part in it.
+    The output of the last of these layers is added to the input of the first layer of the second
+    half, and so on outwards, down to the first layer's, which the last layer gets. The middle one
+    of an odd number of layers has no part in it.
     Source: record 2024-11-10_UNetDoubleLr.
     """
-    return nn.ModuleList(
-        ScalarMix(1.0) for _ in range(config.layers // 2 if config.unet_skips else 0)
-    )
+    skips = config.layers // 2 if config.unet_skips else 0
+    return nn.ModuleList(ScalarMix(1.0) for _ in range(skips))
 
 
 def value_table(config: ModelConfig, layer: int) -> int | None:
-    """Which value embedding a layer has, if any: E tables serve the first E layers and, in the
-    same order, the last E, as in record 2024-12-17_SparsifyEmbeds."""
+    """Return which value embedding a layer has, if any.
+
+    E tables serve the first E layers and, in the same order, the last E, as in record
+    2024-12-17_SparsifyEmbeds.
+    """
     tables, left = config.value_embeddings, config.layers - layer
     if layer < tables:
         return layer
@@ -71,7 +75,7 @@ def value_table(config: ModelConfig, layer: int) -> int | None:
 
 
 class ValueEmbeddings(nn.Module):
-    """E vectors for each token, [V, E D], that go to the attention values of some layers.
+    """E vectors for each token, [V, E D], that are mixed into the attention values of some layers.
 
     The table is drawn as the embedding is and multiplied by sqrt(D) where it is read: so its
     entries are as large as the values that they are mixed with, U(-1, 1) at the start against a
@@ -86,7 +90,7 @@ class ValueEmbeddings(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, config.value_embeddings * config.width))
 
     def forward(self, tokens_BT: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
-        """For each layer its embedding of the tokens, [B, T, D], or None."""
+        """Return for each layer its embedding of the tokens, [B, T, D], or None."""
         e_BTED = F.embedding(tokens_BT, self.weight) * math.sqrt(self.config.width)
         each = e_BTED.to(dtype).chunk(self.config.value_embeddings, dim=-1)
         tables = (value_table(self.config, layer) for layer in range(self.config.layers))

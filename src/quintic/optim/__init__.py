@@ -1,1 +1,1 @@
-"""Gradients to updates: orthogonalisation, Muon, routing and schedule."""
+"""Gradients to updates: orthogonalisation, Muon, parameter groups and schedule."""

@@ -1,8 +1,10 @@
-"""What changes from step to step, as pure functions of the step. Steps count from 0."""
+"""Pure functions of the step, counted from 0: everything that changes from step to step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from quintic.config import MOMENTUM_START, Config
@@ -13,7 +15,7 @@ BATCH_LR_EXPONENT = 0.6
 
 
 def trapezoid(step: int, *, steps: int, warmup: int, cooldown: int) -> float:
-    """Factor of the learning rate: linear warm-up, constant, linear to zero.
+    """Return the factor of the learning rate: linear warm-up, constant, linear to zero.
 
     The warm-up's first step is 1 / warmup and its last 1; the cooldown's first step (that is
     `steps - cooldown`) is 1 and its last 1 / cooldown. Source: Hägele et al.,
@@ -27,7 +29,7 @@ def trapezoid(step: int, *, steps: int, warmup: int, cooldown: int) -> float:
 
 
 def cosine(step: int, *, steps: int, warmup: int) -> float:
-    """Factor of the learning rate: linear warm-up, then half a cosine from 1 to 0, as llm.c's."""
+    """Return the factor of the learning rate: linear warm-up, half a cosine to 0, as llm.c's."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -35,25 +37,25 @@ def cosine(step: int, *, steps: int, warmup: int) -> float:
 
 
 def lr_factor(config: Config, step: int) -> float:
-    """The factor of every learning rate at a step of a run."""
+    """Return the factor of every learning rate at a step of a run."""
     schedule, steps, batches = config.optim.schedule, config.train.steps, config.batches
     share = math.pow(batches.at(step) / batches.sequences, BATCH_LR_EXPONENT)
-    if schedule.kind == "cosine":
-        return share * cosine(step, steps=steps, warmup=schedule.warmup_steps)
-    return share * trapezoid(
-        step, steps=steps, warmup=schedule.warmup_steps, cooldown=config.cooldown_steps
-    )
+    shapes: dict[str, Callable[..., float]] = {
+        "trapezoid": partial(trapezoid, cooldown=config.cooldown_steps),
+        "cosine": cosine,
+    }
+    return share * shapes[schedule.kind](step, steps=steps, warmup=schedule.warmup_steps)
 
 
 def momentum_at(step: int, *, momentum: float, warmup: int) -> float:
-    """Muon's momentum: linear from `MOMENTUM_START` over `warmup` steps, then constant."""
+    """Return Muon's momentum: linear from `MOMENTUM_START` over `warmup` steps, then constant."""
     if step >= warmup:
         return momentum
     return MOMENTUM_START + (momentum - MOMENTUM_START) * step / warmup
 
 
 def window_at(step: int, *, steps: int, start: int | None, window: int | None) -> int | None:
-    """Positions that a token sees: from `start` at step 0 evenly to `window` after the last step.
+    """Return how many positions a token sees, from `start` at step 0 evenly to `window` at the end.
 
     Source: the speedrun's record 2024-11-24_WindowWarmup
     (https://github.com/KellerJordan/modded-nanogpt), from 64 to 1,792.
@@ -64,7 +66,7 @@ def window_at(step: int, *, steps: int, start: int | None, window: int | None) -
 
 
 def token_weights_at(step: int, *, steps: int, tokens: int) -> tuple[float, ...]:
-    """Weights of the tokens that a position predicts, the next one first; they add up to 1.
+    """Return the weights of the tokens that a position predicts, the next first; they sum to 1.
 
     The run has `tokens` equal parts. In the first all are predicted, each further token with half
     the weight of the one before, and the last of them fades to 0 until the part ends; so each part
@@ -83,7 +85,7 @@ def token_weights_at(step: int, *, steps: int, tokens: int) -> tuple[float, ...]
 
 
 class Scheduled(NamedTuple):
-    """Everything of a step that a schedule decides."""
+    """Holds everything of a step that a schedule decides."""
 
     lr_factor: float
     """Factor of every learning rate."""
@@ -92,15 +94,17 @@ class Scheduled(NamedTuple):
     window: int | None
     """Positions that a token sees; None: all up to its own."""
     batch_sequences: int
-    """Of the global batch."""
+    """Sequences in the global batch."""
     token_weights: tuple[float, ...]
-    """Of the tokens that a position predicts, the next one first."""
+    """Weights of the tokens that a position predicts, the next one first."""
 
 
 def scheduled(config: Config, step: int) -> Scheduled:
-    """All of a step. A checkpoint may be continued with another number of steps exactly where the
-    steps already done would have been the same. The step after the last is that of a trained
-    model."""
+    """Return all of a step; the one after the last is that of a trained model.
+
+    A checkpoint may be continued with another number of steps exactly where the steps already done
+    would have been the same.
+    """
     muon, model = config.optim.muon, config.model
     return Scheduled(
         lr_factor=lr_factor(config, step),

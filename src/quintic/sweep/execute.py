@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
 
 from quintic.cores import available_cores
 from quintic.distributed.signals import GracefulShutdown
@@ -28,8 +27,8 @@ from quintic.sweep.record import Outcome, Outcomes, outcome_in
 POLL_S = 0.1
 USER_ERROR = 2
 DIVERGED = re.compile(r"training has diverged|is not finite after step \d+ and was not saved")
-"""How the messages of `quintic train` say it, with exit code 2: the loss of a step is not finite,
-or a weight that a checkpoint would hold."""
+"""Matches the messages with which `quintic train` ends, with exit code 2, on divergence: the loss
+of a step is not finite, or a weight that a checkpoint would hold."""
 
 
 class Job:
@@ -45,7 +44,7 @@ class Job:
         """A process of an earlier start of the sweep, which was killed, still trains this run."""
 
     def outcome(self) -> Outcome | None:
-        """What became of the run, None while it goes on; the first call starts it."""
+        """Return what became of the run, None while it goes on; the first call starts it."""
         if self._process is None:
             return self._begin()
         if self._process.poll() is None:
@@ -54,15 +53,13 @@ class Job:
 
     def stop(self) -> bool:
         """Ask the run to save and end; False where no process of ours trains it."""
-        if self._process is None:
-            return False
         self._signal(signal.SIGINT)
-        return True
+        return self._process is not None
 
     def kill(self) -> None:
         """End it at once; its checkpoints stay whole."""
+        self._signal(signal.SIGKILL)
         if self._process is not None:
-            self._signal(signal.SIGKILL)
             self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -84,21 +81,18 @@ class Job:
                 if (found := outcome_in(self.folder, self.run)).final:
                     return found
             write_json(self._config, self.run.config.to_dict())
-            self._start(log)
+            self._log_start = log.seek(0, os.SEEK_END)
+            out = ["--out", str(self.folder), "--auto-resume"]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "quintic", "train", str(self._config), *out],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                # Of its own, so that Ctrl-C reaches this process alone, which then tells the runs.
+                start_new_session=True,
+            )
         return None
-
-    def _start(self, log: IO[bytes]) -> None:
-        self._log_start = log.seek(0, os.SEEK_END)
-        out = ["--out", str(self.folder), "--auto-resume"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "quintic", "train", str(self._config), *out],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=self._environment,
-            # Of its own, so that Ctrl-C reaches this process alone, which then tells the runs.
-            start_new_session=True,
-        )
 
     def _judge(self, code: int) -> Outcome:
         found = outcome_in(self.folder, self.run)
@@ -112,7 +106,7 @@ class Job:
         return Outcome("failed", message=message or f"ended with exit code {code}")
 
     def _last_words(self) -> str:
-        """The message with which the process ended, of what it printed."""
+        """Return the message with which the process ended, of what it printed."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
@@ -167,7 +161,7 @@ def execute(
 
 
 def run_environment(jobs: int) -> dict[str, str]:
-    """Of the runs: the cores are divided among those that go on at once."""
+    """Return the environment of the runs: the cores are divided among those that go on at once."""
     environment = dict(os.environ)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // jobs)))

@@ -9,24 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quintic.compare.figure import Style, style
-from quintic.files import replacing
+from quintic.figure import Style, finish_axes, save_figure, style
 from quintic.sweep.plan import short_name, value_text
-from quintic.sweep.summary import Combination, Found, is_number
+from quintic.sweep.summary import Combination, SweepSummary, is_number
 
 MOST_STYLES = 6
 """Lines that a reader can still tell apart; of more, only that of the best is drawn out."""
 GREY = Style("#9a9a9a", (), ".")
 PANEL_IN, ONE_PANEL_IN, LEGEND_LINE_IN = 3.8, 6.4, 0.19
 LEGEND_LETTERS = 40
-"""Of a line of a legend."""
+"""Most letters in a line of a legend."""
 BEST_COLOUR = "#D55E00"
 MARKS = {"diverged": "x", "above the scale": "^"}
-"""Of what has no place in a panel, at its top."""
+"""Marks of what has no place in a panel, at its top."""
 MARKS_HEIGHT = 0.965
 
 
-def draw_sweep(found: Found, path: Path) -> None:
+def draw_sweep(summary: SweepSummary, path: Path) -> None:
     """Draw what is known; the file is replaced whole.
 
     In each panel the combinations that share all other values are a line; those of a random search,
@@ -35,10 +34,10 @@ def draw_sweep(found: Found, path: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, so only where it is used
     from matplotlib.lines import Line2D
 
-    fields = found.plan.fields
+    fields = summary.plan.fields
     columns = {1: 1, 2: 2, 4: 2}.get(len(fields), 3)
     rows = -(-len(fields) // columns)
-    limits = loss_limits([loss.mean for c in found.ranked if (loss := c.loss) is not None])
+    limits = loss_limits([loss.mean for c in summary.ranked if (loss := c.loss) is not None])
     figure = Figure(dpi=150, layout="constrained")
     # A legend below each panel, where no line runs through it, in a frame of its own.
     grid = figure.add_gridspec(2 * rows, columns)
@@ -48,7 +47,7 @@ def draw_sweep(found: Found, path: Path) -> None:
         row, column = divmod(place, columns)
         axes = figure.add_subplot(grid[2 * row, column], sharey=panels[0] if panels else None)
         panels.append(axes)
-        _draw_panel(axes, found, field, limits)
+        _draw_panel(axes, summary, field, limits)
         if column == 0:
             axes.set_ylabel("final validation loss (nats per token)")
         below = figure.add_subplot(grid[2 * row + 1, column])
@@ -71,13 +70,13 @@ def draw_sweep(found: Found, path: Path) -> None:
     grid.set_height_ratios([PANEL_IN, legend_in] * rows)
     width = ONE_PANEL_IN if columns == 1 else columns * PANEL_IN * 1.15
     figure.set_size_inches(width, rows * (PANEL_IN + legend_in))
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    save_figure(figure, path)
 
 
 def loss_limits(means: Sequence[float]) -> tuple[float, float] | None:
-    """The losses that are shown: all of them, unless a few so far above the others would flatten
-    what matters; there is room above for the marks of divergence. None where there is no loss."""
+    """Return the lowest and highest loss that are shown: those of all, unless a few so far above
+    the others would flatten what matters; there is room above for the marks of divergence. None
+    where there is no loss."""
     if not means:
         return None
     low, ordered = min(means), sorted(means)
@@ -88,17 +87,19 @@ def loss_limits(means: Sequence[float]) -> tuple[float, float] | None:
     return low - 0.08 * room, high + 0.25 * room
 
 
-def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float] | None) -> None:
+def _draw_panel(
+    axes: Any, summary: SweepSummary, field: str, limits: tuple[float, float] | None
+) -> None:
     if limits is None:
         axes.set_yticks([])
     else:
         axes.set_ylim(*limits)
     highest = math.inf if limits is None else limits[1]
-    place = _axis(axes, field, [c.values[field] for c in found.ranked])
-    lines = _lines(found, field)
-    best = found.best
+    place = _axis(axes, field, [c.values[field] for c in summary.ranked])
+    lines = _lines(summary, field)
+    best = summary.best
     named = 1 < len(lines) <= MOST_STYLES
-    alone = found.plan.draws is not None or len(found.plan.fields) == 1
+    alone = summary.plan.draws is not None or len(summary.plan.fields) == 1
     for index, (others, line) in enumerate(lines.items()):
         best_one = best is not None and best in line
         look = style(index) if named and not alone else style(0) if best_one or alone else GREY
@@ -107,15 +108,25 @@ def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float]
             label = "through the best: " + ", ".join(others)
         points = [(place(c.values[field]), c) for c in line]
         if any(c.losses for c in line):
-            _draw_line(axes, points, look, label, joined=found.plan.draws is None)
+            _draw_line(axes, points, look, label, joined=summary.plan.draws is None)
             label = None  # else the crosses have it
         # Beside each other, where several diverge at one value.
         height = MARKS_HEIGHT - 0.035 * (index % 5)
         for kind, mark in MARKS.items():
             if marked := [x for x, c in points if _is(kind, c, highest)]:
-                _mark(axes, marked, [height] * len(marked), mark, look.colour, label)
+                axes.plot(
+                    marked,
+                    [height] * len(marked),
+                    linestyle="",
+                    marker=mark,
+                    markersize=7,
+                    markeredgewidth=1.8,
+                    color=look.colour,
+                    label=label,
+                    transform=axes.get_xaxis_transform(),  # heights are shares of the panel's
+                )
     for kind, mark in MARKS.items():
-        if any(_is(kind, c, highest) for c in found.ranked):
+        if any(_is(kind, c, highest) for c in summary.ranked):
             axes.plot([], [], linestyle="", marker=mark, color="#444444", label=kind)
     if best is not None and best.loss is not None:
         axes.plot(
@@ -129,40 +140,22 @@ def _draw_panel(axes: Any, found: Found, field: str, limits: tuple[float, float]
             color=BEST_COLOUR,
             label=f"best, {best.loss.mean:.4f} at {value_text(best.values[field])}",
         )
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_axes(axes)
 
 
 def _is(kind: str, combination: Combination, highest: float) -> bool:
-    """Whether a combination gets one of the MARKS."""
+    """Return whether a combination gets one of the MARKS."""
     diverged = combination.count("diverged") > 0
     if kind == "diverged":
         return diverged
     return not diverged and combination.loss is not None and combination.loss.mean > highest
 
 
-def _mark(
-    axes: Any, xs: list[float], heights: list[float], mark: str, colour: str, label: str | None
-) -> None:
-    """Marks at a share of the height of a panel."""
-    axes.plot(
-        xs,
-        heights,
-        linestyle="",
-        marker=mark,
-        markersize=7,
-        markeredgewidth=1.8,
-        color=colour,
-        label=label,
-        transform=axes.get_xaxis_transform(),
-    )
-
-
-def _lines(found: Found, field: str) -> dict[tuple[str, ...], list[Combination]]:
-    """The combinations by the values of all other fields, each line in the order of the plan."""
+def _lines(summary: SweepSummary, field: str) -> dict[tuple[str, ...], list[Combination]]:
+    """Return the combinations by the values of all other fields, each line in the plan's order."""
     lines: dict[tuple[str, ...], list[Combination]] = {}
-    order = {run.name: place for place, run in enumerate(found.plan.runs)}
-    for combination in sorted(found.ranked, key=lambda c: order[c.runs[0].name]):
+    order = {run.name: place for place, run in enumerate(summary.plan.runs)}
+    for combination in sorted(summary.ranked, key=lambda c: order[c.runs[0].name]):
         others = tuple(
             f"{short_name(name)} {value_text(value)}"
             for name, value in combination.values.items()
@@ -180,7 +173,7 @@ def _draw_line(
     *,
     joined: bool,
 ) -> None:
-    """A mean with its standard error at every place that has one; there is one at least."""
+    """Draw a mean with its standard error at every place that has one; there is one at least."""
     known = sorted(
         ((x, loss.mean, loss.error) for x, c in points if (loss := c.loss) is not None),
         key=lambda point: point[0],
@@ -204,7 +197,8 @@ def _draw_line(
 
 
 def smallest_gap(places: Sequence[float]) -> float:
-    """Between neighbours, as a share of the distance from the first to the last place."""
+    """Return the smallest gap between neighbours, as a share of the distance from the first to the
+    last place."""
     ordered = sorted(places)
     span = ordered[-1] - ordered[0] or 1.0
     gaps = (after - before for before, after in itertools.pairwise(ordered))

@@ -1,4 +1,4 @@
-"""What a sweep runs: every combination of the values, or random draws, each with several seeds."""
+"""The runs of a sweep: all combinations of the values, or random draws, with several seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Choices:
     values: tuple[Any, ...]
 
     def draw(self, share: float) -> Any:
-        """The value at a share, from 0 to less than 1, of the way through all of them."""
+        """Return the value at a share, from 0 to less than 1, of the way through all of them."""
         return self.values[int(share * len(self.values))]
 
 
@@ -45,8 +45,8 @@ class Range:
     high: float
 
     def draw(self, share: float) -> float | int:
-        """The value at a share of the way; whole numbers where the bounds are, else four digits,
-        so that names and tables can be read."""
+        """Return the value at a share of the way: a whole number where the bounds are, else four
+        digits, so that names and tables can be read."""
         value = self.low * math.exp(share * math.log(self.high / self.low))
         if isinstance(self.low, int):
             return round(value)
@@ -58,13 +58,13 @@ class PlannedRun:
     """One run of a sweep."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     values: Values
     config: Config
 
     @property
     def seed(self) -> int:
-        """Of this run."""
+        """Return the run's seed."""
         return self.config.train.seed
 
 
@@ -75,14 +75,14 @@ class Plan:
     base: Config
     varied: tuple[Choices | Range, ...]
     draws: int | None
-    """Of a random search; None: the grid."""
+    """Combinations of a random search; None: the grid."""
     seeds: int
     runs: tuple[PlannedRun, ...]
     """First all combinations with the first seed, so that a sweep cut short has seen them all."""
 
     @property
     def fields(self) -> list[str]:
-        """The varied fields, in the order given."""
+        """Return the varied fields, in the order given."""
         return [varied.field for varied in self.varied]
 
 
@@ -93,7 +93,7 @@ def make_plan(
     seeds: int = 1,
     draws: int | None = None,
 ) -> Plan:
-    """The runs, with every config checked; raises `QuinticError` where one cannot be.
+    """Return the runs, with every config checked; raises `QuinticError` where one cannot be.
 
     `base` is the recipe with everything that holds for all runs. Its seed is the first; it also
     seeds the draws, of which more continue the same sequence.
@@ -155,7 +155,7 @@ def _check_varied(varied: Choices | Range, draws: int | None) -> None:
 
 
 def _draw(varied: Sequence[Choices | Range], seed: int) -> Iterator[dict[str, Any]]:
-    """Combinations, none twice; ends where a thousand draws bring nothing new."""
+    """Yield combinations, none twice; ends where a thousand draws bring nothing new."""
     generator = random.Random(seed)
     seen: set[tuple[Any, ...]] = set()
     since = 0
@@ -182,15 +182,15 @@ def _planned(base: Config, values: Values, seed: int) -> PlannedRun:
 
 
 def combination_name(values: Values) -> str:
-    """muon.lr=0.02,model.width=128"""
+    """Return a name such as muon.lr=0.02,model.width=128."""
     return ",".join(f"{short_name(field)}={value_text(v)}" for field, v in values.items())
 
 
 def short_name(field: str) -> str:
-    """The end of a field's name, with which it is still the only one: muon.lr, model.width."""
+    """Return the end of a field's name that no other field has: muon.lr, model.width."""
     return ".".join(field.split(".")[-2:])
 
 
 def value_text(value: Any) -> str:
-    """A value as --vary takes it, without the space."""
+    """Return a value as --vary takes it, without the space."""
     return "_".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,4 +1,4 @@
-"""sweep.json: what was asked, and what became of every run.
+"""The record of a sweep, sweep.json: what was asked, and what became of every run.
 
 The folder of a sweep:
 
@@ -29,33 +29,33 @@ from quintic.metrics import METRICS
 from quintic.sweep.plan import Plan, PlannedRun
 
 TAIL_BYTES = 4096
-"""Of metrics.jsonl, with its last line in it."""
+"""Bytes at the end of metrics.jsonl, with its last line in them."""
 
 RECORD, FIGURE, BEST = "sweep.json", "sweep.png", "best.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run."""
+    """The end of a run, as far as it came."""
 
     kind: Literal["finished", "diverged", "failed", "unfinished"] = "unfinished"
     val_loss: float | None = None
-    """At the last step, in nats per token; of finished runs."""
+    """Validation loss at the last step, in nats per token, of a finished run."""
     message: str | None = None
     """Why it diverged or failed, in one line."""
 
     @property
     def final(self) -> bool:
-        """Whether running it again would bring nothing new. What failed is tried again."""
+        """Return whether running it again would bring nothing new. What failed is tried again."""
         return self.kind in ("finished", "diverged")
 
 
 Outcomes = dict[str, Outcome]
-"""By the name of the run; each run of the plan has one."""
+"""Outcome by the name of the run; each run of the plan has one."""
 
 
 def outcome_in(folder: Path, run: PlannedRun) -> Outcome:
-    """What the folder of a run says became of it, whoever trained it."""
+    """Return what the folder of a run says became of it, whoever trained it."""
     steps = run.config.train.steps
     try:
         record = read_run(folder)
@@ -70,8 +70,8 @@ def outcome_in(folder: Path, run: PlannedRun) -> Outcome:
     return Outcome("finished", record.final_loss)
 
 
-def begin(folder: Path, plan: Plan) -> Outcomes:
-    """What is known of every run of a plan in a folder that may hold a part of it; writes nothing.
+def read_outcomes(folder: Path, plan: Plan) -> Outcomes:
+    """Return what became of every run of a plan in a folder that may hold a part of it.
 
     A sweep may grow: the same recipe with more values, seeds or draws is the same sweep. Raises
     `QuinticError` where the folder holds anything else.
@@ -95,7 +95,7 @@ def begin(folder: Path, plan: Plan) -> Outcomes:
 
 
 def _read_same(folder: Path, plan: Plan) -> Outcomes:
-    """The recorded outcomes; raises `QuinticError` where they are another sweep's."""
+    """Return the recorded outcomes; raises `QuinticError` where they are another sweep's."""
     path = folder / RECORD
     choose = "choose another --out"
     try:
@@ -124,21 +124,21 @@ def _read_same(folder: Path, plan: Plan) -> Outcomes:
     return outcomes
 
 
-def write(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], best: Any = None) -> None:
+def write_record(
+    folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], best: Any = None
+) -> None:
     """Replace sweep.json; `best` is what the summary says of the best combination."""
-    runs = []
-    for run in plan.runs:
-        outcome = outcomes[run.name]
-        runs.append(
-            {
-                "name": run.name,
-                "values": dict(run.values),
-                "seed": run.seed,
-                "outcome": outcome.kind,
-                "val_loss": outcome.val_loss,
-                "message": outcome.message,
-            }
-        )
+    runs = [
+        {
+            "name": run.name,
+            "values": dict(run.values),
+            "seed": run.seed,
+            "outcome": outcomes[run.name].kind,
+            "val_loss": outcomes[run.name].val_loss,
+            "message": outcomes[run.name].message,
+        }
+        for run in plan.runs
+    ]
     write_json(
         folder / RECORD,
         {
@@ -153,7 +153,7 @@ def write(folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], best: Any =
 
 
 def steps_done(folder: Path) -> int:
-    """Steps of a run that goes on, from the end of its records; 0 where there is none yet."""
+    """Return the steps of a run that goes on, from the end of its metrics; 0 where it has none."""
     try:
         with (folder / METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quintic.compare.table import print_table
 from quintic.config import resolve_vocabulary
 from quintic.console import Console, SweepProgress
 from quintic.device import choose_device, compute_dtype
@@ -15,8 +14,8 @@ from quintic.setup import open_data
 from quintic.sweep.execute import Job, execute
 from quintic.sweep.figure import draw_sweep
 from quintic.sweep.plan import Plan, PlannedRun
-from quintic.sweep.record import BEST, FIGURE, Outcomes, begin, steps_done, write
-from quintic.sweep.summary import Found, summarize_sweep, table
+from quintic.sweep.record import BEST, FIGURE, Outcomes, read_outcomes, steps_done, write_record
+from quintic.sweep.summary import SweepSummary, summarize_sweep, table
 
 
 def run_sweep(plan: Plan, folder: Path, *, jobs: int) -> None:
@@ -26,12 +25,12 @@ def run_sweep(plan: Plan, folder: Path, *, jobs: int) -> None:
     train here and where runs failed, and `SystemExit` with 130 where a signal stopped it.
     """
     console = Console()
-    begin(folder, plan)  # before anything that takes time or writes
+    read_outcomes(folder, plan)  # before anything that takes time or writes
     _check_runs(plan, console)
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder)
     try:
-        _sweep_in(folder, plan, jobs, console, begin(folder, plan))
+        _sweep_in(folder, plan, jobs, console, read_outcomes(folder, plan))
     finally:
         held.release()
 
@@ -62,9 +61,9 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
         whole = execute(
             plan, folder, outcomes, jobs=jobs, on_change=watch.changed, on_end=watch.ended
         )
-    found = summarize_sweep(plan, outcomes)
-    print_table(console.rich, "final loss in nats per token, best first", table(found))
-    _conclude(folder, found, console)
+    summary = summarize_sweep(plan, outcomes)
+    console.table(table(summary), "final loss in nats per token, best first")
+    _conclude(folder, summary, console)
     if not whole:
         console.line("stopped and saved; the same command continues the sweep")
         raise SystemExit(130)
@@ -128,22 +127,22 @@ class _Watch:
         )
 
     def _write(self) -> None:
-        found = summarize_sweep(self.plan, self.outcomes)
-        write(self.folder, self.plan, self.outcomes, found.to_dict())
-        if (leader := found.leader) is not None and leader.loss is not None:
+        summary = summarize_sweep(self.plan, self.outcomes)
+        write_record(self.folder, self.plan, self.outcomes, summary.to_dict())
+        if (leader := summary.leader) is not None and leader.loss is not None:
             self._best = f"best so far {leader.loss.mean:.4f} ({leader.name})"
 
 
-def _conclude(folder: Path, found: Found, console: Console) -> None:
+def _conclude(folder: Path, summary: SweepSummary, console: Console) -> None:
     """Write the figure and the best as a recipe, and say what the sweep says."""
-    if any(combination.count("unfinished") == 0 for combination in found.ranked):
-        draw_sweep(found, folder / FIGURE)
+    if any(combination.count("unfinished") == 0 for combination in summary.ranked):
+        draw_sweep(summary, folder / FIGURE)
         console.line(f"figure  {folder / FIGURE}")
-    if found.best is None:
+    if summary.best is None:
         (folder / BEST).unlink(missing_ok=True)
         console.line("best    none yet: of no combination has every seed come to its end")
         return
-    write_json(folder / BEST, found.best.config.to_dict())
-    console.line(f"best    {found.best.name}: quintic train {folder / BEST}")
-    if found.edges:
-        console.line(f"note: {'; '.join(found.edges)}: extend the sweep beyond it")
+    write_json(folder / BEST, summary.best.config.to_dict())
+    console.line(f"best    {summary.best.name}: quintic train {folder / BEST}")
+    if summary.edges:
+        console.line(f"note: {'; '.join(summary.edges)}: extend the sweep beyond it")

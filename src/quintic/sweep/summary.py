@@ -1,14 +1,17 @@
-"""What a sweep found: the mean over seeds of each combination, and which is best."""
+"""The summary of a sweep: the mean over seeds of each combination, and which is best."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from quintic.compare.statistics import Summary, summarize
-from quintic.compare.table import UNKNOWN, Table
+from quintic.compare.table import UNKNOWN, loss_text
 from quintic.config import Config
+from quintic.console import Table
 from quintic.sweep.plan import Plan, PlannedRun, Values, combination_name, value_text
 from quintic.sweep.record import Outcome
 
@@ -22,37 +25,37 @@ class Combination:
     outcomes: tuple[Outcome, ...]
 
     def count(self, kind: str) -> int:
-        """Runs with an outcome of this kind."""
+        """Return how many runs have an outcome of this kind."""
         return sum(outcome.kind == kind for outcome in self.outcomes)
 
     @property
     def losses(self) -> list[float]:
-        """Final validation losses of the runs that finished."""
+        """Return the final validation losses of the runs that finished."""
         return [o.val_loss for o in self.outcomes if o.val_loss is not None]
 
     @property
     def loss(self) -> Summary | None:
-        """Over the seeds that finished; None where none did."""
+        """Return mean and spread over the seeds that finished; None where none did."""
         return summarize(self.losses) if self.losses else None
 
     @property
     def name(self) -> str:
-        """The values in words."""
+        """Return the values in words."""
         return combination_name(self.values)
 
     @property
     def config(self) -> Config:
-        """As a recipe, with the first seed."""
+        """Return the config with the first seed, as a recipe."""
         return self.runs[0].config
 
     @property
     def whole(self) -> bool:
-        """Every seed finished, so that the mean may be compared."""
+        """Return whether every seed finished, so that the mean may be compared."""
         return self.count("finished") == len(self.runs)
 
 
 @dataclass(frozen=True)
-class Found:
+class SweepSummary:
     """The combinations of a sweep, best first: those with all seeds, then those of which some are
     missing, those of which some diverged, and those without any loss."""
 
@@ -61,19 +64,19 @@ class Found:
 
     @property
     def best(self) -> Combination | None:
-        """The lowest mean among combinations of which every seed finished."""
+        """Return the one with the lowest mean among those of which every seed finished."""
         return self.ranked[0] if self.ranked and self.ranked[0].whole else None
 
     @property
     def leader(self) -> Combination | None:
-        """The lowest mean so far of what has not diverged, while not all seeds are done."""
-        known = [(loss.mean, i) for i, c in enumerate(self.ranked) if (loss := c.loss) is not None]
-        known = [(mean, i) for mean, i in known if not self.ranked[i].count("diverged")]
-        return self.ranked[min(known)[1]] if known else None
+        """Return the one with the lowest mean so far of what has not diverged, while not all seeds
+        are done."""
+        known = [c for c in self.ranked if c.losses and not c.count("diverged")]
+        return min(known, key=lambda c: fmean(c.losses), default=None)
 
     @property
     def edges(self) -> list[str]:
-        """In words, for each field of which the best value is the smallest or largest tried.
+        """Return words for each field of which the best value is the smallest or largest tried.
 
         What diverged was tried, and so was what failed only on some of its seeds.
         """
@@ -91,7 +94,7 @@ class Found:
         return found
 
     def to_dict(self) -> dict[str, Any] | None:
-        """The best, for sweep.json."""
+        """Return the best, for sweep.json."""
         if self.best is None or self.best.loss is None:
             return None
         loss = self.best.loss
@@ -104,8 +107,8 @@ class Found:
         }
 
 
-def summarize_sweep(plan: Plan, outcomes: Mapping[str, Outcome]) -> Found:
-    """The combinations of a plan, ranked by what is known so far."""
+def summarize_sweep(plan: Plan, outcomes: Mapping[str, Outcome]) -> SweepSummary:
+    """Return the combinations of a plan, ranked by what is known so far."""
     members: dict[tuple[Any, ...], list[PlannedRun]] = {}
     for run in plan.runs:
         members.setdefault(tuple(run.values.values()), []).append(run)
@@ -113,45 +116,38 @@ def summarize_sweep(plan: Plan, outcomes: Mapping[str, Outcome]) -> Found:
         Combination(runs[0].values, tuple(runs), tuple(outcomes[run.name] for run in runs))
         for runs in members.values()
     ]
-    return Found(plan, tuple(sorted(combinations, key=_rank)))
+    return SweepSummary(plan, tuple(sorted(combinations, key=_rank)))
 
 
 def _rank(combination: Combination) -> tuple[int, float]:
-    loss = combination.loss
-    if combination.whole and loss is not None:
-        return 0, loss.mean
-    if combination.count("diverged"):
-        return 2, loss.mean if loss is not None else float("inf")
-    return 1, loss.mean if loss is not None else float("inf")
+    mean = fmean(combination.losses) if combination.losses else math.inf
+    return 0 if combination.whole else 2 if combination.count("diverged") else 1, mean
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a field has an order and a place on an axis."""
+    """Return whether a value of a field has an order and a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def table(found: Found) -> Table:
-    """A row for each combination, best first."""
-    header = [*found.plan.fields, "final loss", "seeds", "outcome"]
+def table(summary: SweepSummary) -> Table:
+    """Return a row for each combination, best first."""
+    header = [*summary.plan.fields, "final loss", "seeds", "outcome"]
     rows = []
-    for combination in found.ranked:
+    for combination in summary.ranked:
         loss = combination.loss
-        text = UNKNOWN if loss is None else f"{loss.mean:.4f}"
-        if loss is not None and loss.error is not None:
-            text += f" ± {loss.error:.4f}"
         rows.append(
             [
-                *(value_text(combination.values[field]) for field in found.plan.fields),
-                text,
+                *(value_text(combination.values[field]) for field in summary.plan.fields),
+                UNKNOWN if loss is None else loss_text(loss),
                 f"{combination.count('finished')}/{len(combination.runs)}",
-                "best" if combination is found.best else _outcome_text(combination),
+                "best" if combination is summary.best else _outcome_text(combination),
             ]
         )
     return Table(header, rows)
 
 
 def _outcome_text(combination: Combination) -> str:
-    """What there is besides runs that finished."""
+    """Return what there is besides runs that finished."""
     counts = {kind: combination.count(kind) for kind in ("diverged", "failed", "unfinished")}
     return ", ".join(
         kind if count == len(combination.runs) else f"{count} {kind}"

@@ -1,6 +1,6 @@
-"""Sources to pieces of text, which are small and end where a document ends.
+"""Files of text to chunks, which are small and end where a document ends.
 
-Nothing is held whole but a document: files are unpacked and cut as they are read. A piece can be
+Nothing is held whole but a document: files are unpacked and cut as they are read. A chunk can be
 read again from its `Position`, which is how a build continues.
 """
 
@@ -11,11 +11,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import zstandard
 
-from quintic.data.build.text_files import Arriving, Kind, Source, unreadable
+from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
 from quintic.errors import QuinticError
 
 # A worker is busy with this much text for about a twentieth of a second.
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 # A document is held whole, several times over: as bytes, as text and as tokens.
 MAX_DOCUMENT_BYTES = 1 << 28
@@ -25,15 +25,10 @@ _UNPACK_BYTES = 1 << 15  # packed; text unpacks to 3 to 10 times as much
 
 
 class Position(NamedTuple):
-    """Where the next piece begins.
+    """Where a chunk begins: index of the file, bytes of its unpacked text or rows, and the number
+    of the line or row, from 1."""
 
-    Attributes:
-        source: index of the source.
-        offset: bytes of its unpacked text, or rows.
-        line: number of the line or row, counted from 1.
-    """
-
-    source: int = 0
+    file: int = 0
     offset: int = 0
     line: int = 1
 
@@ -41,21 +36,17 @@ class Position(NamedTuple):
 FIRST = Position()
 
 
-class Piece(NamedTuple):
-    """Whole documents of one source, as they lie there.
+class Chunk(NamedTuple):
+    """Whole documents of one file, as they lie there.
 
-    Attributes:
-        kind: of the source.
-        content: bytes of text or of lines; or a value for each row.
-        begin: where it begins.
-        after: where the next piece begins.
-        read_bytes: how much of the source's file is read so far.
+    `content` is bytes of text or of lines, or a value for each row; `end` is where the next chunk
+    begins; `read_bytes` is how much of the file is read so far.
     """
 
-    kind: Kind
+    kind: FileKind
     content: bytes | list[bytes | None]
     begin: Position
-    after: Position
+    end: Position
     read_bytes: int
 
     @property
@@ -66,77 +57,69 @@ class Piece(NamedTuple):
         return sum(len(value or b"") for value in self.content)
 
 
-class Reading(NamedTuple):
+class DocumentFormat(NamedTuple):
     """How documents are found in a file.
 
-    Attributes:
-        field: name of the field or column that holds the text.
-        separator: what stands between the documents of a text file; None if it is one document.
+    `field` is the name of the JSON field or parquet column that holds the text; `separator` stands
+    between the documents of a text file, None if it is one document.
     """
 
     field: str
     separator: bytes | None
 
 
-def read_pieces(
-    sources: Sequence[Source],
-    reading: Reading,
+def read_chunks(
+    files: Sequence[TextFile],
+    format: DocumentFormat,
     start: Position = FIRST,
-    arriving: Arriving | None = None,
-) -> Iterator[Piece]:
-    """Read sources in order, from a position on.
+    on_download: OnDownload | None = None,
+) -> Iterator[Chunk]:
+    """Read files in order, from a position on; `on_download` is called while one is waited for.
 
-    Args:
-        sources: all sources of the build.
-        reading: how documents are found.
-        start: what comes before is passed over.
-        arriving: called while the next source is waited for.
-
-    Raises:
-        QuinticError: a source that cannot be read, is damaged or has no such column, or a document
-            that is too long.
+    Raises `QuinticError` for a file that cannot be read, is damaged or has no such column, and for
+    a document that is too long.
     """
-    for index in range(start.source, len(sources)):
-        first = start if index == start.source else Position(index)
-        source = sources[index]
+    for index in range(start.file, len(files)):
+        first = start if index == start.file else Position(index)
+        file = files[index]
         try:
-            path = source.local(arriving)
-            if index + 1 < len(sources):
-                sources[index + 1].prepare()
-            if source.kind == "rows":
-                yield from _row_pieces(source, path, first, reading.field)
+            path = file.local_path(on_download)
+            if index + 1 < len(files):
+                files[index + 1].begin_download()
+            if file.kind == "rows":
+                yield from _row_chunks(file, path, first, format.field)
             else:
-                delimiter = b"\n" if source.kind == "lines" else reading.separator
-                yield from _byte_pieces(source, path, first, delimiter)
+                delimiter = b"\n" if file.kind == "lines" else format.separator
+                yield from _byte_chunks(file, path, first, delimiter)
         except OSError as error:
-            raise unreadable(source.name, error) from error
+            raise unreadable(file.name, error) from error
 
 
-def _byte_pieces(
-    source: Source, path: Path, start: Position, delimiter: bytes | None
-) -> Iterator[Piece]:
+def _byte_chunks(
+    file: TextFile, path: Path, start: Position, delimiter: bytes | None
+) -> Iterator[Chunk]:
     position = start
-    with path.open("rb") as file:
-        for content in _cut(_chunks(file, source, start.offset), delimiter, source.name):
-            after = Position(
-                position.source,
+    with path.open("rb") as stream:
+        for content in _cut(_unpacked_from(stream, file, start.offset), delimiter, file.name):
+            end = Position(
+                position.file,
                 position.offset + len(content),
                 position.line + content.count(b"\n"),
             )
             if position.offset == 0:
                 content = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no text
-            yield Piece(source.kind, content, position, after, file.tell())
-            position = after
+            yield Chunk(file.kind, content, position, end, stream.tell())
+            position = end
 
 
-def _cut(chunks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterator[bytes]:
-    """Gather chunks until they hold a piece, and end it behind the last delimiter."""
+def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterator[bytes]:
+    """Gather blocks of bytes until they are enough for a chunk; it ends behind a delimiter."""
     held: list[bytes] = []
-    size, wanted = 0, PIECE_BYTES
-    for chunk in chunks:
-        held.append(chunk)
-        size += len(chunk)
-        if size > MAX_DOCUMENT_BYTES + PIECE_BYTES:
+    size, wanted = 0, CHUNK_BYTES
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size > MAX_DOCUMENT_BYTES + CHUNK_BYTES:
             raise QuinticError(
                 f"input {name} holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB, which "
                 f"cannot be kept in memory: cut it into documents; for text, --separator says "
@@ -148,7 +131,7 @@ def _cut(chunks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
         end = _end_of_last(content, delimiter)
         if end:
             yield content[:end]
-            held, size, wanted = [content[end:]], size - end, PIECE_BYTES
+            held, size, wanted = [content[end:]], size - end, CHUNK_BYTES
         else:
             held, wanted = [content], 2 * size
     if size or delimiter is None:
@@ -156,27 +139,25 @@ def _cut(chunks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
 
 
 def _end_of_last(content: bytes, delimiter: bytes) -> int:
-    """Where the last delimiter ends; 0 if there is none."""
+    """Return where the last delimiter ends; 0 if there is none."""
     if len(delimiter) == 1:
         return content.rfind(delimiter) + 1
-    # From the left, as the reader of the piece finds them: delimiters could overlap.
+    # From the left, as the reader of the chunk finds them: delimiters could overlap.
     rest = content.split(delimiter)[-1]
     return len(content) - len(rest)
 
 
-def _chunks(file: BinaryIO, source: Source, offset: int) -> Iterator[bytes]:
-    """The unpacked content of a file from an offset on."""
-    if not source.packing:
-        file.seek(offset)
-        yield from iter(lambda: file.read(PIECE_BYTES), b"")
+def _unpacked_from(stream: BinaryIO, file: TextFile, offset: int) -> Iterator[bytes]:
+    """Yield the unpacked content of a file from an offset on."""
+    if not file.packing:
+        stream.seek(offset)
+        yield from iter(lambda: stream.read(CHUNK_BYTES), b"")
         return
-    skipped = 0
-    for chunk in _unpacked(file, source):
-        if skipped < offset:
-            skipped += len(chunk)
-            chunk = chunk[len(chunk) - (skipped - offset) :] if skipped > offset else b""
-        if chunk:
-            yield chunk
+    for block in _unpacked(stream, file):
+        skipped = min(offset, len(block))
+        offset -= skipped
+        if skipped < len(block):
+            yield block[skipped:]
 
 
 class _Unpacker(Protocol):
@@ -189,12 +170,12 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def _unpacked(file: BinaryIO, source: Source) -> Iterator[bytes]:
-    """The content of a .gz or .zst file, which may consist of several frames."""
-    new: Callable[[], _Unpacker] = {".gz": _gzip_unpacker, ".zst": _zstd_unpacker}[source.packing]
+def _unpacked(stream: BinaryIO, file: TextFile) -> Iterator[bytes]:
+    """Yield the content of a .gz or .zst file, which may consist of several frames."""
+    new: Callable[[], _Unpacker] = {".gz": _gzip_unpacker, ".zst": _zstd_unpacker}[file.packing]
     unpacker, begun = new(), False
     try:
-        while packed := file.read(_UNPACK_BYTES):
+        while packed := stream.read(_UNPACK_BYTES):
             while packed:
                 begun = True
                 yield unpacker.decompress(packed)
@@ -205,13 +186,13 @@ def _unpacked(file: BinaryIO, source: Source) -> Iterator[bytes]:
                     unpacker, begun = new(), False
     except (zlib.error, zstandard.ZstdError) as error:
         raise QuinticError(
-            f"input {source.name} is damaged before its byte {file.tell()} ({error}): copy or "
+            f"input {file.name} is damaged before its byte {stream.tell()} ({error}): copy or "
             f"download it again"
         ) from error
     if begun:
         raise QuinticError(
-            f"input {source.name} is truncated: its {source.packing} stream does not end within "
-            f"its {source.size} bytes; copy or download it again"
+            f"input {file.name} is truncated: its {file.packing} stream does not end within its "
+            f"{file.size} bytes; copy or download it again"
         )
 
 
@@ -224,15 +205,15 @@ def _zstd_unpacker() -> _Unpacker:
     return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
 
-def _row_pieces(source: Source, path: Path, start: Position, field: str) -> Iterator[Piece]:
+def _row_chunks(file: TextFile, path: Path, start: Position, field: str) -> Iterator[Chunk]:
     import pyarrow
     from pyarrow import parquet
 
-    with path.open("rb") as file:
+    with path.open("rb") as stream:
         try:
             # Without a buffer size a whole column of a row group would be read at once.
-            table = parquet.ParquetFile(file, buffer_size=_COLUMN_READ_BYTES, pre_buffer=False)
-            column = _text_column(table, source.name, field)
+            table = parquet.ParquetFile(stream, buffer_size=_COLUMN_READ_BYTES, pre_buffer=False)
+            column = _text_column(table, file.name, field)
             row = 0
             for group in range(table.num_row_groups):
                 meta = table.metadata.row_group(group)
@@ -241,7 +222,7 @@ def _row_pieces(source: Source, path: Path, start: Position, field: str) -> Iter
                     continue
                 text_bytes = meta.column(column).total_uncompressed_size
                 for batch in table.iter_batches(
-                    batch_size=max(1, min(10_000, PIECE_BYTES * meta.num_rows // (text_bytes + 1))),
+                    batch_size=max(1, min(10_000, CHUNK_BYTES * meta.num_rows // (text_bytes + 1))),
                     row_groups=[group],
                     columns=[field],
                     use_threads=False,
@@ -250,23 +231,23 @@ def _row_pieces(source: Source, path: Path, start: Position, field: str) -> Iter
                     first, row = row + skipped, row + batch.num_rows
                     values = batch.column(0).slice(skipped)
                     if len(values):
-                        yield Piece(
-                            source.kind,
+                        yield Chunk(
+                            file.kind,
                             values.cast(pyarrow.large_binary()).to_pylist(),
-                            Position(start.source, first, first + 1),
-                            Position(start.source, row, row + 1),
-                            source.size * row // table.metadata.num_rows,
+                            Position(start.file, first, first + 1),
+                            Position(start.file, row, row + 1),
+                            file.size * row // table.metadata.num_rows,
                         )
         # Arrow reports damage as OSError too.
         except (pyarrow.ArrowException, OSError, EOFError) as error:
             raise QuinticError(
-                f"input {source.name} cannot be read as parquet ({_first_line(error)}): copy or "
+                f"input {file.name} cannot be read as parquet ({_first_line(error)}): copy or "
                 f"download it again"
             ) from error
 
 
 def _text_column(table: Any, name: str, field: str) -> int:
-    """Index of the column that holds the text, which must be text."""
+    """Return the index of the column that holds the text, and must be text."""
     import pyarrow
 
     schema = table.schema_arrow

@@ -1,4 +1,4 @@
-"""Pieces of sources to documents: the text, or what is wrong with it."""
+"""Chunks to documents: the text, or what is wrong with it."""
 
 import json
 from collections.abc import Iterator
@@ -6,26 +6,20 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from quintic.data.build.chunks import Piece, Reading
+from quintic.data.build.chunks import Chunk, DocumentFormat
 
 
 class Document(NamedTuple):
-    """A text that has something other than white space, and where it began."""
+    """A text that has something other than white space, and the line or row where it began."""
 
     line: int
     text: str
 
 
-class Bad(NamedTuple):
-    """What cannot be a document.
+class BadDocument(NamedTuple):
+    """A record that cannot be a document: index of its file, its line or row from 1, and why."""
 
-    Attributes:
-        source: index of the source.
-        line: number of the line or row where it begins, from 1.
-        reason: what is wrong with it.
-    """
-
-    source: int
+    file: int
     line: int
     reason: str
 
@@ -34,44 +28,44 @@ class _UnusableError(Exception):
     """The reason why a record is no document."""
 
 
-def documents(piece: Piece, reading: Reading) -> Iterator[Document | Bad]:
-    """The documents of a piece, in order.
+def documents(chunk: Chunk, format: DocumentFormat) -> Iterator[Document | BadDocument]:
+    """Yield the documents of a chunk, in order.
 
     Blank lines between JSON objects are no documents, nor is white space between two separators of
     a text file, or at its ends.
     """
-    for line, record in _records(piece, reading):
+    for line, record in _records(chunk, format):
         try:
             if record is None:
-                raise _UnusableError(f"column {reading.field!r} is null")
-            if piece.kind == "lines":
-                text = _text_of_object(record, reading.field)
+                raise _UnusableError(f"column {format.field!r} is null")
+            if chunk.kind == "lines":
+                text = _text_of_object(record, format.field)
             else:
                 text = _decoded(record)
             if not text or text.isspace():
                 raise _UnusableError("empty document")
         except _UnusableError as problem:
-            yield Bad(piece.begin.source, line, str(problem))
+            yield BadDocument(chunk.begin.file, line, str(problem))
         else:
             yield Document(line, text)
 
 
-def _records(piece: Piece, reading: Reading) -> Iterator[tuple[int, bytes | None]]:
-    """Where each record begins, and its bytes."""
-    line = piece.begin.line
-    if not isinstance(piece.content, bytes):
-        yield from enumerate(piece.content, line)
-    elif piece.kind == "lines":
-        for number, record in enumerate(piece.content.split(b"\n"), line):
+def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the line or row where each record begins, and its bytes."""
+    line = chunk.begin.line
+    if not isinstance(chunk.content, bytes):
+        yield from enumerate(chunk.content, line)
+    elif chunk.kind == "lines":
+        for number, record in enumerate(chunk.content.split(b"\n"), line):
             if record and not record.isspace():
                 yield number, record
-    elif reading.separator is None:
-        yield line, piece.content
+    elif format.separator is None:
+        yield line, chunk.content
     else:
-        for record in piece.content.split(reading.separator):
+        for record in chunk.content.split(format.separator):
             if record and not record.isspace():
                 yield line, record
-            line += record.count(b"\n") + reading.separator.count(b"\n")
+            line += record.count(b"\n") + format.separator.count(b"\n")
 
 
 def _decoded(record: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Pieces of sources to token ids, in processes of their own: one task at a time, in any of them.
+"""Chunks to token ids, in processes of their own: one task at a time, in any of them.
 
 tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better. The processes
 are spawned, not forked: the parent has threads. They never import torch.
@@ -12,14 +12,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from quintic.data.build.chunks import Piece, Reading
-from quintic.data.build.documents import Bad, Document, documents
+from quintic.data.build.chunks import Chunk, DocumentFormat
+from quintic.data.build.documents import BadDocument, Document, documents
 from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
@@ -28,44 +27,32 @@ from quintic.data.tokenizer import Tokenizer, load_tokenizer
 class EncodedSplit(NamedTuple):
     """Documents of one split, one after another, each preceded by end of text.
 
-    Attributes:
-        tokens: the ids of all, [tokens].
-        lengths: tokens of each, end of text included, [documents].
+    `tokens` has the ids of all, [tokens], and `lengths` the tokens of each, end of text included,
+    [documents].
     """
 
     tokens: npt.NDArray[np.unsignedinteger]
     lengths: npt.NDArray[np.int64]
 
 
-class Encoded(NamedTuple):
-    """What a task gives back.
-
-    Attributes:
-        splits: the documents of each split, in the order of the input.
-        bad: what was no document, in the order of the input.
-    """
+class EncodedChunks(NamedTuple):
+    """The documents of chunks, and what was none, in the order of the input."""
 
     splits: dict[Split, EncodedSplit]
-    bad: list[Bad]
+    bad: list[BadDocument]
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """What a process needs to know.
-
-    Attributes:
-        tokenizer: as `load_tokenizer` takes it.
-        reading: how documents are found.
-        val_share: share of the documents that is for validation.
-    """
+class EncoderSettings:
+    """What a process needs to know; `tokenizer` is as `load_tokenizer` takes it."""
 
     tokenizer: str
-    reading: Reading
+    format: DocumentFormat
     val_share: float
 
 
 def text_split(text: str, val_share: float) -> Split:
-    """The split that a document belongs to, by a hash of its text.
+    """Return the split that a document belongs to, by a hash of its text.
 
     So it stays where it is whatever else is built with it, and equal texts are never on both sides.
     """
@@ -74,44 +61,43 @@ def text_split(text: str, val_share: float) -> Split:
 
 
 class Encoder:
-    """Encodes pieces; the same pieces give the same result in every process."""
+    """Encodes chunks; the same chunks give the same result in every process."""
 
-    def __init__(self, encoding: Encoding, tokenizer: Tokenizer) -> None:
-        self._reading, self._val_share = encoding.reading, encoding.val_share
-        self._tokenizer = tokenizer
+    def __init__(self, settings: EncoderSettings, tokenizer: Tokenizer) -> None:
+        self._settings, self._tokenizer = settings, tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
 
-    def encode(self, pieces: Sequence[Piece]) -> Encoded:
+    def encode(self, chunks: Sequence[Chunk]) -> EncodedChunks:
         """Split into documents, tokenize and sort into splits.
 
         One after the other for all of them: the tokenizer's tables stay in the processor's cache,
         which saves 3% of the time.
         """
         found: list[tuple[int, Document]] = []
-        bad: list[Bad] = []
-        for piece in pieces:
-            for document in documents(piece, self._reading):
-                if isinstance(document, Bad):
+        bad: list[BadDocument] = []
+        for chunk in chunks:
+            for document in documents(chunk, self._settings.format):
+                if isinstance(document, BadDocument):
                     bad.append(document)
                 else:
-                    found.append((piece.begin.source, document))
-        encoded = [self._ids(source, document) for source, document in found]
+                    found.append((chunk.begin.file, document))
+        encoded = [self._ids(file, document) for file, document in found]
         splits: dict[Split, list[npt.NDArray[np.uint32]]] = {split: [] for split in SPLITS}
         for (_, document), ids in zip(found, encoded, strict=True):
-            if isinstance(ids, Bad):
+            if isinstance(ids, BadDocument):
                 bad.append(ids)
             else:
-                splits[text_split(document.text, self._val_share)].append(ids)
+                splits[text_split(document.text, self._settings.val_share)].append(ids)
         joined = {split: self._joined(documents) for split, documents in splits.items()}
-        return Encoded(joined, sorted(bad, key=lambda bad: (bad.source, bad.line)))
+        return EncodedChunks(joined, sorted(bad, key=lambda bad: (bad.file, bad.line)))
 
-    def _ids(self, source: int, document: Document) -> npt.NDArray[np.uint32] | Bad:
+    def _ids(self, file: int, document: Document) -> npt.NDArray[np.uint32] | BadDocument:
         try:
             return self._tokenizer.encode_to_array(document.text)
         except ValueError as error:
             # tiktoken gives up on a million blanks before a word.
             reason = " ".join(str(error).split())[:120]
-            return Bad(source, document.line, f"cannot be tokenized ({reason})")
+            return BadDocument(file, document.line, f"cannot be tokenized ({reason})")
 
     def _joined(self, documents: list[npt.NDArray[np.uint32]]) -> EncodedSplit:
         lengths = np.array([1 + len(ids) for ids in documents], dtype=np.int64)
@@ -124,43 +110,32 @@ class Encoder:
         return EncodedSplit(tokens, lengths)
 
 
-class Encoders:
-    """Several processes with an encoder each; or this process, if one is enough.
+class EncoderPool:
+    """Several processes with an encoder each; or this process, where one is enough."""
 
-    Args:
-        encoding: what they need to know.
-        tokenizer: the tokenizer, for this process.
-        workers: number of processes; 1 stands for this one.
-    """
-
-    def __init__(self, encoding: Encoding, tokenizer: Tokenizer, workers: int) -> None:
-        self._encoder = Encoder(encoding, tokenizer)
+    def __init__(self, settings: EncoderSettings, tokenizer: Tokenizer, workers: int) -> None:
+        self._encoder = Encoder(settings, tokenizer)
         self._pool: ProcessPoolExecutor | None = None
         if workers > 1:
             self._pool = ProcessPoolExecutor(
                 workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_process,
-                initargs=(encoding,),
+                initargs=(settings,),
             )
 
-    def encode(self, pieces: Sequence[Piece]) -> Future[Encoded]:
-        """As `Encoder.encode`."""
+    def encode(self, chunks: Sequence[Chunk]) -> Future[EncodedChunks]:
+        """Do what `Encoder.encode` does, in one of the processes."""
         if self._pool is not None:
-            return self._pool.submit(_encode, pieces)
-        done: Future[Encoded] = Future()
-        done.set_result(self._encoder.encode(pieces))
+            return self._pool.submit(_encode, chunks)
+        done: Future[EncodedChunks] = Future()
+        done.set_result(self._encoder.encode(chunks))
         return done
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -168,23 +143,23 @@ class Encoders:
 _encoder: Encoder  # of this process, where it is one of several
 
 
-def _start_process(encoding: Encoding) -> None:
+def _start_process(settings: EncoderSettings) -> None:
     global _encoder
     # The parent alone answers Ctrl-C, which reaches every process of a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The processes are the parallelism; threads of tokenizers in each would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(encoding, load_tokenizer(encoding.tokenizer))
+    _encoder = Encoder(settings, load_tokenizer(settings.tokenizer))
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot tell its processes to end, and they would wait for ever."""
+    """End with a parent that was killed and cannot tell its processes, which would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _encode(pieces: Sequence[Piece]) -> Encoded:
-    return _encoder.encode(pieces)
+def _encode(chunks: Sequence[Chunk]) -> EncodedChunks:
+    return _encoder.encode(chunks)

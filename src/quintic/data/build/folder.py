@@ -1,9 +1,8 @@
-"""The folder of a build: what may be there already, whose it is, and where it left off."""
+"""The folder of a build: it belongs to one plan and one process, and keeps how far it has come."""
 
 import json
 from pathlib import Path
 from shutil import rmtree
-from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -11,12 +10,12 @@ from filelock import FileLock, Timeout
 from quintic.data.manifest import MANIFEST_FILE, UNFINISHED
 from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError
-from quintic.files import replacing
+from quintic.files import write_json
 
-# What decides about the bytes of the dataset; stays beside the manifest.
+# Holds the plan, which decides about the bytes of the dataset; stays beside the manifest.
 PLAN_FILE = "build.json"
 
-# What could not be a document, one a line.
+# Lists what could not be a document, one a line.
 SKIPPED_FILE = "skipped.txt"
 
 MADE_FILES = (PLAN_FILE, SKIPPED_FILE, MANIFEST_FILE, TOKENIZER_FILE)
@@ -27,21 +26,12 @@ _STATE_FILE = "state.json"
 class BuildFolder:
     """A folder in which one build works at a time; a context manager.
 
-    What a build makes before it has progress to keep is removed if it fails: the next one may
-    have other settings.
+    It must be absent, empty, or of a build with the same plan. `work` is a folder in it that is
+    there as long as the dataset is not `finished`. What a build makes before it has progress to
+    keep is removed if it fails: the next one may have other settings.
 
-    Args:
-        path: the folder; must be absent, empty, or of a build with the same plan.
-        plan: what decides about the bytes of the dataset.
-
-    Attributes:
-        path: the folder.
-        work: a folder in it that is there as long as the dataset is not finished.
-        finished: whether the dataset is.
-
-    Raises:
-        QuinticError: the folder holds something else, or another process works in it.
-        OSError: the folder cannot be written.
+    Raises `QuinticError` where the folder holds something else, or another process works in it, and
+    OSError where it cannot be written.
     """
 
     def __init__(self, path: Path, plan: dict[str, Any]) -> None:
@@ -90,20 +80,14 @@ class BuildFolder:
                 f"--out {self.path}: another quintic data build works there; wait for it"
             ) from None
         if not (self.path / PLAN_FILE).exists():
-            with replacing(self.path / PLAN_FILE) as file:
-                file.write(json.dumps(self._plan, indent=2, ensure_ascii=False).encode() + b"\n")
+            write_json(self.path / PLAN_FILE, self._plan)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self.finished:
             return
         self._lock.release()
-        if error is None:
+        if kind is None:
             # Last of all: as long as it is there, nobody takes the folder for a dataset.
             rmtree(self.work)
         elif not (self.work / _STATE_FILE).exists():
@@ -118,15 +102,14 @@ class BuildFolder:
             self.path.rmdir()
 
     def read_state(self) -> dict[str, Any] | None:
-        """Where an earlier process left off; None if there was none."""
+        """Return where an earlier process left off; None if there was none."""
         path = self.work / _STATE_FILE
         state: dict[str, Any] | None = json.loads(path.read_bytes()) if path.exists() else None
         return state
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Note how far this process has come."""
-        with replacing(self.work / _STATE_FILE) as file:
-            file.write(json.dumps(state).encode())
+        write_json(self.work / _STATE_FILE, state)
 
 
 def _short(value: object) -> str:

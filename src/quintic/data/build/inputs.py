@@ -5,53 +5,46 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from quintic.data.build.text_files import READABLE, Source, kind_of, unreadable
+from quintic.data.build.text_files import READABLE, TextFile, kind_and_packing, unreadable
 from quintic.errors import QuinticError
 
-HUB_PREFIX = "hub:"
 
+def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFile], list[str]]:
+    """Return the files that input arguments name, in order and each once, and notes for the user.
 
-def find_sources(inputs: Sequence[str], leave_out: Path) -> tuple[list[Source], list[str]]:
-    """The files that input arguments name, in order; each file once.
+    Arguments are files, folders, glob patterns, or hub:OWNER/NAME[@REVISION][:CONFIG]. Folders are
+    searched to their ends, by name, without hidden files, and without the folder `leave_out`. A
+    bare .json is read only if it is named: in folders they are settings more often than text. The
+    notes say what was passed over.
 
-    Args:
-        inputs: files, folders, glob patterns, or hub:OWNER/NAME[:CONFIG]. Folders are searched to
-            their ends, by name, without hidden files. A bare .json is read only if it is named:
-            in folders they are settings more often than text.
-        leave_out: a folder to stay out of.
-
-    Returns:
-        The sources, and what a user should know of what was passed over.
-
-    Raises:
-        QuinticError: an argument that names nothing, or a file of another kind; a folder that
-            cannot be read; the hub's errors.
+    Raises `QuinticError` for an argument that names nothing or a file of another kind, for a folder
+    that cannot be read, and for what the hub refuses.
     """
-    sources: dict[object, Source] = {}
+    found: dict[object, TextFile] = {}
     notes: list[str] = []
     for argument in inputs:
-        if argument.startswith(HUB_PREFIX):
+        if argument.startswith("hub:"):
             # Its client takes a while to import.
-            from quintic.data.hub.text_files import hub_text_files
+            from quintic.data.build.hub_text_files import hub_text_files
 
-            sources.update({source.name: source for source in hub_text_files(argument)})
+            found.update({file.name: file for file in hub_text_files(argument)})
             continue
         try:
-            files, passed_over = _files(argument, leave_out.resolve())
+            paths, passed_over = _paths(argument, leave_out.resolve())
         except OSError as error:
             raise unreadable(argument, error) from error
         if passed_over:
             notes.append(f"{argument}: {passed_over} files of other kinds are left out")
-        for path in files:
-            sources.setdefault(path.resolve(), _local_source(path))
-    return list(sources.values()), notes
+        for path in paths:
+            found.setdefault(path.resolve(), _text_file(path))
+    return list(found.values()), notes
 
 
-def _files(argument: str, leave_out: Path) -> tuple[list[Path], int]:
-    """The files to read that an argument names, and how many others it passes over."""
+def _paths(argument: str, leave_out: Path) -> tuple[list[Path], int]:
+    """Return the files to read that an argument names, and how many others it passes over."""
     path = Path(argument).expanduser()
     if path.is_file():
-        if kind_of(path.name) is None:
+        if kind_and_packing(path.name) is None:
             raise QuinticError(
                 f"input {argument} is of no kind that can be read: there are {READABLE}; rename "
                 f"it if it is one of these"
@@ -63,7 +56,7 @@ def _files(argument: str, leave_out: Path) -> tuple[list[Path], int]:
             _walk(place, leave_out) if place.is_dir() else [place] for place in places
         )
     )
-    wanted = [file for file in files if kind_of(file.name) and file.suffix.lower() != ".json"]
+    wanted = [f for f in files if kind_and_packing(f.name) and f.suffix.lower() != ".json"]
     if not wanted:
         what = "holds nothing that can be read" if places else "does not exist"
         raise QuinticError(
@@ -82,7 +75,7 @@ def _glob(pattern: Path) -> list[Path]:
 
 
 def _walk(folder: Path, leave_out: Path) -> list[Path]:
-    """The files of a folder and its subfolders, by path."""
+    """Return the files of a folder and its subfolders, by path."""
 
     def denied(error: OSError) -> None:
         raise unreadable(str(error.filename), error) from error
@@ -97,10 +90,10 @@ def _walk(folder: Path, leave_out: Path) -> list[Path]:
     return sorted(found)
 
 
-def _local_source(path: Path) -> Source:
-    named = kind_of(path.name)
-    assert named is not None
+def _text_file(path: Path) -> TextFile:
+    kind = kind_and_packing(path.name)
+    assert kind is not None
     try:
-        return Source(str(path), *named, path.stat().st_size, path)
+        return TextFile(str(path), *kind, path.stat().st_size, path)
     except OSError as error:
         raise unreadable(str(path), error) from error

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from quintic.cores import available_cores
-from quintic.data.build.chunks import FIRST, PIECE_BYTES, Piece, Position, read_pieces
-from quintic.data.build.documents import Bad
-from quintic.data.build.encode import Encoded, Encoders, Encoding
+from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
+from quintic.data.build.documents import BadDocument
+from quintic.data.build.encode import EncodedChunks, EncoderPool, EncoderSettings
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
-from quintic.data.build.inputs import find_sources
-from quintic.data.build.sample import sample_texts
+from quintic.data.build.inputs import find_text_files
 from quintic.data.build.settings import BuildSettings
 from quintic.data.build.shard_set import ShardSet
 from quintic.data.build.shuffle import DocumentShuffle, bucket_count
-from quintic.data.build.text_files import Source
+from quintic.data.build.text_files import TextFile
+from quintic.data.build.vocabulary import train_vocabulary
 from quintic.data.manifest import SPLITS, Manifest, ShardRecord
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import (
@@ -37,7 +37,6 @@ from quintic.data.tokenizer import (
     BpeTokenizer,
     Tokenizer,
     load_tokenizer,
-    train_bpe,
 )
 from quintic.errors import QuinticError
 
@@ -50,14 +49,10 @@ COMMIT_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class BuildStatus:
-    """How far a build has come.
+    """How far a build has come; documents, tokens and bad documents are of both splits.
 
-    Attributes:
-        stage: "vocabulary", "download", "tokens" or "shuffle"; a download is of one source.
-        fraction: of the stage.
-        documents: so far, of both splits.
-        tokens: so far, of both splits.
-        skipped: bad documents so far.
+    `stage` is "vocabulary", "download", which is of one file, "tokens" or "shuffle", and `fraction`
+    is the part of it that is done.
     """
 
     stage: str
@@ -67,19 +62,15 @@ class BuildStatus:
     skipped: int = 0
 
 
-Progress = Callable[[BuildStatus], None]
+OnProgress = Callable[[BuildStatus], None]
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built.
+    """What was built: the dataset's folder and shards, and how many bad documents were skipped.
 
-    Attributes:
-        path: the dataset.
-        shards: its shards.
-        skipped: number of bad documents, listed in SKIPPED_FILE.
-        notes: what a user should know besides.
-        built: False if an earlier command had finished it.
+    `notes` say what a user should know besides; `built` is False where an earlier command had
+    finished it.
     """
 
     path: Path
@@ -95,43 +86,39 @@ def build_dataset(
     *,
     workers: int | None = None,
     max_bad: int = 0,
-    progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> BuildReport:
     """Build a dataset, or go on with one that was interrupted.
 
-    Args:
-        settings: what to build.
-        out: the folder; absent, empty, or of the same build.
-        workers: number of processes that tokenize; all cores if None.
-        max_bad: how many bad documents may be skipped. Invalid UTF-8, broken JSON, a missing field
-            and a document without text are bad.
-        progress: called as the build goes on.
+    `out` is absent, empty, or of the same build; `workers` is the number of processes that
+    tokenize, all cores if None; `max_bad` is how many bad documents may be skipped: invalid UTF-8,
+    broken JSON, a missing field, a document without text.
 
-    Raises:
-        QuinticError: settings, input or folder that cannot be used, more bad documents than
-            allowed, a full disk, or a process that was killed.
+    Raises `QuinticError` for settings, input or a folder that cannot be used, more bad documents
+    than allowed, a full disk, and a process that was killed.
     """
     if workers is not None and workers < 1:
         raise QuinticError(f"--workers is {workers}: it must be at least 1")
     if max_bad < 0:
         raise QuinticError(f"--max-bad is {max_bad}: it must be 0 or more")
-    sources, notes = find_sources(settings.inputs, leave_out=out)
+    on_progress = on_progress or (lambda status: None)
+    files, notes = find_text_files(settings.inputs, leave_out=out)
     given = None if settings.trained_size else load_tokenizer(settings.tokenizer)
-    input_bytes = sum(source.size for source in sources)
-    # A process takes longer to start than a piece or two to tokenize.
-    workers = min(workers or available_cores(), 1 + input_bytes // (2 * PIECE_BYTES))
+    input_bytes = sum(file.size for file in files)
+    # A process takes longer to start than a chunk or two to tokenize.
+    workers = min(workers or available_cores(), 1 + input_bytes // (2 * CHUNK_BYTES))
     try:
-        with BuildFolder(out, _plan(settings, sources, given)) as folder:
+        with BuildFolder(out, _plan(settings, files, given)) as folder:
             if folder.finished:
                 return _report(out, notes, built=False)
-            tokenizer = given or _trained(settings, sources, out, progress)
+            tokenizer = given or _trained(settings, files, out, on_progress)
+            spec = GPT2.name
             if isinstance(tokenizer, BpeTokenizer):
-                tokenizer.save(out)
-            spec = str(out / TOKENIZER_FILE) if tokenizer.name != GPT2.name else GPT2.name
-            encoding = Encoding(spec, settings.reading, settings.val_share)
-            with Encoders(encoding, tokenizer, workers) as encoders:
-                build = _Build(settings, sources, folder, tokenizer, encoders, max_bad, progress)
-                build.run(ahead=2 * workers)
+                spec = str(tokenizer.save(out))
+            encoding = EncoderSettings(spec, settings.format, settings.val_share)
+            with EncoderPool(encoding, tokenizer, workers) as pool:
+                build = _Build(settings, files, folder, tokenizer, pool, max_bad, on_progress)
+                build.run(max_tasks=2 * workers)
         return _report(out, notes, built=True)
     except BrokenProcessPool as error:
         raise QuinticError(
@@ -146,43 +133,37 @@ def build_dataset(
 
 
 def _plan(
-    settings: BuildSettings, sources: Sequence[Source], tokenizer: Tokenizer | None
+    settings: BuildSettings, files: Sequence[TextFile], tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    """What must be the same for a build to go on."""
+    """Return what must be the same for a build to go on."""
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(f"{source.name}\0{source.size}\n".encode("utf-8", "surrogateescape"))
+    for file in files:
+        digest.update(f"{file.name}\0{file.size}\n".encode("utf-8", "surrogateescape"))
     return {
         "format_version": _BUILD_VERSION,
         **asdict(settings),
         "inputs": list(settings.inputs),
-        "input_files": len(sources),
-        "input_bytes": sum(source.size for source in sources),
+        "input_files": len(files),
+        "input_bytes": sum(file.size for file in files),
         "input_sha256": digest.hexdigest(),
         "tokenizer_fingerprint": tokenizer.fingerprint if tokenizer else "trained here",
     }
 
 
 def _trained(
-    settings: BuildSettings, sources: Sequence[Source], out: Path, progress: Progress | None
+    settings: BuildSettings, files: Sequence[TextFile], out: Path, on_progress: OnProgress
 ) -> Tokenizer:
-    """The vocabulary trained on the input; an interrupted build finds its own."""
+    """Train a vocabulary on the input; an interrupted build finds its own."""
     if (out / TOKENIZER_FILE).exists():
         return load_tokenizer(str(out / TOKENIZER_FILE))
     assert settings.trained_size is not None
-
-    def arriving(fraction: float) -> None:
-        if progress:
-            progress(BuildStatus("download", fraction))
-
-    def texts() -> Iterator[str]:
-        reading, val_share = settings.reading, settings.val_share
-        for text, fraction in sample_texts(sources, reading, val_share, arriving):
-            if progress:
-                progress(BuildStatus("vocabulary", fraction))
-            yield text
-
-    return train_bpe(texts(), settings.trained_size)
+    return train_vocabulary(
+        files,
+        settings.format,
+        settings.val_share,
+        settings.trained_size,
+        lambda stage, fraction: on_progress(BuildStatus(stage, fraction)),
+    )
 
 
 def _report(out: Path, notes: list[str], built: bool) -> BuildReport:
@@ -196,106 +177,117 @@ def _report(out: Path, notes: list[str], built: bool) -> BuildReport:
     return BuildReport(out, manifest.shards, count, notes, built)
 
 
+@dataclass
+class _Done:
+    """What a build has done: the next chunk to read and bucket to write, and counts so far."""
+
+    position: Position = FIRST
+    bucket: int = 0
+    documents: int = 0
+    tokens: int = 0
+    bad: int = 0
+    skipped_bytes: int = 0
+
+
 class _Build:
     """One process's work on a build."""
 
     def __init__(
         self,
         settings: BuildSettings,
-        sources: Sequence[Source],
+        files: Sequence[TextFile],
         folder: BuildFolder,
         tokenizer: Tokenizer,
-        encoders: Encoders,
+        pool: EncoderPool,
         max_bad: int,
-        progress: Progress | None,
+        on_progress: OnProgress,
     ) -> None:
-        self._settings, self._sources, self._folder = settings, sources, folder
-        self._tokenizer, self._encoders = tokenizer, encoders
-        self._max_bad, self._progress = max_bad, progress
-        self._sizes = np.cumsum([0, *(source.size for source in sources)]).tolist()
+        self._settings, self._files, self._folder = settings, files, folder
+        self._tokenizer, self._pool = tokenizer, pool
+        self._max_bad, self._on_progress = max_bad, on_progress
+        self._sizes = np.cumsum([0, *(file.size for file in files)]).tolist()
         self._shards = ShardSet(folder.path, settings.name, settings.shard_tokens, tokenizer)
-        self._spill: DocumentShuffle | None = None
+        self._shuffle: DocumentShuffle | None = None
         if settings.shuffle is not None:
             buckets = bucket_count(self._sizes[-1])
-            self._spill = DocumentShuffle(
+            self._shuffle = DocumentShuffle(
                 folder.work / "spill", settings.shuffle, buckets, token_dtype(tokenizer.vocab_size)
             )
-        self._position = FIRST
-        self._bucket = 0  # the next one to be written
-        self._documents, self._tokens, self._bad, self._skipped_bytes = 0, 0, 0, 0
+        self._done = _Done()
         self._committed_s = time.monotonic()
 
-    def run(self, ahead: int) -> None:
-        """Do what is left to do.
-
-        Args:
-            ahead: how many tasks may wait or be in work, which bounds memory.
-        """
+    def run(self, max_tasks: int) -> None:
+        """Do what is left to do, with so many tasks under way at most, which bounds memory."""
         try:
-            self._restore(self._folder.read_state())
-            self._read(ahead)
+            self._restore(self._folder.read_state() or {})
+            self._read(max_tasks)
             self._commit()
-            if self._spill is not None:
-                self._write_shuffled(self._spill)
+            if self._shuffle is not None:
+                self._write_shuffled(self._shuffle)
             self._finish()
         finally:
             self._shards.close()
 
-    def _read(self, ahead: int) -> None:
-        """From the input to the shards, or to the buckets of the shuffle."""
-        waiting: deque[tuple[Piece, Future[Encoded]]] = deque()
-        for pieces in self._tasks():
-            # Only what is needed of the last piece is kept, not its text.
-            waiting.append((pieces[-1]._replace(content=b""), self._encoders.encode(pieces)))
-            if len(waiting) > ahead:
-                self._take(*waiting.popleft())
-        while waiting:
-            self._take(*waiting.popleft())
-        if not self._documents:
+    def _read(self, max_tasks: int) -> None:
+        """Go from the input to the shards, or to the buckets of the shuffle."""
+        tasks: deque[tuple[Chunk, Future[EncodedChunks]]] = deque()
+        for chunks in self._tasks():
+            # Only what is needed of the last chunk is kept, not its text.
+            tasks.append((chunks[-1]._replace(content=b""), self._pool.encode(chunks)))
+            if len(tasks) > max_tasks:
+                self._write(*tasks.popleft())
+        while tasks:
+            self._write(*tasks.popleft())
+        if not self._done.documents:
             raise QuinticError(
-                f"the input has no documents: {len(self._sources)} files, {self._bad} bad documents"
+                f"the input has no documents: {len(self._files)} files, {self._done.bad} bad "
+                "documents"
             )
 
-    def _tasks(self) -> Iterator[list[Piece]]:
-        """Pieces from where the build is, several small ones together."""
-        pieces: list[Piece] = []
+    def _tasks(self) -> Iterator[list[Chunk]]:
+        """Yield chunks from where the build is, several small ones together."""
+        chunks: list[Chunk] = []
         size = 0
-        reading, position = self._settings.reading, self._position
-        for piece in read_pieces(self._sources, reading, position, self._arriving):
-            pieces.append(piece)
-            size += piece.size
-            if size >= PIECE_BYTES // 2 or len(pieces) >= 1000:
-                yield pieces
-                pieces, size = [], 0
-        if pieces:
-            yield pieces
+        for chunk in read_chunks(
+            self._files,
+            self._settings.format,
+            self._done.position,
+            lambda fraction: self._report("download", fraction),
+        ):
+            chunks.append(chunk)
+            size += chunk.size
+            if size >= CHUNK_BYTES // 2 or len(chunks) >= 1000:
+                yield chunks
+                chunks, size = [], 0
+        if chunks:
+            yield chunks
 
-    def _take(self, last: Piece, future: Future[Encoded]) -> None:
-        """Write what came of a task."""
+    def _write(self, last: Chunk, future: Future[EncodedChunks]) -> None:
+        """Write what came of a task that ended with the chunk `last`."""
         encoded = future.result()
         self._note_bad(encoded.bad)
         for split, (tokens, lengths) in encoded.splits.items():
-            self._documents += len(lengths)
-            self._tokens += len(tokens)
-            if self._spill is not None:
-                self._spill.append(split, tokens, lengths)
+            self._done.documents += len(lengths)
+            self._done.tokens += len(tokens)
+            if self._shuffle is not None:
+                self._shuffle.append(split, tokens, lengths)
             else:
                 self._shards.append(split, tokens)
-        self._position = last.after
+        self._done.position = last.end
         # Keeping progress of a shuffle touches every bucket: only when they must be written.
-        if self._spill.full if self._spill is not None else self._commit_is_due():
+        if self._shuffle.full if self._shuffle is not None else self._commit_is_due():
             self._commit()
-        read_bytes = self._sizes[last.begin.source] + last.read_bytes
-        self._show("tokens", read_bytes / max(1, self._sizes[-1]))
+        read_bytes = self._sizes[last.begin.file] + last.read_bytes
+        self._report("tokens", read_bytes / max(1, self._sizes[-1]))
 
-    def _note_bad(self, found: Sequence[Bad]) -> None:
+    def _note_bad(self, found: Sequence[BadDocument]) -> None:
         if not found:
             return
         lines = []
         for bad in found:
-            self._bad += 1
-            lines.append(f"{self._sources[bad.source].name}:{bad.line}: {bad.reason}")
-            if self._bad > self._max_bad:
+            self._done.bad += 1
+            lines.append(f"{self._files[bad.file].name}:{bad.line}: {bad.reason}")
+            if self._done.bad > self._max_bad:
                 raise QuinticError(
                     f"{lines[-1]}; --max-bad allows {self._max_bad} bad documents: mend the input, "
                     f"or give a larger --max-bad to skip them"
@@ -303,24 +295,24 @@ class _Build:
         content = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         with (self._folder.path / SKIPPED_FILE).open("ab") as file:
             file.write(content)
-        self._skipped_bytes += len(content)
+        self._done.skipped_bytes += len(content)
 
-    def _write_shuffled(self, spill: DocumentShuffle) -> None:
-        """Bucket by bucket to shards, both splits."""
-        while self._bucket < spill.buckets:
+    def _write_shuffled(self, shuffle: DocumentShuffle) -> None:
+        """Write both splits to shards, bucket by bucket."""
+        while self._done.bucket < shuffle.buckets:
             for split in SPLITS:
-                self._shards.append(split, spill.read(split, self._bucket))
-            self._bucket += 1
+                self._shards.append(split, shuffle.read(split, self._done.bucket))
+            self._done.bucket += 1
             if self._commit_is_due():
                 self._commit()
-            self._show("shuffle", self._bucket / spill.buckets)
+            self._report("shuffle", self._done.bucket / shuffle.buckets)
 
     def _finish(self) -> None:
         records = self._shards.finish()
-        if self._tokens != sum(record.tokens for record in records):
+        if self._done.tokens != sum(record.tokens for record in records):
             # The state of an interrupted build and what it wrote do not belong together.
             raise QuinticError(
-                f"--out {self._folder.path} does not hold the {self._tokens} tokens that were "
+                f"--out {self._folder.path} does not hold the {self._done.tokens} tokens that were "
                 f"written to it: delete the folder and build again"
             )
         Manifest(
@@ -336,44 +328,25 @@ class _Build:
 
     def _commit(self) -> None:
         """Keep what was done: an interrupted build goes on from here."""
-        self._folder.write_state(
-            {
-                "shards": self._shards.flush(),
-                "spill": self._spill.flush() if self._spill is not None else None,
-                "position": list(self._position),
-                "bucket": self._bucket,
-                "documents": self._documents,
-                "tokens": self._tokens,
-                "bad": self._bad,
-                "skipped_bytes": self._skipped_bytes,
-            }
-        )
+        shards = self._shards.flush()
+        spill = self._shuffle.flush() if self._shuffle is not None else None
+        self._folder.write_state({"shards": shards, "spill": spill, **asdict(self._done)})
         self._committed_s = time.monotonic()
 
-    def _restore(self, state: dict[str, Any] | None) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Come back to where `_commit` kept this state, or to the beginning where it is empty."""
+        self._shards.restore(state.pop("shards", None))
+        spill = state.pop("spill", None)
+        if self._shuffle is not None:
+            self._shuffle.restore(spill)
+        self._done = _Done(**state)
+        self._done.position = Position(*self._done.position)
         skipped = self._folder.path / SKIPPED_FILE
-        if state is None:
-            self._shards.restore({})
-            skipped.unlink(missing_ok=True)
-            if self._spill is not None:
-                self._spill.restore(None)
-            return
-        self._shards.restore(state["shards"])
-        if self._spill is not None:
-            self._spill.restore(state["spill"])
-        self._position = Position(*state["position"])
-        self._bucket = state["bucket"]
-        self._documents, self._tokens = state["documents"], state["tokens"]
-        self._bad, self._skipped_bytes = state["bad"], state["skipped_bytes"]
-        if self._skipped_bytes:
-            os.truncate(skipped, self._skipped_bytes)
+        if self._done.skipped_bytes:
+            os.truncate(skipped, self._done.skipped_bytes)
         else:
             skipped.unlink(missing_ok=True)
 
-    def _arriving(self, fraction: float) -> None:
-        """The next source is being fetched."""
-        self._show("download", fraction)
-
-    def _show(self, stage: str, fraction: float) -> None:
-        if self._progress:
-            self._progress(BuildStatus(stage, fraction, self._documents, self._tokens, self._bad))
+    def _report(self, stage: str, fraction: float) -> None:
+        done = self._done
+        self._on_progress(BuildStatus(stage, fraction, done.documents, done.tokens, done.bad))

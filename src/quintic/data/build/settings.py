@@ -1,10 +1,10 @@
-"""What `quintic data build` is asked for: everything that decides about the bytes of a dataset."""
+"""The settings of `quintic data build` that decide about the bytes of a dataset."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from quintic.data.build.chunks import Reading
+from quintic.data.build.chunks import DocumentFormat
 from quintic.data.shards import MAX_SHARD_TOKENS
 from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError
@@ -14,18 +14,13 @@ from quintic.errors import QuinticError
 class BuildSettings:
     """What decides about the bytes of a dataset.
 
-    Attributes:
-        inputs: as `find_sources` takes them.
-        name: shards are named NAME_train_000001.bin, NAME_val_000000.bin.
-        field: of JSON objects or parquet columns, the one that holds the text.
-        separator: what stands between the documents of a text file; None if it is one document.
-        tokenizer: "gpt2", the path of a `tokenizer.json`, or "train:SIZE".
-        shard_tokens: tokens of a shard; the last of a split has what is left.
-        val_share: share of the documents that is for validation, 0 to 1.
-        shuffle: seed of a shuffle of the documents; None keeps their order.
+    `inputs` is as `find_text_files` takes it; shards are named NAME_train_000001.bin and
+    NAME_val_000000.bin; `field` and `separator` are as in `DocumentFormat`; `tokenizer` is "gpt2",
+    the path of a `tokenizer.json`, or "train:SIZE"; `val_share`, 0 to 1, is the share of the
+    documents that is for validation; `shuffle` is the seed of a shuffle of the documents, None
+    keeps their order.
 
-    Raises:
-        QuinticError: a value out of its range.
+    Raises `QuinticError` for a value out of its range.
     """
 
     inputs: tuple[str, ...]
@@ -65,16 +60,17 @@ class BuildSettings:
 
     @property
     def trained_size(self) -> int | None:
-        """Size of the vocabulary to train; None if it is there already."""
+        """The size of the vocabulary to train; None where it is there already."""
         found = re.fullmatch(r"train:(\d[\d_]*)", self.tokenizer)
         return int(found[1]) if found else None
 
     @property
-    def reading(self) -> Reading:
+    def format(self) -> DocumentFormat:
+        """How documents are found in the input."""
         separator = None if self.separator is None else self.separator.encode()
-        return Reading(self.field, separator)
+        return DocumentFormat(self.field, separator)
 
 
 def default_name(out: Path) -> str:
-    """What the shards of a folder are named after unless told otherwise."""
+    """Return the name that the shards of a folder begin with unless told otherwise."""
     return re.sub(r"\s+", "_", out.resolve().name.lstrip(".")) or "data"

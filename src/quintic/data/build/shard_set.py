@@ -20,14 +20,9 @@ _FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 0}  # as llm.c and modded-
 class ShardSet:
     """The shards of both splits, filled one after another.
 
-    What the manifest says of a finished shard is found out by reading it again, in a thread: the
-    library that counts lets go of the interpreter.
-
-    Args:
-        folder: of the dataset.
-        name: what the names of the shards begin with.
-        shard_tokens: tokens of a shard; the last of a split has what is left.
-        tokenizer: the tokens are of its vocabulary.
+    The last shard of a split has what is left of its tokens. What the manifest says of a finished
+    shard is found out by reading it again, in a thread: the library that counts lets go of the
+    interpreter.
     """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int, tokenizer: Tokenizer) -> None:
@@ -64,8 +59,11 @@ class ShardSet:
             for split in SPLITS
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Come back to where `flush` returned this state; what was written since is dropped."""
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Come back to where `flush` returned this state, or to the beginning.
+
+        What was written since is dropped.
+        """
         for split in SPLITS:
             records = state[split]["records"] if state else []
             tokens = state[split]["tokens"] if state else 0
@@ -98,7 +96,7 @@ class ShardSet:
         self._records[split].append(self._record(shard, split))
 
     def _drop(self, split: Split, index: int) -> bool:
-        """Remove a shard, finished or not; False if there is none."""
+        """Remove a shard, finished or not; return whether there was one."""
         path = self._path(split, index)
         there = [file for file in (path, part_of(path)) if file.exists()]
         for file in there:

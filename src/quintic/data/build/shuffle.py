@@ -27,22 +27,12 @@ _HEADER: np.dtype[np.void] = np.dtype([("key", "<u8"), ("tokens", "<u8")])
 
 
 def bucket_count(input_bytes: int) -> int:
-    """How many buckets an input of this size needs for each to fit into memory."""
+    """Return how many buckets an input of this size needs for each to fit into memory."""
     return min(MAX_BUCKETS, 1 + input_bytes // _BUCKET_INPUT_BYTES)
 
 
 class DocumentShuffle:
-    """The bucket files of a shuffle.
-
-    Args:
-        folder: where they lie.
-        seed: chooses the order.
-        buckets: number of files per split, 1 to MAX_BUCKETS.
-        dtype: of the tokens.
-
-    Attributes:
-        full: whether `flush` is due, to keep memory bounded.
-    """
+    """The bucket files of a shuffle, 1 to MAX_BUCKETS per split; the seed chooses the order."""
 
     def __init__(self, folder: Path, seed: int, buckets: int, dtype: TokenDtype) -> None:
         self._folder, self._seed, self.buckets, self._dtype = folder, seed, buckets, dtype
@@ -54,6 +44,7 @@ class DocumentShuffle:
 
     @property
     def full(self) -> bool:
+        """True where `flush` is due, to keep memory bounded."""
         return self._waiting_bytes >= _BUFFER_BYTES
 
     def append(
@@ -90,8 +81,10 @@ class DocumentShuffle:
         }
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Come back to where `flush` returned this state, or to the beginning if None; what was
-        written since is dropped."""
+        """Come back to where `flush` returned this state, or to the beginning.
+
+        What was written since is dropped.
+        """
         state = state or {"buckets": self.buckets, "documents": {}, "sizes": {}}
         self.buckets = state["buckets"]
         self._documents = defaultdict(int, state["documents"])
@@ -110,7 +103,7 @@ class DocumentShuffle:
                 file.truncate(size)
 
     def read(self, split: Split, bucket: int) -> npt.NDArray[np.unsignedinteger]:
-        """The tokens of a bucket's documents in their order, [tokens]."""
+        """Return the tokens of a bucket's documents in their order, [tokens]."""
         path = self._folder / f"{split}-{bucket:04d}"
         if not path.exists():
             return np.empty(0, dtype=self._dtype)
@@ -126,6 +119,6 @@ class DocumentShuffle:
         return np.concatenate([tokens for _, tokens in found])
 
     def _key(self, split: Split, document: int) -> int:
-        """64 random bits of a document; by its number, so that equal texts are not neighbours."""
+        """Return 64 random bits for a document; by its number: equal texts are not neighbours."""
         name = f"{self._seed} {split} {document}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())

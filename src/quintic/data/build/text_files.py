@@ -1,4 +1,4 @@
-"""A file that holds documents, wherever it comes from."""
+"""A file of text, wherever it comes from, and what kind of file it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,9 @@ from typing import Literal
 
 from quintic.errors import QuinticError
 
-Kind = Literal["text", "lines", "rows"]
+FileKind = Literal["text", "lines", "rows"]
 
-# Called while a source is being fetched, with the fraction that has arrived.
-Arriving = Callable[[float], None]
-
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, FileKind] = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "lines",
@@ -22,36 +19,35 @@ KINDS: dict[str, Kind] = {
 PACKINGS = (".gz", ".zst")
 READABLE = ".txt, .md, .jsonl and .json, also packed as .gz or .zst, and .parquet"
 
+OnDownload = Callable[[float], None]
+"""Called with the fraction of a file that has arrived."""
+
 
 @dataclass(frozen=True)
-class Source:
+class TextFile:
     """A file that holds documents.
 
-    Attributes:
-        name: as messages show it.
-        kind: "text", a document or several with separators between; "lines", JSON objects; "rows",
-            parquet.
-        packing: "", ".gz" or ".zst".
-        size: bytes of the file as it lies there.
-        path: where it lies.
+    `name` is as messages show it; `kind` is "text", a document or several with separators between,
+    "lines", JSON objects, or "rows", parquet; `packing` is "", ".gz" or ".zst"; `size` is in bytes,
+    as the file lies there.
     """
 
     name: str
-    kind: Kind
+    kind: FileKind
     packing: str
     size: int
     path: Path
 
-    def local(self, arriving: Arriving | None = None) -> Path:
-        """Where it can be read; sources from elsewhere are fetched here first."""
+    def local_path(self, on_download: OnDownload | None = None) -> Path:
+        """Return where it can be read; a file from elsewhere is downloaded first."""
         return self.path
 
-    def prepare(self) -> None:
-        """Begin to fetch it in the background; it is next."""
+    def begin_download(self) -> None:
+        """Begin to download it in the background, where it is elsewhere: it is next."""
 
 
-def kind_of(name: str) -> tuple[Kind, str] | None:
-    """The kind and the packing of a file, by its name; None if it cannot be read."""
+def kind_and_packing(name: str) -> tuple[FileKind, str] | None:
+    """Return the kind and the packing of a file, by its name; None where it cannot be read."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     packing = suffixes.pop() if suffixes and suffixes[-1] in PACKINGS else ""
     kind = KINDS.get(suffixes[-1]) if suffixes else None
@@ -60,7 +56,7 @@ def kind_of(name: str) -> tuple[Kind, str] | None:
 
 
 def unreadable(name: str, error: OSError) -> QuinticError:
-    """What is said of an input that the system does not let us read."""
+    """Return the error for an input that the system does not let us read."""
     return QuinticError(
         f"input {name} cannot be read ({error.strerror or error}): check the path and its "
         f"permissions"

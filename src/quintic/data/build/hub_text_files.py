@@ -1,0 +1,157 @@
+"""The files of a dataset of texts on the Hugging Face hub: hub:OWNER/NAME[@REVISION][:CONFIG].
+
+They are downloaded one by one, each while the one before it is read, into the cache that
+huggingface_hub keeps (HF_HOME), where a second build finds them.
+"""
+
+import re
+import threading
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
+from quintic.data.hub.client import HubRepo, hub_error
+from quintic.errors import QuinticError
+
+_SHOW_EVERY_S = 0.2
+
+# The other splits are for evaluation: training on them would be a mistake that nobody sees.
+_TRAIN_SPLIT = "train"
+_TRAIN_NAME = re.compile(r"(?:^|[/._-])train(?:[/._-]|$)")
+
+
+class _Download:
+    """A download in a thread.
+
+    The thread is not waited for at the end: Ctrl-C would otherwise hang until gigabytes have come.
+    """
+
+    def __init__(self, repo: HubRepo, file: str, commit: str) -> None:
+        self._download = (file, commit, None, self.count)
+        self._repo = repo
+        self._bytes_done = 0
+        self._result: Path | Exception
+        self._thread = threading.Thread(target=self._run, name="download", daemon=True)
+        self._thread.start()
+
+    def wait(self, size: int, on_download: OnDownload | None) -> Path:
+        """Return where the file of `size` bytes is, once it is whole, or raise what went wrong."""
+        while self._thread.is_alive():
+            if on_download and self._bytes_done:
+                on_download(min(1.0, self._bytes_done / max(1, size)))
+            self._thread.join(_SHOW_EVERY_S)
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+    def count(self, bytes_done: int) -> None:
+        """Note how many bytes are there."""
+        self._bytes_done = bytes_done
+
+    def _run(self) -> None:
+        try:
+            self._result = self._repo.download(*self._download)
+        except Exception as error:  # for the thread that waits
+            self._result = error
+
+
+@dataclass(frozen=True)
+class HubTextFile(TextFile):
+    """A file at `path` of a dataset repository, as it is in a commit."""
+
+    repo: HubRepo
+    commit: str
+    _downloads: list[_Download] = field(default_factory=list, compare=False, repr=False)
+
+    def local_path(self, on_download: OnDownload | None = None) -> Path:
+        """Download the file, unless the cache has it, and return where it is.
+
+        Raises `QuinticError` where the hub does not give it.
+        """
+        self.begin_download()
+        try:
+            return self._downloads[0].wait(self.size, on_download)
+        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk
+            raise hub_error(error, self.repo, f"cannot be read ({self.path})") from error
+
+    def begin_download(self) -> None:
+        """Begin to download the file; what goes wrong is told by `local_path`."""
+        if not self._downloads:
+            self._downloads.append(_Download(self.repo, self.path.as_posix(), self.commit))
+
+
+def hub_text_files(argument: str) -> list[TextFile]:
+    """Return the files of a dataset's training split, by name.
+
+    The configuration is one that the dataset's card declares, or else a folder of the repository.
+    Without one it is the card's default, or all files where the card declares none.
+
+    Raises `QuinticError` for no such repository, configuration or files, and where the hub cannot
+    be reached.
+    """
+    place, _, config = argument.removeprefix("hub:").partition(":")
+    repo = HubRepo.parse(f"hub:{place}")
+    info = repo.info(lambda line: None)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    configs = (info.card_data.get("configs") if info.card_data else None) or []
+    declared = {entry.get("config_name", "default"): entry for entry in configs}
+    found: list[TextFile] = []
+    for name in _files_of_config(repo, declared, config or None, sorted(sizes)):
+        kind = kind_and_packing(name)
+        if kind is not None and not name.endswith((".json", ".md")):
+            commit = info.sha or "main"
+            file = HubTextFile(f"{repo}/{name}", *kind, sizes[name], Path(name), repo, commit)
+            found.append(file)
+    if not found:
+        raise QuinticError(
+            f"input {argument} holds nothing that can be read ({READABLE}): see {repo.page}"
+        )
+    return found
+
+
+def _files_of_config(
+    repo: HubRepo, declared: dict[str, dict[str, Any]], config: str | None, names: list[str]
+) -> list[str]:
+    if config is None:
+        if not declared:
+            return _training_files(names)
+        default = [name for name, entry in declared.items() if entry.get("default")]
+        config = next(name for name in (*default, "default", *declared) if name in declared)
+    if config in declared:
+        patterns = _patterns(declared[config])
+        return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+    found = _training_files([name for name in names if name.startswith(f"{config}/")])
+    if not found:
+        raise QuinticError(
+            f"{repo} has no configuration {config!r}: it has "
+            f"{', '.join(declared) or 'none'}; see {repo.page}"
+        )
+    return found
+
+
+def _training_files(names: list[str]) -> list[str]:
+    """Return the files whose names say that they are for training; or all if none says so."""
+    return [name for name in names if _TRAIN_NAME.search(name)] or names
+
+
+def _patterns(config: dict[str, Any]) -> list[str]:
+    """Return the patterns of the files of a configuration's training split.
+
+    The card gives a pattern, a list of them, or a list of splits with one or several each.
+    """
+    data_files = config.get("data_files") or f"{config.get('data_dir', '').rstrip('/')}/**"
+    patterns: list[str] = []
+    for entry in data_files if isinstance(data_files, list) else [data_files]:
+        if isinstance(entry, dict):
+            if entry.get("split", _TRAIN_SPLIT) != _TRAIN_SPLIT:
+                continue
+            entry = entry.get("path", [])
+        patterns += entry if isinstance(entry, list) else [entry]
+    # `**` spans folders, and so does a single star here.
+    return [re.sub(r"\*\*/?", "*", pattern).lstrip("/") for pattern in patterns]
