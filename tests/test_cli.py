@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import quintic
 from quintic import run_dir
 from quintic.cli.main import main
 from quintic.cli.options import COMMANDS
-from quintic.config import Config, differing_fields
+from quintic.cli.parsing import parse
+from quintic.config import Config, DataConfig, MuonConfig, differing_fields
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES
 from tests.conftest import TINY_VOCAB, refusal
@@ -261,6 +263,36 @@ def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path)
     assert Path(config.data.path).is_absolute()
     saved = json.loads((tiny_run / run_dir.CONFIG).read_text())
     assert Config.from_dict(saved) == config
+
+
+def test_what_an_option_switches_off_takes_the_recipes_settings_of_it_along() -> None:
+    command = parse(["train", "laptop", "--optim.matrices", "sgd", "--data.path", "some/folder"])
+    laptop = RECIPES["laptop"].build()
+    assert (laptop.optim.muon.lr, laptop.data.embedded_vocab) == (0.006, 2048)
+    assert command.optim == replace(laptop.optim, matrices="sgd", muon=MuonConfig())
+    assert command.data == DataConfig(path="some/folder", order="shuffle")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim.sgd.lr", "0.5"], "optim.sgd.lr is 0.5, which has no effect with optim.matrices"),
+        (
+            ["--train.cast-once"],
+            "there is no option --train.cast-once: did you mean --train.cache-",
+        ),
+        (
+            ["--train.no-cast-once"],
+            "no option --train.no-cast-once: did you mean --train.no-cache-",
+        ),
+        (["--train.upload=ahead"], "--train.upload: did you mean --train.prefetch-to-gpu?"),
+        (["--model.embed_shortcut"], "--model.embed_shortcut: did you mean --model.x0-skip?"),
+    ],
+)
+def test_what_has_no_effect_and_old_names_are_refused(
+    options: list[str], message: str, capsys: Capture
+) -> None:
+    assert message in refusal(["train", "laptop", *options], capsys)
 
 
 def test_hyphen_and_underscore_and_equals_sign_name_the_same_option(

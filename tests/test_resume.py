@@ -30,8 +30,9 @@ from quintic.device import check_compiler
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, MetricsRecord, read_metrics
+from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import resume, start
+from quintic.setup import _check_continues, resume, start
 from quintic.train import train_run
 from tests import warm
 from tests.conftest import tiny_arguments, tiny_config
@@ -388,6 +389,15 @@ def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(
         main(["train", "--resume", str(folder), "--train.keep-checkpoints", "1"])
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000009"]
     read_state(folder / CHECKPOINTS / "step-00000009")
+
+
+def test_a_setting_that_goes_with_what_is_changed_is_no_change_of_its_own() -> None:
+    laptop = get_recipe("laptop")
+    moved = laptop.override({"data.path": "elsewhere"})
+    assert moved.data.embedded_vocab != laptop.data.embedded_vocab
+    _check_continues(laptop, moved, 4)
+    with pytest.raises(QuinticError, match=r"--resume cannot change optim\.matrices: the 4 steps"):
+        _check_continues(laptop, laptop.override({"optim.matrices": "sgd"}), 4)
 
 
 def test_a_prolonged_run_equals_one_that_was_long_from_the_start(

@@ -1,9 +1,11 @@
 """What a sweep runs: every combination, or draws that can be made again, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 
 from quintic.cli.grid import parse_vary
-from quintic.config import Config, differing_fields, field_types, flatten
+from quintic.config import Config, MuonConfig, differing_fields, field_types, flatten
 from quintic.errors import QuinticError
 from quintic.recipes import get_recipe
 from quintic.sweep.plan import LONGEST_NAME, Choices, Plan, Range, make_plan, short_name
@@ -64,6 +66,12 @@ def test_fields_that_depend_on_each_other_change_together() -> None:
     base = LAPTOP.override({"optim.schedule.cooldown_fraction": 0.0})
     found = plan("train.steps=10,20", "optim.schedule.warmup_steps=10", base=base)
     assert len(found.runs) == 2
+
+
+def test_a_run_keeps_what_has_an_effect_in_it_of_the_recipe() -> None:
+    muon, sgd = (run.config.optim for run in plan("optim.matrices=muon,sgd").runs)
+    assert muon == LAPTOP.optim
+    assert sgd == replace(LAPTOP.optim, matrices="sgd", muon=MuonConfig())
 
 
 def test_draws_are_the_same_each_time_differ_by_seed_and_more_of_them_continue() -> None:
@@ -141,6 +149,12 @@ def test_a_drawn_value_can_be_read_and_stays_within_its_bounds() -> None:
         (["model.layers=2,3"], {"draws": 3}, "--random is 3 and there are only 2 combinations"),
         (["model.layers=2,3"], {"draws": 0}, "--random is 0: it must be at least 1"),
         (["model.layers=2,3"], {"seeds": 0}, "--seeds is 0: it must be at least 1"),
+        (
+            ["optim.matrices=muon,sgd", "optim.sgd.lr=0.1,0.2"],
+            {},
+            "asks for optim.matrices=muon,sgd.lr=0.1,seed=1337, but optim.sgd.lr is 0.1, which has "
+            "no effect with optim.matrices muon",
+        ),
         (["model.layers=2,3"], {"seeds": 1001}, "these are 2,002 runs, and a sweep has at most"),
     ],
 )
