@@ -24,6 +24,7 @@ from quintic.data.hub.client import (
     Log,
     hub_error,
     one_line,
+    status_of,
     with_retries,
 )
 from quintic.data.manifest import MANIFEST_FILE, Manifest
@@ -233,19 +234,15 @@ def _web_download(url: str, name: str, folder: Path, on_bytes: Callable[[int], N
 
 
 def _web_error(error: Exception, url: str) -> QuinticError:
+    status = status_of(error)
+    denied = {401: "denies permission", 403: "denies permission", 404: "has no such file"}
     if isinstance(error, OfflineModeIsEnabled):
-        return QuinticError(f"{url} cannot be fetched: HF_HUB_OFFLINE is set; unset it")
-    if isinstance(error, httpx2.HTTPStatusError):
-        status = error.response.status_code
-        what = {401: "denies permission", 403: "denies permission", 404: "has no such file"}
-        return QuinticError(
-            f"{url} cannot be fetched: the server {what.get(status, 'refuses')} (HTTP {status}); "
-            "check the address"
-        )
-    return QuinticError(
-        f"{url} cannot be fetched: its server cannot be reached ({one_line(error)}); check the "
-        "address and the network"
-    )
+        why = "HF_HUB_OFFLINE is set; unset it"
+    elif status is not None:
+        why = f"the server {denied.get(status, 'refuses')} (HTTP {status}); check the address"
+    else:
+        why = f"its server cannot be reached ({one_line(error)}); check the address and the network"
+    return QuinticError(f"{url} cannot be fetched: {why}")
 
 
 def _select(names: Iterable[str], train_shards: int | None, source: str) -> list[str]:
