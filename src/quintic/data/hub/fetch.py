@@ -293,10 +293,10 @@ class _Fetch:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is known of the files in a folder, so that they are verified once.
+    """The files of a folder that are known to be whole, so that they are verified once.
 
     `source` is what they were fetched from and `train_shards` how many training shards it has;
-    `files` has the checksum of each file that is whole, None where the source gives none.
+    `files` has their checksums, None where the source gives none.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""What can be fetched from where: a dataset of the catalog, a repository of the hub, a web page."""
+"""Indexes of what can be fetched: of the catalog, a repository of the hub, or a page on the web."""
 
 import difflib
 import hashlib
@@ -66,7 +66,7 @@ def _git_blob_id(path: Path) -> str:
 
 @dataclass(frozen=True)
 class RemoteIndex:
-    """What a remote offers: the files wanted of it, the names of all its shards, its manifest.
+    """The files wanted of a remote, the names of all its shards, and its manifest.
 
     The files are the tokenizer where there is one, the validation shards, and the first training
     shards by name.
@@ -79,7 +79,7 @@ class RemoteIndex:
 
 @dataclass(frozen=True)
 class Remote:
-    """Where shards come from: a repository of the hub, or the address of a listing on the web.
+    """A source of shards: a repository of the hub, or the address of a listing on the web.
 
     `folder` is where they go unless told otherwise.
     """
