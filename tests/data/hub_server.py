@@ -64,8 +64,8 @@ class HubServer:
     second, .. download; after that they go well. "hold" sends half of a shard, and the rest when
     `released` is set. `listing_faults` says the same of the requests that list a repository, and
     `deny` a status and X-Error-Code with which every request for a repository is answered.
-    `busy_headers` go with the answers 429 and 500; `slow_s` is the pause before each 8 KiB of a slow
-    download; `sent` counts bytes of content that went out, by name of the file.
+    `busy_headers` go with the answers 429 and 500; `slow_s` is the pause before each 8 KiB of a
+    slow download; `sent` counts bytes of content that went out, by name of the file.
     """
 
     def __init__(self) -> None:

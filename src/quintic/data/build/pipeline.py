@@ -67,7 +67,7 @@ OnProgress = Callable[[BuildStatus], None]
 
 @dataclass(frozen=True)
 class BuildReport:
-    """The outcome of a build: the dataset's folder and shards, and how many bad documents were skipped.
+    """The outcome of a build: the folder, its shards, and how many bad documents were skipped.
 
     `notes` say what a user should know besides; `built` is False where an earlier command had
     finished it.

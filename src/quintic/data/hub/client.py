@@ -40,7 +40,7 @@ _FIRST_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class Transfer:
-    """The bytes and files that a fetch or a push has moved, those that were there before included."""
+    """The bytes and files that a fetch or a push has moved or found there before."""
 
     bytes_done: int
     bytes_total: int
