@@ -25,8 +25,8 @@ _UNPACK_BYTES = 1 << 15  # packed; text unpacks to 3 to 10 times as much
 
 
 class Position(NamedTuple):
-    """The beginning of a chunk: index of the file, bytes of unpacked text or rows before it, and the
-    number of its first line or row, from 1."""
+    """The beginning of a chunk: index of the file, bytes of its text or rows before the chunk, and
+    the number of its first line or row, from 1."""
 
     file: int = 0
     offset: int = 0
