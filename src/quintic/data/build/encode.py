@@ -44,7 +44,7 @@ class EncodedChunks(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a process needs to know; `tokenizer` is as `load_tokenizer` takes it."""
+    """The settings that each process needs; `tokenizer` is as `load_tokenizer` takes it."""
 
     tokenizer: str
     format: DocumentFormat
