@@ -41,6 +41,11 @@ def pytest_configure() -> None:
             os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_figures() -> None:
+    import tests.quick_figures  # noqa: F401
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foreign folder of shards: 3 x 4,000 training tokens and 2,000 for validation.

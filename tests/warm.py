@@ -33,8 +33,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("quintic.train", "quintic.launch", "quintic.report", "tests.conftest"),
-        # Imported by optimizers, data and figures when they are first used.
-        *("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+        # Imported by optimizers when they are first used.
+        "torch._dynamo",
+        "tests.quick_figures",
     ]
 )
 
