@@ -36,6 +36,7 @@ from quintic.run import Run, resume, set_up, start
 from quintic.runfolder import CHECKPOINTS, read_config
 from quintic.train import train
 from tests.conftest import tiny_arguments, tiny_config
+from tests.waiting import LAST_BOUND_S
 
 
 def values(step: int, val_loss: float | None = None) -> dict[str, Any]:
@@ -385,7 +386,7 @@ class Blocked:
 
     def __call__(self, *arguments: Any) -> Path:
         self.started.set()
-        assert self.release.wait(60)
+        assert self.release.wait(LAST_BOUND_S)
         return self.own(*arguments)
 
 
@@ -419,7 +420,7 @@ def test_what_changes_after_save_does_not_leak_into_the_file(
     state.step = 3
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     writer.save(state)
-    assert blocked.started.wait(60)
+    assert blocked.started.wait(LAST_BOUND_S)
     state.step, state.elapsed_s = 99, 99.0
     for name, tensor in state.tensors().items():
         if name != "rng.cpu":

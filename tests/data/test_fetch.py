@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from quintic.data.shards import write_shard
 from quintic.data.transfer import Transfer
 from quintic.errors import QuinticError
 from tests.data.hub_server import Fault, HubServer, Repo
+from tests.waiting import LAST_BOUND_S, outputs, wait_until
 
 TOKENS = 40_000
 NAMES = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06}.bin" for i in range(1, 8))]
@@ -32,7 +32,8 @@ FIVE = NAMES[:6]
 """Five training shards and the validation."""
 REPO = "hub:org/data"
 
-QUICK = Retry(base_s=0.001, max_s=0.01, timeout_s=0.5)
+QUICK = Retry(base_s=0.001, max_s=0.01, timeout_s=LAST_BOUND_S)
+OF_A_STALL = replace(QUICK, timeout_s=5)
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +191,7 @@ def test_every_way_of_failing_ends_with_whole_shards_and_few_bytes_twice(
     copies: int,
 ) -> None:
     full_hub.faults["*"] = faults
-    fetch(REPO, out, shards=5, retry=QUICK)
+    fetch(REPO, out, shards=5, retry=OF_A_STALL if "stall" in faults else QUICK)
     assert_whole(out, shards, FIVE)
     for name in FIVE:
         assert len(shards[name]) <= full_hub.sent[name] <= copies * len(shards[name])
