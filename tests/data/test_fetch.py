@@ -299,7 +299,11 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(
     full_hub.faults["*"] = ["hold"]
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
     halves = sum(len(shards[name]) // 2 for name in FIVE)
-    wait_until(lambda: full_hub.sent.total() >= halves, "one half of each", alive=lambda: process.poll() is None)
+    wait_until(
+        lambda: full_hub.sent.total() >= halves,
+        "one half of each",
+        alive=lambda: process.poll() is None,
+    )
     process.send_signal(signal.SIGINT)
     outputs(process)
     assert process.returncode == 130
@@ -312,7 +316,9 @@ def test_two_processes_fetch_once(full_hub: HubServer, shards: dict[str, bytes],
     full_hub.faults["*"] = ["hold"]
     command = ("data", "fetch", REPO, "--shards", 5, "--out", out)
     first = started(*command)
-    wait_until(lambda: full_hub.sent.total() > 0, "a first byte", alive=lambda: first.poll() is None)
+    wait_until(
+        lambda: full_hub.sent.total() > 0, "a first byte", alive=lambda: first.poll() is None
+    )
     second = started(*command)
     assert second.stdout is not None
     assert "another process is fetching" in second.stdout.readline()
