@@ -254,7 +254,7 @@ def test_prefetcher_measures_what_was_waited_for(monkeypatch: pytest.MonkeyPatch
         now[0] += 1.0
         return step_batch(step)
 
-    monkeypatch.setattr("quintic.data.loader.time.perf_counter", clock)
+    monkeypatch.setattr("quintic.data.prefetch.time.perf_counter", clock)
     with Prefetcher(slow, 0, 2) as prefetcher:
         prefetcher.get(0)
         assert prefetcher.wait_s == 1.0

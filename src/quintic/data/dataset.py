@@ -17,7 +17,6 @@ from quintic.data.tokenizer import (
     GPT2,
     TOKENIZER_FILE,
     Tokenizer,
-    TokenizerInfo,
     load_tokenizer,
     tokenizer_info,
 )
@@ -122,8 +121,12 @@ def open_dataset(
         _check_against_manifest(path, manifest, shards)
     spec = tokenizer if tokenizer is not None else _own_tokenizer(path, manifest)
     info = tokenizer_info(spec) if spec is not None else None
-    if manifest is not None and info is not None:
-        _check_tokenizer(path, manifest, spec, info)
+    if manifest and info and info.fingerprint != manifest.tokenizer_fingerprint:
+        raise QuinticError(
+            f"dataset {path} was made with the tokenizer '{manifest.tokenizer}' (fingerprint "
+            f"{manifest.tokenizer_fingerprint[:12]}), not with '{spec}' (fingerprint "
+            f"{info.fingerprint[:12]}): leave the tokenizer out, or build the dataset again"
+        )
     return Dataset(
         path=path,
         streams={split: TokenStream(found) for split, found in shards.items() if found},
@@ -184,15 +187,6 @@ def _check_against_manifest(
             continue
         raise QuinticError(
             f"manifest {path / MANIFEST_FILE} {problem}: copy or build the dataset again"
-        )
-
-
-def _check_tokenizer(path: Path, manifest: Manifest, spec: str | None, info: TokenizerInfo) -> None:
-    if info.fingerprint != manifest.tokenizer_fingerprint:
-        raise QuinticError(
-            f"dataset {path} was made with the tokenizer '{manifest.tokenizer}' (fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}), not with '{spec}' (fingerprint "
-            f"{info.fingerprint[:12]}): leave the tokenizer out, or build the dataset again"
         )
 
 

@@ -7,7 +7,7 @@ read again from its `Position`, which is how a build continues.
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
@@ -160,19 +160,16 @@ def _unpacked_from(stream: BinaryIO, file: TextFile, offset: int) -> Iterator[by
             yield block[skipped:]
 
 
-class _Unpacker(Protocol):
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),
+    # The window of `zstd --long=31`, the largest there is.
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
+}
 
 
 def _unpacked(stream: BinaryIO, file: TextFile) -> Iterator[bytes]:
     """Yield the content of a .gz or .zst file, which may consist of several frames."""
-    new: Callable[[], _Unpacker] = {".gz": _gzip_unpacker, ".zst": _zstd_unpacker}[file.packing]
+    new = _UNPACKERS[file.packing]
     unpacker, begun = new(), False
     try:
         while packed := stream.read(_UNPACK_BYTES):
@@ -194,15 +191,6 @@ def _unpacked(stream: BinaryIO, file: TextFile) -> Iterator[bytes]:
             f"input {file.name} is truncated: its {file.packing} stream does not end within its "
             f"{file.size} bytes; copy or download it again"
         )
-
-
-def _gzip_unpacker() -> _Unpacker:
-    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-
-
-def _zstd_unpacker() -> _Unpacker:
-    # The window of `zstd --long=31`, the largest there is.
-    return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
 
 def _row_chunks(file: TextFile, path: Path, start: Position, field: str) -> Iterator[Chunk]:

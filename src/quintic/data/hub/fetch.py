@@ -167,7 +167,6 @@ class _Fetch:
 
     def run(self) -> None:
         missing = _missing(self._folder, self._index)
-        _check_room(self._folder, missing)
         present = [file for file in self._index.wanted if file not in missing]
         self._bytes = {file.name: file.size for file in present}
         self._files_done = len(present)

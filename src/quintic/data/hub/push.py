@@ -63,8 +63,7 @@ def push(
     _refuse_damaged(folder, tokenizer)
     dataset = open_dataset(folder, tokenizer)
     files = _files(dataset)
-    api = hub_api()
-    with _errors_of(repo), _without_bars():
+    with _client_of(repo) as api:
         api.create_repo(repo.repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         kept_card = _has_own_card(api, repo, {file.name for file in files})
         additions = [CommitOperationAdd(file.name, str(file)) for file in files]
@@ -141,30 +140,21 @@ def _upload(
 
 
 @contextmanager
-def _errors_of(repo: HubRepo) -> Iterator[None]:
-    """Turn what the client raises into one `QuinticError`."""
+def _client_of(repo: HubRepo) -> Iterator[HfApi]:
+    """Lend the hub's client, without a bar for each file; what it raises is one `QuinticError`."""
+    bars_were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
-        yield
+        yield hub_api()
     except QuinticError:
         raise
-    except (httpx2.HTTPError, OfflineModeIsEnabled, ValueError) as error:
-        raise hub_error(error, repo, "cannot be pushed to") from error
-    except RuntimeError as error:
-        # The client wraps the failure of an upload's thread.
+    except (httpx2.HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as error:
+        # The client wraps the failure of an upload's thread in a RuntimeError.
         cause = error.__cause__
         known = cause if isinstance(cause, httpx2.HTTPError) else error
         raise hub_error(known, repo, "cannot be pushed to") from error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """The client draws a bar for each file; there is one for the whole."""
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
     finally:
-        if not before:
+        if not bars_were_disabled:
             enable_progress_bars()
 
 
