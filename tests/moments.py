@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import quintic.distributed.watchdog
 import quintic.train
 from quintic.console import RunProgress
 from quintic.distributed.signals import GracefulShutdown
+from quintic.distributed.watchdog import Watchdog
 from quintic.metrics import MetricsRecord
+from tests.waiting import LAST_BOUND_S
 
 _stops: list[GracefulShutdown] = []
 
@@ -68,6 +71,20 @@ def hold_at(step: int, **options: Any) -> None:
 def hold_at_until(step: int, path: str) -> None:
     """Hold the run at the beginning of a step until a file exists, or a signal asked it to stop."""
     hold_at(step, until=lambda: Path(path).exists() or _told())
+
+
+def watch_once(path: str) -> None:
+    """Let no rank count as hung before a file exists, however slow it is; from then on the watchdog
+    has the timeout of the run."""
+
+    def timeout_s(watchdog: Watchdog) -> float:
+        own: float = vars(watchdog)["timeout_s"]
+        return own if Path(path).exists() else LAST_BOUND_S
+
+    def keep(watchdog: Watchdog, own: float) -> None:
+        vars(watchdog)["timeout_s"] = own
+
+    vars(quintic.distributed.watchdog)["Watchdog"]._timeout_s = property(timeout_s, keep)
 
 
 def kill_after(step: int, seconds: float, at_most: int) -> None:

@@ -36,6 +36,7 @@ from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import Run, resume, set_up, start
 from quintic.train import train_run
 from tests.conftest import tiny_arguments, tiny_config
+from tests.waiting import LAST_BOUND_S
 
 
 def values(step: int, val_loss: float | None = None) -> dict[str, Any]:
@@ -212,6 +213,7 @@ def test_the_name_appears_only_after_everything_is_flushed(
         assert flushed[-1] == tmp_path.name, "the new name is flushed too"
 
 
+@pytest.mark.usefixtures("warm_runs")
 def test_a_process_killed_while_it_writes_leaves_no_checkpoint_and_the_next_one_clears_up(
     tmp_path: Path,
 ) -> None:
@@ -241,6 +243,7 @@ def test_a_process_killed_while_it_writes_leaves_no_checkpoint_and_the_next_one_
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
+@pytest.mark.usefixtures("warm_runs")
 def test_a_disk_that_is_full_gives_one_clear_error_and_leaves_the_older_checkpoint_whole(
     tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -385,7 +388,7 @@ class Blocked:
 
     def __call__(self, *arguments: Any) -> Path:
         self.started.set()
-        assert self.release.wait(60)
+        assert self.release.wait(LAST_BOUND_S)
         return self.own(*arguments)
 
 
@@ -419,7 +422,7 @@ def test_what_changes_after_save_does_not_leak_into_the_file(
     state.step = 3
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     writer.save(state)
-    assert blocked.started.wait(60)
+    assert blocked.started.wait(LAST_BOUND_S)
     state.step, state.elapsed_s = 99, 99.0
     for name, tensor in state.tensors().items():
         if name != "rng.cpu":

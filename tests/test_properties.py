@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import quintic
+from tests.waiting import LAST_BOUND_S
 
 ROOT = Path(quintic.__file__).parent
 
@@ -84,7 +85,10 @@ print(json.dumps({"events": events[:socket_seen], "works": len(events) > socket_
 
 def python(code: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LAST_BOUND_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -128,7 +128,7 @@ def test_a_folder_held_by_another_process_is_refused_and_free_when_that_process_
     script = (
         "import sys, time; from pathlib import Path; from filelock import FileLock\n"
         "lock = FileLock(Path(sys.argv[1]) / '.lock'); lock.acquire(); print('held', flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(3600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -33,6 +33,7 @@ from quintic.run_dir import CHECKPOINTS
 from quintic.setup import Run, set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from tests.conftest import tiny_config
+from tests.waiting import LAST_BOUND_S
 
 pytestmark = pytest.mark.device
 
@@ -337,7 +338,7 @@ def test_the_next_batch_is_on_its_way_before_it_is_asked_for() -> None:
         return torch.tensor([step]), torch.tensor([step + 1])
 
     with Prefetcher(batch, 3, 6, upload=noted) as batches:
-        assert noted.first_begun.wait(10)
+        assert noted.first_begun.wait(LAST_BOUND_S)
         for step in (3, 4, 5):
             assert int(batches.get(step)[0]) == step
     assert [step for step, _ in noted.begun] == [3, 4, 5]

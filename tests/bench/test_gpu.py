@@ -5,7 +5,6 @@ import lzma
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -293,10 +292,14 @@ def test_changes_are_read_as_json_and_else_as_text() -> None:
     assert parse_changes("train.micro-batch=null") == {"train.micro_batch": None}
 
 
-def test_a_budget_counts_down_and_remembers_what_it_refused() -> None:
+def test_a_budget_counts_down_and_remembers_what_it_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     budget = Budget(0.2)
     assert budget.allows(0.1, "something short")
-    time.sleep(0.15)
+    clock[0] += 0.15
     assert not budget.allows(0.1, "something else")
     assert len(budget.said) == 1 and "skipped something else" in budget.said[0]
     assert 0 <= budget.left_s < 0.06

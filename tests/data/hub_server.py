@@ -60,18 +60,12 @@ class Request:
 class HubServer:
     """A context manager; the server stops with it.
 
-    Attributes:
-        repos: by OWNER/NAME.
-        faults: by name of a shard, or "*" for every shard: what goes wrong with its first, its
-            second, .. download; after that they go well. "hold" sends half of a shard, and the rest
-            when `released` is set.
-        listing_faults: the same for the requests that list a repository.
-        deny: answer every request for a repository with this status and X-Error-Code.
-        busy_headers: headers of the answers 429 and 500.
-        slow_s: pause before each 8 KiB of a slow download.
-        sent: bytes of content that went out, by name of the file.
-        requests: all requests, in order.
-        writable: whether repositories may be created and written.
+    `faults` says, by name of a shard, or "*" for every shard, what goes wrong with its first, its
+    second, .. download; after that they go well. "hold" sends half of a shard, and the rest when
+    `released` is set. `listing_faults` says the same of the requests that list a repository, and
+    `deny` a status and X-Error-Code with which every request for a repository is answered.
+    `busy_headers` go with the answers 429 and 500; `slow_s` is the pause before each 8 KiB of a
+    slow download; `sent` counts bytes of content that went out, by name of the file.
     """
 
     def __init__(self) -> None:

@@ -30,6 +30,7 @@ from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.data.verify import check_dataset, describe_dataset
 from quintic.errors import QuinticError
 from tests.data.conftest import SHARED
+from tests.waiting import LAST_BOUND_S
 
 CHUNK_BYTES = 2000  # of the builds below, so that small inputs are many tasks
 
@@ -418,7 +419,7 @@ build_dataset(settings, Path({str(tmp_path / "out")!r}), workers=2, on_progress=
 """
     # The pipe is shared with the workers: it is at its end when all of them have ended.
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=LAST_BOUND_S
     )
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2

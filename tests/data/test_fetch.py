@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,14 +26,13 @@ from quintic.data.manifest import MANIFEST_FILE, Manifest
 from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
 from tests.data.hub_server import Fault, HubServer, Repo
+from tests.waiting import LAST_BOUND_S, outputs, wait_until
 
 TOKENS = 40_000
 NAMES = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06}.bin" for i in range(1, 8))]
 FIVE = NAMES[:6]
 """Five training shards and the validation."""
 REPO = "hub:org/data"
-PATIENCE_S = 600
-"""When what never comes is given up."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     pauses: list[float] = []
     monkeypatch.setattr(client, "_FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # of the processes that are started
     monkeypatch.setattr(remote_index, "_TIMEOUT_S", 0.5)
     for module in (file_download, hub_http):
         times = SimpleNamespace(time=time.time, sleep=pauses.append)
@@ -78,7 +77,7 @@ def assert_whole(folder: Path, shards: dict[str, bytes], names: list[str]) -> No
     found = {path.name: path.read_bytes() for path in folder.glob("*.bin")}
     assert sorted(found) == sorted(names)
     assert all(found[name] == shards[name] for name in names)
-    assert {path.name for path in (folder / STATE_FOLDER).iterdir()} <= {"record.json", "lock"}
+    assert not (folder / STATE_FOLDER / "arriving").exists()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -170,12 +169,12 @@ def test_progress_counts_every_byte_once_and_ends_at_the_total(
 def test_shards_are_fetched_in_parallel(
     full_hub: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", PATIENCE_S)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", LAST_BOUND_S)
     meeting = threading.Barrier(6)  # broken unless six downloads are under way together
     original = full_hub.fault_of
 
     def fault_of(name: str) -> Fault | None:
-        meeting.wait(PATIENCE_S)
+        meeting.wait(LAST_BOUND_S)
         return original(name)
 
     full_hub.fault_of = fault_of  # type: ignore[method-assign]
@@ -270,22 +269,19 @@ def test_a_shard_with_a_wrong_header_is_never_visible(
 # Interrupted --------------------------------------------------------------------------------------
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_fetch_that_was_killed_keeps_whole_shards_and_fetches_the_others(
     full_hub: HubServer, shards: dict[str, bytes], out: Path, number: signal.Signals
 ) -> None:
     full_hub.faults[FIVE[-1]] = ["hold"]
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
-    wait_until(lambda: len(list(out.glob("*.bin"))) == 5 and full_hub.sent[FIVE[-1]] > 0)
+    wait_until(
+        lambda: len(list(out.glob("*.bin"))) == 5 and full_hub.sent[FIVE[-1]] > 0,
+        "all but one",
+        alive=lambda: process.poll() is None,
+    )
     process.send_signal(number)
-    process.communicate(timeout=PATIENCE_S)
+    outputs(process)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     full_hub.released.set()
     for name in FIVE[:-1]:
@@ -298,15 +294,18 @@ def test_a_fetch_that_was_killed_keeps_whole_shards_and_fetches_the_others(
 
 
 def test_ctrl_c_does_not_wait_for_a_silent_server(
-    full_hub: HubServer, shards: dict[str, bytes], out: Path, monkeypatch: pytest.MonkeyPatch
+    full_hub: HubServer, shards: dict[str, bytes], out: Path
 ) -> None:
     full_hub.faults["*"] = ["hold"]
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # whoever waits for it is still here then
     process = started("data", "fetch", REPO, "--shards", 5, "--out", out)
     halves = sum(len(shards[name]) // 2 for name in FIVE)
-    wait_until(lambda: full_hub.sent.total() >= halves)
+    wait_until(
+        lambda: full_hub.sent.total() >= halves,
+        "one half of each",
+        alive=lambda: process.poll() is None,
+    )
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE_S)
+    outputs(process)
     assert process.returncode == 130
     full_hub.released.set()
     fetch(REPO, out, shards=5)
@@ -317,13 +316,15 @@ def test_two_processes_fetch_once(full_hub: HubServer, shards: dict[str, bytes],
     full_hub.faults["*"] = ["hold"]
     command = ("data", "fetch", REPO, "--shards", 5, "--out", out)
     first = started(*command)
-    wait_until(lambda: full_hub.sent.total() > 0)
+    wait_until(
+        lambda: full_hub.sent.total() > 0, "a first byte", alive=lambda: first.poll() is None
+    )
     second = started(*command)
     assert second.stdout is not None
     assert "another process is fetching" in second.stdout.readline()
     full_hub.released.set()
-    outputs = [process.communicate(timeout=PATIENCE_S) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], outputs
+    said = [outputs(process) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
     assert_whole(out, shards, FIVE)
     assert full_hub.sent == {name: len(shards[name]) for name in FIVE}
 

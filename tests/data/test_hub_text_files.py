@@ -1,7 +1,6 @@
 """`quintic data build hub:OWNER/NAME`, with the real client against a server on loopback."""
 
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from quintic.data.dataset import open_dataset
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from tests.data.hub_server import HubServer, Repo
+from tests.waiting import wait_until
 
 TEXTS = [f"Text number {index} of the hub, and a few words more." for index in range(60)]
 
@@ -122,15 +122,15 @@ def test_progress_of_a_download_is_told(
 ) -> None:
     monkeypatch.setattr(module, "_SHOW_EVERY_S", 0.001)
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100)
-    waits = iter([0.05] * 10)
+    statuses: list[BuildStatus] = []
     update = module._Download.count
 
     def slow(self: module._Download, count: int) -> None:
         update(self, count)
-        time.sleep(next(waits, 0.0))
+        told = len(statuses)
+        wait_until(lambda: len(statuses) > told, "a status")
 
     monkeypatch.setattr(module._Download, "count", slow)
-    statuses: list[BuildStatus] = []
     settings = BuildSettings(("hub:org/texts",), "texts", tokenizer="train:280", val_share=0.0)
     build_dataset(settings, tmp_path / "out", on_progress=statuses.append)
     fractions = [status.fraction for status in statuses if status.stage == "download"]

@@ -1,5 +1,4 @@
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,6 +13,7 @@ from quintic.data.loader import Loader, validation_batches
 from quintic.data.prefetch import Prefetcher
 from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
+from tests.waiting import LAST_BOUND_S, wait_until
 
 MakeStream = Callable[..., TokenStream]
 Order = Literal["stream", "shuffle"]
@@ -208,7 +208,7 @@ def test_prefetcher_prepares_one_step_ahead_in_another_thread() -> None:
 
     with Prefetcher(batch, 0, 10) as prefetcher:
         prefetcher.get(0)
-        assert ready.wait(5)
+        assert ready.wait(LAST_BOUND_S)
     assert [step for step, _ in seen] == [0, 1]
     assert threading.get_ident() not in {thread for _, thread in seen}
 
@@ -240,18 +240,27 @@ def test_prefetcher_hands_exceptions_to_the_caller() -> None:
             prefetcher.get(1)
 
 
-def test_prefetcher_measures_what_was_waited_for() -> None:
+def test_prefetcher_measures_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on only while a batch is prepared."""
+    now, asked = [0.0], threading.Event()
+
+    def clock() -> float:
+        asked.set()
+        return now[0]
+
     def slow(step: int) -> tuple[Tensor, Tensor]:
-        time.sleep(0.05)
+        if step == 0:
+            assert asked.wait(LAST_BOUND_S)
+        now[0] += 1.0
         return step_batch(step)
 
+    monkeypatch.setattr("quintic.data.loader.time.perf_counter", clock)
     with Prefetcher(slow, 0, 2) as prefetcher:
         prefetcher.get(0)
-        assert prefetcher.wait_s > 0.02
-        time.sleep(0.4)
-        waited = prefetcher.wait_s
+        assert prefetcher.wait_s == 1.0
+        wait_until(lambda: now[0] == 2.0, "batch 1")
         prefetcher.get(1)
-        assert prefetcher.wait_s - waited < 0.02
+        assert prefetcher.wait_s == 1.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs CUDA")

@@ -96,7 +96,7 @@ def test_stream_reads_like_one_circular_array(
     tokens = stream.read(start, count)
     assert tokens.dtype == np.int64
     assert tokens.tolist() == [(start + offset) % length for offset in range(count)]
-    assert np.concatenate(list(stream.chunks(4))).tolist() == list(range(length))
+    assert np.concatenate(list(stream.blocks(4))).tolist() == list(range(length))
 
 
 def test_stream_mixes_16_and_32_bit_shards(tmp_path: Path) -> None:
@@ -134,8 +134,7 @@ def test_stream_is_read_by_several_threads(make_stream: Callable[..., TokenStrea
     assert not wrong
 
 
-def test_largest_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_SCAN_TOKENS", 3)
+def test_largest_id(tmp_path: Path) -> None:
     first = write_shard(tmp_path / "a.bin", [5, 1, 1, 1, 9, 1, 2])
     second = write_shard(tmp_path / "b.bin", [3, 70000])
     stream = TokenStream([first, second])

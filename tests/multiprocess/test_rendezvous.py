@@ -9,15 +9,14 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 
 from quintic.distributed.rendezvous import HELLO, rendezvous_barrier
+from tests.waiting import LAST_BOUND_S, wait_until
 
 
 def call(store: HashStore, rank: int, size: int, after_s: float = 0.0) -> str:
     time.sleep(after_s)
-    start, own_store = rendezvous_barrier(store, rank, size, 10.0)
+    start, own_store = rendezvous_barrier(store, rank, size, LAST_BOUND_S)
     own_store.add("arrived", 1)
-    deadline = time.monotonic() + 10
-    while own_store.add("arrived", 0) < size and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: own_store.add("arrived", 0) >= size, "all ranks")
     assert own_store.add("arrived", 0) == size, "others' keys, or not all of this start's"
     return start
 
@@ -55,9 +54,8 @@ def test_a_start_that_was_cut_short_and_one_of_another_size_are_not_answered() -
 def test_a_second_process_with_the_place_of_rank_0_ends_the_first() -> None:
     store = HashStore()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(rendezvous_barrier, store, 0, 2, 10.0)
-        while not store.check([HELLO.format(0)]):
-            time.sleep(0.01)
+        first = pool.submit(rendezvous_barrier, store, 0, 2, LAST_BOUND_S)
+        wait_until(lambda: store.check([HELLO.format(0)]), "rank 0", alive=lambda: not first.done())
         store.set(HELLO.format(0), "another")
         with pytest.raises(RuntimeError, match="another process has begun as rank 0"):
             first.result()

@@ -69,14 +69,19 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         dataset = next((d for d in datasets if same_data(d, run.data)), None)
         if dataset is None:
             datasets.append(dataset := run.data)
-        left_out = {SEED, DATA_PATH, *BOOKKEEPING}
-        settings = tuple((k, v) for k, v in run.settings.items() if k not in left_out)
+        settings = settings_without(run)
         key = (dataset, settings) if settings else run.program_sha256 or run.path
         found.setdefault(key, []).append(run)
     return [
         Group(label, tuple(members))
         for label, members in zip(_labels(list(found.values())), found.values(), strict=True)
     ]
+
+
+def settings_without(run: RunRecord, *fields: str) -> tuple[tuple[str, Any], ...]:
+    """Return the settings of a run that tell it apart, but for these fields; empty for a log."""
+    left_out = {SEED, DATA_PATH, *BOOKKEEPING, *fields}
+    return tuple((name, value) for name, value in run.settings.items() if name not in left_out)
 
 
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:

@@ -14,11 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quintic.compare.groups import BOOKKEEPING, DATA_PATH, Group
-from quintic.compare.record import SEED
+from quintic.compare.groups import Group, settings_without
 from quintic.compare.statistics import Ratio, ratio_of_pairs
-
-STEPS = "train.steps"
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,10 @@ def steps_to_end_at(loss: float, ends: Mapping[int, float]) -> float | None:
 
 def _series(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     """Return groups whose configs are the same but for the steps (and how often they validate)."""
-    left_out = {STEPS, SEED, DATA_PATH, "train.eval_every", *BOOKKEEPING}
-    found: dict[tuple[tuple[str, object], ...], list[Group]] = {}
+    found: dict[Any, list[Group]] = {}
     for group in groups:
-        if settings := group.runs[0].settings:
-            key = tuple((k, v) for k, v in settings.items() if k not in left_out)
-            found.setdefault(key, []).append(group)
+        if settings := settings_without(group.runs[0], "train.steps", "train.eval_every"):
+            found.setdefault(settings, []).append(group)
     return [
         tuple(sorted(members, key=_planned))
         for members in found.values()

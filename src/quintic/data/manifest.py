@@ -25,7 +25,7 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the manifest says of one shard.
+    """The manifest's record of one shard.
 
     `documents` is the number of end-of-text tokens, that is of documents that begin here;
     `text_bytes` counts the UTF-8 text behind the tokens; `sha256` is of the whole file.
@@ -42,7 +42,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a dataset that quintic built.
+    """The contents of a dataset that quintic built.
 
     `tokenizer` is "gpt2" or the name of the `tokenizer.json` in the dataset's folder.
     """

@@ -36,7 +36,6 @@ _FORMATS = {20240520: (1, _UINT16), 20240801: (7, _UINT32)}  # magic: (version, 
 
 # A map of a shard keeps a file descriptor; 64 stay far below the usual limit of 1,024.
 _OPEN_MAPS = 64
-_SCAN_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -258,28 +257,19 @@ class TokenStream:
             index, offset = (index + 1) % len(self.shards), 0
         return tokens
 
-    def chunks(self, chunk_tokens: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
-        """Iterate once over the whole stream, [at most chunk_tokens] at a time."""
-        for start in range(0, len(self), chunk_tokens):
-            yield self.read(start, min(chunk_tokens, len(self) - start))
+    def blocks(self, block_tokens: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
+        """Iterate once over the whole stream, [at most block_tokens] at a time."""
+        for start in range(0, len(self), block_tokens):
+            yield self.read(start, min(block_tokens, len(self) - start))
 
     def shard_max_ids(self, limit_tokens: int | None = None) -> dict[Shard, int]:
         """Return the largest id of each shard, as far as the first `limit_tokens` tokens reach."""
-        limit = len(self) if limit_tokens is None else min(max(limit_tokens, 1), len(self))
-        spans = [
-            (index, begin, min(begin + _SCAN_TOKENS, shard.count, limit - int(start)))
-            for index, (shard, start) in enumerate(zip(self.shards, self._starts, strict=False))
-            for begin in range(0, min(shard.count, limit - int(start)), _SCAN_TOKENS)
-        ]
+        limit = len(self) if limit_tokens is None else max(limit_tokens, 1)
+        read = [i for i, start in enumerate(self._starts[:-1].tolist()) if start < limit]
 
-        def largest(span: tuple[int, int, int]) -> int:
-            index, begin, end = span
-            return int(self._tokens(index)[begin:end].max())
+        def largest(index: int) -> int:
+            return int(self._tokens(index)[: limit - int(self._starts[index])].max())
 
-        found: dict[Shard, int] = {}
         # NumPy lets go of the interpreter while it reduces, and the disk is read in parallel.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for (index, _, _), value in zip(spans, pool.map(largest, spans), strict=True):
-                shard = self.shards[index]
-                found[shard] = max(value, found.get(shard, 0))
-        return found
+            return dict(zip([self.shards[i] for i in read], pool.map(largest, read), strict=True))

@@ -1,4 +1,4 @@
-"""A look into a dataset: whether it is what its manifest says, and what is in it."""
+"""A look into a dataset: a check against its manifest, and counts and samples of what is in it."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,7 +132,7 @@ def _problems(
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What is in one split.
+    """Counts of one split.
 
     `documents` counts end-of-text tokens, None without a tokenizer named; `bytes_per_token` is over
     the first four million tokens at most, None without a tokenizer; `document_tokens` has the
@@ -148,7 +148,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What is in a dataset; `tokenizer` is as `Dataset.tokenizer_spec`.
+    """Counts and samples of a dataset; `tokenizer` is as `Dataset.tokenizer_spec`.
 
     `samples` are the beginnings of a few training documents, or else of validation documents, and
     empty without a tokenizer; `notes` say what could not be found out, and why.
@@ -192,7 +192,7 @@ def _document_starts(dataset: Dataset, split: Split) -> npt.NDArray[np.int64] | 
     if dataset.eot_id is None:
         return None
     found, position = [], 0
-    for ids in dataset.streams[split].chunks():
+    for ids in dataset.streams[split].blocks():
         found.append(np.flatnonzero(ids == dataset.eot_id) + position)
         position += len(ids)
     return np.concatenate(found)

@@ -34,6 +34,11 @@ def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
         raise QuinticError(f"{asked} runs a Triton kernel, and {reason}: use {instead}")
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Return whether Triton's kernels run on a device."""
+    return _obstacle(device) is None
+
+
 def _obstacle(device: torch.device) -> str | None:
     installed = find_spec("triton") is not None
     if device.type == "cuda":

@@ -25,8 +25,8 @@ _UNPACK_BYTES = 1 << 15  # packed; text unpacks to 3 to 10 times as much
 
 
 class Position(NamedTuple):
-    """Where a chunk begins: index of the file, bytes of its unpacked text or rows, and the number
-    of the line or row, from 1."""
+    """The beginning of a chunk: index of the file, bytes of its text or rows before the chunk, and
+    the number of its first line or row, from 1."""
 
     file: int = 0
     offset: int = 0
@@ -58,7 +58,7 @@ class Chunk(NamedTuple):
 
 
 class DocumentFormat(NamedTuple):
-    """How documents are found in a file.
+    """The way in which documents are found in a file.
 
     `field` is the name of the JSON field or parquet column that holds the text; `separator` stands
     between the documents of a text file, None if it is one document.

@@ -44,7 +44,7 @@ class EncodedChunks(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a process needs to know; `tokenizer` is as `load_tokenizer` takes it."""
+    """The settings that each process needs; `tokenizer` is as `load_tokenizer` takes it."""
 
     tokenizer: str
     format: DocumentFormat
@@ -154,7 +154,7 @@ def _start_process(settings: EncoderSettings) -> None:
 
 
 def _end_with_parent() -> None:
-    """End with a parent that was killed and cannot tell its processes, which would wait for ever."""
+    """End with a parent that was killed and cannot tell its processes, which would wait on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -5,7 +5,7 @@ huggingface_hub keeps (HF_HOME), where a second build finds them.
 """
 
 import re
-import threading
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
-from quintic.data.hub.client import HubRepo, hub_error
+from quintic.data.hub.client import HubRepo, hub_error, in_background
 from quintic.errors import QuinticError
 
 _SHOW_EVERY_S = 0.2
@@ -24,39 +24,16 @@ _TRAIN_SPLIT = "train"
 _TRAIN_NAME = re.compile(r"(?:^|[/._-])train(?:[/._-]|$)")
 
 
+@dataclass
 class _Download:
-    """A download in a thread.
+    """A download under way, and how many bytes are there."""
 
-    The thread is not waited for at the end: Ctrl-C would otherwise hang until gigabytes have come.
-    """
-
-    def __init__(self, repo: HubRepo, file: str, commit: str) -> None:
-        self._download = (file, commit, None, self.count)
-        self._repo = repo
-        self._bytes_done = 0
-        self._result: Path | Exception
-        self._thread = threading.Thread(target=self._run, name="download", daemon=True)
-        self._thread.start()
-
-    def wait(self, size: int, on_download: OnDownload | None) -> Path:
-        """Return where the file of `size` bytes is, once it is whole, or raise what went wrong."""
-        while self._thread.is_alive():
-            if on_download and self._bytes_done:
-                on_download(min(1.0, self._bytes_done / max(1, size)))
-            self._thread.join(_SHOW_EVERY_S)
-        if isinstance(self._result, Exception):
-            raise self._result
-        return self._result
+    result: Future[Path] | None = None
+    bytes_done: int = 0
 
     def count(self, bytes_done: int) -> None:
         """Note how many bytes are there."""
-        self._bytes_done = bytes_done
-
-    def _run(self) -> None:
-        try:
-            self._result = self._repo.download(*self._download)
-        except Exception as error:  # for the thread that waits
-            self._result = error
+        self.bytes_done = bytes_done
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,15 @@ class HubTextFile(TextFile):
 
     repo: HubRepo
     commit: str
-    _downloads: list[_Download] = field(default_factory=list, compare=False, repr=False)
+    _download: _Download = field(default_factory=_Download, compare=False, repr=False)
+
+    def begin_download(self) -> None:
+        """Begin to download the file; what goes wrong is told by `local_path`."""
+        if self._download.result is None:
+            file, count = self.path.as_posix(), self._download.count
+            self._download.result = in_background(
+                lambda: self.repo.download(file, self.commit, None, count)
+            )
 
     def local_path(self, on_download: OnDownload | None = None) -> Path:
         """Download the file, unless the cache has it, and return where it is.
@@ -73,17 +58,17 @@ class HubTextFile(TextFile):
         Raises `QuinticError` where the hub does not give it.
         """
         self.begin_download()
+        download = self._download
+        assert download.result is not None
+        while wait([download.result], _SHOW_EVERY_S).not_done:
+            if on_download and download.bytes_done:
+                on_download(min(1.0, download.bytes_done / max(1, self.size)))
         try:
-            return self._downloads[0].wait(self.size, on_download)
+            return download.result.result()
         except (httpx2.HTTPError, OSError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk
             raise hub_error(error, self.repo, f"cannot be read ({self.path})") from error
-
-    def begin_download(self) -> None:
-        """Begin to download the file; what goes wrong is told by `local_path`."""
-        if not self._downloads:
-            self._downloads.append(_Download(self.repo, self.path.as_posix(), self.commit))
 
 
 def hub_text_files(argument: str) -> list[TextFile]:

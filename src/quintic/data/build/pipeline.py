@@ -49,7 +49,7 @@ COMMIT_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class BuildStatus:
-    """How far a build has come; documents, tokens and bad documents are of both splits.
+    """The progress of a build; documents, tokens and bad documents are of both splits.
 
     `stage` is "vocabulary", "download", which is of one file, "tokens" or "shuffle", and `fraction`
     is the part of it that is done.
@@ -67,7 +67,7 @@ OnProgress = Callable[[BuildStatus], None]
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built: the dataset's folder and shards, and how many bad documents were skipped.
+    """The outcome of a build: the folder, its shards, and how many bad documents were skipped.
 
     `notes` say what a user should know besides; `built` is False where an earlier command had
     finished it.
@@ -179,7 +179,7 @@ def _report(out: Path, notes: list[str], built: bool) -> BuildReport:
 
 @dataclass
 class _Done:
-    """What a build has done: the next chunk to read and bucket to write, and counts so far."""
+    """The state of a build: the next chunk to read and bucket to write, and counts so far."""
 
     position: Position = FIRST
     bucket: int = 0

@@ -12,7 +12,7 @@ from quintic.errors import QuinticError
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What decides about the bytes of a dataset.
+    """The settings that decide about the bytes of a dataset.
 
     `inputs` is as `find_text_files` takes it; shards are named NAME_train_000001.bin and
     NAME_val_000000.bin; `field` and `separator` are as in `DocumentFormat`; `tokenizer` is "gpt2",
@@ -66,7 +66,7 @@ class BuildSettings:
 
     @property
     def format(self) -> DocumentFormat:
-        """How documents are found in the input."""
+        """The way in which documents are found in the input."""
         separator = None if self.separator is None else self.separator.encode()
         return DocumentFormat(self.field, separator)
 

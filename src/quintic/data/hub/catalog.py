@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DATA_FOLDER = Path("data")
-"""Where datasets are fetched to, and where the recipes look for them."""
+"""The folder that datasets are fetched to, and where the recipes look for them."""
 
 SHARD_TOKENS = 100_000_000
 

@@ -3,9 +3,10 @@
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -30,7 +31,6 @@ T = TypeVar("T")
 HUB_PREFIX = "hub:"
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
-_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 # The client repeats requests that no server answers and waits where one asks it to; what it gives
 # up at once, such as HTTP 500, is repeated here, after 1, 2, 4 and 8 s.
@@ -40,7 +40,7 @@ _FIRST_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class Transfer:
-    """How far a fetch or a push has come, what was there before included."""
+    """The bytes and files that a fetch or a push has moved or found there before."""
 
     bytes_done: int
     bytes_total: int
@@ -161,8 +161,7 @@ def with_retries(action: Callable[[], T], what: str, log: Log, stopped: Event | 
 
 def _is_transient(error: Exception) -> bool:
     error = _cause(error)
-    status = _status(error)
-    if status is not None:
+    if (status := status_of(error)) is not None:
         return status in (408, 429) or status >= 500
     if isinstance(error, httpx2.TransportError):
         return not isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol)
@@ -173,11 +172,15 @@ def _is_transient(error: Exception) -> bool:
 def _cause(error: Exception) -> Exception:
     """Return why the client found a file neither on the hub nor here, or the error itself."""
     cause = error.__cause__
-    wraps = isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception)
-    return cause if wraps and isinstance(cause, Exception) else error
+    return (
+        cause
+        if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception)
+        else error
+    )
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status of the answer that an error is about."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
 
@@ -188,38 +191,48 @@ def hub_error(error: Exception, repo: HubRepo, doing: str) -> QuinticError:
     `doing` says what was not possible, as in "cannot be listed".
     """
     error = _cause(error)
-    status = _status(error)
+    status = status_of(error)
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    why = f"{one_line(error)}; see {repo.page}, or try again later"
     if isinstance(error, OfflineModeIsEnabled):
-        return QuinticError(
-            f"{repo} {doing}: HF_HUB_OFFLINE is set; unset it, or copy the files from a machine "
-            "that has them"
+        why = "HF_HUB_OFFLINE is set; unset it, or copy the files from a machine that has them"
+    elif isinstance(error, GatedRepoError):
+        why = f"it is gated; accept its conditions on {repo.page} and {login}"
+    elif isinstance(error, RevisionNotFoundError):
+        why = f"it has no revision {repo.revision!r}; {repo.page} lists them"
+    elif isinstance(error, DisabledRepoError):
+        why = f"the hub has disabled it; see {repo.page}"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = (
+            f"there is no such dataset repository on {endpoint()}, or you may not see it (HTTP "
+            f"{status}); check the name; if it is private, {login}"
         )
-    if isinstance(error, GatedRepoError):
-        return QuinticError(
-            f"{repo} {doing}: it is gated; accept its conditions on {repo.page} and {_LOGIN}"
+    elif status in (401, 403):
+        why = f"the hub denies permission (HTTP {status}); {login}, with a token that may do this"
+    elif isinstance(error, httpx2.TransportError):
+        why = (
+            f"{endpoint()} cannot be reached ({one_line(error)}); check the network, and "
+            "HF_ENDPOINT if it is set"
         )
-    if isinstance(error, RevisionNotFoundError):
-        return QuinticError(
-            f"{repo} {doing}: it has no revision {repo.revision!r}; {repo.page} lists them"
-        )
-    if isinstance(error, DisabledRepoError):
-        return QuinticError(f"{repo} {doing}: the hub has disabled it; see {repo.page}")
-    if isinstance(error, RepositoryNotFoundError):
-        return QuinticError(
-            f"{repo} {doing}: there is no such dataset repository on {endpoint()}, or you may not "
-            f"see it (HTTP {status}); check the name; if it is private, {_LOGIN}"
-        )
-    if status in (401, 403):
-        return QuinticError(
-            f"{repo} {doing}: the hub denies permission (HTTP {status}); {_LOGIN}, with a token "
-            "that may do this"
-        )
-    if isinstance(error, httpx2.TransportError):
-        return QuinticError(
-            f"{repo} {doing}: {endpoint()} cannot be reached ({one_line(error)}); check the "
-            "network, and HF_ENDPOINT if it is set"
-        )
-    return QuinticError(f"{repo} {doing}: {one_line(error)}; see {repo.page}, or try again later")
+    return QuinticError(f"{repo} {doing}: {why}")
+
+
+def in_background(action: Callable[[], T]) -> Future[T]:
+    """Begin an action in a thread of its own, and return its future.
+
+    Unlike those of a ThreadPoolExecutor, the thread is not waited for at the end of the process:
+    one that waits for a silent server, or for gigabytes, cannot be told of a Ctrl-C.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except Exception as error:  # for whoever asks for the result
+            future.set_exception(error)
+
+    Thread(target=run, name="transfer", daemon=True).start()
+    return future
 
 
 def one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 In the folder, `.fetch/` keeps what is arriving, the record of what is whole, and the lock that lets
 one process fetch while others wait. A shard gets its name only once its size, checksum and header
-are right. Files are downloaded one by one, as huggingface_hub's `snapshot_download` does it, but by
+are right. Files are downloaded one by one, as huggingface_hub's `snapshot_download` does it, but in
 threads that a Ctrl-C need not wait for: those of `snapshot_download` 2.4 first finish their files.
 """
 
@@ -10,17 +10,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 from filelock import FileLock, Timeout
 
 from quintic.data.dataset import Dataset, open_dataset, split_of
-from quintic.data.hub.client import Log, StoppedError, Transfer, with_retries
+from quintic.data.hub.client import Log, StoppedError, Transfer, in_background, with_retries
 from quintic.data.hub.remote_index import Remote, RemoteFile, RemoteIndex
 from quintic.data.manifest import MANIFEST_FILE, Manifest
 from quintic.data.shards import open_shard
@@ -163,6 +163,7 @@ class _Fetch:
         self._stopped, self._lock = Event(), Lock()
         self._bytes: dict[str, int] = {}
         self._files_done = 0
+        self._damaged: set[str] = set()
 
     def run(self) -> None:
         missing = _missing(self._folder, self._index)
@@ -174,44 +175,28 @@ class _Fetch:
         self._write_manifest()
         shutil.rmtree(self._arriving, ignore_errors=True)  # of a process that was killed
         self._arriving.mkdir()
-        tasks = [
-            *(partial(self._verify, file) for file in present),
-            *(partial(self._fetch, file) for file in missing),
-        ]
+        tasks = iter(
+            [
+                *(partial(self._verify, file) for file in present),
+                *(partial(self._fetch, file) for file in missing),
+            ]
+        )
+        workers = [in_background(lambda: self._work(tasks)) for _ in range(_DOWNLOADS_AT_A_TIME)]
         try:
-            self._run_in_threads(tasks)
-        finally:
-            shutil.rmtree(self._arriving, ignore_errors=True)
-
-    def _run_in_threads(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Do tasks in several threads; the first exception stops all of them, and is raised.
-
-        Unlike those of a ThreadPoolExecutor, the threads are not waited for, here or at the end of
-        the process: one that waits for a silent server cannot be told anything.
-        """
-        waiting, ended = SimpleQueue[Callable[[], None]](), SimpleQueue[Exception | None]()
-        for task in tasks:
-            waiting.put(task)
-
-        def work() -> None:
-            try:
-                while not self._stopped.is_set():
-                    waiting.get_nowait()()
-            except Empty:
-                ended.put(None)
-            except Exception as error:  # raised below, in the thread that asked
-                ended.put(error)
-
-        count = min(_DOWNLOADS_AT_A_TIME, len(tasks))
-        for _ in range(count):
-            Thread(target=work, name="fetch", daemon=True).start()
-        try:
-            for _ in range(count):
-                if (error := ended.get()) is not None:
-                    raise error
+            for worker in as_completed(workers):
+                worker.result()
         finally:
             with self._lock:  # after this no thread changes the folder
                 self._stopped.set()
+            shutil.rmtree(self._arriving, ignore_errors=True)
+
+    def _work(self, tasks: Iterator[Callable[[], None]]) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                task = next(tasks, None)
+            if task is None:
+                return
+            task()
 
     def _verify(self, file: RemoteFile) -> None:
         """Make sure that a file which was there already is the source's; once per file."""
@@ -242,22 +227,24 @@ class _Fetch:
 
     def _download(self, file: RemoteFile) -> Path:
         """Return where a file has arrived whole; one that is damaged is fetched a second time."""
-        for last in (False, True):
+        while True:
             arrived = self._download_once(file)
-            right = arrived.stat().st_size == file.size and file.has_checksum_of(arrived)
-            problem = "arrived with another size or another checksum than its source gives"
-            if right:
-                problem = (_header_problem(arrived) or "").replace(str(arrived), file.url)
-                if not problem:
-                    return arrived
+            if arrived.stat().st_size != file.size or not file.has_checksum_of(arrived):
+                again = file.name not in self._damaged
+                problem = "arrived with another size or another checksum than its source gives"
+            elif header := _header_problem(arrived):
+                again = file.name not in self._damaged and file.checksum is None
+                problem = header.replace(str(arrived), file.url)
+            else:
+                return arrived
             arrived.unlink()
-            if last or (right and file.checksum is not None):
+            self._damaged.add(file.name)
+            if not again:
                 raise QuinticError(
                     f"{file.name} was not kept: {problem}; tell the owner of {file.url}, or fetch "
                     "from another source"
                 )
             self._log(f"{file.name} {problem}: fetching it again")
-        raise AssertionError("unreachable")
 
     def _download_once(self, file: RemoteFile) -> Path:
         def on_bytes(count: int) -> None:
@@ -306,10 +293,10 @@ class _Fetch:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is known of the files in a folder, so that they are verified once.
+    """The files of a folder that are known to be whole, so that they are verified once.
 
     `source` is what they were fetched from and `train_shards` how many training shards it has;
-    `files` has the checksum of each file that is whole, None where the source gives none.
+    `files` has their checksums, None where the source gives none.
     """
 
     source: str

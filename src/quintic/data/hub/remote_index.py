@@ -1,4 +1,4 @@
-"""What can be fetched from where: a dataset of the catalog, a repository of the hub, a web page."""
+"""Indexes of what can be fetched: of the catalog, a repository of the hub, or a page on the web."""
 
 import difflib
 import hashlib
@@ -24,6 +24,7 @@ from quintic.data.hub.client import (
     Log,
     hub_error,
     one_line,
+    status_of,
     with_retries,
 )
 from quintic.data.manifest import MANIFEST_FILE, Manifest
@@ -65,7 +66,7 @@ def _git_blob_id(path: Path) -> str:
 
 @dataclass(frozen=True)
 class RemoteIndex:
-    """What a remote offers: the files wanted of it, the names of all its shards, its manifest.
+    """The files wanted of a remote, the names of all its shards, and its manifest.
 
     The files are the tokenizer where there is one, the validation shards, and the first training
     shards by name.
@@ -78,7 +79,7 @@ class RemoteIndex:
 
 @dataclass(frozen=True)
 class Remote:
-    """Where shards come from: a repository of the hub, or the address of a listing on the web.
+    """A source of shards: a repository of the hub, or the address of a listing on the web.
 
     `folder` is where they go unless told otherwise.
     """
@@ -233,19 +234,15 @@ def _web_download(url: str, name: str, folder: Path, on_bytes: Callable[[int], N
 
 
 def _web_error(error: Exception, url: str) -> QuinticError:
+    status = status_of(error)
+    denied = {401: "denies permission", 403: "denies permission", 404: "has no such file"}
     if isinstance(error, OfflineModeIsEnabled):
-        return QuinticError(f"{url} cannot be fetched: HF_HUB_OFFLINE is set; unset it")
-    if isinstance(error, httpx2.HTTPStatusError):
-        status = error.response.status_code
-        what = {401: "denies permission", 403: "denies permission", 404: "has no such file"}
-        return QuinticError(
-            f"{url} cannot be fetched: the server {what.get(status, 'refuses')} (HTTP {status}); "
-            "check the address"
-        )
-    return QuinticError(
-        f"{url} cannot be fetched: its server cannot be reached ({one_line(error)}); check the "
-        "address and the network"
-    )
+        why = "HF_HUB_OFFLINE is set; unset it"
+    elif status is not None:
+        why = f"the server {denied.get(status, 'refuses')} (HTTP {status}); check the address"
+    else:
+        why = f"its server cannot be reached ({one_line(error)}); check the address and the network"
+    return QuinticError(f"{url} cannot be fetched: {why}")
 
 
 def _select(names: Iterable[str], train_shards: int | None, source: str) -> list[str]:
