@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from quintic.config import Config
 from quintic.data.corpus import _dataset_of_tree
@@ -41,6 +43,20 @@ def pytest_configure() -> None:
             os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that the first of pytest's workers which needs it makes, for all of them; tests must
+    not change it."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, made = root / name, root / f"{name}.made"
+    with FileLock(root / f"{name}.lock"):
+        if not made.exists():
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_figures() -> None:
     import tests.quick_figures  # noqa: F401
@@ -52,12 +68,14 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The text is a noisy arithmetic sequence, so that a model can learn something of it.
     """
-    folder = tmp_path_factory.mktemp("tiny-data")
-    random = np.random.default_rng(0)
-    for name, count in (("train_000001", 4000), ("train_000002", 4000), ("train_000003", 4000)):
-        write_shard(folder / f"tiny_{name}.bin", _tokens(random, count))
-    write_shard(folder / "tiny_val_000000.bin", _tokens(random, 2000))
-    return folder
+
+    def make(folder: Path) -> None:
+        random = np.random.default_rng(0)
+        for name, count in (("train_000001", 4000), ("train_000002", 4000), ("train_000003", 4000)):
+            write_shard(folder / f"tiny_{name}.bin", _tokens(random, count))
+        write_shard(folder / "tiny_val_000000.bin", _tokens(random, 2000))
+
+    return made_once(tmp_path_factory, "tiny-data", make)
 
 
 def _tokens(random: np.random.Generator, count: int) -> np.ndarray:

@@ -213,6 +213,7 @@ def test_the_name_appears_only_after_everything_is_flushed(
         assert flushed[-1] == tmp_path.name, "the new name is flushed too"
 
 
+@pytest.mark.usefixtures("warm_runs")
 def test_a_process_killed_while_it_writes_leaves_no_checkpoint_and_the_next_one_clears_up(
     tmp_path: Path,
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_process_killed_while_it_writes_leaves_no_checkpoint_and_the_next_one_
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
+@pytest.mark.usefixtures("warm_runs")
 def test_a_disk_that_is_full_gives_one_clear_error_and_leaves_the_older_checkpoint_whole(
     tiny_data: Path, tmp_path: Path
 ) -> None:

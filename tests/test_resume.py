@@ -34,7 +34,7 @@ from quintic.run import resume, start
 from quintic.runfolder import CHECKPOINTS, read_config
 from quintic.train import train
 from tests import warm
-from tests.conftest import tiny_arguments, tiny_config
+from tests.conftest import made_once, tiny_arguments, tiny_config
 from tests.waiting import outputs, wait_until
 
 Losses = list[tuple[int, str, float]]
@@ -75,8 +75,11 @@ def assert_in_order(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def never_stopped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
-    folder = tmp_path_factory.mktemp("never-stopped") / "run"
-    main([*tiny_arguments(tiny_data), *LONG, "--out", str(folder)])
+
+    def make(folder: Path) -> None:
+        main([*tiny_arguments(tiny_data), *LONG, "--out", str(folder / "run")])
+
+    folder = made_once(tmp_path_factory, "never-stopped", make) / "run"
     found = losses(folder)
     assert [step for step, name, _ in found if name == "train_loss"] == list(range(STEPS))
     assert [step for step, name, _ in found if name == "val_loss"] == list(range(0, STEPS + 1, 25))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -34,13 +35,16 @@ if os.environ.get("RANK") in {ranks!r} and os.environ.get("TORCHELASTIC_RESTART_
 class Command:
     """A command that runs, its output, and its descendants wherever they have gone."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, environment: dict[str, str], *, plain: bool
+    ) -> None:
         self.token = uuid.uuid4().hex
         self._output, self._errors = folder / "stdout", folder / "stderr"
         self._processes = folder / "processes"
         self._processes.mkdir()
         with self._output.open("w") as output, self._errors.open("w") as errors:
-            self.process = warm.Popen(
+            start = subprocess.Popen if plain else warm.Popen
+            self.process = start(
                 arguments,
                 stdout=output,
                 stderr=errors,
@@ -138,6 +142,7 @@ def running(
     restarts: int = 0,
     environment: dict[str, str] | None = None,
     command: Sequence[str] = (sys.executable, "-m", "quintic"),
+    plain: bool = False,
 ) -> Iterator[Command]:
     """Run `quintic` with these arguments.
 
@@ -149,6 +154,7 @@ def running(
         restarts: at how many starts after the first they execute it too.
         environment: added to this one's.
         command: what runs quintic.
+        plain: in new processes of Python, not in forked ones (`tests.warm`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = dict(environment or {})
@@ -160,7 +166,7 @@ def running(
         )
         path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(path)
-    started = Command([*command, *arguments], folder, environment)
+    started = Command([*command, *arguments], folder, environment, plain=plain)
     try:
         yield started
     finally:

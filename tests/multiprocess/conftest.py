@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import tiny_config, tiny_options
+from tests.conftest import made_once, tiny_config, tiny_options
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world
 
@@ -26,9 +26,11 @@ LONG: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the long run on two processes; tests must not change it."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_world(2, train_here, tiny_config(tiny_data, LONG), folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        run_world(2, train_here, tiny_config(tiny_data, LONG), folder / "run")
+
+    return made_once(tmp_path_factory, "undisturbed", make) / "run"
 
 
 @pytest.fixture

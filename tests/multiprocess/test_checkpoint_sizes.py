@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from quintic.distributed import World
+from tests.conftest import made_once
 from tests.multiprocess.test_same_result import (
     OPTIMIZERS,
     config_of,
@@ -34,10 +35,13 @@ def train_until_saved(world: World, config: Any, folder: Path) -> None:
 @pytest.fixture(scope="session")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Whole runs of one process with a constant learning rate, by optimizer."""
-    folders = {name: tmp_path_factory.mktemp("undisturbed") / name for name in OPTIMIZERS}
-    for name, folder in folders.items():
-        train_here(World(), constant_lr(tiny_data, name), folder)
-    return folders
+
+    def make(root: Path) -> None:
+        for name in OPTIMIZERS:
+            train_here(World(), constant_lr(tiny_data, name), root / name)
+
+    root = made_once(tmp_path_factory, "constant-lr", make)
+    return {name: root / name for name in OPTIMIZERS}
 
 
 def constant_lr(data: Path, optimizer: str, sharding: str = "zero1") -> Any:
@@ -54,10 +58,13 @@ def stopped(
     undisturbed: dict[str, Path], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, Path]:
     """Runs of 1 to 4 processes that have trained and saved their first steps."""
-    root = tmp_path_factory.mktemp("stopped")
-    for size in range(1, 5):
-        config = constant_lr(tiny_data, "muon")
-        world_of(size, train_until_saved, config, root / str(size))
+
+    def make(root: Path) -> None:
+        for size in range(1, 5):
+            config = constant_lr(tiny_data, "muon")
+            world_of(size, train_until_saved, config, root / str(size))
+
+    root = made_once(tmp_path_factory, "stopped", make)
     return {size: root / str(size) for size in range(1, 5)}
 
 

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from quintic.cli import main
+from tests import warm
 from tests.conftest import tiny_arguments
 from tests.multiprocess.commands import assert_tidy, losses, running
 
@@ -34,7 +36,7 @@ def test_two_processes_end_well_one_speaks_and_the_losses_are_those_of_one(
     arguments = [*tiny, "--train.precision", "float64", "--out", str(folder)]
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
     if launcher == "--procs":
-        started = running([*arguments, "--procs", "2"], tmp_path)
+        started = running([*arguments, "--procs", "2"], tmp_path, plain=True)
     else:
         command = (*torchrun, "--nproc-per-node", "2", "-m", "quintic")
         started = running(arguments, tmp_path, command=command)
@@ -61,6 +63,7 @@ def test_auto_without_a_gpu_is_one_process_that_says_what_a_plain_run_says(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    monkeypatch.setattr(subprocess_handler, "Popen", warm.Popen)
     with pytest.raises(SystemExit) as ended:
         main([*tiny, "--out", str(tmp_path / "run"), "--procs", "auto"])
     assert ended.value.code == 0

@@ -14,7 +14,7 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
 from quintic.run import resume, set_up, start
 from quintic.train import train
-from tests.conftest import tiny_config
+from tests.conftest import made_once, tiny_config
 from tests.multiprocess.worlds import run_world
 
 STEPS = 30
@@ -72,14 +72,15 @@ def config_of(data: Path, precision: str, **changes: Any) -> Config:
 @pytest.fixture(scope="session")
 def alone(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """Runs of one process, by optimizer and precision."""
-    root = tmp_path_factory.mktemp("alone")
-    folders = {}
-    for name, changes in OPTIMIZERS.items():
-        for precision in ("float64", "float32"):
-            folders[name, precision] = root / name / precision
-            config = config_of(tiny_data, precision, **changes)
-            train_here(World(), config, folders[name, precision])
-    return folders
+
+    def make(root: Path) -> None:
+        for name, precision in kinds:
+            config = config_of(tiny_data, precision, **OPTIMIZERS[name])
+            train_here(World(), config, root / name / precision)
+
+    kinds = [(name, precision) for name in OPTIMIZERS for precision in ("float64", "float32")]
+    root = made_once(tmp_path_factory, "alone", make)
+    return {(name, precision): root / name / precision for name, precision in kinds}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
