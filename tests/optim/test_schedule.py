@@ -62,7 +62,7 @@ def test_the_cooldown_of_a_config_is_its_share_of_the_steps() -> None:
         trapezoid(step, steps=10, warmup=2, cooldown=3) for step in range(10)
     ]
     cosine_config = replace(
-        config, optim=OptimConfig(schedule=replace(schedule, kind="cosine", warmup_steps=9))
+        config, optim=OptimConfig(schedule=ScheduleConfig(kind="cosine", warmup_steps=9))
     )
     assert cosine_config.cooldown_steps == 0  # so a long warm-up fits
     assert lr_factor(cosine_config, 8) == 1
