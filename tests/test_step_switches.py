@@ -23,8 +23,13 @@ from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import LateScalar
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Metrics, read_metrics
-from quintic.model import attention_backend as kernels
 from quintic.model.attention import attend
+from quintic.model.attention_backend import (
+    BACKENDS,
+    attention_backend,
+    backend_works,
+    default_backend,
+)
 from quintic.model.linear import Linear, WeightCache
 from quintic.optim.param_groups import build_optimizers
 from quintic.optim.step import LocalStepper
@@ -104,11 +109,11 @@ def test_a_kernel_asked_for_by_name_computes_forward_and_recomputed_passes(
 
 def test_every_kernel_that_works_here_gives_the_losses_of_the_plain_one(tiny_data: Path) -> None:
     model = here(tiny_data, {}).model
-    found = [n for n in kernels.BACKENDS if kernels.backend_works(n, model, DEVICE, torch.bfloat16)]
+    found = [n for n in BACKENDS if backend_works(n, model, DEVICE, torch.bfloat16)]
     assert "math" in found and len(found) >= 2
     of = {name: losses(here(tiny_data, {"train.attention": name})) for name in (*found, "auto")}
     assert all(close(of["math"], other, 0.05) for other in of.values())
-    own = kernels.default_backend(model, DEVICE, torch.bfloat16)
+    own = default_backend(model, DEVICE, torch.bfloat16)
     assert own in found and of["auto"] == of[own]
 
 
@@ -159,17 +164,17 @@ def test_a_kernel_is_tried_with_the_mask_that_the_model_has(
         masks.append(attn_mask)
         return attend(q, k, v, attn_mask)
 
-    monkeypatch.setattr(kernels, "attend", watched)
+    monkeypatch.setattr("quintic.model.attention_backend.attend", watched)
     for changes in ({}, {"model.window": 8}, {"model.document_mask": True, "model.eot_id": 0}):
-        assert kernels.backend_works("math", here(tiny_data, changes).model, DEVICE, torch.bfloat16)
+        assert backend_works("math", here(tiny_data, changes).model, DEVICE, torch.bfloat16)
     assert [mask is not None for mask in masks] == [False, True, True]
 
 
 def test_no_kernel_is_chosen_for_good() -> None:
     before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
-    with kernels.attention_backend("math"):
+    with attention_backend("math"):
         assert not torch.backends.cuda.flash_sdp_enabled()
-    with kernels.attention_backend("auto"):
+    with attention_backend("auto"):
         assert torch.backends.cuda.flash_sdp_enabled() == before[0]
     after = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
     assert after == before
@@ -427,7 +432,7 @@ def test_the_choices_of_a_step_are_said_once_at_the_start(tiny_data: Path) -> No
         (line,) = (line for line in opening_lines(run) if line.startswith("step "))
         return line
 
-    own = kernels.default_backend(here(tiny_data, {}).model, DEVICE, torch.bfloat16)
+    own = default_backend(here(tiny_data, {}).model, DEVICE, torch.bfloat16)
     assert said({}).startswith(f"step    attention as PyTorch chooses ({own})")
     named = said({"train.attention": "math", "train.cache_bf16_weights": True})
     assert named.startswith("step    attention math, weights cast once a step")

@@ -170,7 +170,7 @@ logits at a time, which does not grow with the micro-batch.
 """
 
 CHECKPOINTED_BYTES = 4
-"""The same where blocks are computed again from their float32 input, which alone is kept."""
+"""Those bytes where blocks are computed again from their float32 input, which alone is kept."""
 
 
 def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -> int:

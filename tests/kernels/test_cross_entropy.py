@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintic.model import loss as loss_module
 from quintic.model.head import GRADIENT_SCALE
 from quintic.model.loss import (
+    KERNEL_CHUNK_ELEMENTS,
     CrossEntropy,
     fused_cross_entropy,
     loss_and_gradients,
@@ -29,9 +29,9 @@ N, D, V = 7, 12, 5001
 @pytest.fixture(params=[1, 3, 7, 100], ids=lambda n: f"{n}-tokens-a-chunk")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     tokens: int = request.param
-    monkeypatch.setattr(loss_module, "ALIGNMENT", 1)
-    for kind in loss_module.KERNEL_CHUNK_ELEMENTS:
-        monkeypatch.setitem(loss_module.KERNEL_CHUNK_ELEMENTS, kind, tokens * V + V // 2)
+    monkeypatch.setattr("quintic.model.loss.ALIGNMENT", 1)
+    for kind in KERNEL_CHUNK_ELEMENTS:
+        monkeypatch.setitem(KERNEL_CHUNK_ELEMENTS, kind, tokens * V + V // 2)
     return tokens
 
 

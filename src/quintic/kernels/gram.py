@@ -92,19 +92,16 @@ def symmetric_polynomial(A_nRR: Tensor, b: float, c: float) -> Tensor:
     return _launch(A_nRR, add=True, b=b, c=c)
 
 
-def gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
-    """Return b A + c A A for A = X X^T, as `quintic.optim.newton_schulz.gram_polynomial` does."""
-    B_nRR: Tensor = _gram_polynomial(X_nRC, b, c)
-    return B_nRR
-
-
 @torch.library.custom_op("quintic::gram_polynomial", mutates_args=())
-def _gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
-    """One operator, which torch.compile takes as it is."""
+def gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
+    """Return b A + c A A for A = X X^T, as `quintic.optim.newton_schulz.gram_polynomial` does.
+
+    It is one operator, which torch.compile takes as it is.
+    """
     return symmetric_polynomial(gram(X_nRC), b, c)
 
 
-@_gram_polynomial.register_fake
+@gram_polynomial.register_fake
 def _(X_nRC: Tensor, b: float, c: float) -> Tensor:
     n, R, _ = X_nRC.shape
     return X_nRC.new_empty(n, R, R)

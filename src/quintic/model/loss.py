@@ -48,9 +48,9 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28, "mps": 2**26}
 enough to fill the device, and is still a fraction of GPT-2's [65536, 50304]."""
 
 KERNEL_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
-"""The same with the kernel, which stores logits once, in the compute precision: on a GPU 21,344
-tokens of GPT-2's vocabulary, 2 GiB in bfloat16. Every chunk reads and writes the gradient of the
-head once, in float32, so there should be few."""
+"""Logits of one chunk with the kernel, which stores them once, in the compute precision: on a GPU
+21,344 tokens of GPT-2's vocabulary, 2 GiB in bfloat16. Every chunk reads and writes the gradient of
+the head once, in float32, so there should be few."""
 
 ALIGNMENT = 16
 """Tokens of the operator's chunks are a multiple of this, for products in float8."""
