@@ -25,7 +25,7 @@ else:  # a type checker knows the names above, and no others
         return getattr(import_module(_MODULES[name]), name)
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Config",
     "Muon",

@@ -75,10 +75,7 @@ class Block(nn.Module):
 
 
 class GPT2(LanguageModel):
-    """The whole decoder, tokens_BT -> logits_BTV.
-
-    Weights are drawn from the global generator: seed it first.
-    """
+    """The classic decoder; as in `GPT`, weights are drawn from the global generator."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
