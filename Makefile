@@ -12,8 +12,9 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEV := .venv/.dev
 
-.PHONY: train test lint types format docs clean
+.PHONY: train test lint types format docs dev clean
 
 train: $(INSTALLED)
 	$(BIN)/quintic train $(ARGS)
@@ -21,19 +22,19 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(DEV)
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # The site lies in site/ afterwards; `.venv/bin/mkdocs serve` shows it while it is written.
-docs: $(INSTALLED)
+docs: $(DEV)
 	$(BIN)/mkdocs build --strict
 
 # PyTorch comes first and by itself: a later package that asks for "torch" then keeps this build.
@@ -41,6 +42,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quintic needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+dev: $(DEV)
+
+# What checks and builds, beyond what trains and tests.
+$(DEV): $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev,test]"
 	touch $@
 
