@@ -24,9 +24,7 @@ from quintic.compare.statistics import (
     Summary,
     below_target,
     difference,
-    difference_of_pairs,
     ratio,
-    ratio_of_pairs,
     summarize,
 )
 from quintic.errors import QuinticError
@@ -205,7 +203,7 @@ def _result(
     if summary is not None and first is not None and first.summary is not None:
         values, reference = _samples(group, first.group, lambda run: run.final_loss, paired)
         if values:
-            to_first = (difference_of_pairs if paired else difference)(values, reference)
+            to_first = difference(values, reference, paired=paired)
     axes = [axis for axis in AXES if all(run.has(axis) for run in counted)]
     return GroupResult(
         group=group,
@@ -267,11 +265,11 @@ def _to_target(
     to_first = None
     if complete and first is not None and reference is not None and reference.mean is not None:
         samples = _samples(group, first.group, lambda run: run.reached(target, axis), paired)
-        if not paired:
-            to_first = ratio(*samples)
-        # A run that was there at the start has no ratio.
-        elif pairs := [pair for pair in zip(*samples, strict=True) if all(pair)]:
-            to_first = ratio_of_pairs(*zip(*pairs, strict=True))
+        if paired:  # a run that was there at the start has no ratio
+            pairs = [pair for pair in zip(*samples, strict=True) if all(pair)]
+            samples = [one for one, _ in pairs], [other for _, other in pairs]
+        if samples[0]:
+            to_first = ratio(*samples, paired=paired)
     mean = statistics.fmean(values) if complete else None
     return ToTarget(values, len(runs), mean, to_first)
 
