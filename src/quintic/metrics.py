@@ -82,7 +82,10 @@ class Metrics:
         if folder is not None:
             truncate_metrics(folder / METRICS, step)
             self._file = (folder / METRICS).open("a")
-            self._events = _summary_writer(folder, step) if tensorboard else None
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+                self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         self._unread: _UnreadStep | None = None
         self.restart_clock()
 
@@ -225,9 +228,3 @@ def truncate_metrics(path: Path, step: int) -> None:
     kept = [record for record in read_metrics(path) if record["step"] < step]
     with replacing(path) as file:
         file.writelines(f"{json.dumps(record)}\n".encode() for record in kept)
-
-
-def _summary_writer(folder: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

@@ -57,10 +57,12 @@ def recipe(
 
 
 def get_recipe(name: str) -> Config:
-    """Return the config of a recipe.
+    """Return the config of a recipe, by its name or by a file of it, which ends in .json.
 
-    Raises `QuinticError` for an unknown name, with the nearest.
+    Raises `QuinticError` for an unknown name, with the nearest, and as `read_recipe` does.
     """
+    if name.endswith(".json"):
+        return read_recipe(Path(name))
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
