@@ -142,14 +142,19 @@ def compare(
         comparable = False
     for run in runs:
         if not run.has(axis):
-            raise QuinticError(_lacks(run, axis))
+            raise QuinticError(
+                f"{run.path} does not say how many tokens a step has: give --batch-tokens (524288 "
+                "in the GPT-2 run of llm.c), or --x steps"
+                if axis == "tokens"
+                else f"the log {run.path} has no times: give --x steps"
+            )
     groups = group_runs(runs)
-    if paired:
-        for group in groups:
-            _check_pairs(group, groups[0])
     first = _result(groups[0], target, None, paired)
-    reference = first if comparable else None
-    results = [first, *(_result(group, target, reference, paired) for group in groups[1:])]
+    reference, results = first if comparable else None, [first]
+    for group in groups[1:]:
+        if paired:
+            _check_pairs(group, groups[0])
+        results.append(_result(group, target, reference, paired))
     return Comparison(
         target=target,
         axis=axis,
@@ -174,18 +179,9 @@ def _check_once(runs: Sequence[RunRecord]) -> None:
         seen[resolved] = run.path
 
 
-def _lacks(run: RunRecord, axis: Axis) -> str:
-    if axis == "tokens":
-        return (
-            f"{run.path} does not say how many tokens a step has: give --batch-tokens (524288 in "
-            "the GPT-2 run of llm.c), or --x steps"
-        )
-    return f"the log {run.path} has no times: give --x steps"
-
-
 def _check_pairs(group: Group, first: Group) -> None:
     seeds, wanted = ({run.seed for run in g.counted} - {None} for g in (group, first))
-    if group is not first and not seeds & wanted:
+    if not seeds & wanted:
         raise QuinticError(
             f"--paired compares runs of the same seed, and {group.label} has none of those of "
             f"{first.label}: train both with the same --train.seed, or leave --paired out"
