@@ -60,7 +60,12 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
     )
-    with on_parse_error(lambda event: _refuse(event, arguments)):
+
+    def refuse(event: ParseErrorEvent) -> None:
+        if message := _explain(event, arguments):
+            raise QuinticError(message)
+
+    with on_parse_error(refuse):
         command = tyro.cli(
             commands,
             prog="quintic",
@@ -132,14 +137,9 @@ def _continues(arguments: list[str]) -> bool:
     return holds_run(Path(out))
 
 
-def _refuse(event: ParseErrorEvent, arguments: list[str]) -> None:
-    """Raise `QuinticError` with the value, the rule and the way out; an event of another kind is
-    left to tyro, which prints it and exits."""
-    if message := _explain(event, arguments):
-        raise QuinticError(message)
-
-
 def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
+    """Return the value, the rule and the way out; None for an event of another kind, which tyro
+    prints and exits."""
     first = arguments[0]
     name = next((n for n in (" ".join(arguments[:2]), first) if n in COMMANDS), "")
     way_out = f"see {' '.join(['quintic', *name.split()])} --help"

@@ -23,12 +23,8 @@ def read_run(path: Path, *, batch_tokens: int | None = None) -> RunRecord:
     """
     if path.is_file():
         return read_log(path, batch_tokens)
-    return _read_folder(path)
-
-
-def _read_folder(folder: Path) -> RunRecord:
-    config = run_dir.read_config(folder)
-    records = _read_numbers(folder / METRICS)
+    config = run_dir.read_config(path)
+    records = _read_numbers(path / METRICS)
     validations: list[Validation] = []
     elapsed_s, diverged_at = 0.0, None
     for record in records:
@@ -44,17 +40,17 @@ def _read_folder(folder: Path) -> RunRecord:
             validations.append(Validation(step, tokens, elapsed_s, loss))
     if not validations and diverged_at is None:
         raise QuinticError(
-            f"{folder} has no validation loss yet ({METRICS} is "
+            f"{path} has no validation loss yet ({METRICS} is "
             f"{'without one' if records else 'empty or missing'}): train it further with "
-            f"--resume {folder}, or leave it out"
+            f"--resume {path}, or leave it out"
         )
-    environment = [{}, *run_dir.read_environments(folder)][-1]
+    environment = [{}, *run_dir.read_environments(path)][-1]
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
     fields = dict(flatten(config))
     idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
-        path=folder,
+        path=path,
         source="quintic",
         validations=tuple(validations),
         data=_identity(config, environment),
