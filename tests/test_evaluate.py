@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from quintic.data.loader import validation_batches
 from quintic.data.shards import TokenStream, write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.evaluate import (
-    TextScores,
     nats_to_bits_per_byte,
     perplexity,
     score_text,
@@ -75,10 +73,9 @@ def test_perplexity_of_known_numbers() -> None:
     assert perplexity(0) == 1
     assert perplexity(math.log(50_257)) == pytest.approx(50_257)
     assert perplexity(5_000) == math.inf
-    scores = TextScores(math.log(8), 1.5, 3.0, 4.0)
-    assert scores.perplexity == pytest.approx(8)
-    assert scores.bits_per_byte == pytest.approx(2)
-    assert replace(scores, bytes_per_token=3.0).bits_per_byte == pytest.approx(1)
+    assert perplexity(math.log(8)) == pytest.approx(8)
+    assert nats_to_bits_per_byte(math.log(8), 1.5) == pytest.approx(2)
+    assert nats_to_bits_per_byte(math.log(8), 3.0) == pytest.approx(1)
 
 
 TRAIN = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(60))
@@ -96,8 +93,6 @@ def test_the_baselines_are_those_of_the_text_scored(tmp_path: Path) -> None:
     scores = score_text(2.5, train=train, validation=validation, tokens=tokens, tokenizer=bpe)
 
     text = VALIDATION.encode()[len(bpe.decode_bytes(ids[:1])) :]
-    assert scores.loss_nats == 2.5
-    assert scores.bytes_per_token == len(text) / tokens
     assert scores.bits_per_byte == pytest.approx(2.5 / math.log(2) * tokens / len(text))
     # gzip is zlib's stream with a header and a trailer of 18 bytes instead of 6.
     assert scores.gzip_bits_per_byte == 8 * (len(zlib.compress(text, 9)) + 12) / len(text)

@@ -112,7 +112,7 @@ def test_validation_and_checkpoints_are_not_counted_as_training_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("quintic.device.time.perf_counter", lambda: clock[0])
     seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen)
     clock[0] += 2
@@ -130,11 +130,51 @@ def test_validation_and_checkpoints_are_not_counted_as_training_time(
     assert metrics.elapsed_s == 9
 
 
+def test_on_a_gpu_a_step_is_timed_from_end_to_end_however_far_the_host_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host reads a step's loss when it has dispatched the next, up to a whole step later."""
+    host, device = [0.0], [0.0]  # the time now, and when what was dispatched will be done
+
+    class FakeMoment:
+        def __init__(self, _: torch.device) -> None:
+            self.s = max(host[0], device[0])
+
+        def seconds_since(self, earlier: "FakeMoment") -> float:
+            host[0] = max(host[0], self.s)  # waits for the work
+            return self.s - earlier.s
+
+    def step(number: int) -> None:
+        device[0] = max(host[0], device[0]) + 0.95
+        host[0] = max(host[0], device[0] - 0.75)  # the launch queue holds 750 ms of work
+        metrics.train(number, torch.tensor(5.0))
+
+    monkeypatch.setattr("quintic.metrics.Moment", FakeMoment)
+    seen: list[MetricsRecord] = []
+    metrics = opened(tmp_path, seen, device=torch.device("cuda"))
+    for number in range(4):
+        step(number)
+    metrics.flush()
+    assert host[0] == pytest.approx(3.8)
+    host[0] += 9
+    metrics.validation(4, 4.0, 9.0)
+    for number in range(4, 7):
+        step(number)
+    metrics.flush()
+    host[0] += 20  # a checkpoint is written
+    metrics.restart_clock()
+    step(7)
+    metrics.flush()
+    metrics.close()
+    assert [r["step_ms"] for r in seen if "step_ms" in r] == pytest.approx([950] * 8)
+    assert metrics.elapsed_s == pytest.approx(8 * 0.95)
+
+
 def test_of_sparse_losses_none_that_is_not_finite_is_missed_and_all_time_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("quintic.device.time.perf_counter", lambda: clock[0])
     seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen, log_every=4)
     for step in range(6):

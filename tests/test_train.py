@@ -412,7 +412,7 @@ def test_the_time_a_checkpoint_takes_is_not_the_next_steps(
 ) -> None:
     """Nor training time at all. The clock only goes on in what this test lets take time."""
     clock = [0.0]
-    monkeypatch.setattr("quintic.metrics.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("quintic.device.time.perf_counter", lambda: clock[0])
     own_save, own_step = CheckpointWriter.save, forward_backward
 
     def save(self: CheckpointWriter, state: TrainState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -96,6 +97,7 @@ class _Bar(Progress):
 
     def _begin(self, total: int, completed: int, description: str = "") -> None:
         """Begin a task; what was done before counts as done, and not into the speed."""
+        self._began_s = time.monotonic()
         self._task = self.add_task(description, total=total, completed=completed, text="")
 
     def _show(self, completed: int, line: str, **fields: Any) -> None:
@@ -151,14 +153,13 @@ class BuildProgress(_Bar):
     def __init__(self, out: Console) -> None:
         super().__init__(out, DESCRIPTION, TEXT)
         self._first: BuildStatus | None = None
-        self._began_s = 0.0
 
     def show(self, now: BuildStatus) -> None:
         """Show how far it has come."""
         if self._first is None or self._first.stage != now.stage:
             if self._first is not None:
                 self.remove_task(self._task)
-            self._first, self._began_s = now, time.monotonic()
+            self._first = now
             self._begin(1000, int(1000 * now.fraction), now.stage)
         seconds = time.monotonic() - self._began_s
         text = ""
@@ -182,7 +183,6 @@ class SweepProgress(_Bar):
         super().__init__(out, DESCRIPTION, TEXT)
         self.runs, self.steps = runs, steps
         self._first = steps_done
-        self._began_s = time.monotonic()
         self._begin(steps, steps_done)
 
     def show(self, runs_done: int, steps_done: int, text: str) -> None:
@@ -192,17 +192,9 @@ class SweepProgress(_Bar):
 
     def ended(self, runs_done: int, steps_done: int, text: str) -> None:
         """Print one line for a run that has ended, with the time left where no bar shows it."""
-        left = self._time_left(steps_done) if self.disable and runs_done < self.runs else ""
+        left = ""
+        if self.disable and runs_done < self.runs and steps_done > self._first:
+            # As if each step takes as long as those that were done here.
+            seconds = (time.monotonic() - self._began_s) / (steps_done - self._first)
+            left = f"  about {timedelta(seconds=round(seconds * (self.steps - steps_done)))} left"
         self.out.line(f"{runs_done}/{self.runs} runs  {text}{left}")
-
-    def _time_left(self, steps_done: int) -> str:
-        """Return the time left if each step takes as long as those that were done here."""
-        if steps_done <= self._first:
-            return ""
-        seconds = time.monotonic() - self._began_s
-        left_s = seconds * (self.steps - steps_done) / (steps_done - self._first)
-        if left_s < 90:
-            return f"  about {left_s:.0f} s left"
-        if left_s < 5400:
-            return f"  about {left_s / 60:.0f} min left"
-        return f"  about {left_s / 3600:.1f} h left"

@@ -107,6 +107,27 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return next((peak for key, peak in PEAK_BFLOAT16_FLOPS.items() if key in name), None)
 
 
+class Moment:
+    """The time at which the work that was dispatched until now is done.
+
+    On a GPU that is known once the device has come to it; elsewhere it is the time of the call.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+        self._s = time.perf_counter()
+
+    def seconds_since(self, earlier: Moment) -> float:
+        """Return the seconds from an earlier moment of the same device; waits for the work."""
+        if self._event is None or earlier._event is None:
+            return self._s - earlier._s
+        self._event.synchronize()
+        ms: float = earlier._event.elapsed_time(self._event)
+        return ms / 1000
+
+
 class DeviceTimer:
     """A timer of work on a device, which on a GPU knows its milliseconds once the work is done.
 
@@ -114,26 +135,17 @@ class DeviceTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events = None
-        if device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in ("start", "end")]
-            self._events[0].record()
-        self._ms, self._began = 0.0, time.perf_counter()
+        self._device = device
+        self._end = self._start = Moment(device)
 
     def stop(self) -> DeviceTimer:
         """End the time, when the work has been dispatched."""
-        if self._events is not None:
-            self._events[1].record()
-        self._ms = 1000 * (time.perf_counter() - self._began)
+        self._end = Moment(self._device)
         return self
 
     def item(self) -> float:
         """Return the milliseconds."""
-        if self._events is not None:
-            start, end = self._events
-            end.synchronize()
-            self._ms = start.elapsed_time(end)
-        return round(self._ms, 3)
+        return round(1000 * self._end.seconds_since(self._start), 3)
 
 
 class LateScalar:

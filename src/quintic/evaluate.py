@@ -60,24 +60,14 @@ def split_batch(batch: Batch, parts: int) -> list[tuple[Batch, int]]:
 
 @dataclass(frozen=True)
 class TextScores:
-    """A validation loss in units of text, beside two models that anyone knows."""
+    """A validation loss in bits per byte of text, which compares between tokenizers, beside those
+    of two models that anyone knows."""
 
-    loss_nats: float
-    bytes_per_token: float
+    bits_per_byte: float
     gzip_bits_per_byte: float
     """The size of the same text after gzip -9."""
     unigram_bits_per_byte: float
     """The score of a model that knows the frequency of tokens in the training data alone."""
-
-    @property
-    def perplexity(self) -> float:
-        """Return exp of the loss per token."""
-        return perplexity(self.loss_nats)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Return the loss per byte, which compares between tokenizers."""
-        return nats_to_bits_per_byte(self.loss_nats, self.bytes_per_token)
 
 
 def perplexity(loss_nats: float) -> float:
@@ -111,8 +101,7 @@ def score_text(
     log_p = np.log((counts + 1) / (counts.sum() + len(counts)))
     bytes_per_token = len(text) / tokens
     return TextScores(
-        loss_nats=loss_nats,
-        bytes_per_token=bytes_per_token,
+        bits_per_byte=nats_to_bits_per_byte(loss_nats, bytes_per_token),
         gzip_bits_per_byte=8 * len(gzip.compress(text, 9)) / len(text),
         unigram_bits_per_byte=nats_to_bits_per_byte(-float(log_p[targets].mean()), bytes_per_token),
     )

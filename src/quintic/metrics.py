@@ -2,7 +2,8 @@
 
 A record with `train_loss` or `val_loss` at `step` speaks of the weights after `step` updates, that
 is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
-nothing waits for the device.
+nothing waits for the device. By then the device may have been done with it for any part of a step,
+so on a GPU the time of a step is the device's own, from the end of the step before to its end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from quintic.device import DeviceTimer, LateScalar
+from quintic.device import DeviceTimer, LateScalar, Moment
 from quintic.errors import QuinticError
 from quintic.files import replacing
 
@@ -43,6 +43,7 @@ class _UnreadStep:
 
     step: int
     loss: LateScalar
+    end: Moment
     values: dict[str, float | LateScalar | DeviceTimer]
 
 
@@ -81,9 +82,12 @@ class Metrics:
         if folder is not None:
             truncate_metrics(folder / METRICS, step)
             self._file = (folder / METRICS).open("a")
-            self._events = _summary_writer(folder, step) if tensorboard else None
+            if tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+                self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         self._unread: _UnreadStep | None = None
-        self._clock = time.perf_counter()
+        self.restart_clock()
 
     def train(self, step: int, loss: Tensor, **values: Value) -> None:
         """Note the loss of a step, still on its device, and write the one before.
@@ -91,7 +95,7 @@ class Metrics:
         On a CPU the step is already done, so its own loss is written.
         """
         late = {n: LateScalar(v) if isinstance(v, Tensor) else v for n, v in values.items()}
-        unread = _UnreadStep(step, LateScalar(loss), late)
+        unread = _UnreadStep(step, LateScalar(loss), Moment(self.device), late)
         self._write_unread()
         self._unread = unread
         if self.device.type == "cpu":
@@ -123,15 +127,16 @@ class Metrics:
 
     def restart_clock(self) -> None:
         """Begin the next step now: what came before, such as a checkpoint, is not its time."""
-        self._clock = time.perf_counter()
+        self._began = Moment(self.device)
 
     def _write_unread(self) -> None:
         unread, self._unread = self._unread, None
         if unread is None:
             return
         loss = unread.loss.item()  # waits for that step, while the next one is already running
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
+        # Other devices than GPUs give no time of their own: there the loss is their sign.
+        end = unread.end if self.device.type == "cuda" else Moment(self.device)
+        seconds, self._began = end.seconds_since(self._began), end
         self.elapsed_s += seconds
         finite = math.isfinite(loss)
         if finite and unread.step % self.log_every:
@@ -223,9 +228,3 @@ def truncate_metrics(path: Path, step: int) -> None:
     kept = [record for record in read_metrics(path) if record["step"] < step]
     with replacing(path) as file:
         file.writelines(f"{json.dumps(record)}\n".encode() for record in kept)
-
-
-def _summary_writer(folder: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from quintic.config import (
@@ -57,10 +57,12 @@ def recipe(
 
 
 def get_recipe(name: str) -> Config:
-    """Return the config of a recipe.
+    """Return the config of a recipe, by its name or by a file of it, which ends in .json.
 
-    Raises `QuinticError` for an unknown name, with the nearest.
+    Raises `QuinticError` for an unknown name, with the nearest, and as `read_recipe` does.
     """
+    if name.endswith(".json"):
+        return read_recipe(Path(name))
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -161,14 +163,8 @@ def modded_adamw() -> Config:
     Source    the values found best in about 20 public attempts on 2024-10-29: lr 1.8e-3 on the
               block matrices, betas (0.9, 0.95), no weight decay; the tied matrix keeps 3.6e-3.
     """
-    base = modded()
-    return replace(
-        base,
-        recipe="modded-adamw",
-        optim=replace(
-            base.optim, matrices="adamw", adamw=replace(base.optim.adamw, matrix_lr=1.8e-3)
-        ),
-    )
+    changes = {"optim.matrices": "adamw", "optim.adamw.matrix_lr": 1.8e-3}
+    return modded().override({"recipe": "modded-adamw", **changes})
 
 
 @recipe(hardware="one 80 GB GPU", expected="not measured")
@@ -184,13 +180,15 @@ def speedrun() -> Config:
               that took them up went from 1,750 steps to 1,530 and from 5,100 to 4,578: both
               together are 4,000 of 5,100.
     """
-    base = modded()
-    return replace(
-        base,
-        recipe="speedrun",
-        model=replace(base.model, value_embeddings=3, tied_head=False, embed_norm=True),
-        optim=replace(base.optim, adamw=replace(base.optim.adamw, head_lr=0.002)),
-        train=replace(base.train, steps=4000),
+    return modded().override(
+        {
+            "recipe": "speedrun",
+            "model.value_embeddings": 3,
+            "model.tied_head": False,
+            "model.embed_norm": True,
+            "optim.adamw.head_lr": 0.002,
+            "train.steps": 4000,
+        }
     )
 
 
@@ -202,13 +200,8 @@ def modded_medium() -> Config:
     Data      FineWeb, 71 shards of 100M GPT-2 tokens
     Result    not measured: the learning rates are those of `modded` and nobody tuned them here
     """
-    base = modded()
-    return replace(
-        base,
-        recipe="modded-medium",
-        model=replace(base.model, layers=24, width=1024, heads=8),
-        train=replace(base.train, steps=13_500),
-    )
+    size = {"model.layers": 24, "model.width": 1024, "model.heads": 8}
+    return modded().override({"recipe": "modded-medium", **size, "train.steps": 13_500})
 
 
 @recipe(hardware="8 x 80 GB GPUs", expected="not measured")
@@ -219,13 +212,9 @@ def modded_xl() -> Config:
     Data      FineWeb, 103 shards of 100M GPT-2 tokens, in three epochs
     Result    not measured: the learning rates are those of `modded` and nobody tuned them here
     """
-    base = modded()
-    return replace(
-        base,
-        recipe="modded-xl",
-        model=replace(base.model, layers=52, width=1536, heads=12),
-        train=replace(base.train, steps=59_000, sharding="fsdp"),
-    )
+    size = {"model.layers": 52, "model.width": 1536, "model.heads": 12}
+    train = {"train.steps": 59_000, "train.sharding": "fsdp"}
+    return modded().override({"recipe": "modded-xl", **size, **train})
 
 
 @recipe(hardware="one 80 GB GPU", expected="3.285 FineWeb")

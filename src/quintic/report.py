@@ -111,13 +111,11 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
 
 def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterator[str]:
     """Yield a validation loss per token and per byte, beside gzip and a unigram model."""
+    loss = f"validation loss {loss_nats:.4f} nats per token, perplexity {perplexity(loss_nats):.2f}"
     try:
         tokenizer = dataset.load_tokenizer()
     except QuinticError as error:
-        yield (
-            f"validation loss {loss_nats:.4f} nats per token, "
-            f"perplexity {perplexity(loss_nats):.2f}"
-        )
+        yield loss
         yield f"no bits per byte: {error}"
         return
     scores = score_text(
@@ -127,10 +125,7 @@ def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterato
         tokens=eval_tokens,
         tokenizer=tokenizer,
     )
-    yield (
-        f"validation loss {loss_nats:.4f} nats per token, perplexity {scores.perplexity:.2f}, "
-        f"{scores.bits_per_byte:.4f} bits per byte"
-    )
+    yield f"{loss}, {scores.bits_per_byte:.4f} bits per byte"
     yield (
         f"on the same text: gzip -9 {scores.gzip_bits_per_byte:.4f}, "
         f"unigram model {scores.unigram_bits_per_byte:.4f} bits per byte"

@@ -110,14 +110,17 @@ def lock(folder: Path) -> FileLock:
 
 def record_environment(folder: Path, device: torch.device, **facts: Any) -> None:
     """Append this start to `environment.json`, with what else is to be known of it."""
-    path = folder / ENVIRONMENT
-    starts: list[dict[str, Any]] = []
-    if path.exists():
-        with contextlib.suppress(ValueError):  # a damaged record is not worth refusing to train
-            found = json.loads(path.read_text())
-            starts = found if isinstance(found, list) else []
-    starts.append({**describe_environment(device), **facts})
-    write_json(path, starts)
+    start = {**describe_environment(device), **facts}
+    write_json(folder / ENVIRONMENT, [*read_environments(folder), start])
+
+
+def read_environments(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of `environment.json`; what is damaged of it is merely not known."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / ENVIRONMENT).read_text())
+        if isinstance(found, list):
+            return [start for start in found if isinstance(start, dict)]
+    return []
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from quintic.compare.record import Axis, DatasetIdentity, RunRecord
 from quintic.compare.statistics import (
     below_target,
     difference,
-    difference_of_pairs,
     ratio,
-    ratio_of_pairs,
 )
 from quintic.errors import QuinticError
 from tests.compare.records import STEP_S, STEP_TOKENS, group_of, record
@@ -206,7 +204,7 @@ def test_paired_holds_each_seed_against_the_same_seed() -> None:
     a = [record(f"a{s}", [8.0, loss], seed=s, settings={"x": "a"}) for s, loss in reference.items()]
     assert "does not support a difference" in text_of([*a, *b])
     found = compare([*a, *b], target=3.5, paired=True)
-    expected = difference_of_pairs([3.30, 3.401, 3.2], [3.321, 3.42, 3.22])
+    expected = difference([3.30, 3.401, 3.2], [3.321, 3.42, 3.22], paired=True)
     assert found.results[1].difference_to_first == expected
     assert "3 seeds, paired, 95% interval 0.0175 to 0.0225 lower, Student's test" in said(found)
     assert "supports that its final loss is lower" in said(found)
@@ -215,9 +213,10 @@ def test_paired_holds_each_seed_against_the_same_seed() -> None:
     assert found.results[1].to_target["steps"].ratio is None
     kept = compare([*a[1:], *b], target=3.5, paired=True).results[1].to_target["steps"].ratio
     order = [next(run for run in a if run.seed == seed) for seed in (1, 2, 3)]
-    assert kept == ratio_of_pairs(
+    assert kept == ratio(
         [run.reached(3.5, "steps") or 0 for run in b],
         [run.reached(3.5, "steps") or 0 for run in order],
+        paired=True,
     )
 
 

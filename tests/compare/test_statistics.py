@@ -12,7 +12,6 @@ from quintic.compare.statistics import (
     POWER,
     below_target,
     difference,
-    difference_of_pairs,
     power_below_target,
     power_of_difference,
     ratio,
@@ -81,7 +80,7 @@ def test_a_difference_is_scipys_welch_test_with_its_interval() -> None:
 
 def test_a_difference_of_pairs_is_scipys_paired_test_with_its_interval() -> None:
     values, reference = [4.73, 4.74, 4.77], [4.76, 4.775, 4.79]
-    found = difference_of_pairs(values, reference)
+    found = difference(values, reference, paired=True)
     expected = stats.ttest_rel(values, reference)
     interval = expected.confidence_interval(0.95)
     assert (found.p, found.low, found.high) == pytest.approx(
@@ -94,8 +93,8 @@ def test_a_difference_of_pairs_is_scipys_paired_test_with_its_interval() -> None
     assert found.p is not None
     assert unpaired is not None
     assert found.p < 0.05 < unpaired
-    assert difference_of_pairs([3.2], [3.3]).p is None
-    assert difference_of_pairs([3.25, 3.5], [3.0, 3.25]).p is None
+    assert difference([3.2], [3.3], paired=True).p is None
+    assert difference([3.25, 3.5], [3.0, 3.25], paired=True).p is None
 
 
 def test_a_ratio_turned_over_is_the_ratio_of_the_others() -> None:
@@ -183,7 +182,7 @@ def test_the_power_of_a_difference_is_the_share_that_finds_it(
 
 
 def test_the_pairs_needed_find_a_difference_as_often_as_the_power_says() -> None:
-    found = difference_of_pairs([1.0, 1.3, 0.8, 1.1], [0.6, 0.5, 0.4, 0.3])
+    found = difference([1.0, 1.3, 0.8, 1.1], [0.6, 0.5, 0.4, 0.3], paired=True)
     needed = found.runs_needed
     assert needed is not None
     effect = found.value / statistics.stdev([0.4, 0.8, 0.4, 0.8])

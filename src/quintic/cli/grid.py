@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from typing import Any, Literal
 
@@ -13,7 +12,8 @@ from quintic.sweep.plan import Choices, Range
 
 
 def parse_vary(text: str) -> Choices | Range:
-    """Raises `QuinticError` for a field that does not exist and a value that it cannot have."""
+    """Return what --vary asks for; raises `QuinticError` for a field that does not exist and a
+    value that it cannot have."""
     field, equals, values = text.partition("=")
     field = field.strip().replace("-", "_")
     if not equals or not values.strip():
@@ -24,23 +24,18 @@ def parse_vary(text: str) -> Choices | Range:
     hint = field_types(Config).get(field)
     if hint is None:
         raise QuinticError(f"--vary: {unknown_field(Config, field)}")
-    if ".." in values and (bounds := _bounds(values)):
+    low, dots, high = (part.strip() for part in values.partition(".."))
+    if dots and "," not in values:
         if hint not in (int, float, int | None, float | None):
             raise QuinticError(
                 f"--vary {field} is the range {values}, and its values are no numbers: list them"
             )
-        low, high = (_value(hint, bound, field) for bound in bounds)
-        return Range(field, low, high)
+        return Range(field, _value(hint, low, field), _value(hint, high, field))
     return Choices(field, tuple(_value(hint, part.strip(), field) for part in values.split(",")))
 
 
-def _bounds(values: str) -> tuple[str, str] | None:
-    low, _, high = (part.strip() for part in values.partition(".."))
-    return None if "," in values else (low, high)
-
-
 def _value(hint: Any, text: str, field: str) -> Any:
-    """A text as `quintic train` reads it; the members of a pair stand with spaces between them."""
+    """Return a text as `quintic train` reads it; members of a pair stand with spaces between."""
     try:
         return _convert(hint, text)
     except ValueError:
@@ -50,19 +45,15 @@ def _value(hint: Any, text: str, field: str) -> Any:
 
 
 def _convert(hint: Any, text: str) -> Any:
-    """Raises `ValueError` where the text is no value of the type."""
+    """Return a text as a value of a type; raises `ValueError` where it is none."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
+    if type(None) in parts:
         return None if text == "None" else _convert(parts[0], text)
     if origin is tuple:
-        members = text.split()
-        if len(members) != len(parts):
-            raise ValueError(text)
-        return tuple(_convert(part, member) for part, member in zip(parts, members, strict=True))
-    if origin is Literal and text not in parts:
-        raise ValueError(text)
+        members = zip(parts, text.split(), strict=True)
+        return tuple(_convert(part, member) for part, member in members)
+    if origin is Literal:
+        return parts[parts.index(text)]
     if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
+        return bool(("false", "true").index(text.lower()))
     return hint(text) if hint in (int, float) else text

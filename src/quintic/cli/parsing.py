@@ -37,7 +37,7 @@ from quintic.cli.options import (
 )
 from quintic.config import Config, flatten, nearest_name
 from quintic.errors import QuinticError
-from quintic.recipes import RECIPES, get_recipe, read_recipe
+from quintic.recipes import RECIPES, get_recipe
 
 SECTIONS = ("model", "data", "optim", "train")
 
@@ -60,7 +60,12 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
     )
-    with on_parse_error(lambda event: _refuse(event, arguments)):
+
+    def refuse(event: ParseErrorEvent) -> None:
+        if message := _explain(event, arguments):
+            raise QuinticError(message)
+
+    with on_parse_error(refuse):
         command = tyro.cli(
             commands,
             prog="quintic",
@@ -70,7 +75,13 @@ def parse(arguments: list[str]) -> Any:
         )
     if isinstance(command, Train | Sweep):
         if command.recipe != recipe:
-            raise QuinticError(_misplaced(name, command.recipe))
+            given = command.recipe
+            raise QuinticError(
+                f"the recipe {given!r} must come first: quintic {name} {given} ..."
+                if given in RECIPES or given.endswith(".json")
+                else f"{name} does not understand {given!r}: a recipe comes first, and a switch "
+                "such as --train.compile or --train.no-compile takes no value"
+            )
         command = replace(_checked(command, base), recipe=base.recipe)
     if isinstance(command, Train) and command.resume is None and _continues(rest):
         return replace(command, resume=command.out, out=None)
@@ -95,12 +106,12 @@ def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
         resumed = value_of("--out", arguments)
     if resumed is None or resumed == "None":
         recipe = named or DEFAULT_RECIPE
-        return recipe, _config_of(recipe)
+        return recipe, get_recipe(recipe)
 
     from quintic.run_dir import read_config
 
     config = read_config(Path(resumed))
-    wanted = read_recipe(Path(named)).recipe if named and _is_file(named) else named
+    wanted = get_recipe(named).recipe if named and named.endswith(".json") else named
     if named is not None and wanted != config.recipe:
         raise QuinticError(
             f"{resumed} holds a run of {config.recipe}, which cannot continue as {wanted}: "
@@ -126,33 +137,9 @@ def _continues(arguments: list[str]) -> bool:
     return holds_run(Path(out))
 
 
-def _is_file(recipe: str) -> bool:
-    """Return whether a recipe is named by the file that holds its config."""
-    return recipe.endswith(".json")
-
-
-def _config_of(recipe: str) -> Config:
-    return read_recipe(Path(recipe)) if _is_file(recipe) else get_recipe(recipe)
-
-
-def _misplaced(command: str, recipe: str) -> str:
-    """Return what is said of a recipe that does not come first, or of what is none."""
-    if recipe not in RECIPES and not _is_file(recipe):
-        return (
-            f"{command} does not understand {recipe!r}: a recipe comes first, and a switch such as "
-            "--train.compile or --train.no-compile takes no value"
-        )
-    return f"the recipe {recipe!r} must come first: quintic {command} {recipe} ..."
-
-
-def _refuse(event: ParseErrorEvent, arguments: list[str]) -> None:
-    """Raise `QuinticError` with the value, the rule and the way out; an event of another kind is
-    left to tyro, which prints it and exits."""
-    if message := _explain(event, arguments):
-        raise QuinticError(message)
-
-
 def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
+    """Return the value, the rule and the way out; None for an event of another kind, which tyro
+    prints and exits."""
     first = arguments[0]
     name = next((n for n in (" ".join(arguments[:2]), first) if n in COMMANDS), "")
     way_out = f"see {' '.join(['quintic', *name.split()])} --help"

@@ -24,9 +24,7 @@ from quintic.compare.statistics import (
     Summary,
     below_target,
     difference,
-    difference_of_pairs,
     ratio,
-    ratio_of_pairs,
     summarize,
 )
 from quintic.errors import QuinticError
@@ -144,14 +142,19 @@ def compare(
         comparable = False
     for run in runs:
         if not run.has(axis):
-            raise QuinticError(_lacks(run, axis))
+            raise QuinticError(
+                f"{run.path} does not say how many tokens a step has: give --batch-tokens (524288 "
+                "in the GPT-2 run of llm.c), or --x steps"
+                if axis == "tokens"
+                else f"the log {run.path} has no times: give --x steps"
+            )
     groups = group_runs(runs)
-    if paired:
-        for group in groups:
-            _check_pairs(group, groups[0])
     first = _result(groups[0], target, None, paired)
-    reference = first if comparable else None
-    results = [first, *(_result(group, target, reference, paired) for group in groups[1:])]
+    reference, results = first if comparable else None, [first]
+    for group in groups[1:]:
+        if paired:
+            _check_pairs(group, groups[0])
+        results.append(_result(group, target, reference, paired))
     return Comparison(
         target=target,
         axis=axis,
@@ -176,18 +179,9 @@ def _check_once(runs: Sequence[RunRecord]) -> None:
         seen[resolved] = run.path
 
 
-def _lacks(run: RunRecord, axis: Axis) -> str:
-    if axis == "tokens":
-        return (
-            f"{run.path} does not say how many tokens a step has: give --batch-tokens (524288 in "
-            "the GPT-2 run of llm.c), or --x steps"
-        )
-    return f"the log {run.path} has no times: give --x steps"
-
-
 def _check_pairs(group: Group, first: Group) -> None:
     seeds, wanted = ({run.seed for run in g.counted} - {None} for g in (group, first))
-    if group is not first and not seeds & wanted:
+    if not seeds & wanted:
         raise QuinticError(
             f"--paired compares runs of the same seed, and {group.label} has none of those of "
             f"{first.label}: train both with the same --train.seed, or leave --paired out"
@@ -205,7 +199,7 @@ def _result(
     if summary is not None and first is not None and first.summary is not None:
         values, reference = _samples(group, first.group, lambda run: run.final_loss, paired)
         if values:
-            to_first = (difference_of_pairs if paired else difference)(values, reference)
+            to_first = difference(values, reference, paired=paired)
     axes = [axis for axis in AXES if all(run.has(axis) for run in counted)]
     return GroupResult(
         group=group,
@@ -267,11 +261,11 @@ def _to_target(
     to_first = None
     if complete and first is not None and reference is not None and reference.mean is not None:
         samples = _samples(group, first.group, lambda run: run.reached(target, axis), paired)
-        if not paired:
-            to_first = ratio(*samples)
-        # A run that was there at the start has no ratio.
-        elif pairs := [pair for pair in zip(*samples, strict=True) if all(pair)]:
-            to_first = ratio_of_pairs(*zip(*pairs, strict=True))
+        if paired:  # a run that was there at the start has no ratio
+            pairs = [pair for pair in zip(*samples, strict=True) if all(pair)]
+            samples = [one for one, _ in pairs], [other for _, other in pairs]
+        if samples[0]:
+            to_first = ratio(*samples, paired=paired)
     mean = statistics.fmean(values) if complete else None
     return ToTarget(values, len(runs), mean, to_first)
 

@@ -98,7 +98,7 @@ def _below_target(result: GroupResult, target: float) -> str:
         )
     opening = (
         f"{label}: the mean of {seen.count} runs is {seen.mean:.4f} ± {seen.error:.4f}, {where} "
-        f"{target:g}, one-sided t-test p = {_digits(test.p)}"
+        f"{target:g}, one-sided t-test p = {test.p:.2g}"
     )
     if test.p < ALPHA:
         return f"{opening}: significant at {ALPHA:g}, as the speedrun's rules ask."
@@ -145,8 +145,7 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
         else f"{test.low:+.4f} to {test.high:+.4f}"
     )
     opening = (
-        f"{ends} in the mean ({how}, {CONFIDENCE:.0%} interval {interval}, {name} p = "
-        f"{_digits(test.p)})"
+        f"{ends} in the mean ({how}, {CONFIDENCE:.0%} interval {interval}, {name} p = {test.p:.2g})"
     )
     if test.p < level:
         return f"{opening}: the evidence supports that its final loss is {direction}."
@@ -178,7 +177,7 @@ def _ratio(result: GroupResult, first: GroupResult, comparison: Comparison, leve
     if found.p is None:
         why = "one run" if min(counts) == 1 else "runs without any spread"
         return f"{opening}. Of {why} the ratio has no uncertainty to state."
-    opening += f", p = {_digits(found.p)}"
+    opening += f", p = {found.p:.2g}"
     if found.p < level:
         verdict = "fewer" if found.value < 1 else "more"
         return f"{opening}: the evidence supports that it takes {verdict}."
@@ -212,8 +211,3 @@ def _no_mean(result: GroupResult, *, named: bool = False) -> str:
         return f"{len(result.group.diverged)} of {runs} runs{whose} diverged and have no final loss"
     which = "the one run" if runs == 1 else f"none of the {runs} runs"
     return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"
-
-
-def _digits(p: float) -> str:
-    """Return a p-value with two digits that count."""
-    return f"{p:.2g}" if p >= 1e-4 else f"{p:.1e}"

@@ -45,9 +45,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
             label=f"target {comparison.target:g}",
             zorder=1,
         )
-    curves = [result.curve for result in comparison.results]
-    low, high = loss_range(curves, axis, comparison.target)
-    axes.set_ylim(low, high)
+    axes.set_ylim(loss_range([r.curve for r in comparison.results], axis, comparison.target))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(
         lambda value, _: quantity(value, axis) if axis == "tokens" else f"{value:,.6g}"
@@ -72,18 +70,17 @@ def _draw_line(axes: Any, result: GroupResult, axis: Axis, index: int) -> None:
     points = [(x, p) for p in result.curve if (x := p.at(axis)) is not None]
     xs = [x for x, _ in points]
     every = max(1, len(xs) // MOST_MARKERS)
-    (line,) = axes.plot(
+    axes.plot(
         xs,
         [p.mean for _, p in points],
         color=look.colour,
+        dashes=look.dashes,
         linewidth=1.6,
         marker=look.marker,
         markersize=4.5,
         markevery=(index % every, every),  # beside, not upon those of a line close by
         label=_plain(legend_text(result)),
     )
-    if look.dashes:
-        line.set_dashes(look.dashes)
     if len(result.group.counted) > 1:
         axes.fill_between(
             xs,

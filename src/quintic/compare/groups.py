@@ -52,8 +52,7 @@ class Group:
     @property
     def repeated(self) -> tuple[RunRecord, ...]:
         """Return the runs that are not counted."""
-        counted = {run.path for run in self.counted}
-        return tuple(run for run in self.runs if run.path not in counted)
+        return tuple(run for run in self.runs if run not in self.counted)
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
@@ -92,17 +91,13 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     have None there, and so has everywhere a log, of which no config is known.
     """
     known = [group.runs[0] for group in groups if group.runs[0].settings]
-    fields = list(dict.fromkeys(name for run in known for name in run.settings))
+    same = {SEED, *BOOKKEEPING}
+    if all(same_data(run.data, known[0].data) for run in known):
+        same.add(DATA_PATH)
     differing: dict[str, list[Any]] = {}
-    for name in fields:
+    for name in dict.fromkeys(n for run in known for n in run.settings if n not in same):
         values = [run.settings[name] for run in known if name in run.settings]
-        moved = name == DATA_PATH and all(same_data(run.data, known[0].data) for run in known)
-        if (
-            name != SEED
-            and name not in BOOKKEEPING
-            and not moved
-            and values != values[:1] * len(values)
-        ):
+        if values != values[:1] * len(values):
             differing[name] = [group.runs[0].settings.get(name) for group in groups]
     return differing
 

@@ -32,9 +32,11 @@ _MODDED = re.compile(
 )
 _LLMC = re.compile(r"s:(\d+) (?P<kind>tel|trl):(\S+)")
 _MEMORY = re.compile(r"peak memory (?:consumption|allocated): (\d+) MiB")
-_BATCH = re.compile(r" *batch_size *: *int *= *([\d*]+) *#.*in sequences, across all devices")
-_SEQUENCE = re.compile(r" *sequence_length *: *int *= *([\d*]+) *#.*in tokens")
-_RULE = re.compile(r"={20,}$")
+_HYPERPARAMETERS = (
+    re.compile(r"^ *batch_size *: *int *= *([\d*]+) *#.*in sequences, across all devices", re.M),
+    re.compile(r"^ *sequence_length *: *int *= *([\d*]+) *#.*in tokens", re.M),
+)
+_RULE = re.compile(r"^={20,}$", re.M)
 
 
 def read_log(path: Path, batch_tokens: int | None = None) -> RunRecord:
@@ -77,7 +79,7 @@ def read_log(path: Path, batch_tokens: int | None = None) -> RunRecord:
             "reads like `step:125/5100 val_loss:4.9493 train_time:20289ms step_avg:176.43ms` or "
             "`s:9536 tel:3.275959`"
         )
-    program = _program(lines[:began])
+    program = _program("\n".join(lines[:began]))
     tokens = _batch_tokens(program) or batch_tokens
     validations = tuple(
         Validation(
@@ -99,7 +101,7 @@ def read_log(path: Path, batch_tokens: int | None = None) -> RunRecord:
         path=path,
         source=source,
         validations=validations,
-        program_sha256=hashlib.sha256("\n".join(program).encode()).hexdigest() if program else None,
+        program_sha256=hashlib.sha256(program.encode()).hexdigest() if program else None,
         steps_planned=planned,
         diverged_at=diverged_at,
         tokens_per_s=1000 * tokens / average_ms if timed and tokens is not None else None,
@@ -116,26 +118,16 @@ def _float(path: Path, number: int, text: str) -> float:
         ) from None
 
 
-def _program(lines: list[str]) -> list[str]:
+def _program(opening: str) -> str:
     """Return the source code among the parts of a log's opening, which lines of = divide; empty:
     there is none."""
-    part: list[str] = []
-    parts = [part]
-    for line in lines:
-        if _RULE.match(line):
-            parts.append(part := [])
-        else:
-            part.append(line)
-    return next((part for part in parts if any(line.startswith("import ") for line in part)), [])
+    parts = _RULE.split(opening)
+    return next((part for part in parts if re.search("^import ", part, re.M)), "")
 
 
-def _batch_tokens(program: list[str]) -> int | None:
+def _batch_tokens(program: str) -> int | None:
     """Return the tokens of a step from the hyperparameters of a program of 2024; later ones change
     the batch as they go."""
-    factors = []
-    for pattern in (_BATCH, _SEQUENCE):
-        found = next((f for line in program if (f := pattern.match(line))), None)
-        if found is None:
-            return None
-        factors += [int(factor) for factor in found[1].split("*") if factor]
-    return math.prod(factors)
+    found = [pattern.search(program) for pattern in _HYPERPARAMETERS]
+    factors = [int(factor) for f in found if f for factor in f[1].split("*") if factor]
+    return math.prod(factors) if all(found) else None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quintic.compare.groups import Group, settings_without
-from quintic.compare.statistics import Ratio, ratio_of_pairs
+from quintic.compare.statistics import Ratio, ratio
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _match(series: tuple[Group, ...], reference: Group) -> MatchedLoss:
         reference=reference,
         reference_steps=base,
         pairs=len(seeds),
-        ratio=ratio_of_pairs(steps, [base] * len(steps)) if complete else None,
+        ratio=ratio(steps, [base] * len(steps), paired=True) if complete else None,
         too_short=too_short,
         too_long=too_long,
     )

@@ -7,11 +7,12 @@ and, with `data.order shuffle`, the data order.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 ALPHA = 0.01
 """The level of significance of the speedrun's rules
@@ -116,35 +117,25 @@ def power_below_target(effect: float, runs: int) -> float:
     return float(stats.nct.sf(critical, runs - 1, effect * math.sqrt(runs)))
 
 
-def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Test whether two groups differ in their mean, by Welch's test: their spreads need not be
-    equal."""
-    value = statistics.fmean(values) - statistics.fmean(reference)
-    low, high, p = _welch(values, reference)
-    needed = None
-    if p is not None and value:
-        one, other = statistics.variance(values), statistics.variance(reference)
-        effect = abs(value) / math.sqrt((one + other) / 2)
-        balance = (one + other) ** 2 / (one**2 + other**2)
-        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
-    return Difference(value, low, high, p, needed)
+def difference(
+    values: Sequence[float], reference: Sequence[float], *, paired: bool = False
+) -> Difference:
+    """Test whether two groups differ in their mean.
 
-
-def difference_of_pairs(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Test the same where each value has a partner (the same seed): Student's test of the
-    differences.
-
-    What a seed does to both alike, its initialisation and order of data, is no noise then.
+    By Welch's test, since their spreads need not be equal. Where each value has a partner (the
+    same seed), by Student's test of the differences: what a seed does to both alike, its
+    initialisation and order of data, is no noise then.
     """
-    differences = [value - base for value, base in zip(values, reference, strict=True)]
-    seen = summarize(differences)
-    low, high, p = _student(differences)
+    variances = _variances(values, reference, paired)
+    value = statistics.fmean(values) - statistics.fmean(reference)
     needed = None
-    if seen.deviation and seen.mean:
-        # As many pairs as runs, so the formula for two groups holds with both variances halved.
-        effect = math.sqrt(2) * abs(seen.mean) / seen.deviation
-        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance=1.0))
-    return Difference(seen.mean, low, high, p, needed, seen.count)
+    if any(variances) and value:
+        # As many pairs as runs, so the formula for two groups holds for them with one variance.
+        effect = abs(value) / math.sqrt(sum(variances) / 2)
+        balance = sum(variances) ** 2 / sum(variance**2 for variance in variances)
+        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
+    pairs = len(values) if paired else None
+    return Difference(value, *_interval(values, reference, paired), needed, pairs)
 
 
 def power_of_difference(effect: float, runs: int, balance: float = 2.0) -> float:
@@ -162,72 +153,51 @@ def power_of_difference(effect: float, runs: int, balance: float = 2.0) -> float
     return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
 
-def ratio(values: Sequence[float], reference: Sequence[float]) -> Ratio | None:
-    """Return how many times the reference, with Welch's interval on the logarithms.
+def ratio(
+    values: Sequence[float], reference: Sequence[float], *, paired: bool = False
+) -> Ratio | None:
+    """Return how many times the reference, with the interval and test of `difference` on the
+    logarithms.
 
     Logarithms, so that the interval of a over b is that of b over a turned over. None where a value
     is not positive.
     """
     if min(*values, *reference) <= 0:
         return None
+    if paired:  # first, so that equal quotients have no spread
+        values = [value / base for value, base in zip(values, reference, strict=True)]
+        reference = [1.0] * len(values)
     logs, reference_logs = [math.log(v) for v in values], [math.log(v) for v in reference]
+    low, high, p = _interval(logs, reference_logs, paired)
     mean = statistics.fmean(logs) - statistics.fmean(reference_logs)
-    return _ratio(mean, *_welch(logs, reference_logs))
-
-
-def ratio_of_pairs(values: Sequence[float], reference: Sequence[float]) -> Ratio:
-    """Return how many times the reference, where each value has a partner (the same seed).
-
-    Student's interval on the logarithms of the quotients, and its test that their mean is 0. All
-    must be positive; without a spread there is no interval.
-    """
-    logs = [math.log(value / base) for value, base in zip(values, reference, strict=True)]
-    return _ratio(statistics.fmean(logs), *_student(logs))
-
-
-def _ratio(mean: float, low: float | None, high: float | None, p: float | None) -> Ratio:
     low, high = (None if end is None else math.exp(end) for end in (low, high))
     return Ratio(math.exp(mean), low, high, p)
 
 
-def _student(values: Sequence[float]) -> Interval:
-    """Return the interval of a mean, and p for a mean of 0."""
-    from scipy import stats
-
-    if not summarize(values).deviation:
-        return None, None, None
-    return _interval(stats.ttest_1samp(values, 0.0))
-
-
-def _welch(values: Sequence[float], reference: Sequence[float]) -> Interval:
+def _interval(values: Sequence[float], reference: Sequence[float], paired: bool) -> Interval:
     """Return the interval of the difference of two means, and p for a difference of 0."""
     from scipy import stats
 
-    if min(len(values), len(reference)) < 2:
+    if not any(_variances(values, reference, paired)):
         return None, None, None
-    if not statistics.variance(values) + statistics.variance(reference):
-        return None, None, None
-    return _interval(stats.ttest_ind(values, reference, equal_var=False))
-
-
-def _interval(test: Any) -> Interval:
+    welch = functools.partial(stats.ttest_ind, equal_var=False)
+    test = (stats.ttest_rel if paired else welch)(values, reference)
     interval = test.confidence_interval(CONFIDENCE)
     return float(interval.low), float(interval.high), float(test.pvalue)
 
 
+def _variances(values: Sequence[float], reference: Sequence[float], paired: bool) -> list[float]:
+    """Return the variance of each group, or that of the differences of pairs; empty where a single
+    value has none."""
+    samples = [values, reference]
+    if paired:
+        samples = [[value - base for value, base in zip(values, reference, strict=True)]]
+    return [statistics.variance(s) for s in samples] if min(map(len, samples)) > 1 else []
+
+
 def _fewest(power: Callable[[int], float]) -> int | None:
     """Return the least number of runs, at least two, whose power is POWER; None where they are more
-    than about MOST_RUNS."""
-    enough = 2
-    while power(enough) < POWER:
-        enough *= 2
-        if enough > MOST_RUNS:
-            return None
-    too_few = max(1, enough // 2)
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if power(middle) < POWER:
-            too_few = middle
-        else:
-            enough = middle
-    return enough
+    than MOST_RUNS."""
+    runs = range(2, MOST_RUNS + 1)
+    place = bisect.bisect_left(runs, POWER, key=power)
+    return runs[place] if place < len(runs) else None

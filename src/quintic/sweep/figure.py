@@ -17,6 +17,8 @@ MOST_STYLES = 6
 """Lines that a reader can still tell apart; of more, only that of the best is drawn out."""
 GREY = Style("#9a9a9a", (), ".")
 PANEL_IN, ONE_PANEL_IN, LEGEND_LINE_IN = 3.8, 6.4, 0.19
+LEGEND_TOP = -0.22
+"""Top of a legend, under the labels of the axis, in heights of a panel."""
 LEGEND_LETTERS = 40
 """Most letters in a line of a legend."""
 BEST_COLOUR = "#D55E00"
@@ -39,35 +41,29 @@ def draw_sweep(summary: SweepSummary, path: Path) -> None:
     rows = -(-len(fields) // columns)
     limits = loss_limits([loss.mean for c in summary.ranked if (loss := c.loss) is not None])
     figure = Figure(dpi=150, layout="constrained")
-    # A legend below each panel, where no line runs through it, in a frame of its own.
-    grid = figure.add_gridspec(2 * rows, columns)
     panels: list[Any] = []
     entries = 0
     for place, field in enumerate(fields):
-        row, column = divmod(place, columns)
-        axes = figure.add_subplot(grid[2 * row, column], sharey=panels[0] if panels else None)
+        axes = figure.add_subplot(rows, columns, place + 1, sharey=panels[0] if panels else None)
         panels.append(axes)
         _draw_panel(axes, summary, field, limits)
-        if column == 0:
+        if place % columns == 0:
             axes.set_ylabel("final validation loss (nats per token)")
-        below = figure.add_subplot(grid[2 * row + 1, column])
-        below.axis("off")
         keys = list(zip(*axes.get_legend_handles_labels(), strict=True))
         keys.sort(key=lambda key: isinstance(key[0], Line2D))  # lines with error bars, then marks
         if keys:
             labels = ["\n".join(textwrap.wrap(label, LEGEND_LETTERS)) for _, label in keys]
-            legend = below.legend(
+            axes.legend(
                 [handle for handle, _ in keys],
                 labels,
                 loc="upper center",
+                bbox_to_anchor=(0.5, LEGEND_TOP),  # where no line runs through it
                 frameon=False,
                 fontsize="small",
                 handlelength=4,
             )
-            legend.set_in_layout(False)  # the frame is made as large as it is
             entries = max(entries, sum(1 + label.count("\n") for label in labels))
     legend_in = LEGEND_LINE_IN * (entries + 1)
-    grid.set_height_ratios([PANEL_IN, legend_in] * rows)
     width = ONE_PANEL_IN if columns == 1 else columns * PANEL_IN * 1.15
     figure.set_size_inches(width, rows * (PANEL_IN + legend_in))
     save_figure(figure, path)
@@ -112,22 +108,22 @@ def _draw_panel(
             label = None  # else the crosses have it
         # Beside each other, where several diverge at one value.
         height = MARKS_HEIGHT - 0.035 * (index % 5)
-        for kind, mark in MARKS.items():
-            if marked := [x for x, c in points if _is(kind, c, highest)]:
+        for x, combination in points:
+            if kind := _mark(combination, highest):
                 axes.plot(
-                    marked,
-                    [height] * len(marked),
-                    linestyle="",
-                    marker=mark,
+                    x,
+                    height,
+                    marker=MARKS[kind],
                     markersize=7,
                     markeredgewidth=1.8,
                     color=look.colour,
+                    linestyle="",
                     label=label,
                     transform=axes.get_xaxis_transform(),  # heights are shares of the panel's
                 )
-    for kind, mark in MARKS.items():
-        if any(_is(kind, c, highest) for c in summary.ranked):
-            axes.plot([], [], linestyle="", marker=mark, color="#444444", label=kind)
+                label = None
+    for kind in sorted({kind for c in summary.ranked if (kind := _mark(c, highest))}):
+        axes.plot([], [], linestyle="", marker=MARKS[kind], color="#444444", label=kind)
     if best is not None and best.loss is not None:
         axes.plot(
             [place(best.values[field])],
@@ -143,12 +139,12 @@ def _draw_panel(
     finish_axes(axes)
 
 
-def _is(kind: str, combination: Combination, highest: float) -> bool:
-    """Return whether a combination gets one of the MARKS."""
-    diverged = combination.count("diverged") > 0
-    if kind == "diverged":
-        return diverged
-    return not diverged and combination.loss is not None and combination.loss.mean > highest
+def _mark(combination: Combination, highest: float) -> str | None:
+    """Return the one of MARKS that a combination gets, None where its loss has a place."""
+    if combination.count("diverged"):
+        return "diverged"
+    loss = combination.loss
+    return "above the scale" if loss is not None and loss.mean > highest else None
 
 
 def _lines(summary: SweepSummary, field: str) -> dict[tuple[str, ...], list[Combination]]:
@@ -218,25 +214,18 @@ def _axis(axes: Any, field: str, values: Sequence[Any]) -> Callable[[Any], float
         axes.set_xticks(range(len(distinct)), [value_text(v) for v in distinct])
         axes.set_xlim(-0.5, len(distinct) - 0.5)
         return distinct.index
-    from matplotlib.ticker import LogLocator, MaxNLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
     log = min(distinct) > 0 and max(distinct) / min(distinct) >= 10
     if log:
         axes.set_xscale("log")
     gap = smallest_gap([math.log(v) if log else v for v in distinct])
-    turned = gap < 0.2
-    if gap > 0.09:
-        axes.set_xticks(distinct, [f"{v:g}" for v in distinct])
-        axes.minorticks_off()
-    elif log:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.minorticks_off()
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        turned = False
-    if turned:
+    named = gap > 0.09
+    locator = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
+    axes.xaxis.set_major_locator(FixedLocator(distinct) if named else locator)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+    if gap < 0.2 and (named or log):
         axes.tick_params(axis="x", rotation=45)
     axes.margins(x=0.08)
     return float

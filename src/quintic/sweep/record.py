@@ -128,28 +128,19 @@ def write_record(
     folder: Path, plan: Plan, outcomes: Mapping[str, Outcome], best: Any = None
 ) -> None:
     """Replace sweep.json; `best` is what the summary says of the best combination."""
-    runs = [
-        {
-            "name": run.name,
-            "values": dict(run.values),
-            "seed": run.seed,
-            "outcome": outcomes[run.name].kind,
-            "val_loss": outcomes[run.name].val_loss,
-            "message": outcomes[run.name].message,
-        }
-        for run in plan.runs
-    ]
-    write_json(
-        folder / RECORD,
-        {
-            "base": plan.base.to_dict(),
-            "varied": [asdict(one) for one in plan.varied],
-            "random": plan.draws,
-            "seeds": plan.seeds,
-            "best": best,
-            "runs": runs,
-        },
-    )
+    record: dict[str, Any] = {
+        "base": plan.base.to_dict(),
+        "varied": [asdict(one) for one in plan.varied],
+        "random": plan.draws,
+        "seeds": plan.seeds,
+        "best": best,
+        "runs": [],
+    }
+    for run in plan.runs:
+        found = asdict(outcomes[run.name])
+        own = {"name": run.name, "values": dict(run.values), "seed": run.seed}
+        record["runs"].append({**own, "outcome": found.pop("kind"), **found})
+    write_json(folder / RECORD, record)
 
 
 def steps_done(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from quintic.config import resolve_vocabulary
@@ -86,7 +87,7 @@ class _Watch:
             console,
             runs=len(plan.runs),
             steps=sum(run.config.train.steps for run in plan.runs),
-            steps_done=self._steps([]),
+            steps_done=self._done()[1],
         )
         self._announced: set[tuple[str, bool]] = set()
         self._best = ""
@@ -102,7 +103,7 @@ class _Watch:
                     if job.waits
                     else f"training {job.run.name}"
                 )
-        self.bar.show(self._ended(), self._steps(going), self._best)
+        self.bar.show(*self._done(going), self._best)
 
     def ended(self, run: PlannedRun) -> None:
         """Record the outcome of a run and print it; called once for each."""
@@ -114,17 +115,13 @@ class _Watch:
         result = outcome.kind if outcome.val_loss is None else f"loss {outcome.val_loss:.4f}"
         if outcome.kind == "failed":
             result += f" ({outcome.message})"
-        text = f"{run.name}: {result}  {self._best}".rstrip()
-        self.bar.ended(self._ended(), self._steps([]), text)
+        self.bar.ended(*self._done(), f"{run.name}: {result}  {self._best}".rstrip())
 
-    def _ended(self) -> int:
-        return sum(outcome.kind != "unfinished" for outcome in self.outcomes.values())
-
-    def _steps(self, going: list[Job]) -> int:
-        done = (r for r in self.plan.runs if self.outcomes[r.name].kind != "unfinished")
-        return sum(run.config.train.steps for run in done) + sum(
-            steps_done(job.folder) for job in going
-        )
+    def _done(self, going: Sequence[Job] = ()) -> tuple[int, int]:
+        """Return how many runs have ended, and the steps of these and of those that go on."""
+        ended = [r for r in self.plan.runs if self.outcomes[r.name].kind != "unfinished"]
+        steps = sum(run.config.train.steps for run in ended)
+        return len(ended), steps + sum(steps_done(job.folder) for job in going)
 
     def _write(self) -> None:
         summary = summarize_sweep(self.plan, self.outcomes)
