@@ -2,11 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import DatasetInfo
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from quintic import __version__
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 
 Log = Callable[[str], None]
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class HubRepo:
 
         Raises `QuinticError` where there is no such repository, no permission or no network.
         """
-        try:
+        with hub_errors(self, "cannot be listed"):
             return with_retries(
                 lambda: hub_api().dataset_info(
                     self.repo_id, revision=self.revision, files_metadata=True, timeout=30
@@ -100,8 +100,6 @@ class HubRepo:
                 str(self),
                 log,
             )
-        except (httpx2.HTTPError, OSError) as error:
-            raise hub_error(error, self, "cannot be listed") from error
 
     def download(
         self, file: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
@@ -110,7 +108,7 @@ class HubRepo:
 
         Without a folder it goes to the cache that huggingface_hub keeps (HF_HOME). `on_bytes` is
         called with the number of bytes that are there so far; an exception in it ends the download.
-        Raises what the client raises, see `hub_error`.
+        Raises what the client raises, see `hub_errors`.
         """
         most = 0
 
@@ -159,9 +157,9 @@ def with_retries(action: Callable[[], T], what: str, log: Log, stopped: Event | 
     raise AssertionError("unreachable")
 
 
-def _is_transient(error: Exception) -> bool:
+def _is_transient(error: BaseException) -> bool:
     error = _cause(error)
-    if (status := status_of(error)) is not None:
+    if (status := _status(error)) is not None:
         return status in (408, 429) or status >= 500
     if isinstance(error, httpx2.TransportError):
         return not isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol)
@@ -169,73 +167,59 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, RuntimeError) or (type(error) is OSError and error.errno is None)
 
 
-def _cause(error: Exception) -> Exception:
-    """Return why the client found a file neither on the hub nor here, or the error itself."""
-    cause = error.__cause__
-    return (
-        cause
-        if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception)
-        else error
-    )
+def _cause(error: BaseException) -> BaseException:
+    """Return what the client has wrapped, or the error itself.
+
+    It wraps what keeps it from finding a file, and in a RuntimeError what fails in an upload.
+    """
+    wrapped = error.__cause__ if isinstance(error, LocalEntryNotFoundError | RuntimeError) else None
+    return wrapped or error
 
 
-def status_of(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     """Return the HTTP status of the answer that an error is about."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
 
 
-def hub_error(error: Exception, repo: HubRepo, doing: str) -> QuinticError:
-    """Return what went wrong with a repository, and the way out, in one line.
+@contextmanager
+def hub_errors(repo: HubRepo, doing: str) -> Iterator[None]:
+    """Turn what the client raises in the block into a `QuinticError`: what went wrong with a
+    repository, and the way out, in one line.
 
-    `doing` says what was not possible, as in "cannot be listed".
+    `doing` says what was not possible, as in "cannot be listed". The disk's OSError passes.
     """
-    error = _cause(error)
-    status = status_of(error)
+    try:
+        yield
+    except QuinticError:
+        raise
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise QuinticError(f"{repo} {doing}: {_reason(_cause(error), repo)}") from error
+
+
+def _reason(error: BaseException, repo: HubRepo) -> str:
+    status = _status(error)
     login = "log in with `hf auth login`, or set HF_TOKEN"
-    why = f"{one_line(error)}; see {repo.page}, or try again later"
     if isinstance(error, OfflineModeIsEnabled):
-        why = "HF_HUB_OFFLINE is set; unset it, or copy the files from a machine that has them"
-    elif isinstance(error, GatedRepoError):
-        why = f"it is gated; accept its conditions on {repo.page} and {login}"
-    elif isinstance(error, RevisionNotFoundError):
-        why = f"it has no revision {repo.revision!r}; {repo.page} lists them"
-    elif isinstance(error, DisabledRepoError):
-        why = f"the hub has disabled it; see {repo.page}"
-    elif isinstance(error, RepositoryNotFoundError):
-        why = (
+        return "HF_HUB_OFFLINE is set; unset it, or copy the files from a machine that has them"
+    if isinstance(error, GatedRepoError):
+        return f"it is gated; accept its conditions on {repo.page} and {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {repo.revision!r}; {repo.page} lists them"
+    if isinstance(error, DisabledRepoError):
+        return f"the hub has disabled it; see {repo.page}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
             f"there is no such dataset repository on {endpoint()}, or you may not see it (HTTP "
             f"{status}); check the name; if it is private, {login}"
         )
-    elif status in (401, 403):
-        why = f"the hub denies permission (HTTP {status}); {login}, with a token that may do this"
-    elif isinstance(error, httpx2.TransportError):
-        why = (
+    if status in (401, 403):
+        return f"the hub denies permission (HTTP {status}); {login}, with a token that may do this"
+    if isinstance(error, httpx2.TransportError):
+        return (
             f"{endpoint()} cannot be reached ({one_line(error)}); check the network, and "
             "HF_ENDPOINT if it is set"
         )
-    return QuinticError(f"{repo} {doing}: {why}")
-
-
-def in_background(action: Callable[[], T]) -> Future[T]:
-    """Begin an action in a thread of its own, and return its future.
-
-    Unlike those of a ThreadPoolExecutor, the thread is not waited for at the end of the process:
-    one that waits for a silent server, or for gigabytes, cannot be told of a Ctrl-C.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except Exception as error:  # for whoever asks for the result
-            future.set_exception(error)
-
-    Thread(target=run, name="transfer", daemon=True).start()
-    return future
-
-
-def one_line(error: Exception) -> str:
-    """Return an exception's name and the first line of its text."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{one_line(error)}; see {repo.page}, or try again later"
