@@ -41,12 +41,12 @@ import zstandard
 from bench.results import interleaved, median_ratio, print_table, write_result
 from bench.step import QuinticStep
 from quintic.config import BatchSizes, resolve_vocabulary
-from quintic.data.check import check_dataset
-from quintic.data.cores import available_cores
+from quintic.cores import available_cores
 from quintic.data.dataset import open_dataset
 from quintic.data.loader import Loader, Prefetcher
 from quintic.data.shards import TokenStream
 from quintic.data.tokenizer import load_tokenizer
+from quintic.data.verify import check_dataset
 from quintic.device import choose_device
 from quintic.model.build import build_model
 from quintic.recipes import get_recipe

@@ -26,22 +26,22 @@ from bench.results import print_table, write_result
 from quintic.checkpoint import CheckpointWriter
 from quintic.config import Config
 from quintic.console import Console
-from quintic.distributed import connect
+from quintic.distributed.world import connect
 from quintic.model.build import meta_model
-from quintic.optim.routing import Route, route_parameters
-from quintic.optim.sharding import ShareReport, plan_buckets, share_report
+from quintic.optim.param_groups import ParamSpec, assign_parameters
+from quintic.optim.zero1 import ShareReport, plan_buckets, share_report
 from quintic.recipes import get_recipe
-from quintic.run import set_up
+from quintic.setup import set_up
 from quintic.train import apply_schedule, forward_backward
 
 SIZES = {"small (modded)": "modded", "medium": "modded-medium", "xl": "modded-xl"}
 RANKS = (2, 4, 8, 64)
 
 
-def routes_of(recipe: str) -> list[Route]:
+def routes_of(recipe: str) -> list[ParamSpec]:
     """The routing table of a recipe, without its weights."""
     config = get_recipe(recipe)
-    return route_parameters(meta_model(config.model), config.optim)
+    return assign_parameters(meta_model(config.model), config.optim)
 
 
 def count() -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     world = connect("cpu")
     with tempfile.TemporaryDirectory() as own, FsdpTraffic(world.size) as fsdp:
-        folder = Path(world.from_main(own))
+        folder = Path(world.broadcast_object(own))
         run = set_up(bench_config(sharding), folder, Console(quiet=True), world)
         writer = CheckpointWriter(folder / "checkpoints", keep=1, world=world)
         step_s, optimizer_s, stall_s, sent = [], [], [], 0
@@ -126,7 +126,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
             apply_schedule(run, step)
             forward_backward(run, batch)
             optimizer_began = time.perf_counter()
-            run.update.step(None)
+            run.stepper.step(None)
             ended = time.perf_counter()
             step_s.append(ended - began)
             optimizer_s.append(ended - optimizer_began)
@@ -138,7 +138,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
                 writer.save(run.state)
                 stall_s.append(time.perf_counter() - began)
         writer.close()
-        world.gather_objects(None)  # nobody leaves while others still write
+        world.all_gather_object(None)  # nobody leaves while others still write
     return {
         "step_ms": 1000 * statistics.median(step_s[2:]),
         "optimizer_ms": 1000 * statistics.median(optimizer_s[2:]),
@@ -177,8 +177,8 @@ def measure(steps: int, sizes: list[int]) -> list[dict[str, Any]]:
             found = elastic_launch(launch, measure_rank)(sharding, steps, threads)
             ranks = [found[rank] for rank in range(size)]
             config = bench_config(sharding).override({"model.vocab_size": 2048})
-            routes = route_parameters(meta_model(config.model), config.optim)
-            bound = share_report(routes, size).bound_bytes
+            specs = assign_parameters(meta_model(config.model), config.optim)
+            bound = share_report(specs, size).bound_bytes
             step_ms = max(rank["step_ms"] for rank in ranks)
             rows.append(
                 {
@@ -211,7 +211,7 @@ BACKWARD_SHARE = 2 / 3
 MICRO_BATCHES = 1
 
 
-def predict(ranks: int, routes: list[Route], batch_tokens: int) -> dict[str, Any]:
+def predict(ranks: int, specs: list[ParamSpec], batch_tokens: int) -> dict[str, Any]:
     """Step time of `modded`:
 
     passes    = batch_tokens / ranks / tokens_per_s
@@ -220,13 +220,13 @@ def predict(ranks: int, routes: list[Route], batch_tokens: int) -> dict[str, Any
     gather    = bytes / 2 / link, hidden behind muon
     step      = passes + max(reduce - backward, reduce / buckets) + max(muon, gather)
     """
-    report: ShareReport = share_report(routes, ranks)
+    report: ShareReport = share_report(specs, ranks)
     name, link = LINKS[ranks]
     passes = batch_tokens / ranks / PUBLIC_TOKENS_PER_S
     reduce = gather = report.sent_bytes / 2 / link
     muon = max(report.flops) / NEWTON_SCHULZ_FLOPS
     exposed = max(
-        reduce - BACKWARD_SHARE * passes / MICRO_BATCHES, reduce / len(plan_buckets(routes, ranks))
+        reduce - BACKWARD_SHARE * passes / MICRO_BATCHES, reduce / len(plan_buckets(specs, ranks))
     )
     step = passes + exposed + max(muon, gather)
     return {

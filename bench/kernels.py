@@ -32,8 +32,8 @@ from quintic.kernels.runnable import require_float8, require_triton
 from quintic.model.build import meta_model
 from quintic.model.fused_loss import fused_cross_entropy, fused_float8_cross_entropy
 from quintic.model.loss import CrossEntropy, chunked_cross_entropy, plain_cross_entropy
-from quintic.optim.orthogonalize import newton_schulz, polynomial_for
-from quintic.optim.sharding import newton_schulz_flops
+from quintic.optim.newton_schulz import newton_schulz, polynomial_for
+from quintic.optim.zero1 import newton_schulz_flops
 from quintic.recipes import get_recipe
 
 TILE = 128

@@ -20,7 +20,7 @@ from torch import nn
 from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.device import choose_device
 from quintic.optim.muon import Muon
-from quintic.optim.orthogonalize import default_dtype
+from quintic.optim.newton_schulz import default_dtype
 
 LAYERS, WIDTH = 12, 768
 

@@ -19,14 +19,14 @@ from quintic.config import MatrixOptimizer, OptimConfig
 from quintic.model.base import LanguageModel
 from quintic.model.build import meta_model
 from quintic.optim.memory import state_bytes
-from quintic.optim.routing import build_optimizers, route_parameters
+from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
 
 
 def count(model: LanguageModel, config: OptimConfig) -> dict[str, float]:
     """Bytes of state of the block matrices and of all parameters, and for each parameter."""
-    routes = route_parameters(model, config)
-    optimizers = build_optimizers(model, routes, config, device=torch.device("meta"))
+    specs = assign_parameters(model, config)
+    optimizers = build_optimizers(model, specs, config, device=torch.device("meta"))
     held = state_bytes(optimizers)
     matrices = {name for name, p in model.named_parameters() if name.startswith("layers.")}
     in_matrices = sum(held[name] for name in matrices)

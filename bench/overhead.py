@@ -26,8 +26,8 @@ from bench.results import print_table, write_result
 from quintic.config import Config, ModelConfig
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
-from quintic.optim.routing import build_optimizers, route_parameters
-from quintic.optim.sharding import newton_schulz_flops
+from quintic.optim.param_groups import assign_parameters, build_optimizers
+from quintic.optim.zero1 import newton_schulz_flops
 from quintic.recipes import get_recipe
 
 CPU = torch.device("cpu")
@@ -64,8 +64,8 @@ class Step:
 
     def __init__(self, config: Config) -> None:
         self.model = build_model(config.model)
-        routes = route_parameters(self.model, config.optim)
-        self.muon, self.adamw = build_optimizers(self.model, routes, config.optim, device=CPU)
+        specs = assign_parameters(self.model, config.optim)
+        self.muon, self.adamw = build_optimizers(self.model, specs, config.optim, device=CPU)
         assert config.model.vocab_size is not None
         self.ids_BT = torch.randint(
             config.model.vocab_size,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quintic.runfolder import describe_environment
+from quintic.run_dir import describe_environment
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

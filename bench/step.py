@@ -24,8 +24,8 @@ from quintic.device import choose_device, compute_dtype
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 from quintic.optim.muon import update_scale
-from quintic.optim.orthogonalize import EPS, QUINTIC
-from quintic.optim.routing import build_optimizers, route_parameters
+from quintic.optim.newton_schulz import EPS, QUINTIC
+from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
 
 
@@ -99,7 +99,7 @@ class QuinticStep:
         self.loss = torch.compile(model.loss, dynamic=False) if compiled else model.loss
         self.optimizers = build_optimizers(
             model,
-            route_parameters(model, config.optim),
+            assign_parameters(model, config.optim),
             config.optim,
             device=device,
             compile=compiled,

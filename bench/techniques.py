@@ -36,7 +36,7 @@ def one_step(config: Config) -> QuinticStep:
         config.model,
         loss=config.train.loss,
         float8_head=config.train.float8_head,
-        predict_tokens=config.train.predict_tokens,
+        mtp_tokens=config.train.mtp_tokens,
     )
     return QuinticStep(config, model, torch.device("cpu"), compiled=True)
 

@@ -13,23 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import quintic.distributed.watchdog
 import quintic.train
-import quintic.watchdog
 from quintic.console import RunProgress
-from quintic.interrupt import StopRequest
+from quintic.distributed.signals import GracefulShutdown
+from quintic.distributed.watchdog import Watchdog
 from quintic.metrics import Record
-from quintic.watchdog import Watchdog
 from tests.waiting import LAST_BOUND_S
 
-_stops: list[StopRequest] = []
+_stops: list[GracefulShutdown] = []
 
 
-def _entered(self: StopRequest, own: Callable[[StopRequest], Any] = StopRequest.__enter__) -> Any:
+def _entered(
+    self: GracefulShutdown, own: Callable[[GracefulShutdown], Any] = GracefulShutdown.__enter__
+) -> Any:
     _stops.append(self)
     return own(self)
 
 
-StopRequest.__enter__ = _entered  # type: ignore[method-assign]
+GracefulShutdown.__enter__ = _entered  # type: ignore[method-assign]
 
 
 def _told() -> bool:
@@ -84,7 +86,7 @@ def watch_once(path: str) -> None:
     def keep(watchdog: Watchdog, own: float) -> None:
         vars(watchdog)["timeout_s"] = own
 
-    vars(quintic.watchdog)["Watchdog"]._timeout_s = property(timeout_s, keep)
+    vars(quintic.distributed.watchdog)["Watchdog"]._timeout_s = property(timeout_s, keep)
 
 
 def kill_after(step: int, seconds: float, at_most: int) -> None:

@@ -27,7 +27,7 @@ from quintic.cli import main
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
 from quintic.metrics import read_metrics
-from quintic.runfolder import record_environment
+from quintic.run_dir import record_environment
 
 Refuse = Callable[..., str]
 Capture = pytest.CaptureFixture[str]

@@ -32,8 +32,8 @@ from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS
-from quintic.run import Run, resume, set_up, start
-from quintic.runfolder import CHECKPOINTS, read_config
+from quintic.run_dir import CHECKPOINTS, read_config
+from quintic.setup import Run, resume, set_up, start
 from quintic.train import train
 from tests.conftest import tiny_arguments, tiny_config
 from tests.waiting import LAST_BOUND_S

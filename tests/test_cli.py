@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import quintic
-from quintic import runfolder
+from quintic import run_dir
 from quintic.cli import main
 from quintic.cli.options import COMMANDS
 from quintic.config import Config, differing_fields
@@ -228,7 +228,7 @@ def test_recipes_prints_every_recipe_with_size_tokens_hardware_and_expected_loss
 
 
 def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path) -> None:
-    config = runfolder.read_config(tiny_run)
+    config = run_dir.read_config(tiny_run)
     assert (config.recipe, config.model.width, config.model.vocab_size) == ("laptop", 32, 128)
     assert (config.train.steps, config.train.tensorboard) == (12, False)
     laptop = RECIPES["laptop"].build()
@@ -238,7 +238,7 @@ def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path)
     assert config.train.micro_batch == 8, "what was left to quintic is resolved"
     assert config.train.precision == "float32"
     assert Path(config.data.path).is_absolute()
-    saved = json.loads((tiny_run / runfolder.CONFIG).read_text())
+    saved = json.loads((tiny_run / run_dir.CONFIG).read_text())
     assert Config.from_dict(saved) == config
 
 
@@ -247,7 +247,7 @@ def test_hyphen_and_underscore_and_equals_sign_name_the_same_option(
 ) -> None:
     spellings = ["--train.eval_every=4", "--optim.adamw.betas", "0.8", "0.9", "--train.seed", "7"]
     main([*tiny, "--train.steps", "2", *spellings, "--out", "run"])
-    config = runfolder.read_config(tmp_path / "run")
+    config = run_dir.read_config(tmp_path / "run")
     assert (config.train.eval_every, config.train.seed) == (4, 7)
     assert config.optim.adamw.betas == (0.8, 0.9)
 
@@ -272,7 +272,7 @@ def test_default_folders_are_numbered_by_recipe_and_a_refused_start_takes_no_num
     main(short)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["laptop-1", "laptop-2"]
     for folder in (tmp_path / "runs").iterdir():
-        assert (folder / runfolder.CONFIG).exists()
+        assert (folder / run_dir.CONFIG).exists()
 
 
 def test_an_empty_folder_may_be_the_out(tiny: list[str], tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def configs(draw: st.DrawFn) -> Config:
 
     layers, vocabulary = draw(st.integers(1, 48)), draw(st.none() | st.integers(1, 200_000))
     document_mask, muon_decay = switch(False, True), draw(st.just(0.0) | positive)
-    tied_head, embed_shortcut = switch(True, False), switch(False, True)
+    tied_head, x0_skip = switch(True, False), switch(False, True)
     unet_skips = layers > 1 and switch(False, True)
     value_embeddings = switch(0, layers // 2)
-    scalars = embed_shortcut or unet_skips or value_embeddings > 0
+    scalars = x0_skip or unet_skips or value_embeddings > 0
     return Config(
         recipe=draw(st.text(max_size=8)),
         model=ModelConfig(
@@ -78,7 +78,7 @@ def configs(draw: st.DrawFn) -> Config:
             logit_softcap=switch(None, 15.0, 30.0),
             embed_norm=switch(False, True),
             value_embeddings=value_embeddings,
-            embed_shortcut=embed_shortcut,
+            x0_skip=x0_skip,
             unet_skips=unet_skips,
             window=(window := switch(None, 1, context)),
             window_start=draw(st.sampled_from([None, 1, window])) if window else None,
@@ -104,10 +104,10 @@ def configs(draw: st.DrawFn) -> Config:
                 nesterov=draw(st.booleans()),
                 scale=draw(st.sampled_from(["max_dim", "aspect", "rms"])),
                 ns_steps=draw(st.integers(1, 12)),
-                coefficients=draw(st.sampled_from(["quintic", "polar_express"])),
+                ns_coefficients=draw(st.sampled_from(["quintic", "polar_express"])),
                 ns_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16", "float64"])),
                 kernel=draw(st.sampled_from(["auto", "torch", "triton"])),
-                normalize=draw(st.booleans()),
+                normuon=draw(st.booleans()),
                 beta2=draw(fraction),
                 weight_decay=muon_decay,
                 cautious=muon_decay > 0 and draw(st.booleans()),
@@ -152,14 +152,14 @@ def configs(draw: st.DrawFn) -> Config:
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
             loss=draw(st.sampled_from(["chunked", "plain", "fused"])),
-            predict_tokens=draw(st.integers(1, min(steps, context))),
+            mtp_tokens=draw(st.integers(1, min(steps, context))),
             float8_head=False,  # what it asks of the sizes has a test of its own
             attention="flex"
             if compiled and switch(False, True)
             else draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
             cuda_graphs=compiled and draw(st.booleans()),
-            cast_once=not fsdp and draw(st.booleans()),
-            upload=draw(st.sampled_from(["auto", "ahead", "inline"])),
+            cache_bf16_weights=not fsdp and draw(st.booleans()),
+            prefetch_to_gpu=draw(st.sampled_from(["auto", "on", "off"])),
             eval_every=draw(st.integers(1, 1_000)),
             eval_tokens=context * draw(st.integers(1, 100)),
             checkpoint_every=draw(st.integers(1, 1_000)),
@@ -232,7 +232,7 @@ CHOICES = {
     "data.order": "stream, shuffle",
     "optim.matrices": "muon, adamw, sgd, soap, shampoo",
     "optim.muon.scale": "max_dim, aspect, rms",
-    "optim.muon.coefficients": "quintic, polar_express",
+    "optim.muon.ns_coefficients": "quintic, polar_express",
     "optim.muon.ns_dtype": "auto, float32, bfloat16, float64",
     "optim.muon.kernel": "auto, torch, triton",
     "optim.schedule.kind": "trapezoid, cosine",
@@ -240,7 +240,7 @@ CHOICES = {
     "train.precision": "auto, float32, bfloat16, float64",
     "train.loss": "chunked, plain, fused",
     "train.attention": "auto, math, flash, efficient, cudnn, flex",
-    "train.upload": "auto, ahead, inline",
+    "train.prefetch_to_gpu": "auto, ahead, inline",
 }
 FLOATS = {"optim.muon.lr", "optim.adamw.lr", "optim.adamw.matrix_lr", "optim.adamw.eps"} | {
     "optim.clip_norm",
@@ -351,9 +351,9 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "--train.compile, or --train.no-cuda-graphs",
         ),
         (
-            {"train.cast_once": True, "train.sharding": "fsdp"},
-            "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
-            "no whole ones: use --train.sharding zero1, or --train.no-cast-once",
+            {"train.cache_bf16_weights": True, "train.sharding": "fsdp"},
+            "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding fsdp has "
+            "no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
         ),
         (
             {"optim.adamw.head_lr": 0.008},
@@ -363,7 +363,7 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
         (
             {"optim.adamw.scalar_lr": 0.04},
             "optim.adamw.scalar_lr is 0.04 and the model has no learned scalars: leave it out, or "
-            "use --model.value-embeddings, --model.embed-shortcut or --model.unet-skips",
+            "use --model.value-embeddings, --model.x0-skip or --model.unet-skips",
         ),
         (
             {"model.value_embeddings": 4, "model.layers": 7},
@@ -450,13 +450,13 @@ def test_a_choice_outside_the_list_is_refused_with_the_list(field: str) -> None:
             "--train.attention",
         ),
         (
-            {"train.predict_tokens": 3, "train.steps": 2},
-            "train.predict_tokens is 3 and train.steps 2: each number of tokens has a part of the "
+            {"train.mtp_tokens": 3, "train.steps": 2},
+            "train.mtp_tokens is 3 and train.steps 2: each number of tokens has a part of the "
             "run, so predict fewer or train longer",
         ),
         (
-            {"train.predict_tokens": 1025},
-            "train.predict_tokens is 1025 and model.context 1024: no sequence has as many tokens "
+            {"train.mtp_tokens": 1025},
+            "train.mtp_tokens is 1025 and model.context 1024: no sequence has as many tokens "
             "ahead, so predict fewer",
         ),
         (
@@ -493,7 +493,7 @@ def test_an_odd_head_width_is_fine_without_rotary_embeddings() -> None:
         ("logit_softcap", None, 15.0),
         ("embed_norm", False, True),
         ("value_embeddings", 0, 2),
-        ("embed_shortcut", False, True),
+        ("x0_skip", False, True),
         ("unet_skips", False, True),
         ("window", None, 256),
         ("window_start", None, 64),

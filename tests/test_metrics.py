@@ -25,7 +25,7 @@ from quintic.metrics import (
     read_metrics,
     truncate_metrics,
 )
-from quintic.run import Run
+from quintic.setup import Run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,7 +9,7 @@ from bench.results import RESULTS
 from quintic.config import Config, differing_fields, resolve_vocabulary
 from quintic.errors import QuinticError
 from quintic.model.build import meta_model
-from quintic.optim.routing import check_routes, route_parameters
+from quintic.optim.param_groups import assign_parameters, check_param_specs
 from quintic.recipes import RECIPES, get_recipe
 
 
@@ -28,7 +28,7 @@ def test_each_recipe_builds_a_model_and_has_a_card(name: str) -> None:
     assert recipe.expected
     config = resolve_vocabulary(config, config.data.embedded_vocab)
     model = meta_model(config.model)
-    check_routes(model, route_parameters(model, config.optim))
+    check_param_specs(model, assign_parameters(model, config.optim))
 
 
 def test_modded_is_the_originals_run() -> None:

@@ -12,7 +12,7 @@ from quintic.data.shards import write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.report import PROMPT_TOKENS, SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
-from quintic.run import set_up, start
+from quintic.setup import set_up, start
 from quintic.train import train
 from tests.conftest import tiny_config
 

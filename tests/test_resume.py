@@ -27,11 +27,11 @@ from quintic.checkpoint import checkpoints, read_state
 from quintic.cli import main
 from quintic.console import Console, RunProgress
 from quintic.device import check_compiler
-from quintic.distributed import World
+from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
-from quintic.run import resume, start
-from quintic.runfolder import CHECKPOINTS, read_config
+from quintic.run_dir import CHECKPOINTS, read_config
+from quintic.setup import resume, start
 from quintic.train import train
 from tests import warm
 from tests.conftest import made_once, tiny_arguments, tiny_config
@@ -45,7 +45,7 @@ LONG = [
     *("--train.checkpoint-every", "10", "--train.eval-every", "25", "--optim.clip-norm", "1.0"),
     *("--optim.muon.momentum-warmup-steps", "100"),
     *("--model.window", "30", "--model.window-start", "2", "--train.batch-stages", "2"),
-    *("--train.predict-tokens", "3"),
+    *("--train.mtp-tokens", "3"),
 ]
 """A run long enough to be killed in, with everything that depends on the step."""
 
@@ -215,7 +215,7 @@ def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
         # A momentum that changes each step, since a compiled number would be a new function each.
         *("--optim.muon.momentum-warmup-steps", "50"),
         *("--model.window", "16", "--model.window-start", "2", "--train.batch-stages", "2"),
-        *("--train.predict-tokens", "2"),
+        *("--train.mtp-tokens", "2"),
     ]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*tiny_arguments(tiny_data), *smallest]

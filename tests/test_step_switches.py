@@ -14,23 +14,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quintic.metrics
-from quintic import attention_kernel as kernels
 from quintic.checkpoint import checkpoints
 from quintic.config import Config
 from quintic.console import Console
 from quintic.data.loader import Batch, Prefetcher
-from quintic.data.upload import Uploader
+from quintic.data.prefetch import Uploader
 from quintic.device import LateScalar
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Metrics, read_metrics
+from quintic.model import attention_backend as kernels
 from quintic.model.attention import attend
 from quintic.model.base import Linear
-from quintic.model.casts import KeptCasts
-from quintic.optim.routing import build_optimizers
-from quintic.optim.update import LocalUpdate
+from quintic.model.weight_cache import WeightCache
+from quintic.optim.param_groups import build_optimizers
+from quintic.optim.step import LocalStepper
 from quintic.report import opening_lines
-from quintic.run import Run, set_up, start
-from quintic.runfolder import CHECKPOINTS
+from quintic.run_dir import CHECKPOINTS
+from quintic.setup import Run, set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train
 from tests.conftest import tiny_config
 from tests.waiting import LAST_BOUND_S
@@ -57,7 +57,7 @@ def losses(config: Config) -> list[float]:
         for step in range(4):
             apply_schedule(run, step)
             found.append(float(forward_backward(run, run.loader.batch(step))))
-            run.update.step(run.config.optim.clip_norm)
+            run.stepper.step(run.config.optim.clip_norm)
         found.append(evaluate_run(run))
     return found
 
@@ -167,9 +167,9 @@ def test_a_kernel_is_tried_with_the_mask_that_the_model_has(
 
 def test_no_kernel_is_chosen_for_good() -> None:
     before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
-    with kernels.attention_kernel("math"):
+    with kernels.attention_backend("math"):
         assert not torch.backends.cuda.flash_sdp_enabled()
-    with kernels.attention_kernel("auto"):
+    with kernels.attention_backend("auto"):
         assert torch.backends.cuda.flash_sdp_enabled() == before[0]
     after = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
     assert after == before
@@ -181,7 +181,7 @@ def test_no_kernel_is_chosen_for_good() -> None:
 @pytest.mark.parametrize("architecture", ["gpt", "gpt2"])
 def test_casting_once_a_step_changes_no_loss(tiny_data: Path, architecture: str) -> None:
     config = here(tiny_data, {"model.architecture": architecture, "optim.clip_norm": 1.0})
-    once = config.override({"train.cast_once": True})
+    once = config.override({"train.cache_bf16_weights": True})
     assert close(losses(config), losses(once), 1e-3 if CUDA else 1e-12)
 
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_holds_the_same_whether_casts_are_kept_or_not(
 ) -> None:
     held = []
     for once in (False, True):
-        changes = {"train.cast_once": once, "train.steps": 2, "train.eval_every": 2}
+        changes = {"train.cache_bf16_weights": once, "train.steps": 2, "train.eval_every": 2}
         folder = tmp_path / str(once)
         run = start(here(tiny_data, changes), folder, Console(quiet=True))
         assert train(run, Console(quiet=True))
@@ -207,7 +207,7 @@ def test_a_step_casts_each_weight_once_whatever_its_micro_batches(tiny_data: Pat
         for once in (False, True):
             # No other weight has the shape of `up`, [128, 32].
             changes = {"train.micro_batch": micro_batch, "model.vocab_size": 160}
-            changes["train.cast_once"] = once
+            changes["train.cache_bf16_weights"] = once
             run = set_up(here(tiny_data, changes), Path("unused"), Console())
             with Recorder() as recorder:
                 forward_backward(run, run.loader.batch(0))
@@ -217,7 +217,7 @@ def test_a_step_casts_each_weight_once_whatever_its_micro_batches(tiny_data: Pat
 
 
 def test_validation_and_every_step_see_the_newest_weights(tiny_data: Path) -> None:
-    run = set_up(here(tiny_data, {"train.cast_once": True}), Path("unused"), Console())
+    run = set_up(here(tiny_data, {"train.cache_bf16_weights": True}), Path("unused"), Console())
     linear = next(m for m in run.state.model.modules() if isinstance(m, Linear))
     for compute in (
         lambda: forward_backward(run, run.loader.batch(0)),
@@ -234,7 +234,7 @@ def test_validation_and_every_step_see_the_newest_weights(tiny_data: Path) -> No
 def test_the_gradient_of_a_kept_cast_arrives_at_the_weight_in_its_precision() -> None:
     linears = [Linear(24, 16), Linear(24, 16)]
     linears[1].load_state_dict(linears[0].state_dict())
-    KeptCasts([linears[1]], torch.bfloat16)
+    WeightCache([linears[1]], torch.bfloat16)
     assert set(linears[1].state_dict()) == {"weight", "bias"}
     x = torch.randn(40, 24).bfloat16()
     for linear in linears:
@@ -248,8 +248,10 @@ def test_the_gradient_of_a_kept_cast_arrives_at_the_weight_in_its_precision() ->
 @needs_cpu
 @pytest.mark.parametrize("precision", ["auto", "float32", "float64"])
 def test_casting_once_is_refused_where_nothing_is_cast(tiny_data: Path, precision: str) -> None:
-    changes = {"train.cast_once": True, "train.precision": precision}
-    with pytest.raises(QuinticError, match=r"cast_once has nothing to cast.*--train.no-cast-once"):
+    changes = {"train.cache_bf16_weights": True, "train.precision": precision}
+    with pytest.raises(
+        QuinticError, match=r"cache_bf16_weights has nothing to cast.*--train.no-cache-bf16-weights"
+    ):
         set_up(here(tiny_data, changes), Path("unused"), Console())
 
 
@@ -266,16 +268,16 @@ def test_gradients_that_stay_in_their_place_give_the_same_weights(tiny_data: Pat
 
         def build(*_: Any, again: Run = again) -> list[torch.optim.Optimizer]:
             return build_optimizers(
-                again.state.model, again.routes, again.config.optim, device=DEVICE
+                again.state.model, again.specs, again.config.optim, device=DEVICE
             )
 
-        again.update = LocalUpdate(parameters, again.routes, build, keep_gradients=keep)
+        again.stepper = LocalStepper(parameters, again.specs, build, keep_gradients=keep)
         places = {n: p.grad.data_ptr() for n, p in parameters.items() if p.grad is not None}
         assert len(places) == (len(parameters) if keep else 0)
         for step in range(3):
             apply_schedule(again, step)
             forward_backward(again, again.loader.batch(step))
-            again.update.step(again.config.optim.clip_norm)
+            again.stepper.step(again.config.optim.clip_norm)
         for name, place in places.items():
             grad = parameters[name].grad
             assert grad is not None and grad.data_ptr() == place and not grad.any()
@@ -292,8 +294,8 @@ def test_cuda_graphs_and_uploads_ahead_are_refused_without_cuda(tiny_data: Path)
             "--train.no-cuda-graphs",
         ),
         (
-            {"train.upload": "ahead"},
-            "train.upload ahead is for CUDA devices and this run is on cpu: leave it at auto",
+            {"train.prefetch_to_gpu": "on"},
+            "train.prefetch_to_gpu on is for CUDA devices and this run is on cpu: leave it at auto",
         ),
     ):
         with pytest.raises(QuinticError) as caught:
@@ -353,11 +355,11 @@ def test_uploaded_batches_are_those_of_the_loader(tiny_data: Path) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("upload", ["ahead", "inline"])
+@pytest.mark.parametrize("upload", ["on", "off"])
 def test_losses_do_not_depend_on_how_batches_come(
     tiny_data: Path, tmp_path: Path, upload: str
 ) -> None:
-    config = here(tiny_data, {"train.upload": upload, "train.steps": 4})
+    config = here(tiny_data, {"train.prefetch_to_gpu": upload, "train.steps": 4})
     assert train(start(config, tmp_path / "run", Console(quiet=True)), Console(quiet=True))
     found = [r["train_loss"] for r in read_metrics(tmp_path / "run" / METRICS) if "train_loss" in r]
     assert close(found, losses(config)[:4], 1e-3)
@@ -409,7 +411,7 @@ def test_no_step_makes_the_host_wait(tiny_data: Path) -> None:
         try:
             apply_schedule(run, step)
             late = LateScalar(forward_backward(run, pinned))
-            run.update.step(1.0)
+            run.stepper.step(1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert late.item() > 0
@@ -426,6 +428,6 @@ def test_the_choices_of_a_step_are_said_once_at_the_start(tiny_data: Path) -> No
 
     own = kernels.own_choice(here(tiny_data, {}).model, DEVICE, torch.bfloat16)
     assert said({}).startswith(f"step    attention as PyTorch chooses ({own})")
-    named = said({"train.attention": "math", "train.cast_once": True})
+    named = said({"train.attention": "math", "train.cache_bf16_weights": True})
     assert named.startswith("step    attention math, weights cast once a step")
     assert ("uploaded ahead" in named) == CUDA

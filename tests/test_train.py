@@ -20,8 +20,8 @@ from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, Record, read_metrics
 from quintic.optim.muon import Muon
-from quintic.run import Run, load_trained, resume, set_up, start
-from quintic.runfolder import CHECKPOINTS, read_config
+from quintic.run_dir import CHECKPOINTS, read_config
+from quintic.setup import Run, load_trained, resume, set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train
 from tests.conftest import tiny_config
 

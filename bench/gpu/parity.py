@@ -25,15 +25,15 @@ from torch import Tensor
 
 from bench.gpu.budget import Budget
 from bench.step import newton_schulz_one
-from quintic.attention_kernel import BACKENDS, attention_kernel, works
 from quintic.config import ModelConfig
 from quintic.device import reproducible
 from quintic.kernels.runnable import runs_triton
-from quintic.model.attention import attend, visible_blocks, visible_positions
+from quintic.model.attention import attend, attention_block_mask, attention_mask
+from quintic.model.attention_backend import BACKENDS, attention_backend, works
 from quintic.model.build import build_model
 from quintic.model.gpt import Rotary
 from quintic.model.loss import CROSS_ENTROPIES
-from quintic.optim.orthogonalize import newton_schulz
+from quintic.optim.newton_schulz import newton_schulz
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,7 +142,7 @@ def check_attention(device: torch.device) -> Iterator[Check]:
 
     def computed(at: torch.device, dtype: torch.dtype, kernel: str) -> list[Tensor]:
         q, k, v = (x.to(at, dtype).requires_grad_() for x in inputs)
-        with rounding_as_kernels_do(), attention_kernel(kernel):
+        with rounding_as_kernels_do(), attention_backend(kernel):
             y = attend(q, k, v)
             return [y, *torch.autograd.grad(y, (q, k, v), grad.to(at, dtype))]
 
@@ -168,13 +168,15 @@ def check_blocks(device: torch.device) -> Iterator[Check]:
     def computed(at: torch.device, dtype: torch.dtype, blocks: bool) -> list[Tensor]:
         def attention(tokens_BT: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if blocks:
-                return attend(q, k, v, visible_blocks(tokens_BT, window=window, eot_id=eot_id))
-            mask = visible_positions(tokens_BT, T, window=window, eot_id=eot_id)
+                return attend(
+                    q, k, v, attention_block_mask(tokens_BT, window=window, eot_id=eot_id)
+                )
+            mask = attention_mask(tokens_BT, T, window=window, eot_id=eot_id)
             return attend(q, k, v, mask)
 
         function = torch.compile(attention, dynamic=False) if blocks else attention
         q, k, v = (x.to(at, dtype).requires_grad_(trains) for x in inputs)
-        with rounding_as_kernels_do(), attention_kernel("math"):
+        with rounding_as_kernels_do(), attention_backend("math"):
             y = function(tokens_BT.to(at), q, k, v)
             grads = torch.autograd.grad(y, (q, k, v), grad.to(at, dtype)) if trains else ()
             return [y, *grads]

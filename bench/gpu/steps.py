@@ -34,12 +34,12 @@ from bench.step import PlainLoop
 from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.loader import Prefetcher
+from quintic.data.prefetch import Uploader
 from quintic.data.shards import write_shard
-from quintic.data.upload import Uploader
 from quintic.device import DeviceTimer, auto_micro_batch, compute_dtype, peak_flops
 from quintic.errors import QuinticError
 from quintic.model.build import build_model, meta_model
-from quintic.run import set_up
+from quintic.setup import set_up
 from quintic.train import apply_schedule, forward_backward
 
 PLAIN, AS_IS = "plain loop", "as it is"
@@ -52,13 +52,13 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"train.attention": "flash"},
     {"model.window": 256},
     {"model.window": 256, "train.attention": "flex"},
-    {"train.predict_tokens": 3},
+    {"train.mtp_tokens": 3},
     {"train.micro_batch": 128},
     {"train.loss": "fused"},
     {"optim.muon.kernel": "triton"},
     {"train.loss": "fused", "train.float8_head": True},
-    {"train.cast_once": True},
-    {"train.upload": "inline"},
+    {"train.cache_bf16_weights": True},
+    {"train.prefetch_to_gpu": "off"},
     {"train.cuda_graphs": True},
     {"train.loss": "plain"},
     {"train.compile": False},
@@ -141,7 +141,7 @@ class QuinticStepper:
         forward_backward(run, batch)
         passes.stop()
         optimizer = DeviceTimer(self._device)
-        run.update.step(run.config.optim.clip_norm)
+        run.stepper.step(run.config.optim.clip_norm)
         optimizer.stop()
         self._number += 1
         whole, self._whole = self._whole.stop(), DeviceTimer(self._device)

@@ -1,6 +1,6 @@
 """A recipe trained on real shards for some minutes, the schedule sized to them.
 
-The run is quintic's own (`quintic.run.start`, `quintic.train.train`), with its folder and metrics.
+The run is quintic's own (`quintic.setup.start`, `quintic.train.train`), with its folder and metrics.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from quintic.data.dataset import open_dataset
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
 from quintic.report import opening_lines
-from quintic.run import start
-from quintic.runfolder import CHECKPOINTS
+from quintic.run_dir import CHECKPOINTS
+from quintic.setup import start
 from quintic.train import train
 
 VALIDATIONS = 10

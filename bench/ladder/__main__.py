@@ -27,12 +27,12 @@ from bench.ladder.climb import Rung, climb
 from bench.ladder.figure import draw_ladder
 from bench.ladder.techniques import SMALL_GAINS, TECHNIQUES, small_modded
 from bench.results import RESULTS, print_table, write_result
-from quintic import runfolder
+from quintic import run_dir
 from quintic.compare.statistics import summarize
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS
 
-RECORDS = (runfolder.CONFIG, runfolder.ENVIRONMENT, METRICS)
+RECORDS = (run_dir.CONFIG, run_dir.ENVIRONMENT, METRICS)
 """What of a run goes into the results."""
 
 HEADER = ("rung", "kept", "final loss", "to the last kept", "95% interval", "p")

@@ -55,7 +55,7 @@ class Technique:
 
 TECHNIQUES = (
     Technique("value-embeddings", {"model.value_embeddings": 2}, "2024-12-04_ValueEmbed"),
-    Technique("embed-shortcut", {"model.embed_shortcut": True}, "2024-11-06_ShortcutsTweaks"),
+    Technique("embed-shortcut", {"model.x0_skip": True}, "2024-11-06_ShortcutsTweaks"),
     Technique(
         "momentum-warmup", {"optim.muon.momentum_warmup_steps": 60}, "2024-11-06_ShortcutsTweaks"
     ),
@@ -74,9 +74,9 @@ TECHNIQUES = (
         "2025-11-29_BatchSizeSchedule",
     ),
     Technique(
-        "polar-express", {"optim.muon.coefficients": "polar_express"}, "2025-09-29_PolarExpress"
+        "polar-express", {"optim.muon.ns_coefficients": "polar_express"}, "2025-09-29_PolarExpress"
     ),
-    Technique("normuon", {"optim.muon.normalize": True}, "2025-10-24_NorMuon"),
+    Technique("normuon", {"optim.muon.normuon": True}, "2025-10-24_NorMuon"),
     # As much in all as there: weights times exp(-0.6) over a run, were no decay left out.
     Technique(
         "cautious-decay",
@@ -84,7 +84,7 @@ TECHNIQUES = (
         "2025-11-10_CautiousWD",
     ),
     Technique("float8-head", {"train.float8_head": True}, "2025-01-13_Fp8LmHead"),
-    Technique("predict-tokens", {"train.predict_tokens": 3}, "2025-12-22_MultiTokenPrediction"),
+    Technique("predict-tokens", {"train.mtp_tokens": 3}, "2025-12-22_MultiTokenPrediction"),
     Technique("document-mask", {"model.document_mask": True}, "2024-11-19_FlexAttention"),
     # The record's head has a learning rate of 0.002 at a width of 768, which goes as 1 / width.
     Technique(
@@ -101,8 +101,8 @@ SMALL_GAINS = Technique(
     "small-gains",
     {
         "model.unet_skips": True,
-        "optim.muon.coefficients": "polar_express",
-        "optim.muon.normalize": True,
+        "optim.muon.ns_coefficients": "polar_express",
+        "optim.muon.normuon": True,
         "optim.muon.weight_decay": 0.1,
         "optim.muon.cautious": True,
     },

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from quintic.distributed import World, local_rows
+from quintic.distributed.world import World, local_rows
 from quintic.errors import QuinticError
 from quintic.files import file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
@@ -106,7 +106,7 @@ def save_checkpoint(
     """
     world = world or World()
     final = root / folder_name(state["step"])
-    aside = root / world.from_main(f".{final.name}.{os.getpid()}.writing")
+    aside = root / world.broadcast_object(f".{final.name}.{os.getpid()}.writing")
 
     def prepare() -> None:
         shutil.rmtree(aside, ignore_errors=True)

@@ -20,8 +20,8 @@ from rich.progress import (
 
 if TYPE_CHECKING:
     # The last imports PyTorch, which takes seconds and which the data commands do without.
-    from quintic.data.build import BuildStatus
-    from quintic.data.transfer import Transfer
+    from quintic.data.build.pipeline import BuildStatus
+    from quintic.data.hub.progress import Transfer
     from quintic.metrics import Record
 
 PLAIN_LINE_EVERY_S = 10.0

@@ -15,7 +15,7 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from quintic.config import Config, ModelConfig
-from quintic.distributed import World
+from quintic.distributed.world import World
 from quintic.errors import QuinticError
 
 PEAK_BFLOAT16_FLOPS = {

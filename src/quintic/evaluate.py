@@ -18,7 +18,7 @@ from torch import Tensor
 from quintic.data.loader import Batch
 from quintic.data.shards import TokenStream
 from quintic.data.tokenizer import Tokenizer
-from quintic.distributed import World
+from quintic.distributed.world import World
 
 BASELINE_TOKENS = 50_000_000
 """Training tokens that the unigram model counts, at most."""
@@ -45,7 +45,7 @@ def validation_loss(
         )
         sums.append(mean * (weight * inputs_BT.shape[1]))
         tokens += batch[1].numel()
-    return float(world.sum(torch.stack(sums).cpu().double().sum())) / tokens
+    return float(world.all_reduce(torch.stack(sums).cpu().double().sum())) / tokens
 
 
 def share(batch: Batch, parts: int) -> list[tuple[Batch, int]]:

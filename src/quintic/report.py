@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from quintic import runfolder
-from quintic.attention_kernel import own_choice
+from quintic import run_dir
 from quintic.config import GPT_SWITCHES, Config
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
-from quintic.optim.routing import Route, newton_schulz_dtype
-from quintic.run import Run
+from quintic.model.attention_backend import own_choice
+from quintic.optim.param_groups import ParamSpec, newton_schulz_dtype
+from quintic.setup import Run
 
 OPTIMIZERS = {
     "muon": "Muon",
@@ -51,7 +51,7 @@ def opening_lines(run: Run) -> Iterator[str]:
             "micro-batches"
         )
     for optimizer in OPTIMIZERS:
-        if own := [route for route in run.routes if route.optimizer == optimizer]:
+        if own := [spec for spec in run.specs if spec.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
     train, tokens = run.dataset.train, config.tokens
     yield (
@@ -81,7 +81,7 @@ def _step_choices(run: Run) -> Iterator[str]:
         yield f"attention {train.attention}"
     if train.cuda_graphs:
         yield "micro-batches as CUDA graphs"
-    if train.cast_once:
+    if train.cache_bf16_weights:
         yield "weights cast once a step"
     if run.device.type == "cuda":
         yield f"batches uploaded {'ahead' if run.uploads_ahead else 'inline'}"
@@ -93,18 +93,18 @@ def _float8_note(run: Run) -> str:
     return ", float8 head" + (" (rounded only: no faster here)" if run.device.type == "cpu" else "")
 
 
-def _optimizer_line(optimizer: str, routes: list[Route], run: Run) -> str:
-    elements = sum(math.prod(route.shape) for route in routes)
-    lrs = " and ".join(f"{lr:g}" for lr in sorted({route.lr for route in routes}))
+def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
+    elements = sum(math.prod(spec.shape) for spec in specs)
+    lrs = " and ".join(f"{lr:g}" for lr in sorted({spec.lr for spec in specs}))
     if optimizer != "muon":
         name = OPTIMIZERS[optimizer]
-        return f"{name} on {len(routes)} parameters ({elements:,} elements), lr {lrs}"
+        return f"{name} on {len(specs)} parameters ({elements:,} elements), lr {lrs}"
     muon = run.config.optim.muon
     ns_dtype = newton_schulz_dtype(muon, run.device, next(run.state.model.parameters()).dtype)
     precision = str(ns_dtype).removeprefix("torch.")
-    kind = "Newton-Schulz" if muon.coefficients == "quintic" else muon.coefficients
+    kind = "Newton-Schulz" if muon.ns_coefficients == "quintic" else muon.ns_coefficients
     return (
-        f"Muon on {len(routes)} matrices ({elements:,} elements), lr {lrs}, scale "
+        f"Muon on {len(specs)} matrices ({elements:,} elements), lr {lrs}, scale "
         f"{muon.scale}, {muon.ns_steps} {kind} steps in {precision}"
         f"{', Triton kernel' if muon.kernel == 'triton' else ''}"
     )
@@ -147,7 +147,7 @@ def closing_lines(run: Run) -> Iterator[str]:
         yield "no sample: the weights are divided among processes; generate from the run instead"
     else:
         yield from _sample_lines(run)
-    yield f"figure  {run.folder / runfolder.FIGURE}"
+    yield f"figure  {run.folder / run_dir.FIGURE}"
     yield f"more    quintic generate {run.folder} --prompt 'def '"
 
 

@@ -10,21 +10,21 @@ from contextlib import ExitStack, closing
 import torch
 from torch import Tensor
 
-from quintic import runfolder
+from quintic import run_dir
 from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, Prefetcher, validation_batches
-from quintic.data.upload import Uploader
+from quintic.data.prefetch import Uploader
 from quintic.device import DeviceTimer, peak_flops
+from quintic.distributed.signals import GracefulShutdown, ShutdownVote
+from quintic.distributed.watchdog import Watchdog
 from quintic.errors import QuinticError
 from quintic.evaluate import share, validation_loss
 from quintic.figure import draw_loss
-from quintic.interrupt import StopRequest, StopVote
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
-from quintic.run import Run
-from quintic.watchdog import Watchdog
+from quintic.setup import Run
 
 
 def train(run: Run, console: Console) -> bool:
@@ -33,12 +33,12 @@ def train(run: Run, console: Console) -> bool:
     Raises `QuinticError` where the loss is not finite, memory does not suffice or a checkpoint
     cannot be written; every checkpoint on disk is whole then.
     """
-    root = run.folder / runfolder.CHECKPOINTS
-    held = runfolder.lock(run.folder) if run.world.is_main else None
+    root = run.folder / run_dir.CHECKPOINTS
+    held = run_dir.lock(run.folder) if run.world.is_main else None
     try:
         if run.world.is_main:
-            runfolder.write_config(run.folder, run.config)
-            runfolder.record_environment(
+            run_dir.write_config(run.folder, run.config)
+            run_dir.record_environment(
                 run.folder, run.device, processes=run.world.size, data=run.dataset.fingerprint
             )
         _loop(run, console)
@@ -69,10 +69,12 @@ def train(run: Run, console: Console) -> bool:
 def _loop(run: Run, console: Console) -> None:
     config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
-    root, keep = run.folder / runfolder.CHECKPOINTS, config.train.keep_checkpoints
+    root, keep = run.folder / run_dir.CHECKPOINTS, config.train.keep_checkpoints
     with ExitStack() as stack:
         stack.enter_context(run.computing())
-        stop = stack.enter_context(StopRequest())  # first, since it guards the closing of the rest
+        stop = stack.enter_context(
+            GracefulShutdown()
+        )  # first, since it guards the closing of the rest
         progress = stack.enter_context(RunProgress(console, steps, state.step))
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
         # It watches over the writing of the last checkpoint too, when all is closed.
@@ -88,7 +90,7 @@ def _loop(run: Run, console: Console) -> None:
                 uploader=Uploader(run.device) if run.uploads_ahead else None,
             )
         )
-        vote = StopVote(stop, world)
+        vote = ShutdownVote(stop, world)
         while True:
             step = state.step
             watchdog.at(step, "the vote on stopping", waits=True)
@@ -123,7 +125,7 @@ def _loop(run: Run, console: Console) -> None:
             loss = forward_backward(run, batch, watchdog)
             vote.cast()
             timer = DeviceTimer(run.device)
-            grad_norm = run.update.step(config.optim.clip_norm)
+            grad_norm = run.stepper.step(config.optim.clip_norm)
             values["optimizer_ms"] = timer.stop()
             if grad_norm is not None:
                 values["grad_norm"] = grad_norm
@@ -139,12 +141,12 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
     step = run.state.step
     micro_batches, sequences = run.micro_batches(step), run.config.batches.at(step)
     total = torch.zeros((), device=run.device)
-    if run.casts is not None:
-        run.casts.renew()
+    if run.weight_cache is not None:
+        run.weight_cache.renew()
     for number, ((inputs_BT, targets_BT), weight) in enumerate(share(batch, micro_batches), 1):
         if watchdog is not None:
             watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
-        run.update.expect(last=number == micro_batches)
+        run.stepper.set_requires_gradient_sync(number == micro_batches)
         loss = run.loss(
             inputs_BT.to(run.device, non_blocking=True),
             targets_BT.to(run.device, non_blocking=True),
@@ -154,7 +156,7 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog | None = None) -
         total = total + part.detach()
     if watchdog is not None:
         watchdog.at(step, "adding up gradients and updating weights", waits=True)
-    return run.world.sum(total)
+    return run.world.all_reduce(total)
 
 
 def apply_schedule(run: Run, step: int) -> dict[str, Value]:
@@ -176,8 +178,8 @@ def evaluate_run(run: Run, watchdog: Watchdog | None = None) -> float:
     config = run.config
     assert config.train.micro_batch is not None, "set_up resolves it"
     run.state.model.set_window(scheduled(config, run.state.step).window)
-    if run.casts is not None:
-        run.casts.renew()
+    if run.weight_cache is not None:
+        run.weight_cache.renew()
     batches = validation_batches(
         run.dataset.val,
         config.model.context,
@@ -213,6 +215,6 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
 def _draw(run: Run, console: Console) -> None:
     title = f"{run.folder.name}, {run.state.model.parameter_count():,} parameters"
     try:
-        draw_loss(read_metrics(run.folder / METRICS), run.folder / runfolder.FIGURE, title)
+        draw_loss(read_metrics(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
     except Exception as error:  # a picture is not worth a run
-        console.line(f"{runfolder.FIGURE} was not drawn: {error}")
+        console.line(f"{run_dir.FIGURE} was not drawn: {error}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from quintic.compare.comparison import Comparison, compare
-from quintic.compare.evidence import sentences
+from quintic.compare.conclusions import sentences
 from quintic.compare.record import Axis, Data, RunRecord
 from quintic.compare.statistics import (
     below_target,

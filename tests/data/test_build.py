@@ -18,18 +18,18 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from quintic.cli import main
-from quintic.data import build as build_module
-from quintic.data import pieces as pieces_module
-from quintic.data import sample as sample_module
-from quintic.data import spill as spill_module
-from quintic.data.build import BuildReport, BuildStatus, build_dataset
-from quintic.data.buildsettings import BuildSettings
-from quintic.data.check import check_dataset, describe_dataset
+from quintic.data.build import chunks as pieces_module
+from quintic.data.build import pipeline as build_module
+from quintic.data.build import sample as sample_module
+from quintic.data.build import shuffle as spill_module
+from quintic.data.build.encode import Encoders, text_split
+from quintic.data.build.inputs import find_sources
+from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
+from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
-from quintic.data.encode import Encoders, text_split
-from quintic.data.inputs import find_sources
 from quintic.data.shards import ShardWriter, open_shard
 from quintic.data.tokenizer import load_tokenizer, train_bpe
+from quintic.data.verify import check_dataset, describe_dataset
 from quintic.errors import QuinticError
 from tests.data.conftest import SHARED
 from tests.waiting import LAST_BOUND_S
@@ -291,7 +291,9 @@ def test_progress_and_end(build: Build, tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from quintic.cli import main
-from quintic.data import build, pieces, spill
+from quintic.data.build import pipeline as build
+from quintic.data.build import chunks as pieces
+from quintic.data.build import shuffle as spill
 build.PIECE_BYTES = pieces.PIECE_BYTES = {piece_bytes}
 build.COMMIT_EVERY_S = 0.0
 spill._BUCKET_INPUT_BYTES = 10_000
@@ -407,9 +409,10 @@ def test_workers_end_when_their_parent_is_killed(
     program = f"""
 import multiprocessing, os, signal
 from pathlib import Path
-from quintic.data import build, pieces
-from quintic.data.build import build_dataset
-from quintic.data.buildsettings import BuildSettings
+from quintic.data.build import pipeline as build
+from quintic.data.build import chunks as pieces
+from quintic.data.build.pipeline import build_dataset
+from quintic.data.build.settings import BuildSettings
 build.PIECE_BYTES = pieces.PIECE_BYTES = {PIECE_BYTES}
 
 def kill(status):
@@ -440,7 +443,8 @@ def test_full_disk_is_one_line_and_the_build_continues(
     program = f"""
 import resource, signal, sys
 from quintic.cli import main
-from quintic.data import build, pieces
+from quintic.data.build import pipeline as build
+from quintic.data.build import chunks as pieces
 pieces.PIECE_BYTES = build.PIECE_BYTES = {PIECE_BYTES}
 build.COMMIT_EVERY_S = 0.0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

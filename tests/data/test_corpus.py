@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from quintic.data import corpus
-from quintic.data.check import check_dataset
 from quintic.data.corpus import _dataset_of_tree, embedded_dataset
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import TokenStream
+from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 from tests.waiting import LAST_BOUND_S
 

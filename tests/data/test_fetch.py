@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from quintic.cli import main
-from quintic.data.download import Retry
-from quintic.data.fetch import STATE_FOLDER, fetch
+from quintic.data.hub.catalog import fetch_command
+from quintic.data.hub.download import Retry
+from quintic.data.hub.fetch import STATE_FOLDER, fetch
+from quintic.data.hub.progress import Transfer
 from quintic.data.manifest import MANIFEST_FILE, Manifest
-from quintic.data.readymade import fetch_command
 from quintic.data.shards import write_shard
-from quintic.data.transfer import Transfer
 from quintic.errors import QuinticError
 from tests.data.hub_server import Fault, HubServer, Repo
 from tests.waiting import LAST_BOUND_S, outputs, wait_until

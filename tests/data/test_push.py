@@ -7,10 +7,10 @@ from shutil import copytree
 import pytest
 
 from quintic.cli import main
-from quintic.data.fetch import fetch
-from quintic.data.push import push
+from quintic.data.hub.fetch import fetch
+from quintic.data.hub.progress import Transfer
+from quintic.data.hub.push import push
 from quintic.data.shards import write_shard
-from quintic.data.transfer import Transfer
 from tests.data.hub_server import HubServer, Repo
 
 REPO = "hub:me/mine"

@@ -12,7 +12,7 @@ import torch
 from quintic.config import AdamWConfig, ModelConfig, MuonConfig, OptimConfig
 from quintic.model.build import build_model
 from quintic.model.loss import CHUNK_ELEMENTS
-from quintic.optim.routing import build_optimizers, route_parameters
+from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.optim.schedule import trapezoid
 
 LAYERS, HEADS, WIDTH, VOCAB = 2, 2, 64, 256
@@ -89,7 +89,7 @@ def test_losses_and_final_norms_equal_the_golden_run(
         muon=MuonConfig(lr=0.002, scale="max_dim", ns_dtype="float64"), adamw=AdamWConfig(lr=0.01)
     )
     optimizers = build_optimizers(
-        model, route_parameters(model, config), config, device=torch.device("cpu")
+        model, assign_parameters(model, config), config, device=torch.device("cpu")
     )
     batches = torch.from_numpy(tokens)
     losses = []

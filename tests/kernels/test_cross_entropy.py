@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.model import fused_loss
-from quintic.model.ahead import NO_TOKEN, targets_ahead
 from quintic.model.fused_loss import fused_cross_entropy, head_and_loss, torch_cross_entropy_
 from quintic.model.head import GRADIENT_SCALE
 from quintic.model.loss import CrossEntropy, plain_cross_entropy
+from quintic.model.multi_token import NO_TOKEN, mtp_targets
 from tests.model.test_loss import Recorder, inputs
 
 pytestmark = pytest.mark.device
@@ -74,7 +74,7 @@ def test_several_targets_are_as_exact_as_in_plain_pytorch(
 ) -> None:
     def ahead(loss: CrossEntropy, x: Tensor, weight: Tensor, targets_N: Tensor) -> Tensor:
         weights = torch.tensor([0.6, 0.3, 0.1], dtype=weight.dtype, device=device)
-        return loss(x, weight, targets_ahead(targets_N[None], 3), softcap, weights)
+        return loss(x, weight, mtp_targets(targets_N[None], 3), softcap, weights)
 
     plain, fused = (partial(ahead, loss) for loss in (plain_cross_entropy, fused_cross_entropy))
     exact = value_and_gradients(plain, torch.float64, device)

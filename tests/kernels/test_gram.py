@@ -11,8 +11,8 @@ from quintic.config import OptimConfig
 from quintic.errors import QuinticError
 from quintic.model.build import build_model
 from quintic.optim.muon import Muon, muon_update
-from quintic.optim.orthogonalize import gram_polynomial, newton_schulz, polynomial_for
-from quintic.optim.routing import build_optimizers, route_parameters
+from quintic.optim.newton_schulz import gram_polynomial, newton_schulz, polynomial_for
+from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
 
 pytestmark = pytest.mark.device
@@ -106,8 +106,8 @@ def test_the_optimizer_uses_the_kernel_that_the_config_names(
     def polynomial(name: str) -> object:
         config = get_recipe("laptop").override({"model.vocab_size": 64, "optim.muon.kernel": name})
         model = build_model(config.model).to(device)
-        routes = route_parameters(model, config.optim)
-        optimizers = build_optimizers(model, routes, config.optim, device=device)
+        specs = assign_parameters(model, config.optim)
+        optimizers = build_optimizers(model, specs, config.optim, device=device)
         (muon,) = (o for o in optimizers if isinstance(o, Muon))
         return muon._polynomial
 

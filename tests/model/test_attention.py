@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
-from quintic.model.attention import attend, mean_visible, visible_blocks, visible_positions
+from quintic.model.attention import attend, attention_block_mask, attention_mask, mean_visible
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model
 
@@ -29,7 +29,7 @@ MASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def sees(t: int, s: int, *, window: int | None, eot_id: int | None) -> bool:
+def mask_mod(t: int, s: int, *, window: int | None, eot_id: int | None) -> bool:
     """Whether the token at t sees the one at s."""
     if s > t or (window is not None and t - s >= window):
         return False
@@ -41,12 +41,12 @@ def sees(t: int, s: int, *, window: int | None, eot_id: int | None) -> bool:
 def test_the_last_positions_see_what_the_definition_says(mask: str, time: int) -> None:
     seen = len(TEXT)
     other = [1] * seen  # a second row without any document's beginning
-    found = visible_positions(torch.tensor([TEXT, other]), time, **MASKS[mask])
+    found = attention_mask(torch.tensor([TEXT, other]), time, **MASKS[mask])
     found = found.expand(2, 1, time, seen)
     for i, t in enumerate(range(seen - time, seen)):
         for s in range(seen):
-            assert found[0, 0, i, s] == sees(t, s, **MASKS[mask]), (t, s)
-            alone = sees(t, s, window=MASKS[mask]["window"], eot_id=None)
+            assert found[0, 0, i, s] == mask_mod(t, s, **MASKS[mask]), (t, s)
+            alone = mask_mod(t, s, window=MASKS[mask]["window"], eot_id=None)
             assert found[1, 0, i, s] == alone, (t, s)
 
 
@@ -54,10 +54,10 @@ def test_the_last_positions_see_what_the_definition_says(mask: str, time: int) -
 def test_masked_attention_is_a_softmax_over_what_is_visible(mask: str) -> None:
     random = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, len(TEXT), 8, generator=random, dtype=torch.float64)
-    visible = visible_positions(torch.tensor([TEXT, TEXT]), len(TEXT), **MASKS[mask])
+    visible = attention_mask(torch.tensor([TEXT, TEXT]), len(TEXT), **MASKS[mask])
     found = attend(q, k, v, visible)
     for t in range(len(TEXT)):
-        places = [s for s in range(len(TEXT)) if sees(t, s, **MASKS[mask])]
+        places = [s for s in range(len(TEXT)) if mask_mod(t, s, **MASKS[mask])]
         scores = (k[:, :, places] @ q[:, :, t, :, None]).squeeze(-1) / math.sqrt(8)
         expected = (scores.softmax(-1)[..., None] * v[:, :, places]).sum(-2)
         torch.testing.assert_close(found[:, :, t], expected, rtol=0, atol=1e-13)
@@ -74,8 +74,8 @@ def test_by_blocks_a_token_sees_the_same(mask: str, time: int) -> None:
     tokens = torch.randint(1, 100, (2, time), generator=random)
     tokens[0, : len(TEXT)] = torch.tensor(TEXT)
     tokens[1, time // 2] = EOT
-    blocks = visible_blocks(tokens, **MASKS[mask])
-    expected = attend(q, k, v, visible_positions(tokens, time, **MASKS[mask]))
+    blocks = attention_block_mask(tokens, **MASKS[mask])
+    expected = attend(q, k, v, attention_mask(tokens, time, **MASKS[mask]))
     torch.testing.assert_close(attend(q, k, v, blocks), expected, rtol=0, atol=1e-13)
 
 
@@ -83,7 +83,7 @@ def computed_blocks(time: int, **mask: Any) -> list[list[int]]:
     """For each row, of how many blocks of keys each block of 128 queries computes some."""
     tokens = torch.ones((1, time), dtype=torch.int64)
     tokens[0, 384] = EOT  # where a block begins
-    blocks = visible_blocks(tokens, **mask)
+    blocks = attention_block_mask(tokens, **mask)
     assert blocks.full_kv_num_blocks is not None  # those that are seen whole
     counts: list[list[int]] = (blocks.kv_num_blocks + blocks.full_kv_num_blocks)[:, 0].tolist()
     return counts
@@ -124,7 +124,7 @@ def test_in_one_layer_a_token_changes_the_logits_of_those_that_see_it_and_no_oth
         after[s] = 8
         moved = (logits(config, after) - before).abs().amax(-1)
         for t in range(len(TEXT)):
-            visible = sees(t, s, window=3, eot_id=EOT)
+            visible = mask_mod(t, s, window=3, eot_id=EOT)
             assert moved[t] > 1e-6 if visible else moved[t] < 1e-13, (t, s)
 
 

@@ -33,7 +33,7 @@ CONFIGS |= {
         logit_softcap=15.0,
         embed_norm=True,
         value_embeddings=1,
-        embed_shortcut=True,
+        x0_skip=True,
         unet_skips=True,
     ),
 }

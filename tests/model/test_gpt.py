@@ -109,7 +109,7 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             opposite = config.layers - 1 - layer
             skip = w[f"skips.{opposite}.weight"][0]
             xs = [x + skip * y for x, y in zip(xs, outputs_of[opposite], strict=True)]
-        if config.embed_shortcut:
+        if config.x0_skip:
             a, b = w[f"layers.{layer}.shortcut.weight"]
             xs = [a * x + b * x0 for x, x0 in zip(xs, x0s, strict=True)]
         q, k, v, o = (w[f"layers.{layer}.attention.{name}.weight"] for name in "qkvo")
@@ -158,7 +158,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "logit_softcap": {"logit_softcap": 3.0},
     "embed_norm": {"embed_norm": True},
     "value_embeddings": {"value_embeddings": 1},
-    "embed_shortcut": {"embed_shortcut": True},
+    "x0_skip": {"x0_skip": True},
     "unet_skips": {"unet_skips": True},
     "window": {"window": 3},
     "document_mask": {"document_mask": True, "eot_id": 17},

@@ -14,7 +14,6 @@ from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8
 from quintic.metrics import METRICS, read_metrics
 from quintic.model import fused_loss
-from quintic.model.ahead import targets_ahead
 from quintic.model.fused_loss import _mean_loss, chunked_float8_cross_entropy, head_and_loss
 from quintic.model.head import (
     E4M3,
@@ -26,6 +25,7 @@ from quintic.model.head import (
     scaled_product,
 )
 from quintic.model.loss import CrossEntropy, plain_cross_entropy
+from quintic.model.multi_token import mtp_targets
 from tests.conftest import refusal
 
 N, D, V = 64, 32, 512
@@ -166,7 +166,7 @@ def test_without_float8_the_operator_is_the_plain_loss(softcap: float | None) ->
 def ahead(loss: CrossEntropy, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Two sequences, of which each token predicts three."""
     weights = torch.tensor([0.6, 0.3, 0.1], dtype=weight.dtype)
-    return loss(x, weight, targets_ahead(targets.view(2, -1), 3), 2.0, weights)
+    return loss(x, weight, mtp_targets(targets.view(2, -1), 3), 2.0, weights)
 
 
 def test_several_tokens_are_predicted_with_the_same_products() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from quintic.checkpoint import checkpoints, read_state
 from quintic.metrics import METRICS, read_metrics
-from quintic.runfolder import CHECKPOINTS
+from quintic.run_dir import CHECKPOINTS
 from tests import warm
 from tests.waiting import LOOK_EVERY_S, outputs, wait_until
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quintic.distributed import World
+from quintic.distributed.world import World
 from tests.multiprocess.test_same_result import (
     STEPS,
     config_of,
@@ -28,7 +28,7 @@ TECHNIQUES: dict[str, Any] = {
     "model.logit_softcap": 15.0,
     "model.embed_norm": True,
     "model.value_embeddings": 1,
-    "model.embed_shortcut": True,
+    "model.x0_skip": True,
     "model.unet_skips": True,
     "model.window": 20,
     "model.document_mask": True,
@@ -42,10 +42,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "sgd, fsdp": {"optim.matrices": "sgd", "train.sharding": "fsdp"},
     "soap": {"optim.matrices": "soap"},
     "shampoo": {"optim.matrices": "shampoo"},
-    "normuon": {"optim.muon.normalize": True},
+    "normuon": {"optim.muon.normuon": True},
     "polar_express, normuon, fsdp": {
-        "optim.muon.coefficients": "polar_express",
-        "optim.muon.normalize": True,
+        "optim.muon.ns_coefficients": "polar_express",
+        "optim.muon.normuon": True,
         "train.sharding": "fsdp",
     },
     "ablated": {"model.positions": "learned", "model.norm": "layernorm", "model.qk_norm": False},

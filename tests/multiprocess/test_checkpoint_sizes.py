@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from quintic.distributed import World
+from quintic.distributed.world import World
 from tests.conftest import made_once
 from tests.multiprocess.test_same_result import (
     OPTIMIZERS,

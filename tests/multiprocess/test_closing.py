@@ -8,9 +8,9 @@ import pytest
 
 from quintic.config import Config
 from quintic.console import Console
-from quintic.distributed import World
+from quintic.distributed.world import World
 from quintic.report import closing_lines
-from quintic.run import start
+from quintic.setup import start
 from quintic.train import train
 from tests.conftest import tiny_config
 from tests.multiprocess.worlds import run_world

@@ -20,15 +20,15 @@ import pytest
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import quintic.checkpoint
-import quintic.distributed
+import quintic.distributed.world
 from quintic.checkpoint import checkpoints, read_state
 from quintic.cli.parsing import parse
 from quintic.cli.runs import _train_here
 from quintic.console import Console
-from quintic.distributed import World, first_failure_speaks
+from quintic.distributed.world import World, first_failure_speaks
 from quintic.errors import QuinticError
-from quintic.run import start
-from quintic.runfolder import CHECKPOINTS
+from quintic.run_dir import CHECKPOINTS
+from quintic.setup import start
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import Command, assert_tidy, losses, running, steps_done
 from tests.multiprocess.conftest import LONG, STEPS
@@ -113,15 +113,15 @@ def refused(world: World, data: Path, other_data: Path, root: Path) -> list[str]
     """Set up with something different on rank 1, three times; what each rank was told."""
     said = []
     differences: list[tuple[Path, dict[str, Any], Callable[[], str]]] = [
-        (other_data, {}, quintic.distributed._code_digest),
-        (data, {"optim.muon.lr": 0.03, "train.steps": 13}, quintic.distributed._code_digest),
+        (other_data, {}, quintic.distributed.world._code_digest),
+        (data, {"optim.muon.lr": 0.03, "train.steps": 13}, quintic.distributed.world._code_digest),
         (data, {}, lambda: "0123456789abcdef"),
     ]
     for number, (other, changes, digest) in enumerate(differences):
         config = tiny_config(data)
         if world.rank == 1:
             config = tiny_config(other, changes)
-            quintic.distributed._code_digest = digest
+            quintic.distributed.world._code_digest = digest
         try:
             start(config, root / str(number), Console(quiet=True), world)
         except QuinticError as error:

@@ -9,10 +9,10 @@ import pytest
 
 from quintic.config import Config
 from quintic.console import Console
-from quintic.distributed import World
+from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
-from quintic.run import resume, set_up, start
+from quintic.setup import resume, set_up, start
 from quintic.train import train
 from tests.conftest import made_once, tiny_config
 from tests.multiprocess.worlds import run_world
@@ -133,7 +133,7 @@ def test_all_that_is_scheduled_is_the_same_for_every_number_of_processes(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     # Stages of 4 and of 8 sequences: on 3 processes 2, 1, 1 and 3, 3, 2, on 4 one and two each.
-    changes = {"model.window": 20, "model.window_start": 3, "train.predict_tokens": 3}
+    changes = {"model.window": 20, "model.window_start": 3, "train.mtp_tokens": 3}
     config = config_of(tiny_data, "float64", **changes, **{"train.batch_stages": 2})
     train_here(World(), config, tmp_path / "alone")
     for size, sharding in ((2, "zero1"), (3, "fsdp"), (4, "zero1")):

@@ -15,9 +15,9 @@ from typing import Any
 import quintic.train
 from quintic.config import Config
 from quintic.console import Console
-from quintic.distributed import World
-from quintic.run import Run, start
-from quintic.runfolder import holds_run
+from quintic.distributed.world import World
+from quintic.run_dir import holds_run
+from quintic.setup import Run, start
 from quintic.train import train
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import (

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import quintic.watchdog
-from quintic.distributed import World
+import quintic.distributed.watchdog
+from quintic.distributed.watchdog import Watchdog
+from quintic.distributed.world import World
 from quintic.model.base import LanguageModel
-from quintic.watchdog import Watchdog
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import (
     assert_tidy,
@@ -125,7 +125,7 @@ def train_slowly(world: World, data: Path, folder: Path) -> None:
             return own(self, *arguments)  # type: ignore[arg-type]
 
         LanguageModel.loss = slow  # type: ignore[method-assign, assignment]
-        vars(quintic.watchdog)["time"] = SimpleNamespace(monotonic=lambda: passes_s[0])
+        vars(quintic.distributed.watchdog)["time"] = SimpleNamespace(monotonic=lambda: passes_s[0])
 
     def everybody(self: Watchdog, store: Any) -> Any:
         """Look when all have posted since the last look."""
@@ -139,7 +139,7 @@ def train_slowly(world: World, data: Path, folder: Path) -> None:
         return found
 
     Watchdog._everybody = everybody  # type: ignore[method-assign]
-    vars(quintic.watchdog)["World"].another_store = lambda self, _: own_store(
+    vars(quintic.distributed.watchdog)["World"].another_store = lambda self, _: own_store(
         self, timedelta(seconds=LAST_BOUND_S)
     )
     changes = {

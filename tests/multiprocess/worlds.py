@@ -84,7 +84,7 @@ def _rank(
     import torch
     import torch.distributed
 
-    from quintic.distributed import connect
+    from quintic.distributed.world import connect
 
     torch.set_num_threads(1)
     try:

@@ -22,9 +22,9 @@ from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.model.build import build_model
 from quintic.optim.baselines import build_baseline
-from quintic.optim.routing import build_optimizers, route_parameters, routing_table
+from quintic.optim.param_groups import assign_parameters, build_optimizers, param_groups_table
 from quintic.report import opening_lines
-from quintic.run import resume, start
+from quintic.setup import resume, start
 from quintic.train import train
 from tests.conftest import tiny_config
 
@@ -160,7 +160,7 @@ def test_the_state_is_named_tensors_that_stay_the_same(matrices: MatrixOptimizer
         shampoo=ShampooConfig(precondition_frequency=2),
     )
     baseline, _ = build_optimizers(
-        model, route_parameters(model, config), config, device=torch.device("cpu")
+        model, assign_parameters(model, config), config, device=torch.device("cpu")
     )
     assert all(p.grad is None for p in model.parameters())
     before = {p: dict(state) for p, state in baseline.state.items()}
@@ -218,8 +218,8 @@ def test_it_learns_and_says_what_runs(
     run = start(tiny_config(tiny_data, changes), tmp_path / "run", Console())
     lines = "\n".join(opening_lines(run))
     assert f"on 12 parameters (24,576 elements), lr {rates[f'optim.{matrices}.lr']}" in lines
-    assert {r.optimizer for r in run.routes if "layers" in r.name} == {matrices}
-    assert routing_table(run.routes).count(f" {matrices} ") == 12
+    assert {r.optimizer for r in run.specs if "layers" in r.name} == {matrices}
+    assert param_groups_table(run.specs).count(f" {matrices} ") == 12
     before = run.loss(*run.loader.batch(0)).item()
     assert train(run, Console())
     after = run.loss(*run.loader.batch(0)).item()

@@ -15,13 +15,13 @@ def test_only_weights_that_the_update_makes_smaller_are_decayed() -> None:
     assert weight.tolist() == [[1.0, -1.0, 2.0, -2.0, 1.0, 0.0]]
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_muons_steps_equal_the_definition_entry_by_entry(normalize: bool) -> None:
+@pytest.mark.parametrize("normuon", [False, True])
+def test_muons_steps_equal_the_definition_entry_by_entry(normuon: bool) -> None:
     lr, decay, scale = 0.02, 0.5, 2.0**0.5  # aspect, of (8, 4)
     random = torch.Generator().manual_seed(0)
     start = torch.randn(8, 4, generator=random, dtype=torch.float64)
     plain, cautious = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    common = {"lr": lr, "scale": "aspect", "ns_dtype": torch.float64, "normalize": normalize}
+    common = {"lr": lr, "scale": "aspect", "ns_dtype": torch.float64, "normuon": normuon}
     without = Muon([plain], **common)  # type: ignore[arg-type]
     with_decay = Muon([cautious], weight_decay=decay, cautious=True, **common)  # type: ignore[arg-type]
     for _ in range(3):

@@ -9,7 +9,7 @@ import torch
 from quintic.config import MatrixOptimizer, ModelConfig, OptimConfig
 from quintic.model.build import build_model, meta_model
 from quintic.optim.memory import state_bytes
-from quintic.optim.routing import build_optimizers, route_parameters
+from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.recipes import get_recipe
 
 needs_library = pytest.mark.skipif(
@@ -34,9 +34,9 @@ def test_the_count_on_the_meta_device_is_what_a_trained_model_holds(
     config, cpu = OptimConfig(matrices=matrices), torch.device("cpu")
     meta, real = meta_model(sizes), build_model(sizes)
     counted = state_bytes(
-        build_optimizers(meta, route_parameters(meta, config), config, device=torch.device("meta"))
+        build_optimizers(meta, assign_parameters(meta, config), config, device=torch.device("meta"))
     )
-    optimizers = build_optimizers(real, route_parameters(real, config), config, device=cpu)
+    optimizers = build_optimizers(real, assign_parameters(real, config), config, device=cpu)
     for _ in range(12):  # past the first renewal of a preconditioner
         for p in real.parameters():
             p.grad = torch.randn_like(p)
@@ -58,8 +58,8 @@ def test_the_count_on_the_meta_device_is_what_a_trained_model_holds(
 def modded(matrices: MatrixOptimizer) -> dict[str, int]:
     config = get_recipe("modded")
     model, optim = meta_model(config.model), replace(config.optim, matrices=matrices)
-    routes = route_parameters(model, optim)
-    return state_bytes(build_optimizers(model, routes, optim, device=torch.device("meta")))
+    specs = assign_parameters(model, optim)
+    return state_bytes(build_optimizers(model, specs, optim, device=torch.device("meta")))
 
 
 def test_muon_and_sgd_hold_one_number_for_each_of_a_matrix_and_adamw_two() -> None:

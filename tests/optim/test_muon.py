@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quintic.optim.muon import Muon, muon_update, update_scale
-from quintic.optim.orthogonalize import POLAR_EXPRESS, newton_schulz
+from quintic.optim.newton_schulz import POLAR_EXPRESS, newton_schulz
 
 SHAPES = [(24, 24), (96, 24), (24, 96), (24, 24)]
 
@@ -136,7 +136,9 @@ def test_update_is_pure_but_for_the_buffer() -> None:
 def test_coefficients_of_the_group_are_those_of_the_update() -> None:
     G = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     p = nn.Parameter(torch.zeros_like(G))
-    muon = Muon([p], lr=1.0, scale="aspect", ns_dtype=torch.float64, coefficients="polar_express")
+    muon = Muon(
+        [p], lr=1.0, scale="aspect", ns_dtype=torch.float64, ns_coefficients="polar_express"
+    )
     p.grad = G
     muon.step()
     direction = (1 + 0.95) * G  # gradient + momentum * buffer in the first step

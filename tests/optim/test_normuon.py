@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from quintic.optim.muon import Muon
+from quintic.optim.newton_schulz import newton_schulz
 from quintic.optim.normuon import normalize_neurons
-from quintic.optim.orthogonalize import newton_schulz
 
 
 def updates(step: int, shape: tuple[int, ...] = (3, 8, 5)) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_the_optimizer_applies_it_to_the_orthogonal_update_with_a_moment_for_eac
     random = torch.Generator().manual_seed(7)
     weights = [torch.randn(6, 4, generator=random, dtype=torch.float64) for _ in range(2)]
     parameters = [nn.Parameter(w.clone()) for w in weights]
-    optimizer = Muon(parameters, lr=0.1, momentum=0.0, scale="aspect", normalize=True, beta2=0.8)
+    optimizer = Muon(parameters, lr=0.1, momentum=0.0, scale="aspect", normuon=True, beta2=0.8)
     moment = torch.zeros(2, 6, 1, dtype=torch.float64)
     expected = torch.stack(weights)
     for _ in range(3):

@@ -17,7 +17,7 @@ from quintic.config import (
 from quintic.console import Console
 from quintic.metrics import read_metrics
 from quintic.model.build import build_model
-from quintic.run import start
+from quintic.setup import start
 from quintic.train import train
 
 STEPS, WARMUP, BATCH, CONTEXT = 6, 3, 8, 32

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from quintic import runfolder
+from quintic import run_dir
 from quintic.checkpoint import checkpoints
 from quintic.cli import main
 from quintic.metrics import read_metrics
@@ -61,7 +61,7 @@ def steps_of(run: Path) -> int:
 
 
 def starts_of(run: Path) -> int:
-    return len(json.loads((run / runfolder.ENVIRONMENT).read_text()))
+    return len(json.loads((run / run_dir.ENVIRONMENT).read_text()))
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def test_ctrl_c_saves_the_runs_and_says_how_to_continue(tiny_data: Path, tmp_pat
     assert sweep.returncode == 130
     assert out.rstrip().endswith("stopped and saved; the same command continues the sweep")
     for run in runs:
-        held = runfolder.lock(run)  # nobody trains in it any more
+        held = run_dir.lock(run)  # nobody trains in it any more
         held.release()
         assert checkpoints(run / "checkpoints")[-1].name == f"step-{steps_of(run):08d}"
     assert [run["outcome"] for run in record_of(tmp_path / "s")["runs"]] == ["unfinished"] * 2
@@ -189,7 +189,7 @@ def test_a_run_that_fails_is_told_of_at_the_end_and_the_best_of_the_others_is_a_
     best = "runs/laptop-sweep/best.json"
     assert f"best    train.batch_tokens=512: quintic train {best}" in said.out
     main(["train", best, "--train.steps", "2"])
-    config = runfolder.read_config(Path("runs/laptop-1"))
+    config = run_dir.read_config(Path("runs/laptop-1"))
     assert (config.recipe, config.train.batch_tokens, config.train.seed) == ("laptop", 512, 1337)
     assert (config.train.steps, config.model.width) == (2, 32)
     capsys.readouterr()
@@ -201,7 +201,7 @@ def test_a_run_that_an_earlier_start_still_trains_is_waited_for_and_not_started_
     tiny_run: Path, tmp_path: Path
 ) -> None:
     """As after the sweep alone was killed: its run goes on, with the log as its output."""
-    config = runfolder.read_config(tiny_run)
+    config = run_dir.read_config(tiny_run)
     run = PlannedRun("run", {}, config)
     with (tmp_path / "run.log").open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
@@ -280,7 +280,7 @@ def test_what_would_fail_in_every_run_is_refused_before_anything_is_written(
 def test_two_sweeps_at_once_in_one_folder_are_refused(
     tiny_data: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    held = runfolder.lock(tmp_path)
+    held = run_dir.lock(tmp_path)
     try:
         message = refusal(sweep_of(tiny_data, *VARY, "--out", str(tmp_path)), capsys)
     finally:

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from quintic.cli.varying import parse_vary
+from quintic.cli.grid import parse_vary
 from quintic.compare.figure import style
 from quintic.recipes import get_recipe
 from quintic.sweep.figure import BEST_COLOUR, draw_sweep, loss_limits, smallest_gap

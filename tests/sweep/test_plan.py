@@ -2,7 +2,7 @@
 
 import pytest
 
-from quintic.cli.varying import parse_vary
+from quintic.cli.grid import parse_vary
 from quintic.config import Config, differing_fields, field_types, flatten
 from quintic.errors import QuinticError
 from quintic.recipes import get_recipe

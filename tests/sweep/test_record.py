@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quintic import runfolder
-from quintic.cli.varying import parse_vary
+from quintic import run_dir
+from quintic.cli.grid import parse_vary
 from quintic.errors import QuinticError
 from quintic.metrics import read_metrics
 from quintic.recipes import get_recipe
@@ -24,7 +24,7 @@ def as_begun(folder: Path, of: Plan, *outcomes: Outcome) -> None:
     """A sweep folder on disk, with a run folder for each run."""
     folder.mkdir()
     for run in of.runs:
-        runfolder.create(folder / run.name, run.config, "")
+        run_dir.create(folder / run.name, run.config, "")
     write(folder, of, {run.name: o for run, o in zip(of.runs, outcomes, strict=True)})
 
 
@@ -33,7 +33,7 @@ def test_a_run_counts_as_finished_only_with_its_last_validation_and_its_last_sta
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    run = PlannedRun("run", {}, runfolder.read_config(tiny_run))
+    run = PlannedRun("run", {}, run_dir.read_config(tiny_run))
     metrics = folder / "metrics.jsonl"
     loss = read_metrics(metrics)[-1]["val_loss"]
     assert outcome_in(folder, run) == Outcome("finished", loss)

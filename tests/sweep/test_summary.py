@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from quintic.cli.varying import parse_vary
+from quintic.cli.grid import parse_vary
 from quintic.recipes import get_recipe
 from quintic.sweep.plan import make_plan
 from quintic.sweep.record import Outcome

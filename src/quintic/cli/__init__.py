@@ -17,8 +17,8 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """As `quintic.cli.command.main`, which is imported here: processes that are spawned import what
+    """As `quintic.cli.main.main`, which is imported here: processes that are spawned import what
     the command began with, and need nothing of it."""
-    from quintic.cli.command import main
+    from quintic.cli.main import main
 
     main(arguments)

@@ -20,7 +20,7 @@ def run_compare(command: Compare) -> None:
         _check_out(command.out)
 
     from quintic.compare.comparison import compare
-    from quintic.compare.evidence import sentences
+    from quintic.compare.conclusions import sentences
     from quintic.compare.runs import read_run
     from quintic.compare.table import differences_table, print_table, results_table
     from quintic.console import Console
@@ -46,7 +46,7 @@ def run_compare(command: Compare) -> None:
 
 def _check_out(path: Path) -> None:
     """Raise `QuinticError` where `--out` cannot be written, or holds something else already."""
-    from quintic.runfolder import CONFIG
+    from quintic.run_dir import CONFIG
 
     if path.suffix not in SUFFIXES:
         raise QuinticError(
@@ -86,7 +86,7 @@ def _write(comparison: Comparison, path: Path) -> None:
 
         write_page(comparison, path)
     else:
-        from quintic.compare.evidence import sentences
+        from quintic.compare.conclusions import sentences
 
         found = {**comparison.to_dict(), "evidence": list(sentences(comparison))}
         with replacing(path) as file:

@@ -13,7 +13,7 @@ from quintic.errors import QuinticError
 
 def run_data_fetch(command: DataFetch) -> None:
     from quintic.console import Console, TransferProgress
-    from quintic.data.fetch import fetch
+    from quintic.data.hub.fetch import fetch
 
     console = Console()
     with TransferProgress(console, "fetched") as bar:
@@ -31,9 +31,9 @@ def run_data_fetch(command: DataFetch) -> None:
 
 def run_data_build(command: DataBuild) -> None:
     from quintic.console import BuildProgress, Console
-    from quintic.data.build import build_dataset
-    from quintic.data.buildfolder import SKIPPED_FILE
-    from quintic.data.buildsettings import BuildSettings, default_name
+    from quintic.data.build.folder import SKIPPED_FILE
+    from quintic.data.build.pipeline import build_dataset
+    from quintic.data.build.settings import BuildSettings, default_name
     from quintic.data.manifest import SPLITS
 
     console = Console()
@@ -82,7 +82,7 @@ def run_data_build(command: DataBuild) -> None:
 
 def run_data_push(command: DataPush) -> None:
     from quintic.console import Console, TransferProgress
-    from quintic.data.push import push
+    from quintic.data.hub.push import push
 
     console = Console()
     with TransferProgress(console, "pushed") as bar:
@@ -102,7 +102,7 @@ def run_data_info(command: DataInfo) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from quintic.data.check import describe_dataset
+    from quintic.data.verify import describe_dataset
 
     info = describe_dataset(command.path, command.tokenizer)
     if command.json:
@@ -137,7 +137,7 @@ def run_data_info(command: DataInfo) -> None:
 
 def run_data_check(command: DataCheck) -> None:
     from quintic.console import Console
-    from quintic.data.check import check_dataset
+    from quintic.data.verify import check_dataset
 
     console = Console()
     progress = None if command.json else console.stage

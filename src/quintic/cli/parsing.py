@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg, subcommand
 
-from quintic.cli.complaints import explain, value_of
+from quintic.cli.errors import explain, value_of
 from quintic.cli.options import (
     DEFAULT_RECIPE,
     Compare,
@@ -96,7 +96,7 @@ def _continues(arguments: list[str]) -> bool:
     if out is None:
         asks = "a restart by torchrun" if restarted else "--auto-resume"
         raise QuinticError(f"{asks} continues the run in --out: name its folder with --out")
-    from quintic.runfolder import holds_run
+    from quintic.run_dir import holds_run
 
     return holds_run(Path(out))
 
@@ -107,7 +107,7 @@ def _train_defaults(arguments: list[str]) -> Train:
     if resumed is None and _continues(arguments):
         resumed = value_of("--out", arguments)
     if resumed is not None and resumed != "None":
-        from quintic.runfolder import read_config
+        from quintic.run_dir import read_config
 
         config = read_config(Path(resumed))
         if named is not None and (recipe := _name_of(named)) != config.recipe:

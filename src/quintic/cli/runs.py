@@ -17,7 +17,7 @@ from quintic.errors import QuinticError
 from quintic.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from quintic.distributed import World
+    from quintic.distributed.world import World
 
 
 def run_train(command: Train, arguments: Sequence[str]) -> None:
@@ -28,8 +28,8 @@ def run_train(command: Train, arguments: Sequence[str]) -> None:
     if command.resume is not None and command.out is not None:
         raise QuinticError("--resume continues in its own folder: leave --out away")
     if command.procs is not None and "RANK" not in os.environ:
-        from quintic.launch import launch, process_count
-        from quintic.runfolder import default_folder
+        from quintic.distributed.launch import launch, process_count
+        from quintic.run_dir import default_folder
 
         if command.resume is None and command.out is None:
             # Chosen here, so that all processes and their restarts have the same.
@@ -38,8 +38,8 @@ def run_train(command: Train, arguments: Sequence[str]) -> None:
         raise SystemExit(code)
 
     from quintic.device import choose_device
-    from quintic.distributed import connect, first_failure_speaks, launched_size
-    from quintic.interrupt import stop_with_launcher
+    from quintic.distributed.signals import stop_with_launcher
+    from quintic.distributed.world import connect, first_failure_speaks, launched_size
 
     if launched_size() > 1:
         stop_with_launcher()
@@ -52,8 +52,8 @@ def _train_here(command: Train, world: World) -> None:
     """This process's part of a run."""
     from quintic.console import Console
     from quintic.report import closing_lines, opening_lines
-    from quintic.run import resume, start
-    from quintic.runfolder import default_folder
+    from quintic.run_dir import default_folder
+    from quintic.setup import resume, start
     from quintic.train import train
 
     config = Config(
@@ -64,7 +64,7 @@ def _train_here(command: Train, world: World) -> None:
         train=command.train,
     )
     console = Console(quiet=not world.is_main)
-    if len(set(world.gather_objects(command.resume is not None))) > 1:
+    if len(set(world.all_gather_object(command.resume is not None))) > 1:
         # Each node's torchrun counts its own restarts, and none where a node comes back.
         raise QuinticError(
             "some processes would continue a run and others begin one: give all of them "
@@ -98,7 +98,7 @@ def run_evaluate(command: Evaluate) -> None:
     from quintic.data.loader import validation_batches
     from quintic.evaluate import validation_loss
     from quintic.report import score_lines
-    from quintic.run import load_trained
+    from quintic.setup import load_trained
 
     console = Console()
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
@@ -119,7 +119,7 @@ def run_evaluate(command: Evaluate) -> None:
 def run_generate(command: Generate) -> None:
     from quintic.console import Console
     from quintic.generate import check_sampling, generate_ids, stream_text
-    from quintic.run import load_trained
+    from quintic.setup import load_trained
 
     check_sampling(
         tokens=command.tokens,

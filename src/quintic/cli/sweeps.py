@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintic.cli.grid import parse_vary
 from quintic.cli.options import Sweep
-from quintic.cli.varying import parse_vary
 from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.sweep.plan import Plan, PlannedRun, make_plan
@@ -33,7 +33,7 @@ def run_sweep(command: Sweep) -> None:
     folder = command.out or Path("runs") / f"{command.recipe}-sweep"
 
     from quintic.console import Console
-    from quintic.runfolder import lock
+    from quintic.run_dir import lock
     from quintic.sweep.record import begin
 
     console = Console()
@@ -54,7 +54,7 @@ def _check_runs(plan: Plan, console: Console) -> None:
     """
     from quintic.config import resolve_vocabulary
     from quintic.device import choose_device, compute_dtype
-    from quintic.run import open_data
+    from quintic.setup import open_data
 
     vocabulary = open_data(plan.base, console).vocab_size
     for run in plan.runs:

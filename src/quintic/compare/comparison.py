@@ -15,7 +15,7 @@ from quintic.compare.groups import (
     differing_settings,
     group_runs,
 )
-from quintic.compare.lengths import Lengths, compare_lengths
+from quintic.compare.matched_loss import Lengths, compare_lengths
 from quintic.compare.record import AXES, Axis, RunRecord
 from quintic.compare.statistics import (
     BelowTarget,

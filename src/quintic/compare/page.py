@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quintic.compare.comparison import Comparison
-from quintic.compare.evidence import sentences
+from quintic.compare.conclusions import sentences
 from quintic.compare.figure import AXIS_LABELS, caption, legend_text, style
 from quintic.compare.record import AXES
 from quintic.compare.table import Table, differences_table, results_table

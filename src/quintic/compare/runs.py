@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from quintic import runfolder
+from quintic import run_dir
 from quintic.compare.logs import read_log
 from quintic.compare.record import Data, Point, RunRecord
 from quintic.config import EMBEDDED, Config, flatten
@@ -29,7 +29,7 @@ def read_run(path: Path, *, batch_tokens: int | None = None) -> RunRecord:
 
 
 def _read_folder(folder: Path) -> RunRecord:
-    config = runfolder.read_config(folder)
+    config = run_dir.read_config(folder)
     path = folder / METRICS
     records = read_metrics(path)
     points: list[Point] = []
@@ -99,7 +99,7 @@ def _optimizer_share(path: Path, records: list[Record]) -> float | None:
 def _environment(folder: Path) -> dict[str, Any]:
     """The newest entry of `environment.json`; what it lacks is merely not shown."""
     with contextlib.suppress(OSError, ValueError):
-        starts = json.loads((folder / runfolder.ENVIRONMENT).read_text())
+        starts = json.loads((folder / run_dir.ENVIRONMENT).read_text())
         if isinstance(starts, list) and starts and isinstance(starts[-1], dict):
             return starts[-1]
     return {}

@@ -8,13 +8,6 @@ enough to run it again. Nothing here knows tensors, files or devices.
 
 from quintic.config.batches import BatchSizes
 from quintic.config.data import EMBEDDED, DataConfig
-from quintic.config.fields import (
-    differing_fields,
-    field_types,
-    flatten,
-    nearest_name,
-    unknown_field,
-)
 from quintic.config.model import GPT_SWITCHES, ModelConfig
 from quintic.config.optim import (
     MOMENTUM_START,
@@ -28,8 +21,15 @@ from quintic.config.optim import (
     SOAPConfig,
 )
 from quintic.config.resolve import resolve_eot, resolve_vocabulary
+from quintic.config.run import Config
+from quintic.config.schema import (
+    differing_fields,
+    field_types,
+    flatten,
+    nearest_name,
+    unknown_field,
+)
 from quintic.config.train import Precision, TrainConfig
-from quintic.config.whole import Config
 
 __all__ = [
     "EMBEDDED",

@@ -10,7 +10,7 @@ from quintic.config.checks import not_negative, one_of, positive, require
 GPT_SWITCHES = (
     *("positions", "norm", "activation", "init", "qk_norm"),  # ablations
     *("tied_head", "logit_softcap", "embed_norm"),  # techniques of the speedrun
-    *("value_embeddings", "embed_shortcut", "unet_skips", "window", "window_start"),
+    *("value_embeddings", "x0_skip", "unet_skips", "window", "window_start"),
     "document_mask",
 )
 """Fields of `ModelConfig` that take a part of the modernised GPT away or add a technique to it;
@@ -52,7 +52,7 @@ class ModelConfig:
     value_embeddings: int = 0
     """Tables of token embeddings mixed into attention values: of the first so many layers, and
     again of the last; at most half of the layers."""
-    embed_shortcut: bool = False
+    x0_skip: bool = False
     """Mix the embedded tokens into the input of every layer, with learned scalars."""
     unet_skips: bool = False
     """Add the outputs of the first half of the layers to the inputs of the second, from the inside
@@ -125,7 +125,7 @@ class ModelConfig:
     @property
     def has_scalars(self) -> bool:
         """Whether there are learned scalars, which weigh shortcuts."""
-        return self.value_embeddings > 0 or self.embed_shortcut or self.unet_skips
+        return self.value_embeddings > 0 or self.x0_skip or self.unet_skips
 
     @property
     def head_width(self) -> int:

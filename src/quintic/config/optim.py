@@ -30,7 +30,7 @@ class MuonConfig:
     aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate."""
     ns_steps: int = 5
     """Newton-Schulz iterations."""
-    coefficients: Literal["quintic", "polar_express"] = "quintic"
+    ns_coefficients: Literal["quintic", "polar_express"] = "quintic"
     """Of Newton-Schulz: quintic, the original's, the same in every iteration; polar_express, a
     sequence of eight, of which fewer iterations use the first and more repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
@@ -38,17 +38,17 @@ class MuonConfig:
     kernel: Literal["auto", "torch", "triton"] = "auto"
     """Products of Newton-Schulz: torch; triton, a kernel for GPUs that computes half of what is
     symmetric; auto: torch, until the kernel has been measured."""
-    normalize: bool = False
+    normuon: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""
     beta2: float = 0.95
-    """Decay of NorMuon's second moment; used with normalize only."""
+    """Decay of NorMuon's second moment; used with normuon only."""
     weight_decay: float = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
     cautious: bool = False
     """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
-        one_of("optim.muon", self, "scale", "coefficients", "ns_dtype", "kernel")
+        one_of("optim.muon", self, "scale", "ns_coefficients", "ns_dtype", "kernel")
         positive("optim.muon", self, "lr", "ns_steps")
         not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
         fraction("optim.muon", self, "momentum", "beta2")

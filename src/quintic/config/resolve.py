@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quintic.config.checks import require
-from quintic.config.whole import Config
+from quintic.config.run import Config
 from quintic.errors import QuinticError
 
 

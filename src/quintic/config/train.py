@@ -43,7 +43,7 @@ class TrainConfig:
     loss: Literal["chunked", "plain", "fused"] = "chunked"
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
     chunked with a Triton kernel, for GPUs."""
-    predict_tokens: int = 1
+    mtp_tokens: int = 1
     """Tokens that each position predicts in training, the next one included; the further ones fade
     one after another, and of as many equal parts of the run the last is of the next alone."""
     float8_head: bool = False
@@ -56,9 +56,9 @@ class TrainConfig:
     cuda_graphs: bool = False
     """Replay each micro-batch as a CUDA graph, for models so small that launching their kernels
     takes longer than running them. Needs compile, and one process."""
-    cast_once: bool = False
+    cache_bf16_weights: bool = False
     """Cast the blocks' weights to the compute precision once a step, not once a micro-batch."""
-    upload: Literal["auto", "ahead", "inline"] = "auto"
+    prefetch_to_gpu: Literal["auto", "on", "off"] = "auto"
     """Batches go to a GPU ahead, while the one before is computed, or inline with each
     micro-batch; auto: ahead on CUDA."""
     eval_every: int = 125
@@ -75,14 +75,16 @@ class TrainConfig:
     """Write TensorBoard events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        one_of("train", self, "device", "precision", "loss", "sharding", "attention", "upload")
+        one_of(
+            "train", self, "device", "precision", "loss", "sharding", "attention", "prefetch_to_gpu"
+        )
         positive(
             "train",
             self,
             "steps",
             "batch_tokens",
             "batch_stages",
-            "predict_tokens",
+            "mtp_tokens",
             "micro_batch",
             "eval_every",
             "eval_tokens",
@@ -102,14 +104,14 @@ class TrainConfig:
             "--train.compile, or another --train.attention",
         )
         require(
-            self.predict_tokens <= self.steps,
-            f"train.predict_tokens is {self.predict_tokens} and train.steps {self.steps}: each "
+            self.mtp_tokens <= self.steps,
+            f"train.mtp_tokens is {self.mtp_tokens} and train.steps {self.steps}: each "
             "number of tokens has a part of the run, so predict fewer or train longer",
         )
         require(
-            self.sharding != "fsdp" or not self.cast_once,
-            "train.cast_once keeps whole weights in two precisions, and train.sharding fsdp has "
-            "no whole ones: use --train.sharding zero1, or --train.no-cast-once",
+            self.sharding != "fsdp" or not self.cache_bf16_weights,
+            "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding fsdp has "
+            "no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
         )
         require(
             0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"

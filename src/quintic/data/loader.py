@@ -159,7 +159,7 @@ def _windows(stream: TokenStream, start: int, count: int, context: int) -> Batch
 
 
 class Mover(Protocol[Moving]):
-    """Moves batches to where they are computed with, see `quintic.data.upload`."""
+    """Moves batches to where they are computed with, see `quintic.data.prefetch`."""
 
     def begin(self, batch: Batch) -> Moving:
         """Start; called by the thread that prepares batches."""

@@ -93,7 +93,7 @@ def symmetric_polynomial(A_nRR: Tensor, b: float, c: float) -> Tensor:
 
 
 def gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
-    """`quintic.optim.orthogonalize.gram_polynomial`: b A + c A A for A = X X^T, of each matrix."""
+    """`quintic.optim.newton_schulz.gram_polynomial`: b A + c A A for A = X X^T, of each matrix."""
     B_nRR: Tensor = _gram_polynomial(X_nRC, b, c)
     return B_nRR
 

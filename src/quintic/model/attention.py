@@ -1,6 +1,6 @@
 """Softmax attention, and which positions a token sees: the past, a window of it, its document.
 
-What a window or a document is, is defined by `sees` alone. As a mask of every pair of positions it
+What a window or a document is, is defined by `mask_mod` alone. As a mask of every pair of positions it
 is the plain reference: all pairs are computed and the hidden ones left out, so a window saves
 nothing. As a mask of blocks, for `train.attention flex`, what is hidden as a whole block is never
 computed (https://arxiv.org/abs/2412.05496).
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-Visible = Tensor | BlockMask
+AttentionMask = Tensor | BlockMask
 """What queries see: [B or 1, 1, T, S], true where a query sees a key; or the same by blocks."""
 
 
 def attend(
-    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visible | None = None
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: AttentionMask | None = None
 ) -> Tensor:
     """Attention with softmax scale 1/sqrt(K); the queries are the last T of S positions.
 
@@ -40,7 +40,7 @@ def attend(
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=time == seen)
 
 
-def sees(
+def mask_mod(
     tokens_BS: Tensor, *, window: int | Tensor | None, eot_id: int | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Whether, in a row and head, the token at one position (the query) sees that at another.
@@ -65,7 +65,7 @@ def sees(
     return of
 
 
-def visible_positions(
+def attention_mask(
     tokens_BS: Tensor, time: int, *, window: int | Tensor | None, eot_id: int | None
 ) -> Tensor:
     """What the last `time` of S positions see, pair by pair."""
@@ -74,17 +74,17 @@ def visible_positions(
     row_B111 = torch.arange(B if eot_id is not None else 1, device=tokens_BS.device)
     row_B111 = row_B111[:, None, None, None]
     head_111 = key_S.new_zeros((1, 1, 1))
-    visible = sees(tokens_BS, window=window, eot_id=eot_id)
+    visible = mask_mod(tokens_BS, window=window, eot_id=eot_id)
     return visible(row_B111, head_111, key_S[-time:, None], key_S).view(len(row_B111), 1, time, S)
 
 
-def visible_blocks(
+def attention_block_mask(
     tokens_BT: Tensor, *, window: int | Tensor | None, eot_id: int | None
 ) -> BlockMask:
     """The same of all positions of new sequences, by blocks of 128 queries and 128 keys."""
     B, T = tokens_BT.shape
     return create_block_mask(
-        sees(tokens_BT, window=window, eot_id=eot_id),
+        mask_mod(tokens_BT, window=window, eot_id=eot_id),
         B if eot_id is not None else None,
         None,
         T,

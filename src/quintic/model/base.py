@@ -17,18 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.ahead import targets_ahead
 from quintic.model.attention import mean_visible
-from quintic.model.casts import use_cast
 from quintic.model.head import logits_of
 from quintic.model.loss import CrossEntropy
+from quintic.model.multi_token import mtp_targets
+from quintic.model.weight_cache import use_cached
 
 
 class Linear(nn.Linear):
     """`nn.Linear` with float32 master weights, computed in the precision of its input."""
 
     cast: Tensor | None
-    """The weight in that precision, where `quintic.model.casts` keeps it."""
+    """The weight in that precision, where `quintic.model.weight_cache` keeps it."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -36,7 +36,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.weight.to(x.dtype) if self.cast is None else use_cast(self.weight, self.cast)
+        weight = (
+            self.weight.to(x.dtype) if self.cast is None else use_cached(self.weight, self.cast)
+        )
         return F.linear(x, weight, bias)
 
 
@@ -103,7 +105,7 @@ class LanguageModel(nn.Module, ABC):
     block_masks = False
     """With `train.attention flex`: what a token sees is a mask of blocks, but in generation."""
     token_weights: Tensor | None
-    """After `predict_ahead`: the weight of each token in this step."""
+    """After `predict_tokens_ahead`: the weight of each token in this step."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -136,25 +138,25 @@ class LanguageModel(nn.Module, ABC):
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats per token, a scalar.
 
-        After `predict_ahead`, where there is a gradient, the weighted mean of that and of those of
+        After `predict_tokens_ahead`, where there is a gradient, the weighted mean of that and of those of
         further tokens; validation is of the next token alone.
         """
         x_ND = self.features(inputs_BT).flatten(0, 1)
         targets, weights_M = targets_BT.flatten(), None
         if self.token_weights is not None and torch.is_grad_enabled():
-            targets = targets_ahead(targets_BT, len(self.token_weights))
+            targets = mtp_targets(targets_BT, len(self.token_weights))
             weights_M = self.token_weights
         return self.cross_entropy(
             x_ND, self.head_weight, targets, self.config.logit_softcap, weights_M
         )
 
-    def predict_ahead(self, tokens: int) -> None:
+    def predict_tokens_ahead(self, tokens: int) -> None:
         """Let each position predict so many tokens in training, the next one included."""
         weights = torch.full((tokens,), 1 / tokens)
         self.register_buffer("token_weights", weights, persistent=False)
 
     def set_token_weights(self, weights: Sequence[float]) -> None:
-        """Give the tokens of `predict_ahead` their weights in a step, in place as `set_window`."""
+        """Give the tokens of `predict_tokens_ahead` their weights in a step, in place as `set_window`."""
         if self.token_weights is not None:
             # One number at a time: copying a list to a GPU would make the host wait.
             for place, weight in zip(self.token_weights, weights, strict=True):

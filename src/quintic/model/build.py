@@ -24,7 +24,7 @@ def build_model(
     compute_dtype: torch.dtype = torch.float32,
     loss: str = "chunked",
     float8_head: bool = False,
-    predict_tokens: int = 1,
+    mtp_tokens: int = 1,
     block_masks: bool = False,
 ) -> LanguageModel:
     """A model with freshly drawn weights, on the CPU.
@@ -38,8 +38,8 @@ def build_model(
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         model = ARCHITECTURES[config.architecture](config, compute_dtype, cross_entropy)
     model.block_masks = block_masks
-    if predict_tokens > 1:
-        model.predict_ahead(predict_tokens)
+    if mtp_tokens > 1:
+        model.predict_tokens_ahead(mtp_tokens)
     return model.double() if compute_dtype is torch.float64 else model
 
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintic.model.ahead import shares_of
 from quintic.model.head import Float8Products, HeadProducts, Products, logits_of
+from quintic.model.multi_token import target_weights
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**30}
 """Logits of one chunk: on a CPU few, for its cache; on a GPU 21,344 tokens of GPT-2's vocabulary,
@@ -216,7 +216,7 @@ def torch_cross_entropy_(
     capped_CV = logits_of(logits_CV, softcap)
     log_p_CV = F.log_softmax(capped_CV, dim=-1)
     weights_M = log_p_CV.new_ones(1) if weights_M is None else weights_M
-    targets_CM, shares_CM = shares_of(targets_CM, weights_M)
+    targets_CM, shares_CM = target_weights(targets_CM, weights_M)
     losses_C.copy_(-(log_p_CV.gather(1, targets_CM) * shares_CM).sum(1))
     if grad_CV is not None:
         p_CV = log_p_CV.exp_().mul_(shares_CM.sum(1, keepdim=True))

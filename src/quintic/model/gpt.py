@@ -25,15 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
-from quintic.model.attention import Visible, attend, visible_blocks, visible_positions
+from quintic.model.attention import AttentionMask, attend, attention_block_mask, attention_mask
 from quintic.model.base import Head, KVCache, LanguageModel, Linear
 from quintic.model.loss import CrossEntropy
-from quintic.model.shortcuts import (
+from quintic.model.skips import (
     ValueEmbeddings,
-    embed_shortcut,
     unet_skips,
     value_mix,
     value_table,
+    x0_skip,
 )
 
 ROTARY_BASE = 10_000.0
@@ -112,14 +112,14 @@ Positions = Rotary | LearnedPositions
 """Two places where positions can enter: `add` at the embedding, `turn` at queries and keys."""
 
 
-class Pass(NamedTuple):
+class ForwardContext(NamedTuple):
     """What all blocks of a forward pass share."""
 
     positions: Positions
     cache: KVCache | None
     dtype: torch.dtype
     """Of matrix products."""
-    visible: Visible | None
+    visible: AttentionMask | None
     """Which positions see which; None: each all earlier ones."""
     x0_BTD: Tensor | None
     """The first block's input, where each has a shortcut to it."""
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         x_BHTK: Tensor = x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return x_BHTK
 
-    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: Pass) -> Tensor:
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: ForwardContext) -> Tensor:
         start = 0 if shared.cache is None else shared.cache.length
         q_BHTK, k_BHTK, v_BHTK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
         if value_BTD is not None:
@@ -177,13 +177,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.shortcut = embed_shortcut() if config.embed_shortcut else None
+        self.shortcut = x0_skip() if config.x0_skip else None
         self.attention_norm = NORMS[config.norm](config.width)
         self.attention = Attention(config, layer)
         self.mlp_norm = NORMS[config.norm](config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: Pass) -> Tensor:
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, shared: ForwardContext) -> Tensor:
         if self.shortcut is not None:
             x_BTD = self.shortcut(x_BTD, shared.x0_BTD)
         normed_BTD = self.attention_norm(x_BTD).to(shared.dtype)
@@ -251,24 +251,24 @@ class GPT(LanguageModel):
         if self.config.value_embeddings:
             nn.init.uniform_(self.value_embed.weight, -bound, bound)
 
-    def visible(self, tokens_BT: Tensor, cache: KVCache | None) -> Visible | None:
+    def visible(self, tokens_BT: Tensor, cache: KVCache | None) -> AttentionMask | None:
         """The mask of all layers, where there is more to hide than what is later."""
         config = self.config
         assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
         window = config.window if config.window_start is None else self.window
         if self.block_masks and cache is None:
-            return visible_blocks(tokens_BT, window=window, eot_id=config.eot_id)
+            return attention_block_mask(tokens_BT, window=window, eot_id=config.eot_id)
         if config.window is None and not config.document_mask:
             return None
         tokens_BS = tokens_BT if cache is None else cache.append_tokens(tokens_BT)
-        return visible_positions(tokens_BS, tokens_BT.shape[1], window=window, eot_id=config.eot_id)
+        return attention_mask(tokens_BS, tokens_BT.shape[1], window=window, eot_id=config.eot_id)
 
     def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         config, start = self.config, 0 if cache is None else cache.length
         x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), start))
-        x0_BTD = x_BTD if config.embed_shortcut else None
+        x0_BTD = x_BTD if config.x0_skip else None
         visible = self.visible(tokens_BT, cache)
-        shared = Pass(self.positions, cache, self.compute_dtype, visible, x0_BTD)
+        shared = ForwardContext(self.positions, cache, self.compute_dtype, visible, x0_BTD)
         values: list[Tensor | None] = [None] * config.layers
         if config.value_embeddings:
             values = self.value_embed(tokens_BT, self.compute_dtype)

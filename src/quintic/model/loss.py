@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintic.model.ahead import NO_TOKEN, shares_of
 from quintic.model.fused_loss import fused_cross_entropy, operands
 from quintic.model.head import logits_of
+from quintic.model.multi_token import NO_TOKEN, target_weights
 
 
 class CrossEntropy(Protocol):
     """Mean cross-entropy of `softmax(x @ weight.T)` against targets [N], as a scalar in nats.
 
-    With `weights_M` the targets are [N, M], as `quintic.model.ahead` makes them, and it is the sum
+    With `weights_M` the targets are [N, M], as `quintic.model.multi_token` makes them, and it is the sum
     of M cross-entropies times these weights; each is added up over the targets that there are and
     divided by N, as a mean over whole sequences.
     """
@@ -108,7 +108,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             x_CD, targets_CM = x_ND[rows], targets_NM[rows]
             shares_CM = None  # of each target in the gradient; None: all of it is the one's
             if weights_M is not None:
-                targets_CM, shares_CM = shares_of(targets_CM, weights_M)
+                targets_CM, shares_CM = target_weights(targets_CM, weights_M)
             logits_CV = logits_of(x_CD @ head_VD.T, softcap)
             slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
             log_p_CV = F.log_softmax(logits_CV, dim=-1)

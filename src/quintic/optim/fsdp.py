@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from quintic.distributed import World, local_rows
+from quintic.distributed.world import World, local_rows
 from quintic.model.base import LanguageModel
 from quintic.optim.muon import Orthogonalize
-from quintic.optim.routing import Route
-from quintic.optim.sharding import row_range
-from quintic.optim.update import BuildOptimizers, Update, clip_shards
+from quintic.optim.param_groups import ParamSpec
+from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
+from quintic.optim.zero1 import row_range
 
 
 def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class WholeAtOwners:
     def norm(self, part_nlc: Tensor) -> Tensor:
         """The Frobenius norm of each whole matrix, [n, 1, 1]."""
         squares_n11 = part_nlc.square().sum(dim=(-2, -1), keepdim=True)
-        return self._world.sum(squares_n11).sqrt()
+        return self._world.all_reduce(squares_n11).sqrt()
 
     def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
         """Apply `function` to n matrices of `rows` rows; l of each are here and come back."""
@@ -61,32 +61,32 @@ class WholeAtOwners:
         each, most = -(-n // size), -(-rows // size)
         # Padded to N * each matrices of N * most rows, so that all messages have one size.
         padded = F.pad(part_nlc, (0, 0, 0, most - here, 0, size * each - n))
-        received = self._world.exchange(padded.view(size, each * most * columns).contiguous())
+        received = self._world.all_to_all(padded.view(size, each * most * columns).contiguous())
         # [from rank, matrix, its rows, c] -> [matrix, rows of all ranks, c]
         whole_erc = received.view(size, each, most, columns).transpose(0, 1).flatten(1, 2)[:, :rows]
         done_erc = F.pad(function(whole_erc), (0, 0, 0, size * most - rows))
         back = done_erc.view(each, size, most, columns).transpose(0, 1).contiguous()
-        returned = self._world.exchange(back.view(size, -1))
+        returned = self._world.all_to_all(back.view(size, -1))
         return returned.view(size * each, most, columns)[:n, :here]
 
 
-class FsdpUpdate(Update):
+class FsdpStepper(Stepper):
     """Updates this rank's rows; FSDP has summed their gradients in the last backward pass."""
 
     def __init__(
         self,
         model: LanguageModel,
-        routes: Sequence[Route],
+        specs: Sequence[ParamSpec],
         build: BuildOptimizers,
         world: World,
     ) -> None:
         self._model, self._world = model, world
         self._parameters = dict(model.named_parameters())
         self._shards = {name: nn.Parameter(local_rows(p)) for name, p in self._parameters.items()}
-        here = [route for route in routes if _takes_part(route, world)]
+        here = [spec for spec in specs if _takes_part(spec, world)]
         self.optimizers = build(self._shards, here)
 
-    def expect(self, last: bool) -> None:
+    def set_requires_gradient_sync(self, last: bool) -> None:
         """Gradients accumulate unreduced until the last pass."""
         model = self._model
         assert isinstance(model, FSDPModule)
@@ -110,7 +110,7 @@ class FsdpUpdate(Update):
         return norm
 
 
-def _takes_part(route: Route, world: World) -> bool:
+def _takes_part(spec: ParamSpec, world: World) -> bool:
     """Muon needs every rank for its exchange; other optimizers only those that have rows."""
-    start, stop = row_range(route.shape[0], world.rank, world.size)
-    return route.optimizer == "muon" or stop > start
+    start, stop = row_range(spec.shape[0], world.rank, world.size)
+    return spec.optimizer == "muon" or stop > start

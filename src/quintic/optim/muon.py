@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from quintic.optim.cautious import decay_cautiously
-from quintic.optim.normuon import frobenius_norm, normalize_neurons
-from quintic.optim.orthogonalize import (
+from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     GramPolynomial,
     gram_polynomial,
     newton_schulz,
 )
+from quintic.optim.normuon import frobenius_norm, normalize_neurons
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
@@ -84,7 +84,7 @@ def muon_update(
     nesterov: bool,
     ns_steps: int,
     ns_dtype: torch.dtype,
-    coefficients: str = "quintic",
+    ns_coefficients: str = "quintic",
     polynomial: GramPolynomial = gram_polynomial,
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -99,7 +99,7 @@ def muon_update(
     orthogonalize = partial(
         newton_schulz,
         steps=ns_steps,
-        coefficients=COEFFICIENTS[coefficients],
+        coefficients=COEFFICIENTS[ns_coefficients],
         polynomial=polynomial,
     )
     direction_nrc = direction_nrc.to(ns_dtype)
@@ -134,8 +134,8 @@ class Muon(torch.optim.Optimizer):
         cautious: bool = False,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.float32,
-        coefficients: str = "quintic",
-        normalize: bool = False,
+        ns_coefficients: str = "quintic",
+        normuon: bool = False,
         beta2: float = 0.95,
         compile: bool = False,
         polynomial: GramPolynomial = gram_polynomial,
@@ -150,8 +150,8 @@ class Muon(torch.optim.Optimizer):
             "cautious": cautious,
             "ns_steps": ns_steps,
             "ns_dtype": ns_dtype,
-            "coefficients": coefficients,
-            "normalize": normalize,
+            "ns_coefficients": ns_coefficients,
+            "normuon": normuon,
             "beta2": beta2,
         }
         super().__init__(params, defaults)
@@ -175,7 +175,7 @@ class Muon(torch.optim.Optimizer):
             for start in range(0, len(same), most):
                 stack = same[start : start + most]
                 buffer_nrc = torch.stack([torch.zeros_like(p) for p in stack])
-                second_moment_nr1 = buffer_nrc[..., :1].clone() if group["normalize"] else None
+                second_moment_nr1 = buffer_nrc[..., :1].clone() if group["normuon"] else None
                 for i, p in enumerate(stack):
                     self.state[p]["momentum"] = buffer_nrc[i]
                     if second_moment_nr1 is not None:
@@ -200,7 +200,7 @@ class Muon(torch.optim.Optimizer):
                 nesterov=group["nesterov"],
                 ns_steps=group["ns_steps"],
                 ns_dtype=group["ns_dtype"],
-                coefficients=group["coefficients"],
+                ns_coefficients=group["ns_coefficients"],
                 polynomial=self._polynomial,
                 on_whole=None if self._whole is None else partial(self._whole.apply, rows=rows),
             )

@@ -110,6 +110,6 @@ def scheduled(config: Config, step: int) -> Scheduled:
         ),
         batch_sequences=config.batches.at(step),
         token_weights=token_weights_at(
-            step, steps=config.train.steps, tokens=config.train.predict_tokens
+            step, steps=config.train.steps, tokens=config.train.mtp_tokens
         ),
     )

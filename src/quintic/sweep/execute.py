@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
-from quintic.data.cores import available_cores
+from quintic.cores import available_cores
+from quintic.distributed.signals import GracefulShutdown
 from quintic.files import write_json
-from quintic.interrupt import StopRequest
 from quintic.sweep.plan import Plan, PlannedRun
 from quintic.sweep.record import Outcome, Outcomes, outcome_in
 
@@ -140,7 +140,7 @@ def execute(
     waiting = deque(run for run in plan.runs if not outcomes[run.name].final)
     going: list[Job] = []
     told = False
-    with StopRequest() as stop:
+    with GracefulShutdown() as stop:
         try:
             while waiting or going:
                 if stop.requested and not told:

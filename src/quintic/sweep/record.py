@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from quintic import runfolder
+from quintic import run_dir
 from quintic.checkpoint import folder_name
 from quintic.compare.runs import read_run
 from quintic.config import Config, differing_fields
@@ -64,7 +64,7 @@ def outcome_in(folder: Path, run: PlannedRun) -> Outcome:
     if record.diverged_at is not None:
         return Outcome("diverged", message=f"the loss is not finite at step {record.diverged_at}")
     # A run that was killed after its last validation still has to save its last state.
-    whole = (folder / runfolder.CHECKPOINTS / folder_name(steps)).is_dir()
+    whole = (folder / run_dir.CHECKPOINTS / folder_name(steps)).is_dir()
     if record.final_loss is None or not whole:
         return Outcome()
     return Outcome("finished", record.final_loss)
@@ -88,7 +88,7 @@ def begin(folder: Path, plan: Plan) -> Outcomes:
     found = {}
     for run in plan.runs:
         before = recorded.get(run.name, Outcome())
-        if not runfolder.holds_run(folder / run.name):
+        if not run_dir.holds_run(folder / run.name):
             before = Outcome()
         found[run.name] = before if before.final else outcome_in(folder / run.name, run)
     return found

@@ -1,0 +1,229 @@
+"""What the results of a comparison support, in plain sentences, and what they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quintic.compare.comparison import Comparison, Result
+from quintic.compare.matched_loss import Lengths
+from quintic.compare.statistics import ALPHA, CONFIDENCE, MOST_RUNS, POWER, Ratio
+
+
+def sentences(comparison: Comparison) -> Iterator[str]:
+    """One sentence or two for each claim that one could make of these runs."""
+    if comparison.target is not None:
+        for result in comparison.results:
+            yield _below_target(result, comparison.target)
+    if not comparison.comparable:
+        yield "Between the groups nothing is tested: their data differ."
+    else:
+        yield from _against_first(comparison)
+        yield from map(_length, comparison.lengths)
+    if any(len(result.group.counted) == 1 for result in comparison.results):
+        yield (
+            "For a claim, train each with several seeds (--train.seed), 3 at the least; seeds of "
+            "one config are grouped."
+        )
+
+
+def _against_first(comparison: Comparison) -> Iterator[str]:
+    first, *others = comparison.results
+    if not others:
+        what = "one run" if len(first.group.runs) == 1 else "one group"
+        yield f"This is {what}: there is nothing to compare it with."
+        return
+    # With several groups beside the first, a difference by chance is as many times as likely
+    # (Bonferroni).
+    level = ALPHA / len(others)
+    for result in others:
+        yield _difference(result, first, level)
+        if comparison.target is not None:
+            yield _ratio(result, first, comparison, level)
+    if len(others) > 1 and any(r.difference and r.difference.p is not None for r in others):
+        yield (
+            f"With {len(others)} groups beside {first.group.label}, each p is held against "
+            f"{ALPHA:g} / {len(others)} = {level:.2g}."
+        )
+
+
+def _length(lengths: Lengths) -> str:
+    shortest, *_, longest = (group.runs[0].steps_planned for group in lengths.series)
+    wanted, steps = lengths.reference.label, lengths.reference_steps
+    opening = (
+        f"{' / '.join(group.label for group in lengths.series)}, one config for {shortest:,} to "
+        f"{longest:,} steps, against {wanted} ({steps:,} steps)"
+    )
+    if not lengths.pairs:
+        return f"{opening}: no seed is finished on both sides, so their lengths are not compared."
+    if lengths.steps is None or lengths.ratio is None:
+        missed = [
+            f"{count} of {lengths.pairs} seeds even the {which} run ends {where} it"
+            for count, which, where in (
+                (lengths.too_short, "longest", "above"),
+                (lengths.too_long, "shortest", "below"),
+            )
+            if count
+        ]
+        return f"{opening}: of {' and of '.join(missed)}, so no ratio of lengths is given."
+    found = lengths.ratio
+    if found.low is None or found.high is None:
+        evidence = "from one seed, so without an interval"
+    else:
+        evidence = (
+            f"{CONFIDENCE:.0%} interval {found.low:.2f} to {found.high:.2f} over {lengths.pairs} "
+            "seeds, paired"
+        )
+    return (
+        f"{opening}: a run of {lengths.steps:,.0f} steps ends where {wanted} ends, "
+        f"{found.value:.2f} times as many ({evidence})."
+    )
+
+
+def _below_target(result: Result, target: float) -> str:
+    label, seen, test = result.group.label, result.summary, result.below
+    if seen is None or test is None:
+        return f"{label}: {_no_mean(result)}, so nothing is tested against {target:g}."
+    where = "at or below" if seen.mean <= target else "above"
+    if seen.count == 1:
+        return (
+            f"{label} ends at {seen.mean:.4f}, {where} {target:g}, in one run, which has no spread "
+            "to test with."
+        )
+    if test.p is None:
+        return (
+            f"{label}: all {seen.count} runs end at exactly {seen.mean:.4f}, so there is no spread "
+            "to test with; are they one run, copied?"
+        )
+    opening = (
+        f"{label}: the mean of {seen.count} runs is {seen.mean:.4f} ± {seen.error:.4f}, {where} "
+        f"{target:g}, one-sided t-test p = {number(test.p)}"
+    )
+    if test.p < ALPHA:
+        return f"{opening}: significant at {ALPHA:g}, as the speedrun's rules ask."
+    if seen.mean > target:
+        return f"{opening}: the evidence does not support a mean at or below {target:g}."
+    if test.runs_needed is None:
+        return (
+            f"{opening}: not significant at {ALPHA:g}, and so near that {MOST_RUNS:,} runs would "
+            "not be enough."
+        )
+    return (
+        f"{opening}: not significant at {ALPHA:g}. If mean and spread stay as they are, "
+        f"{test.runs_needed - seen.count} more runs, {test.runs_needed} in all, have a chance of "
+        f"{POWER:.0%} to be."
+    )
+
+
+def _difference(result: Result, first: Result, level: float) -> str:
+    label, other, test = result.group.label, first.group.label, result.difference
+    if result.summary is None or first.summary is None:
+        missing = result if result.summary is None else first
+        return f"{label} against {other}: {_no_mean(missing, named=True)}, so nothing is tested."
+    if test is None:
+        return f"{label} against {other}: no seed came to its end in both, so nothing is tested."
+    counts = result.summary.count, first.summary.count
+    if test.pairs is not None:
+        counts = test.pairs, test.pairs
+    amount = f"{abs(test.value):.4f}"
+    direction = "lower" if test.value < 0 else "higher"
+    if min(counts) == 1:
+        what = "one run each" if counts == (1, 1) else f"{counts[0]} and {counts[1]} runs"
+        if test.pairs is not None:
+            what = "one seed that both have"
+        return (
+            f"{label} ends {amount} {direction} than {other}, with {what}: two seeds may differ as "
+            "much, so the evidence supports no claim."
+        )
+    if test.p is None or test.low is None or test.high is None:
+        return (
+            f"{label} ends {amount} {direction} than {other}, and there is no spread to test with."
+        )
+    low, high = sorted((abs(test.low), abs(test.high)))
+    interval = (
+        f"{low:.4f} to {high:.4f} {direction}"
+        if test.low * test.high > 0
+        else f"{test.low:+.4f} to {test.high:+.4f}"
+    )
+    how = f"{counts[0]} and {counts[1]} runs", "Welch's test"
+    if test.pairs is not None:
+        how = f"{test.pairs} seeds, paired", "Student's test"
+    opening = (
+        f"{label} ends {amount} {direction} than {other} in the mean ({how[0]}, "
+        f"{CONFIDENCE:.0%} interval {interval}, {how[1]} p = {number(test.p)})"
+    )
+    if test.p < level:
+        return f"{opening}: the evidence supports that its final loss is {direction}."
+    more = (
+        f"; if means and spreads stay as they are, {test.runs_needed} runs in each group have a "
+        f"chance of {POWER:.0%} to reach p < {ALPHA:g}"
+        if test.runs_needed is not None
+        else ""
+    )
+    return f"{opening}: at {level:.2g} the evidence does not support a difference{more}."
+
+
+def _ratio(result: Result, first: Result, comparison: Comparison, level: float) -> str:
+    label, other, axis = result.group.label, first.group.label, comparison.axis
+    for one in (result, first):
+        reach = one.reach[axis]
+        if reach.mean is None:
+            return (
+                f"No ratio of {axis} between {label} and {other}: {never_reached(one, comparison)}."
+            )
+    found = result.reach[axis].ratio
+    if found is None:
+        return (
+            f"No ratio of {axis} between {label} and {other}: the target is reached before the "
+            "first step."
+        )
+    counts = result.reach[axis].runs, first.reach[axis].runs
+    more = 1 / found.value
+    opening = (
+        f"To reach {comparison.target:g}, {label} takes {found.value:.3f} times the {axis} of "
+        f"{other}{_interval(found)}; {other} takes {more:.3f} times those of {label}"
+        f"{_interval(found, inverse=True)}"
+    )
+    if found.p is None:
+        why = "one run" if min(counts) == 1 else "runs without any spread"
+        return f"{opening}. Of {why} the ratio has no uncertainty to state."
+    if found.p < level:
+        verdict = "fewer" if found.value < 1 else "more"
+        return f"{opening}, p = {number(found.p)}: the evidence supports that it takes {verdict}."
+    return (
+        f"{opening}, p = {number(found.p)}: at {level:.2g} the evidence does not support a "
+        "difference."
+    )
+
+
+def _interval(found: Ratio, *, inverse: bool = False) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    low, high = (1 / found.high, 1 / found.low) if inverse else (found.low, found.high)
+    return f" ({CONFIDENCE:.0%} interval {low:.3f} to {high:.3f})"
+
+
+def never_reached(result: Result, comparison: Comparison) -> str:
+    """That a group did not reach the target, or not all of it, with how near it came."""
+    reach = result.reach[comparison.axis]
+    lowest = min((p.loss for r in result.group.counted for p in r.points), default=None)
+    if reach.values:
+        return (
+            f"{len(reach.values)} of the {reach.runs} runs of {result.group.label} reach "
+            f"{comparison.target:g}"
+        )
+    near = "" if lowest is None else f", its lowest loss is {lowest:.4f}"
+    return f"{result.group.label} does not reach {comparison.target:g}{near}"
+
+
+def _no_mean(result: Result, *, named: bool = False) -> str:
+    whose = f" of {result.group.label}" if named else ""
+    runs = len(result.group.counted)
+    if result.diverged:
+        return f"{len(result.diverged)} of {runs} runs{whose} diverged and have no final loss"
+    which = "the one run" if runs == 1 else f"none of the {runs} runs"
+    return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"
+
+
+def number(p: float) -> str:
+    """A p-value with two digits that count."""
+    return f"{p:.2g}" if p >= 1e-4 else f"{p:.1e}"

@@ -1,0 +1,1 @@
+"""Text to shards: reading documents, tokenizing them, and writing a dataset."""

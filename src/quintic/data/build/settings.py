@@ -1,0 +1,80 @@
+"""What `quintic data build` is asked for: everything that decides about the bytes of a dataset."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from quintic.data.build.chunks import Reading
+from quintic.data.shards import MAX_SHARD_TOKENS
+from quintic.data.tokenizer import GPT2
+from quintic.errors import QuinticError
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What decides about the bytes of a dataset.
+
+    Attributes:
+        inputs: as `find_sources` takes them.
+        name: shards are named NAME_train_000001.bin, NAME_val_000000.bin.
+        field: of JSON objects or parquet columns, the one that holds the text.
+        separator: what stands between the documents of a text file; None if it is one document.
+        tokenizer: "gpt2", the path of a `tokenizer.json`, or "train:SIZE".
+        shard_tokens: tokens of a shard; the last of a split has what is left.
+        val_share: share of the documents that is for validation, 0 to 1.
+        shuffle: seed of a shuffle of the documents; None keeps their order.
+
+    Raises:
+        QuinticError: a value out of its range.
+    """
+
+    inputs: tuple[str, ...]
+    name: str
+    field: str = "text"
+    separator: str | None = None
+    tokenizer: str = GPT2.name
+    shard_tokens: int = 100_000_000
+    val_share: float = 0.01
+    shuffle: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise QuinticError("data build needs an INPUT: a file, a folder or a pattern")
+        if not re.fullmatch(r"[^/\\\s.][^/\\\s]*", self.name):
+            raise QuinticError(
+                f"--name is {self.name!r}: it begins the names of the shards, and must be a word "
+                f"without blanks and slashes"
+            )
+        if not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
+            raise QuinticError(
+                f"--shard-tokens is {self.shard_tokens}: it must be 1 to {MAX_SHARD_TOKENS}"
+            )
+        if not 0 <= self.val_share <= 1:
+            raise QuinticError(f"--val-share is {self.val_share}: it must be 0 to 1")
+        if self.separator == "":
+            raise QuinticError("--separator is empty: leave it out, or name a text")
+        if self.tokenizer.startswith("train:") and self.trained_size is None:
+            raise QuinticError(
+                f"--tokenizer is {self.tokenizer!r}: a new vocabulary is asked for as train:SIZE, "
+                f"such as train:16384"
+            )
+        if self.trained_size is not None and self.val_share == 1:
+            raise QuinticError(
+                f"--tokenizer {self.tokenizer} needs training documents, --val-share 1 leaves none"
+            )
+
+    @property
+    def trained_size(self) -> int | None:
+        """Size of the vocabulary to train; None if it is there already."""
+        found = re.fullmatch(r"train:(\d[\d_]*)", self.tokenizer)
+        return int(found[1]) if found else None
+
+    @property
+    def reading(self) -> Reading:
+        separator = None if self.separator is None else self.separator.encode()
+        return Reading(self.field, separator)
+
+
+def default_name(out: Path) -> str:
+    """What the shards of a folder are named after unless told otherwise."""
+    return re.sub(r"\s+", "_", out.resolve().name.lstrip(".")) or "data"

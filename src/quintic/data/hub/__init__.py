@@ -1,0 +1,1 @@
+"""Ready-made shards from a hub or the web, and datasets to a hub."""

@@ -1,0 +1,1 @@
+"""Several processes: who is who, their collectives, launch, watchdog and signals."""

@@ -1,0 +1,372 @@
+"""The processes of a run: who is who, and every collective, with the bytes it sends counted.
+
+A run of one process has a `World` of size 1 and no process group. Several are started by
+PyTorch's elastic launcher (`quintic train --procs N`, or torchrun), which tells each process its
+rank in the environment; they meet here. CPU tensors travel over gloo, CUDA tensors over NCCL.
+
+Shapes: N processes, L elements of one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, Shard
+
+from quintic.distributed.rendezvous import rendezvous_barrier
+from quintic.errors import LostRankError, QuinticError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""When a collective gives up; `quintic.distributed.watchdog` finds a rank that hangs long before."""
+
+MEETING_TIMEOUT = timedelta(minutes=10)
+"""How long the ranks wait for each other at the start; nodes boot at different speed."""
+
+FAILED_KEY = "quintic/failed"
+PEER_GRACE_S = 2.0
+"""How long a rank that lost the others waits for one of them to say why."""
+
+
+class AsyncCollective:
+    """A collective under way; `wait` gives its result. `keep` must live until then."""
+
+    def __init__(self, work: Any, result: Callable[[], Tensor], keep: Tensor | None = None) -> None:
+        self._work, self._result, self._keep = work, result, keep
+
+    def wait(self) -> Tensor:
+        """Wait until the result may be used (on CUDA: by later work of the current stream)."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._keep = None
+        return self._result()
+
+
+@dataclass
+class World:
+    """The processes of a run, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    start: str = ""
+    """The name of this start of the processes: a restart of the same run has another."""
+    store: Any = None
+    """Keys and values that the ranks of this start share; outlives a rank that dies."""
+    side_group: Any = None
+    """A gloo group for what runs beside the steps, such as writing checkpoints."""
+    cpu_mesh: DeviceMesh | None = None
+    """The ranks in a row, for tensors of which each has some rows in CPU memory."""
+    sent_bytes: int = 0
+    """Bytes that this rank has sent in collectives, by the volume of the algorithm: (N-1)/N of the
+    buffer for reduce-scatter, all-gather and all-to-all, twice that for all-reduce."""
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0, which alone writes and speaks."""
+        return self.rank == 0
+
+    def reduce_scatter(self, parts_NL: Tensor) -> AsyncCollective:
+        """Reduce-scatter: rank i gets the sum over ranks of row i, [L].
+
+        gloo would reduce everything everywhere and throw most away, so there each rank sends its
+        rows to their owners, which add them in the order of the ranks: half the bytes.
+        """
+        self._count(parts_NL)
+        if parts_NL.is_cuda:
+            sum_L = torch.empty_like(parts_NL[0])
+            work = _reduce_scatter(sum_L, parts_NL.view(-1), async_op=True)
+            return AsyncCollective(work, lambda: sum_L, keep=parts_NL)
+        received_NL = torch.empty_like(parts_NL)
+        work = dist.all_to_all_single(received_NL, parts_NL, async_op=True)
+        return AsyncCollective(work, lambda: received_NL.sum(0), keep=parts_NL)
+
+    def all_gather(self, parts_NL: Tensor) -> AsyncCollective:
+        """All-gather in place: row i comes from rank i; this rank has filled its own."""
+        self._count(parts_NL)
+        work = _all_gather(parts_NL.view(-1), parts_NL[self.rank], async_op=True)
+        return AsyncCollective(work, lambda: parts_NL)
+
+    def all_to_all(self, parts_NL: Tensor) -> Tensor:
+        """All-to-all: row i goes to rank i; row i of the result came from rank i."""
+        if self.size == 1:
+            return parts_NL
+        self._count(parts_NL)
+        received_NL = torch.empty_like(parts_NL)
+        dist.all_to_all_single(received_NL, parts_NL)
+        return received_NL
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, the same on each; changes the tensor."""
+        if self.size > 1:
+            self._count(tensor, passes=2)
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_reduce_max(self, tensor: Tensor) -> AsyncCollective:
+        """The maximum over all ranks, asynchronously; changes the tensor."""
+        work = None
+        if self.size > 1:
+            self._count(tensor, passes=2)
+            work = dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
+        return AsyncCollective(work, lambda: tensor)
+
+    def all_gather_object(self, value: Any, group: Any = None) -> list[Any]:
+        """Every rank's value, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=group or self.side_group)
+        return values
+
+    def broadcast_object(self, value: Any, group: Any = None) -> Any:
+        """Rank 0's value."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=group or self.side_group)
+        return box[0]
+
+    def together(self, action: Callable[[], Any], group: Any = None) -> list[Any]:
+        """Do something on every rank and return what each one's gave.
+
+        Raises what the action raised, on every rank, where it failed on any: on the others a
+        `QuinticError` that names the rank.
+        """
+        error: Exception | None = None
+        value = None
+        try:
+            value = action()
+        except Exception as raised:
+            error = raised
+        outcomes = self.all_gather_object((value, error and _words(error)), group)
+        if error is not None:
+            raise error
+        for rank, (_, message) in enumerate(outcomes):
+            if message is not None:
+                raise QuinticError(f"rank {rank}: {message}")
+        return [value for value, _ in outcomes]
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Do something on rank 0 and return what it gave, on every rank; raises as `together`."""
+        return self.together(lambda: action() if self.is_main else None)[0]
+
+    def as_rows(self, rows: Tensor, shape: Sequence[int]) -> DTensor:
+        """This rank's rows, in CPU memory, as a part of the whole; nothing is copied."""
+        assert self.cpu_mesh is not None, "a world of one has everything"
+        stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        return DTensor.from_local(
+            rows,
+            self.cpu_mesh,
+            [Shard(0)],
+            run_check=False,
+            shape=torch.Size(shape),
+            stride=stride,
+        )
+
+    def another_store(self, timeout: timedelta) -> PrefixStore:
+        """A connection of its own to `store`, for another thread: calls on one wait in turn."""
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        return PrefixStore(self.start, store)
+
+    @contextmanager
+    def first_on_each_node(self) -> Iterator[None]:
+        """Local rank 0 does this before the other ranks of its node, which find it done."""
+        if self.size > 1 and self.local_rank != 0:
+            self.all_gather_object(None)
+        yield
+        if self.size > 1 and self.local_rank == 0:
+            self.all_gather_object(None)
+
+    def _count(self, tensor: Tensor, passes: int = 1) -> None:
+        self.sent_bytes += (
+            passes * tensor.numel() * tensor.element_size() * (self.size - 1) // max(1, self.size)
+        )
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that are on this rank; the tensor itself where it is whole."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def launched_size() -> int:
+    """The number of processes that a launcher started for this run; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def connect(backend_device: str) -> World:
+    """Meet the other processes that the launcher started; a world of one where it started none.
+
+    Args:
+        backend_device: "cuda" where CUDA tensors will travel, else "cpu".
+
+    Raises:
+        QuinticError: the environment is not what a launcher sets, or nobody answers.
+    """
+    if launched_size() == 1:
+        return World()
+    try:
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        shared, rank, size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+        start, store = rendezvous_barrier(shared, rank, size, MEETING_TIMEOUT.total_seconds())
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if backend_device == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+        side = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        mesh = init_device_mesh("cpu", (size,))
+    except KeyError as error:
+        raise QuinticError(
+            f"WORLD_SIZE is {launched_size()} and {error.args[0]} is not set: start several "
+            "processes with --procs N or with torchrun, which set both (docs/launch.md)"
+        ) from error
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        raise LostRankError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()} could not meet the other "
+            f"processes ({_words(error)}): MASTER_ADDR and MASTER_PORT must reach rank 0, and "
+            "GLOO_SOCKET_IFNAME name the interface that does (docs/launch.md)"
+        ) from error
+    return World(rank, size, local_rank, local_size, start, store, side, mesh)
+
+
+@contextmanager
+def first_failure_speaks(world: World) -> Iterator[None]:
+    """End all ranks with the message of the one that failed first.
+
+    The others fail too, a moment later, for want of it: they end without a word.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if world.size > 1 and not _claim(world):
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
+    except (SystemExit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if world.size == 1:
+            raise
+        lost = lost_a_peer(error)
+        if lost:
+            _await_claim(world)
+        if not _claim(world):
+            raise SystemExit(LostRankError.exit_code) from None
+        if lost:
+            raise LostRankError(
+                f"rank {world.rank} lost another rank, which ended without a word of its own "
+                f"({_words(_root(error))}): all stop here"
+            ) from error
+        if isinstance(error, QuinticError):
+            raise QuinticError(f"rank {world.rank}: {error}") from error
+        raise
+    finally:
+        if world.size > 1 and dist.is_initialized():
+            # What is under way with a rank that is gone must not hold up the end of this one.
+            dist.destroy_process_group()
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone, rather than what is wrong here."""
+    if isinstance(error, QuinticError):
+        return error.__cause__ is not None and lost_a_peer(error.__cause__)
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        mark in text
+        for mark in ("gloo", "Connection closed by peer", "Connection reset", "Broken pipe")
+    )
+
+
+def _claim(world: World) -> bool:
+    """Whether this rank is the first to fail; the store counts."""
+    try:
+        return bool(world.store.add(FAILED_KEY, 1) == 1)
+    except RuntimeError:  # the store went down with the rank that held it
+        return False
+
+
+def _await_claim(world: World) -> None:
+    deadline = time.monotonic() + PEER_GRACE_S
+    try:
+        while time.monotonic() < deadline and not world.store.check([FAILED_KEY]):
+            time.sleep(0.05)
+    except RuntimeError:
+        time.sleep(max(0.0, deadline - time.monotonic()))
+
+
+def check_identical(world: World, facts: Mapping[str, Any]) -> None:
+    """Raise `QuinticError` on every rank where a rank differs from rank 0 in what it is about to
+    do: its code, its config, its data.
+
+    Args:
+        facts: what is compared, by the words for it.
+    """
+    everywhere = world.all_gather_object((socket.gethostname(), {**facts, "code": _code_digest()}))
+    _, expected = everywhere[0]
+    for rank, (host, found) in enumerate(everywhere):
+        for what, value in found.items():
+            if value != expected[what]:
+                raise QuinticError(
+                    f"rank {rank} on {host} has other {what} than rank 0 ({_short(value)}, not "
+                    f"{_short(expected[what])}): all must have the same; copy rank 0's there"
+                )
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12]
+
+
+def _code_digest() -> str:
+    """Of quintic's own source files and PyTorch's version."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _words(error: BaseException) -> str:
+    """An error in one line: its first, without the source position that gloo puts before it and
+    the advice that it puts behind."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0].split("] ", 1)[-1].partition(". This is typically")[0]
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _single(new_name: str, old_name: str) -> Any:
+    """A collective on one tensor; PyTorch 2.13 gave them new names."""
+    return getattr(dist, new_name, None) or getattr(dist, old_name)
+
+
+_reduce_scatter = _single("reduce_scatter_single", "reduce_scatter_tensor")
+_all_gather = _single("all_gather_single", "all_gather_into_tensor")

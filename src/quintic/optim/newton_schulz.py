@@ -1,0 +1,159 @@
+"""The nearest semi-orthogonal matrix: quintic Newton-Schulz, batched, and the SVD as its oracle.
+
+For G = U S V^T both compute an approximation of U V^T: every singular value replaced by one.
+Shapes: n matrices of r rows and c columns; R = min(r, c), C = max(r, c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from quintic.errors import QuinticError
+from quintic.kernels.runnable import require_triton
+
+Coefficients = tuple[float, float, float]
+"""(a, b, c) of one iteration, x -> a x + b x^3 + c x^5 on every singular value."""
+
+QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
+"""The original's, the same in every iteration.
+
+Chosen to maximise the slope at zero, so that small singular values grow fastest, at the price of
+not converging to 1: after five iterations they lie roughly between 0.7 and 1.2.
+Source: https://kellerjordan.github.io/posts/muon/
+"""
+
+_POLAR_EXPRESS_TABLE: tuple[Coefficients, ...] = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+"""Algorithm 1 of https://arxiv.org/abs/2505.16932: each iteration is the odd quintic nearest to 1,
+in the worst case, on the interval that the iterations before leave of [0.001, 1]. The last is the
+classical one, which the sequence converges to."""
+
+POLAR_EXPRESS_SAFETY = 1.01
+"""Algorithm 1 applies every polynomial but the last to x / 1.01, since in low precision a singular
+value beyond its interval would be blown up, and the first to a matrix divided by 1.01 besides."""
+
+
+def _polar_express() -> tuple[Coefficients, ...]:
+    def shrunk(coefficients: Coefficients, by: float) -> Coefficients:
+        a, b, c = coefficients
+        return a / by, b / by**3, c / by**5
+
+    first, *middle, last = _POLAR_EXPRESS_TABLE
+    return (
+        shrunk(first, POLAR_EXPRESS_SAFETY**2),
+        *(shrunk(coefficients, POLAR_EXPRESS_SAFETY) for coefficients in middle),
+        last,
+    )
+
+
+POLAR_EXPRESS = _polar_express()
+"""Polar Express as published, its safety factors multiplied out. Of singular values from 0.001 of
+the Frobenius norm up, five iterations make 0.84 to 1.13 (`QUINTIC` 0.47 to 1.21) and eight 1."""
+
+COEFFICIENTS: dict[str, tuple[Coefficients, ...]] = {
+    "quintic": (QUINTIC,),
+    "polar_express": POLAR_EXPRESS,
+}
+"""The values of `optim.muon.ns_coefficients`."""
+
+EPS = 1e-7
+"""Added to the Frobenius norm that the matrix is divided by, so that zero stays zero."""
+
+
+GramPolynomial = Callable[[Tensor, float, float], Tensor]
+"""(X_nRC, b, c) -> b A + c A A, where A = X X^T."""
+
+
+def gram_polynomial(X_nRC: Tensor, b: float, c: float) -> Tensor:
+    """b A + c A A with A = X X^T, of each matrix of a stack; what an iteration multiplies X by.
+
+    `quintic.kernels.gram` computes the same with half the operations.
+    """
+    A_nRR = X_nRC @ X_nRC.mT
+    # baddbmm scales and adds inside the product.
+    return torch.baddbmm(A_nRR, A_nRR, A_nRR, beta=b, alpha=c)
+
+
+def newton_schulz(
+    G_nrc: Tensor,
+    *,
+    steps: int = 5,
+    coefficients: Sequence[Coefficients] = (QUINTIC,),
+    polynomial: GramPolynomial = gram_polynomial,
+) -> Tensor:
+    """Orthogonalise a stack of matrices [..., r, c] at once, in the precision they come in.
+
+    `coefficients` has those of each iteration: fewer iterations use the first of them, further ones
+    repeat the last.
+
+    Dividing by the Frobenius norm puts every singular value into [0, 1], where the iteration
+    X <- a X + (b A + c A A) X with A = X X^T moves them towards 1. It works on the wide
+    orientation, where A is the smaller of the two Gram matrices. A zero matrix stays zero.
+    Source: Bernstein & Newhouse, https://arxiv.org/abs/2409.20325, and the Muon post above.
+    """
+    tall = G_nrc.shape[-2] > G_nrc.shape[-1]
+    X = G_nrc.mT if tall else G_nrc
+    X_nRC = X.reshape(-1, *X.shape[-2:])
+    # Contiguous, since products of a transposed view are up to a third slower on a CPU.
+    X_nRC = (X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)).contiguous()
+    for step in range(steps):
+        a, b, c = coefficients[min(step, len(coefficients) - 1)]
+        B_nRR = polynomial(X_nRC, b, c)
+        X_nRC = torch.baddbmm(X_nRC, B_nRR, X_nRC, beta=a)
+    X = X_nRC.reshape(X.shape)
+    return X.mT if tall else X
+
+
+def orthogonalize_svd(G_nrc: Tensor) -> Tensor:
+    """U V^T from the singular value decomposition: exact, slow, the oracle of the tests.
+
+    Singular values at rounding level (below max(r, c) eps times the largest) have no direction of
+    their own and are dropped, so that rank-deficient and zero matrices have a defined result.
+    """
+    U_nrR, S_nR, Vh_nRc = torch.linalg.svd(G_nrc, full_matrices=False)
+    tolerance = max(G_nrc.shape[-2:]) * torch.finfo(G_nrc.dtype).eps
+    keep_nR = S_nR > tolerance * S_nR[..., :1]
+    nearest_nrc: Tensor = U_nrR * keep_nR[..., None, :].to(G_nrc.dtype) @ Vh_nRc
+    return nearest_nrc
+
+
+def default_dtype(device: torch.device, weights: torch.dtype) -> torch.dtype:
+    """The precision of Newton-Schulz where the config says `auto`.
+
+    bfloat16 on CUDA, as in the original: the iteration forgives its errors. Elsewhere the weights'
+    own, since bfloat16 products on a CPU without the units for it are ten times slower.
+    """
+    if device.type == "cuda" and weights is not torch.float64:
+        return torch.bfloat16
+    return weights
+
+
+def polynomial_for(kernel: str, device: torch.device, dtype: torch.dtype) -> GramPolynomial:
+    """The products of Newton-Schulz for `optim.muon.kernel`, in the precision `dtype`.
+
+    `auto` is PyTorch's own until the kernel has been measured on a GPU.
+
+    Raises `QuinticError` where the kernel is asked for and cannot run.
+    """
+    if kernel != "triton":
+        return gram_polynomial
+    require_triton(device, asked="optim.muon.kernel triton", instead="--optim.muon.kernel torch")
+    if dtype is torch.float64:
+        raise QuinticError(
+            "optim.muon.kernel triton adds up in float32 and Newton-Schulz is to run in float64: "
+            "use --optim.muon.kernel torch, or --optim.muon.ns-dtype float32"
+        )
+    from quintic.kernels import gram
+
+    return gram.gram_polynomial

@@ -1,0 +1,371 @@
+import gzip
+import json
+import os
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import zstandard
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from quintic.data.build import chunks as pieces_module
+from quintic.data.build.chunks import FIRST, Position, Reading, read_pieces
+from quintic.data.build.documents import Bad, documents
+from quintic.data.build.inputs import find_sources
+from quintic.errors import QuinticError
+
+TEXTS = [f"Document {index}:\n\tâ, 漢 and 🙂.\r\n" * (1 + index % 5) for index in range(60)]
+SEPARATOR = "<|endoftext|>"
+
+
+def write_text(path: Path) -> None:
+    path.write_bytes(SEPARATOR.join(TEXTS).encode())
+
+
+def write_lines(path: Path) -> None:
+    path.write_bytes(packed(path, "".join(f"{line}\n" for line in json_lines()).encode()))
+
+
+def json_lines() -> list[str]:
+    # With and without escapes: both are UTF-8.
+    return [
+        json.dumps({"id": index, "text": text}, ensure_ascii=index % 2 == 0)
+        for index, text in enumerate(TEXTS)
+    ]
+
+
+def packed(path: Path, content: bytes) -> bytes:
+    """In several frames, as parallel packers write them."""
+    pack: Callable[[bytes], bytes] = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }.get(path.suffix, bytes)
+    return pack(content[:1000]) + pack(content[1000:1001]) + pack(content[1001:])
+
+
+def write_rows(path: Path) -> None:
+    write_column(path, pyarrow.array(TEXTS))
+
+
+def write_column(path: Path, column: Any) -> None:
+    table = pyarrow.table({"id": list(range(len(column))), "text": column})
+    parquet.write_table(table, path, row_group_size=17)
+
+
+FORMATS: dict[str, Callable[[Path], None]] = {
+    "a.txt": write_text,
+    "a.MD": write_text,
+    "a.jsonl": write_lines,
+    "a.json.gz": write_lines,
+    "a.jsonl.gz": write_lines,
+    "a.jsonl.zst": write_lines,
+    "a.parquet": write_rows,
+}
+
+
+def read(
+    inputs: Path | str, start: Position = FIRST, field: str = "text", separator: str | None = None
+) -> Iterator[tuple[Position, list[tuple[int, str] | Bad]]]:
+    """Where each piece begins and the documents in it."""
+    sources, _ = find_sources([str(inputs)], leave_out=Path("nowhere"))
+    reading = Reading(field, separator.encode() if separator else None)
+    for piece in read_pieces(sources, reading, start):
+        found: list[tuple[int, str] | Bad] = [
+            document if isinstance(document, Bad) else (document.line, document.text)
+            for document in documents(piece, reading)
+        ]
+        yield piece.begin, found
+
+
+def texts(inputs: Path | str, **reading: Any) -> list[str | Bad]:
+    return [
+        document if isinstance(document, Bad) else document[1]
+        for _, found in read(inputs, **reading)
+        for document in found
+    ]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("piece_bytes", [1, 700, 1 << 20])
+def test_every_format_gives_the_documents_whatever_the_size_of_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, piece_bytes: int
+) -> None:
+    FORMATS[name](tmp_path / name)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(pieces_module, "_UNPACK_BYTES", 100)
+    monkeypatch.setattr(pieces_module, "_COLUMN_READ_BYTES", 333)
+    assert texts(tmp_path / name, separator=SEPARATOR) == TEXTS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reading_goes_on_from_every_piece_with_the_same_line_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    FORMATS[name](tmp_path / name)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 700)
+    monkeypatch.setattr(pieces_module, "_COLUMN_READ_BYTES", 333)
+    monkeypatch.setattr(pieces_module, "_UNPACK_BYTES", 100)
+    pieces = list(read(tmp_path / name, separator=SEPARATOR))
+    assert len(pieces) > 1
+    for index, (position, _) in enumerate(pieces):
+        # Other pieces, the same documents.
+        monkeypatch.setattr(pieces_module, "PIECE_BYTES", 100 + 50 * index)
+        rest = [
+            d for _, found in read(tmp_path / name, position, separator=SEPARATOR) for d in found
+        ]
+        assert rest == [document for _, found in pieces[index:] for document in found]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pyarrow.string(),
+        pyarrow.large_string(),
+        pyarrow.binary(),
+        pyarrow.large_binary(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    ],
+    ids=str,
+)
+def test_parquet_columns_of_every_kind_of_text(tmp_path: Path, kind: Any) -> None:
+    if pyarrow.types.is_dictionary(kind):
+        column = pyarrow.array(TEXTS).dictionary_encode()
+    else:
+        column = pyarrow.array(TEXTS).cast(kind)
+    write_column(tmp_path / "a.parquet", column)
+    assert texts(tmp_path / "a.parquet") == TEXTS
+
+
+def test_text_file_without_separator_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\n\ntwo  ")
+    assert texts(path) == ["one\r\n\n\ntwo  "]
+
+
+@given(
+    text=st.text(alphabet="ab\n", max_size=60),
+    separator=st.sampled_from(["\n", "\n\n", "a\na", "aa"]),
+    piece_bytes=st.integers(1, 20),
+)
+@example(text="a\n\n\nb", separator="\n\n", piece_bytes=4)
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_separators_that_overlap_cut_the_same_whatever_the_size_of_pieces(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    separator: str,
+    piece_bytes: int,
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", piece_bytes)
+    found = [d for _, part in read(tmp_path / "a.txt", separator=separator) for d in part]
+    expected, line = [], 1
+    for document in text.split(separator):
+        if document.strip():
+            expected.append((line, document))
+        line += (document + separator).count("\n")
+    assert found == expected
+
+
+# What is no document -----------------------------------------------------------------------------
+
+
+def test_bad_lines_are_named_with_line_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        b'{"text": "good"}\n'
+        b"\n"
+        b'{"text": "cut\n'
+        b'{"body": "other", "id": 1}\n'
+        b'{"text": ""}\n'
+        b'{"text": " \\n\\t"}\n'
+        b'{"text": null}\n'
+        b'{"text": ["a"]}\n'
+        b'"text"\n'
+        b'{"text": "\xff"}\n' + b"[" * 100_000 + b"\n"
+        b'{"text": "last, without a line end"}'
+    )
+    found = texts(path)
+    assert [text for text in found if isinstance(text, str)] == ["good", "last, without a line end"]
+    reasons = {bad.line: bad.reason for bad in found if isinstance(bad, Bad)}
+    assert list(reasons) == [3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert "broken JSON (Unterminated string" in reasons[3]
+    assert reasons[4] == "no field 'text' (--field), there are body, id"
+    assert reasons[5] == reasons[6] == "empty document"
+    assert reasons[7] == "field 'text' is no text but null"
+    assert reasons[8] == "field 'text' is no text but [\"a\"]"
+    assert reasons[9] == "no JSON object"
+    assert reasons[10] == "invalid UTF-8 at byte 10 of the document"
+    assert "broken JSON" in reasons[11]
+
+
+def test_bad_rows_are_named_with_row_and_reason(tmp_path: Path) -> None:
+    values = [b"good", None, b"", b"caf\xe9", *[b"x"] * 20]
+    write_column(tmp_path / "a.parquet", pyarrow.array(values, pyarrow.binary()))
+    assert [found for found in texts(tmp_path / "a.parquet") if isinstance(found, Bad)] == [
+        Bad(0, 2, "column 'text' is null"),
+        Bad(0, 3, "empty document"),
+        Bad(0, 4, "invalid UTF-8 at byte 3 of the document"),
+    ]
+
+
+def test_bad_text_is_named_with_the_line_where_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n##\ntwo\xff\n##\n##\n\n")
+    assert texts(tmp_path / "a.txt", separator="##\n") == [
+        "one\n",
+        Bad(0, 3, "invalid UTF-8 at byte 3 of the document"),
+    ]
+    (tmp_path / "b.txt").write_bytes(b"")
+    assert texts(tmp_path / "b.txt") == [Bad(0, 1, "empty document")]
+
+
+# What cannot be read -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "other", "empty"])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    FORMATS[name](path)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        del content[-20:]
+    elif damage == "overwritten":
+        middle = len(content) // 2
+        content[middle : middle + 40] = bytes(255 - byte for byte in content[middle : middle + 40])
+    elif damage == "other":
+        content[:] = b"This is neither packed nor parquet." * 10
+    else:
+        content.clear()
+    path.write_bytes(content)
+    if damage == "empty" and name != "a.parquet":
+        assert texts(path) == []
+        return
+    with pytest.raises(QuinticError, match=f"{name} (is damaged|is truncated|cannot be read as)"):
+        texts(path)
+
+
+def test_zeros_behind_a_packed_stream_are_padding(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.gz"
+    write_lines(path)
+    path.write_bytes(path.read_bytes() + bytes(500))
+    assert texts(path) == TEXTS
+
+
+def test_column_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.parquet")
+    with pytest.raises(QuinticError, match=r"no column 'body', it has id, text: .*--field"):
+        texts(tmp_path / "a.parquet", field="body")
+    with pytest.raises(QuinticError, match=r"has int64 in its column 'id', not text: .*--field"):
+        texts(tmp_path / "a.parquet", field="id")
+
+
+def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "MAX_DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 1 << 10)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"some text\n" * 200_000)
+    with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):
+        texts(path)
+    assert len(texts(path, separator="\n")) == 200_000
+
+
+def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    write_lines(path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root may read everything
+
+        def denied(self: Path, *arguments: object) -> None:
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(QuinticError, match=r"a\.jsonl cannot be read \(Permission denied\)"):
+        texts(path)
+
+
+def test_reading_does_not_hold_the_input(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": os.urandom(2500).hex()}).encode() + b"\n" for _ in range(1000)]
+    packer = zstandard.ZstdCompressor()
+    with (tmp_path / "a.jsonl.zst").open("wb") as file:
+        for _ in range(12):
+            file.write(packer.compress(b"".join(lines)))
+    found, _ = find_sources([str(tmp_path)], leave_out=Path("nowhere"))
+    tracemalloc.start()
+    read_bytes = sum(piece.size for piece in read_pieces(found, Reading("text", None)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read_bytes == 12_000 * len(lines[0]) > 60_000_000
+    assert peak < 15_000_000
+
+
+# Arguments ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in [
+        "b.txt",
+        "a/z.jsonl",
+        "a/c.md",
+        "B/x.parquet",
+        ".git/hidden.txt",
+        "a/.hidden.txt",
+        "picture.png",
+        "a/settings.json",
+        "out/d.txt",
+        "archive.parquet.gz",
+    ]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    return tmp_path
+
+
+def names(root: Path, *inputs: str) -> list[str]:
+    found, _ = find_sources([str(root / name) for name in inputs], leave_out=root / "out")
+    return [os.path.relpath(source.name, root) for source in found]
+
+
+def test_folders_are_searched_by_name_without_hidden_files_and_the_output(tree: Path) -> None:
+    assert names(tree, ".") == ["B/x.parquet", "a/c.md", "a/z.jsonl", "b.txt"]
+    _, notes = find_sources([str(tree)], leave_out=tree / "out")
+    assert notes == [f"{tree}: 3 files of other kinds are left out"]
+
+
+def test_arguments_keep_their_order_and_a_file_counts_once(tree: Path) -> None:
+    assert names(tree, "b.txt", "a", "b.txt", "*") == [
+        "b.txt",
+        "a/c.md",
+        "a/z.jsonl",
+        "B/x.parquet",
+    ]
+    assert names(tree, "a/settings.json") == ["a/settings.json"]
+
+
+def test_patterns(tree: Path) -> None:
+    assert names(tree, "**/*.md") == ["a/c.md"]
+    assert names(tree, "?/*") == ["B/x.parquet", "a/c.md", "a/z.jsonl"]
+    (tree / "odd[1].txt").write_text("x")
+    assert names(tree, "odd[1].txt") == ["odd[1].txt"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("absent.txt", "absent.txt does not exist: name files"),
+        ("*.csv", r"\*\.csv does not exist"),
+        ("*.png", r"\*\.png holds nothing that can be read"),
+        ("picture.png", "picture.png is of no kind that can be read: there are .txt, .md"),
+        ("archive.parquet.gz", "is of no kind that can be read"),
+    ],
+)
+def test_arguments_that_name_nothing(tree: Path, argument: str, message: str) -> None:
+    with pytest.raises(QuinticError, match=message):
+        names(tree, argument)

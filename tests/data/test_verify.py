@@ -1,0 +1,128 @@
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quintic.data.dataset import open_dataset
+from quintic.data.shards import open_shard, write_shard
+from quintic.data.tokenizer import train_bpe
+from quintic.data.verify import check_dataset, describe_dataset
+
+MakeForeign = Callable[[Sequence[int], Sequence[int]], Path]
+
+
+@pytest.fixture
+def own(small_dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_dataset, tmp_path / "own"))
+
+
+def test_own_dataset_is_in_order(small_dataset: Path) -> None:
+    calls: list[tuple[str, float]] = []
+    report = check_dataset(small_dataset, progress=lambda name, part: calls.append((name, part)))
+    assert report.ok
+    assert report.notes == []
+    dataset = open_dataset(small_dataset)
+    assert (report.shards, report.tokens) == (2, len(dataset.train) + len(dataset.val))
+    assert calls[0] == ("python_train_000000.bin", 0.0)
+    assert calls[-1][1] == 1.0
+
+
+def _rewrite(shard: Path, change: Callable[[list[int]], None]) -> None:
+    tokens = open_shard(shard).tokens.tolist()
+    change(tokens)
+    write_shard(shard, tokens)
+
+
+def test_changed_token_is_found(own: Path) -> None:
+    def swap(tokens: list[int]) -> None:
+        tokens[1], tokens[2] = tokens[2], tokens[1]
+
+    _rewrite(own / "python_train_000000.bin", swap)
+    problems = check_dataset(own).problems
+    assert len(problems) == 1
+    assert "python_train_000000.bin has the checksum" in problems[0]
+
+
+def test_every_kind_of_damage_is_listed(own: Path) -> None:
+    def damage(tokens: list[int]) -> None:
+        tokens[0] = 900
+
+    _rewrite(own / "python_train_000000.bin", damage)
+    problems = "\n".join(check_dataset(own).problems)
+    assert "holds the token id 900, the vocabulary has 320 ids" in problems
+    assert "has max_id 900, its manifest says 319" in problems
+    assert "documents" in problems
+    assert "checksum" in problems
+    assert "the train split begins in the middle of a document" in problems
+
+
+def test_wrong_count_of_bytes_is_found(own: Path) -> None:
+    path = own / "manifest.json"
+    content = json.loads(path.read_text())
+    content["shards"][1]["text_bytes"] += 1
+    path.write_text(json.dumps(content))
+    (problem,) = check_dataset(own).problems
+    assert "python_val_000000.bin has text_bytes" in problem
+
+
+def test_what_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = check_dataset(tmp_path / "absent").problems
+    assert "does not exist" in problem
+
+
+def test_foreign_shards_may_begin_in_the_middle(make_foreign: MakeForeign) -> None:
+    folder = make_foreign([1, 0, 2], [0, 3])
+    train_bpe(["abc"], 257).save(folder)
+    report = check_dataset(folder)
+    assert report.ok
+    assert any("no manifest" in note for note in report.notes)
+    assert "the train split begins in the middle of a document" in report.notes
+    assert not any("val split" in note for note in report.notes)
+
+
+def test_foreign_folder_without_a_tokenizer(make_foreign: MakeForeign) -> None:
+    folder = make_foreign([1, 0, 2], [0, 3])
+    report = check_dataset(folder)
+    assert report.ok
+    assert any("--data.tokenizer" in note for note in report.notes)
+    info = describe_dataset(folder)
+    assert (info.train.tokens, info.train.documents, info.train.bytes_per_token) == (3, None, None)
+    assert (info.samples, info.vocab_size) == ([], None)
+    assert any("--data.tokenizer" in note for note in info.notes)
+
+
+def test_description(small_dataset: Path) -> None:
+    dataset = open_dataset(small_dataset)
+    assert dataset.manifest is not None
+    train, val = dataset.manifest.shards
+    info = describe_dataset(small_dataset)
+    assert info.fingerprint == dataset.fingerprint
+    assert (info.train.tokens, info.train.documents) == (train.tokens, train.documents)
+    assert (info.val.tokens, info.val.documents) == (val.tokens, val.documents)
+    assert info.train.bytes_per_token == pytest.approx(train.text_bytes / train.tokens)
+    assert len(info.samples) == 3
+    assert all(sample.startswith("def function_") for sample in info.samples)
+
+
+def test_lengths_of_documents(make_foreign: MakeForeign) -> None:
+    # The piece before the first end of text is no whole document; the last reaches to the end.
+    folder = make_foreign([9, 9, 0, 1, 0, 1, 2, 3, 0, 1, 2], [5, 5])
+    train_bpe(["abc"], 257).save(folder)
+    info = describe_dataset(folder)
+    assert info.train.documents == 3
+    assert info.train.document_tokens[5] == 2
+    assert info.train.document_tokens[50] == 3
+    assert info.train.document_tokens[100] == 4
+    assert (info.val.documents, info.val.document_tokens) == (0, {})
+
+
+@pytest.mark.usefixtures("gpt2_vocabulary")
+def test_benchmark_corpus(bench_val_shard: Path) -> None:
+    write_shard(bench_val_shard.parent / "corpus_train_000001.bin", [50256, *[1] * 9])
+    info = describe_dataset(bench_val_shard.parent, "gpt2")
+    assert info.val.tokens == 1_994_019
+    assert info.val.bytes_per_token is not None
+    assert np.round(info.val.bytes_per_token * info.val.tokens) == 8_934_877
