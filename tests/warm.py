@@ -3,8 +3,8 @@ server that has imported it once.
 
 In all else they are as `subprocess.Popen` makes them: of their own pid, session, environment,
 signals, standard streams and exit code, and what quintic starts in them (the ranks of `--procs` and
-of torchrun, the runs of a sweep) is forked from them in turn. `test_cli.py`, `test_launch.py` and
-`test_nodes.py` also start the plain commands.
+of torchrun, the runs of a sweep) is forked from them in turn. `test_cli.py` and `test_launch.py`
+also start the plain command.
 """
 
 from __future__ import annotations

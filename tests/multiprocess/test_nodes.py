@@ -65,10 +65,18 @@ def nodes() -> Iterator[Nodes]:
         yield found
 
 
-def torchrun(nodes: Nodes, node: int, restarts: int) -> list[str]:
+ENTER = """
+import ctypes, os
+if "RANK" not in os.environ:
+    with open("/var/run/netns/NAMESPACE") as namespace:
+        assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
+"""
+"""Torchrun enters its namespace, as `ip netns exec` would before it; its rank is then there too."""
+
+
+def torchrun(node: int, restarts: int) -> list[str]:
     """What starts one process on a node."""
     return [
-        *("ip", "netns", "exec", nodes.namespaces[node]),
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29500"),
         *("--rdzv-id", "nodes", "--local-addr", ADDRESSES[node]),
@@ -81,17 +89,19 @@ def torchrun(nodes: Nodes, node: int, restarts: int) -> list[str]:
 def start_both(
     stack: ExitStack, nodes: Nodes, arguments: list[str], logs: Path, restarts: int
 ) -> list[Command]:
-    return [
-        stack.enter_context(
-            running(
-                arguments,
-                logs / str(node),
-                command=torchrun(nodes, node, restarts),
-                environment={"GLOO_SOCKET_IFNAME": nodes.interfaces[node]},
+    commands = []
+    for node in (0, 1):
+        folder = logs / str(node)
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(ENTER.replace("NAMESPACE", nodes.namespaces[node]))
+        environment = {"GLOO_SOCKET_IFNAME": nodes.interfaces[node], "PYTHONPATH": str(folder)}
+        command = torchrun(node, restarts)
+        commands.append(
+            stack.enter_context(
+                running(arguments, folder, command=command, environment=environment)
             )
         )
-        for node in (0, 1)
-    ]
+    return commands
 
 
 def test_a_run_across_two_nodes_has_the_losses_of_one_on_one_machine(
