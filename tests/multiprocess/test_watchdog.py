@@ -61,7 +61,7 @@ def test_a_rank_that_sleeps_in_its_data_is_named_and_the_run_goes_on_by_itself(
     message, again = run.errors.splitlines()
     assert re.match(
         r"quintic: no progress for 3 s: rank 1 has been in reading its batch of step 13 for \d+ s "
-        r"\(loader\.py line \d+\); stopped, continue with --resume, and if ",
+        r"\(prefetch\.py line \d+\); stopped, continue with --resume, and if ",
         message,
     )
     assert again == "quintic: starting all 2 processes again (restart 1 of 1)"
