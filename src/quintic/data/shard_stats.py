@@ -1,12 +1,13 @@
 """Sums over a shard: documents, text, the largest id, the checksum.
 
-Every byte is read once. What it costs a core here, in ns a byte: SHA-256 0.8, the text behind the
-ids 0.4, the largest id 0.1, end of text 0.2.
+Every byte is read once. What it costs a core here, in ns a byte of uint16 tokens: SHA-256 0.7, the
+text behind the ids 0.7, the largest id and end of text 0.2; `shard_stats` of a shard of 50 million
+tokens in all 1.58. It was 1.13 with pyarrow's `take`, which training does not install.
 """
 
 import hashlib
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from quintic.data.manifest import ShardRecord, Split
 from quintic.data.shards import Shard
 
 # Less would stay in a smaller cache; but threads would wait for each other, since each call of
-# NumPy, Arrow or hashlib ends by asking for the interpreter.
+# NumPy or hashlib ends by asking for the interpreter.
 _BLOCK_TOKENS = 1 << 20
 
 
@@ -37,35 +38,18 @@ class TokenCounter:
 
     def __init__(self, eot_id: int | None, byte_lengths: npt.NDArray[np.integer] | None) -> None:
         self._eot_id = eot_id
-        self._lengths: Any = None  # a pyarrow.Array
+        self._lengths: npt.NDArray[np.uint32] | None = None
         if byte_lengths is not None:
-            import pyarrow  # takes a while
-
-            # With a place for each id of 16 bits, which then need no look at whether they have one,
-            # and in any case one behind the vocabulary.
-            table = np.zeros(max(2**16, len(byte_lengths) + 1), dtype=np.uint32)
-            table[: len(byte_lengths)] = byte_lengths
-            if table.max() < 2**8:  # a fourth of the memory to write, and to sum up
-                table = table.astype(np.uint8)
-            self._lengths = pyarrow.array(table)
+            # The place behind the vocabulary is for all ids beyond it.
+            self._lengths = np.append(byte_lengths, 0).astype(np.uint32)
 
     def count(self, ids: npt.NDArray[np.unsignedinteger]) -> tuple[int, int, int]:
-        """Return documents, bytes of text and the largest id of tokens, [count], at least one.
-
-        NumPy and Arrow let go of the interpreter. Arrow takes from a table by 16-bit indices as
-        they are; NumPy would widen them first, and needs twice the time.
-        """
+        """Return documents, bytes of text and the largest id of tokens, [count], at least one."""
         documents = 0 if self._eot_id is None else int(np.count_nonzero(ids == self._eot_id))
-        max_id, text_bytes = int(ids.max()), 0
+        text_bytes = 0
         if self._lengths is not None:
-            import pyarrow
-            import pyarrow.compute
-
-            if max_id >= len(self._lengths):
-                ids = np.minimum(ids, ids.dtype.type(len(self._lengths) - 1))
-            found = pyarrow.compute.take(self._lengths, pyarrow.array(ids), boundscheck=False)
-            text_bytes = pyarrow.compute.sum(found).as_py()
-        return documents, text_bytes, max_id
+            text_bytes = int(self._lengths.take(ids, mode="clip").sum())
+        return documents, text_bytes, int(ids.max())
 
 
 def shard_stats(shard: Shard, counter: TokenCounter, helper: Executor | None = None) -> ShardStats:
