@@ -1,8 +1,5 @@
 """A server on loopback that speaks the Hugging Face hub's endpoints, as the real client uses them,
 and that fails when told to.
-
-It also serves every repository's files as a plain web folder under /web/OWNER/NAME/, with an index
-page, without checksums.
 """
 
 import base64
@@ -18,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-Fault = Literal["429", "500", "cut", "length", "corrupt", "stall", "hold", "slow", "403", "404"]
+Fault = Literal["429", "500", "cut", "length", "corrupt", "stall", "hold", "slow", "403"]
 
 _CHUNK_BYTES = 8192
 _MAX_REQUESTS = 2000
@@ -190,7 +187,6 @@ class _Handler(BaseHTTPRequestHandler):
             (rf"/api/datasets/{repo}(/revision/(?P<revision>[^/]+))?", self._repo_info),
             (rf"/datasets/{repo}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self._resolve),
             (rf"/cdn/{repo}/(?P<name>.+)", self._content),
-            (rf"/web/{repo}/(?P<name>.*)", self._web),
             (r"/api/repos/create", self._create),
             (r"/api/validate-yaml", self._validate_yaml),
             (rf"/api/datasets/{repo}/preupload/main", self._preupload),
@@ -270,28 +266,11 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-    def _web(self, repo: str, name: str) -> None:
-        files = self.hub.repos[repo].files
-        if name == "":
-            page = "".join(f'<li><a href="{file}">{file}</a>' for file in sorted(files)).encode()
-            self._head(200, {"Content-Type": "text/html"}, len(page))
-            self.wfile.write(page)
-        elif name == "list.txt":
-            page = "\n".join(files).encode()
-            self._head(200, {"Content-Type": "text/plain"}, len(page))
-            self.wfile.write(page)
-        elif name not in files:
-            self._json(404, {"error": "no"})
-        elif self.command == "HEAD":
-            self._head(200, {"ETag": f'"{len(files[name])}"'}, len(files[name]))
-        else:
-            self._content(repo, name)
-
     def _content(self, repo: str, name: str) -> None:
         hub = self.hub
         content = hub.repos[repo].files[name]
         fault = hub.fault_of(name) if name.endswith(".bin") else None
-        if fault in ("429", "500", "403", "404"):
+        if fault in ("429", "500", "403"):
             self._busy(fault)
             return
         start = 0

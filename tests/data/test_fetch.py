@@ -18,7 +18,7 @@ from huggingface_hub import file_download
 from huggingface_hub.utils import _http as hub_http
 
 from quintic.cli.main import main
-from quintic.data.hub import client, remote_index
+from quintic.data.hub import client
 from quintic.data.hub.catalog import fetch_command
 from quintic.data.hub.client import Transfer
 from quintic.data.hub.fetch import STATE_FOLDER, fetch
@@ -42,7 +42,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(client, "_FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # of the processes that are started
-    monkeypatch.setattr(remote_index, "_TIMEOUT_S", 0.5)
     for module in (file_download, hub_http):
         times = SimpleNamespace(time=time.time, sleep=pauses.append)
         monkeypatch.setattr(module, "time", times)
@@ -425,6 +424,11 @@ def test_a_source_that_is_none_is_one_line(name: str, capsys: pytest.CaptureFixt
     assert name in refused(capsys, "data", "fetch", name)
 
 
+def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "data", "fetch", "https://example.org/shards/")
+    assert "hub:OWNER/NAME" in line and "--data.path" in line
+
+
 @pytest.mark.parametrize("count", [0, -1, 8])
 def test_more_shards_than_there_are_is_one_line(
     full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str], count: int
@@ -544,44 +548,6 @@ def test_the_manifest_lists_the_shards_that_were_fetched(own_repo: Repo, out: Pa
     fetch("hub:org/own", out)
     assert len(Manifest.read(out).shards) == 3
     main(["data", "check", str(out)])
-
-
-# Listings on the web ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("page", ["", "list.txt"])
-def test_a_page_that_links_to_shards_is_a_source(
-    full_hub: HubServer, shards: dict[str, bytes], out: Path, page: str
-) -> None:
-    full_hub.faults["*"] = ["cut"]
-    fetch(f"{full_hub.url}/web/org/data/{page}", out, shards=5)
-    assert_whole(out, shards, FIVE)
-    assert all(full_hub.sent[name] <= 1.5 * len(shards[name]) for name in FIVE)
-
-
-def test_a_manifest_on_the_web_gives_the_checksums(
-    own_repo: Repo, hub: HubServer, out: Path
-) -> None:
-    hub.faults["*"] = ["corrupt"]
-    said: list[str] = []
-    fetch(f"{hub.url}/web/org/own/manifest.json", out, shards=1, log=said.append)
-    main(["data", "check", str(out)])
-    assert sum("another checksum" in line for line in said) == 2
-    with pytest.raises(QuinticError, match="has 2 training shards"):
-        fetch(f"{hub.url}/web/org/own/manifest.json", out, shards=3)
-
-
-def test_an_address_that_is_no_listing_is_one_line(
-    full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for path, expected in (
-        ("web/org/data/nothing", "has no such file (HTTP 404)"),
-        ("api/datasets/org/data", "has no train shards"),
-    ):
-        line = refused(capsys, "data", "fetch", f"{full_hub.url}/{path}", "--out", out)
-        assert expected in line
-    line = refused(capsys, "data", "fetch", "http://127.0.0.1:9/", "--out", out)
-    assert "its server cannot be reached" in line and not out.exists()
 
 
 # Training on it -----------------------------------------------------------------------------------

@@ -167,8 +167,7 @@ class DataFetch:
     """
 
     name: Positional[str]
-    """fineweb10B, fineweb100B, finewebedu10B, hub:OWNER/NAME[@REVISION], or an https:// address of
-    a page that links to shards or of a manifest.json."""
+    """fineweb10B, fineweb100B, finewebedu10B, or hub:OWNER/NAME[@REVISION]."""
     shards: int | None = None
     """Training shards, the first by name, besides the validation; default all."""
     out: Path | None = None

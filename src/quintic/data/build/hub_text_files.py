@@ -11,10 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
-from quintic.data.hub.client import HubRepo, hub_error, in_background
+from quintic.data.hub.client import HubRepo, hub_errors, in_background
 from quintic.errors import QuinticError
 
 _SHOW_EVERY_S = 0.2
@@ -63,12 +61,8 @@ class HubTextFile(TextFile):
         while wait([download.result], _SHOW_EVERY_S).not_done:
             if on_download and download.bytes_done:
                 on_download(min(1.0, download.bytes_done / max(1, self.size)))
-        try:
+        with hub_errors(self.repo, f"cannot be read ({self.path})"):
             return download.result.result()
-        except (httpx2.HTTPError, OSError, RuntimeError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk
-            raise hub_error(error, self.repo, f"cannot be read ({self.path})") from error
 
 
 def hub_text_files(argument: str) -> list[TextFile]:

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -92,7 +93,7 @@ class HubRepo:
 
         Raises `QuinticError` where there is no such repository, no permission or no network.
         """
-        try:
+        with hub_errors(self, "cannot be listed"):
             return with_retries(
                 lambda: hub_api().dataset_info(
                     self.repo_id, revision=self.revision, files_metadata=True, timeout=30
@@ -100,8 +101,6 @@ class HubRepo:
                 str(self),
                 log,
             )
-        except (httpx2.HTTPError, OSError) as error:
-            raise hub_error(error, self, "cannot be listed") from error
 
     def download(
         self, file: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
@@ -110,7 +109,7 @@ class HubRepo:
 
         Without a folder it goes to the cache that huggingface_hub keeps (HF_HOME). `on_bytes` is
         called with the number of bytes that are there so far; an exception in it ends the download.
-        Raises what the client raises, see `hub_error`.
+        Raises what the client raises, see `hub_errors`.
         """
         most = 0
 
@@ -153,15 +152,15 @@ def with_retries(action: Callable[[], T], what: str, log: Log, stopped: Event | 
             if attempt == _ATTEMPTS or not _is_transient(error):
                 raise
             pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1)
-            log(f"{what}: {one_line(error)}, trying again in {pause_s:.0f} s")
+            log(f"{what}: {_one_line(error)}, trying again in {pause_s:.0f} s")
         if stopped.wait(pause_s):
             raise StoppedError
     raise AssertionError("unreachable")
 
 
-def _is_transient(error: Exception) -> bool:
+def _is_transient(error: BaseException) -> bool:
     error = _cause(error)
-    if (status := status_of(error)) is not None:
+    if (status := _status(error)) is not None:
         return status in (408, 429) or status >= 500
     if isinstance(error, httpx2.TransportError):
         return not isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol)
@@ -169,52 +168,62 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, RuntimeError) or (type(error) is OSError and error.errno is None)
 
 
-def _cause(error: Exception) -> Exception:
-    """Return why the client found a file neither on the hub nor here, or the error itself."""
-    cause = error.__cause__
-    return (
-        cause
-        if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception)
-        else error
-    )
+def _cause(error: BaseException) -> BaseException:
+    """Return what the client has wrapped, or the error itself.
+
+    It wraps what keeps it from finding a file, and in a RuntimeError what fails in an upload.
+    """
+    wrapped = error.__cause__ if isinstance(error, LocalEntryNotFoundError | RuntimeError) else None
+    return wrapped or error
 
 
-def status_of(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     """Return the HTTP status of the answer that an error is about."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
 
 
-def hub_error(error: Exception, repo: HubRepo, doing: str) -> QuinticError:
-    """Return what went wrong with a repository, and the way out, in one line.
+@contextmanager
+def hub_errors(repo: HubRepo, doing: str) -> Iterator[None]:
+    """Turn what the client raises in the block into a `QuinticError`: what went wrong with a
+    repository, and the way out, in one line.
 
-    `doing` says what was not possible, as in "cannot be listed".
+    `doing` says what was not possible, as in "cannot be listed". The disk's OSError passes.
     """
-    error = _cause(error)
-    status = status_of(error)
+    try:
+        yield
+    except QuinticError:
+        raise
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise QuinticError(f"{repo} {doing}: {_reason(_cause(error), repo)}") from error
+
+
+def _reason(error: BaseException, repo: HubRepo) -> str:
+    status = _status(error)
     login = "log in with `hf auth login`, or set HF_TOKEN"
-    why = f"{one_line(error)}; see {repo.page}, or try again later"
     if isinstance(error, OfflineModeIsEnabled):
-        why = "HF_HUB_OFFLINE is set; unset it, or copy the files from a machine that has them"
-    elif isinstance(error, GatedRepoError):
-        why = f"it is gated; accept its conditions on {repo.page} and {login}"
-    elif isinstance(error, RevisionNotFoundError):
-        why = f"it has no revision {repo.revision!r}; {repo.page} lists them"
-    elif isinstance(error, DisabledRepoError):
-        why = f"the hub has disabled it; see {repo.page}"
-    elif isinstance(error, RepositoryNotFoundError):
-        why = (
+        return "HF_HUB_OFFLINE is set; unset it, or copy the files from a machine that has them"
+    if isinstance(error, GatedRepoError):
+        return f"it is gated; accept its conditions on {repo.page} and {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {repo.revision!r}; {repo.page} lists them"
+    if isinstance(error, DisabledRepoError):
+        return f"the hub has disabled it; see {repo.page}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
             f"there is no such dataset repository on {endpoint()}, or you may not see it (HTTP "
             f"{status}); check the name; if it is private, {login}"
         )
-    elif status in (401, 403):
-        why = f"the hub denies permission (HTTP {status}); {login}, with a token that may do this"
-    elif isinstance(error, httpx2.TransportError):
-        why = (
-            f"{endpoint()} cannot be reached ({one_line(error)}); check the network, and "
+    if status in (401, 403):
+        return f"the hub denies permission (HTTP {status}); {login}, with a token that may do this"
+    if isinstance(error, httpx2.TransportError):
+        return (
+            f"{endpoint()} cannot be reached ({_one_line(error)}); check the network, and "
             "HF_ENDPOINT if it is set"
         )
-    return QuinticError(f"{repo} {doing}: {why}")
+    return f"{_one_line(error)}; see {repo.page}, or try again later"
 
 
 def in_background(action: Callable[[], T]) -> Future[T]:
@@ -235,7 +244,7 @@ def in_background(action: Callable[[], T]) -> Future[T]:
     return future
 
 
-def one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """Return an exception's name and the first line of its text."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

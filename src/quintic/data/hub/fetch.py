@@ -1,4 +1,4 @@
-"""Shards from a hub or the web into a folder, several at a time and continued shard by shard.
+"""Shards of a hub's repository into a folder, several at a time and continued shard by shard.
 
 In the folder, `.fetch/` keeps what is arriving, the record of what is whole, and the lock that lets
 one process fetch while others wait. A shard gets its name only once its size, checksum and header
@@ -6,10 +6,14 @@ are right. Files are downloaded one by one, as huggingface_hub's `snapshot_downl
 threads that a Ctrl-C need not wait for: those of `snapshot_download` 2.4 first finish their files.
 """
 
+import difflib
+import hashlib
 import json
 import os
+import posixpath
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,12 +24,22 @@ from threading import Event, Lock
 from filelock import FileLock, Timeout
 
 from quintic.data.dataset import Dataset, open_dataset, split_of
-from quintic.data.hub.client import Log, StoppedError, Transfer, in_background, with_retries
-from quintic.data.hub.remote_index import Remote, RemoteFile, RemoteIndex
-from quintic.data.manifest import MANIFEST_FILE, Manifest
+from quintic.data.hub.catalog import CATALOG, DATA_FOLDER
+from quintic.data.hub.client import (
+    HUB_PREFIX,
+    HubRepo,
+    Log,
+    StoppedError,
+    Transfer,
+    hub_errors,
+    in_background,
+    with_retries,
+)
+from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest
 from quintic.data.shards import open_shard
+from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError
-from quintic.files import fsync_folder, write_json
+from quintic.files import file_sha256, fsync_folder, write_json
 
 STATE_FOLDER = ".fetch"
 
@@ -47,30 +61,120 @@ def fetch(
 ) -> Dataset:
     """Fetch a dataset of shards; what is already in the folder is not fetched again.
 
-    `name` is of the catalog, hub:OWNER/NAME[@REVISION], or the address of a listing; `out` is
-    data/NAME unless given; `shards` is how many training shards, the first by name, None for all.
-    `on_progress` is called as bytes arrive, from several threads, one at a time; `log` with what a
-    user should know: that we wait, that a shard is fetched again.
+    `name` is of the catalog, or hub:OWNER/NAME[@REVISION]; `out` is data/NAME unless given;
+    `shards` is how many training shards, the first by name, None for all. `on_progress` is called
+    as bytes arrive, from several threads, one at a time; `log` with what a user should know: that
+    we wait, that a shard is fetched again.
 
-    Raises `QuinticError` for anything a user can cause or the source refuses, and OSError where the
+    Raises `QuinticError` for anything a user can cause or the hub refuses, and OSError where the
     folder cannot be written or the disk is full. Shards that have arrived are kept.
     """
-    remote = Remote.parse(name)
-    folder = remote.folder if out is None else out
+    repo, default_folder = _parse(name)
+    folder = default_folder if out is None else out
     log = log or (lambda line: None)
     record = _Record.read(folder)
     try:
-        index = remote.index(shards, log)
+        listing = _list_repo(repo, shards, log)
     except QuinticError as problem:
         # What is in place needs no network.
-        if record.source != str(remote) or not record.is_complete(folder, shards):
+        if record.source != str(repo) or not record.is_complete(folder, shards):
             raise
         log(f"{problem}; what was asked for is already in {folder}")
         return open_dataset(folder)
-    _check_room(folder, _missing(folder, index))
+    _check_room(folder, _missing(folder, listing))
     with _one_process(folder, log):
-        _Fetch(remote, folder, index, log, on_progress or (lambda transfer: None)).run()
+        _Fetch(repo, folder, listing, log, on_progress or (lambda transfer: None)).run()
     return open_dataset(folder)
+
+
+def _parse(name: str) -> tuple[HubRepo, Path]:
+    """Return the repository of a name, and the folder where its shards go unless told otherwise."""
+    if name in CATALOG:
+        return HubRepo(CATALOG[name].repo_id), DATA_FOLDER / name
+    if name.startswith(HUB_PREFIX):
+        repo = HubRepo.parse(name)
+        return repo, DATA_FOLDER / repo.repo_id.split("/")[1]
+    if re.match(r"https?://", name):
+        raise QuinticError(
+            f"{name} is a web address, and datasets are fetched from the hub: name its repository, "
+            "hub:OWNER/NAME, or download the shards into a folder and train with --data.path FOLDER"
+        )
+    close = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise QuinticError(
+        f"there is no ready-made dataset {name!r}: {hint}there are {', '.join(CATALOG)}, and any "
+        "hub:OWNER/NAME"
+    )
+
+
+@dataclass(frozen=True)
+class _HubFile:
+    """A file of a repository: its path there, its size in bytes, and its checksum, "sha256:HEX", or
+    "git:HEX" for the id that git gives a small file."""
+
+    path: str
+    size: int
+    checksum: str
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    def equals(self, local: Path) -> bool:
+        """Return whether a local file has this size and checksum."""
+        if local.stat().st_size != self.size:
+            return False
+        if self.checksum.startswith("sha256:"):
+            return self.checksum == f"sha256:{file_sha256(local)}"
+        blob = b"blob %d\0" % self.size + local.read_bytes()
+        return self.checksum == f"git:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of a commit: those wanted, the names of all shards, and the manifest's.
+
+    Wanted are the tokenizer where there is one, the validation shards, and the first training
+    shards by name.
+    """
+
+    commit: str
+    wanted: list[_HubFile]
+    shards: list[str]
+    manifest: _HubFile | None
+
+
+def _list_repo(repo: HubRepo, train_shards: int | None, log: Log) -> _Listing:
+    """Ask what a repository has; `train_shards` is how many are wanted, None for all.
+
+    Raises `QuinticError` where there is no such repository, no permission, no network, no shards,
+    or fewer than wanted.
+    """
+    info = repo.info(log)
+    files: dict[str, _HubFile] = {}
+    # The files at the root come first: a manifest in a subfolder is not that of the dataset.
+    for entry in sorted(info.siblings or [], key=lambda entry: "/" in entry.rfilename):
+        checksum = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
+        file = _HubFile(entry.rfilename, entry.size or 0, checksum)
+        if file.name in files and split_of(file.name) is not None:
+            raise QuinticError(f"{repo} has two files named {file.name}: fetch them one by one")
+        files.setdefault(file.name, file)
+    shards = [name for name in sorted(files) if name.endswith(".bin") and split_of(name)]
+    train, val = ([name for name in shards if split_of(name) == split] for split in SPLITS)
+    if not train or not val:
+        split = "val" if train else "train"
+        raise QuinticError(
+            f"{repo} has no {split} shards: expected files named *_{split}_*.bin; is it a dataset "
+            "of token shards?"
+        )
+    if train_shards is not None and not 1 <= train_shards <= len(train):
+        raise QuinticError(
+            f"{repo} has {len(train)} training shards, {train_shards} cannot be fetched: ask for "
+            f"1 to {len(train)} with --shards, or leave it out for all"
+        )
+    names = [name for name in files if name == TOKENIZER_FILE] + val + train[:train_shards]
+    wanted = [files[name] for name in names]
+    return _Listing(info.sha or "main", wanted, shards, files.get(MANIFEST_FILE))
 
 
 @contextmanager
@@ -90,25 +194,19 @@ def _one_process(folder: Path, log: Log) -> Iterator[None]:
         lock.release()
 
 
-def _missing(folder: Path, index: RemoteIndex) -> list[RemoteFile]:
+def _missing(folder: Path, listing: _Listing) -> list[_HubFile]:
     """Return the wanted files that are not in the folder, or damaged there.
 
     Raises `QuinticError` where the folder holds other shards, which fetching would mix with these.
     """
     for path in sorted(folder.glob("*.bin")):
-        if split_of(path.name) is not None and path.name not in index.shards:
+        if split_of(path.name) is not None and path.name not in listing.shards:
             raise QuinticError(
                 f"{folder} already holds {path.name}, which is not of this dataset: choose another "
                 "folder with --out"
             )
-    missing = []
-    for file in index.wanted:
-        path = folder / file.name
-        if not path.exists() or _header_problem(path) is not None:
-            missing.append(file)
-        elif path.stat().st_size != file.size:
-            raise _other_content(file, path)
-    return missing
+    paths = {file: folder / file.name for file in listing.wanted}
+    return [f for f, path in paths.items() if not path.exists() or _header_problem(path)]
 
 
 def _header_problem(path: Path) -> str | None:
@@ -121,13 +219,7 @@ def _header_problem(path: Path) -> str | None:
     return None
 
 
-def _other_content(file: RemoteFile, path: Path) -> QuinticError:
-    return QuinticError(
-        f"{path} is another file than {file.url}: choose another folder with --out, or remove it"
-    )
-
-
-def _check_room(folder: Path, missing: Sequence[RemoteFile]) -> None:
+def _check_room(folder: Path, missing: list[_HubFile]) -> None:
     """Raise `QuinticError` where the disk has no room for what is still to come."""
     needed = sum(file.size for file in missing)
     existing = folder.absolute()
@@ -147,41 +239,42 @@ class _Fetch:
 
     def __init__(
         self,
-        remote: Remote,
+        repo: HubRepo,
         folder: Path,
-        index: RemoteIndex,
+        listing: _Listing,
         log: Log,
         on_progress: Callable[[Transfer], None],
     ) -> None:
-        self._remote, self._folder, self._index = remote, folder, index
+        self._repo, self._folder, self._listing = repo, folder, listing
         self._log, self._on_progress = log, on_progress
         self._arriving = folder / STATE_FOLDER / "arriving"
         # Read here: a process that held the lock before us may have fetched.
         files = _Record.read(folder).files
-        train_shards = sum(split_of(name) == "train" for name in index.shards)
-        self._record = _Record(str(remote), train_shards, files)
-        self._stopped, self._lock = Event(), Lock()
-        self._bytes: dict[str, int] = {}
-        self._files_done = 0
-        self._damaged: set[str] = set()
-
-    def run(self) -> None:
-        missing = _missing(self._folder, self._index)
-        present = [file for file in self._index.wanted if file not in missing]
-        self._bytes = {file.name: file.size for file in present}
-        self._files_done = len(present)
-        self._report()
-        self._write_manifest()
-        shutil.rmtree(self._arriving, ignore_errors=True)  # of a process that was killed
-        self._arriving.mkdir()
-        tasks = iter(
+        train_shards = sum(split_of(name) == "train" for name in listing.shards)
+        self._record = _Record(str(repo), train_shards, files)
+        missing = _missing(folder, listing)
+        present = [file for file in listing.wanted if file not in missing]
+        self._tasks = iter(
             [
                 *(partial(self._verify, file) for file in present),
                 *(partial(self._fetch, file) for file in missing),
             ]
         )
-        workers = [in_background(lambda: self._work(tasks)) for _ in range(_DOWNLOADS_AT_A_TIME)]
+        self._bytes = {file.name: file.size for file in present}
+        self._files_done = len(present)
+        self._manifest: Manifest | None = None
+        self._stopped, self._lock = Event(), Lock()
+
+    def run(self) -> None:
+        self._report()
+        shutil.rmtree(self._arriving, ignore_errors=True)  # of a process that was killed
+        self._arriving.mkdir()
         try:
+            if (file := self._listing.manifest) is not None:
+                arrived = self._download(file, lambda count: None)
+                self._manifest = Manifest.parse(arrived.read_bytes(), f"{self._repo}/{file.path}")
+                self._write_manifest()
+            workers = [in_background(self._work) for _ in range(_DOWNLOADS_AT_A_TIME)]
             for worker in as_completed(workers):
                 worker.result()
         finally:
@@ -189,28 +282,42 @@ class _Fetch:
                 self._stopped.set()
             shutil.rmtree(self._arriving, ignore_errors=True)
 
-    def _work(self, tasks: Iterator[Callable[[], None]]) -> None:
+    def _work(self) -> None:
         while not self._stopped.is_set():
             with self._lock:
-                task = next(tasks, None)
+                task = next(self._tasks, None)
             if task is None:
                 return
             task()
 
-    def _verify(self, file: RemoteFile) -> None:
-        """Make sure that a file which was there already is the source's; once per file."""
-        if self._record.files.get(file.name, "unknown") == file.checksum:
+    def _verify(self, file: _HubFile) -> None:
+        """Make sure that a file which was there already is the repository's; hash it only once."""
+        path = self._folder / file.name
+        known = self._record.files.get(file.name) == file.checksum
+        if known and path.stat().st_size == file.size:
             return
-        if not file.has_checksum_of(self._folder / file.name):
-            raise _other_content(file, self._folder / file.name)
+        if not file.equals(path):
+            raise QuinticError(
+                f"{path} is another file than {file.path} of {self._repo}: choose another folder "
+                "with --out, or remove it"
+            )
         with self._lock:
             self._write_down(file)
 
-    def _fetch(self, file: RemoteFile) -> None:
+    def _fetch(self, file: _HubFile) -> None:
         path = self._folder / file.name
         if path.exists():
             self._log(f"{path} is damaged: fetching it again")
-        arrived = self._download(file)
+
+        def on_bytes(count: int) -> None:
+            with self._lock:
+                self._check_stopped()
+                self._bytes[file.name] = min(count, file.size)
+                self._report()
+
+        arrived = self._download(file, on_bytes)
+        if problem := _header_problem(arrived):
+            raise self._not_kept(file, problem.replace(str(arrived), file.path))
         with arrived.open("rb") as content:
             os.fsync(content.fileno())
         with self._lock:
@@ -224,69 +331,55 @@ class _Fetch:
             self._files_done += 1
             self._report()
 
-    def _download(self, file: RemoteFile) -> Path:
+    def _download(self, file: _HubFile, on_bytes: Callable[[int], None]) -> Path:
         """Return where a file has arrived whole; one that is damaged is fetched a second time."""
-        while True:
-            arrived = self._download_once(file)
-            if arrived.stat().st_size != file.size or not file.has_checksum_of(arrived):
-                again = file.name not in self._damaged
-                problem = "arrived with another size or another checksum than its source gives"
-            elif header := _header_problem(arrived):
-                again = file.name not in self._damaged and file.checksum is None
-                problem = header.replace(str(arrived), file.url)
-            else:
+        problem = "arrived with another size or another checksum than its source gives"
+        for attempt in (1, 2):
+            with hub_errors(self._repo, f"does not give {file.name}"):
+                arrived = with_retries(
+                    lambda: self._repo.download(
+                        file.path, self._listing.commit, self._arriving, on_bytes
+                    ),
+                    file.name,
+                    self._log,
+                    self._stopped,
+                )
+            if file.equals(arrived):
                 return arrived
             arrived.unlink()
-            self._damaged.add(file.name)
-            if not again:
-                raise QuinticError(
-                    f"{file.name} was not kept: {problem}; tell the owner of {file.url}, or fetch "
-                    "from another source"
-                )
-            self._log(f"{file.name} {problem}: fetching it again")
+            if attempt == 1:
+                self._log(f"{file.name} {problem}: fetching it again")
+        raise self._not_kept(file, problem)
 
-    def _download_once(self, file: RemoteFile) -> Path:
-        def on_bytes(count: int) -> None:
-            with self._lock:
-                self._check_stopped()
-                self._bytes[file.name] = min(count, file.size)
-                self._report()
-
-        try:
-            return with_retries(
-                lambda: file.download(self._arriving, on_bytes), file.name, self._log, self._stopped
-            )
-        except StoppedError:
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk
-            raise self._remote.error(error, file) from error
+    def _not_kept(self, file: _HubFile, problem: str) -> QuinticError:
+        return QuinticError(
+            f"{file.name} was not kept: {problem}; tell the owner of {self._repo.page}, or fetch "
+            "from another repository"
+        )
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise StoppedError
 
-    def _write_down(self, file: RemoteFile) -> None:
+    def _write_down(self, file: _HubFile) -> None:
         self._record.files[file.name] = file.checksum
         write_json(self._folder / STATE_FOLDER / _RECORD_FILE, asdict(self._record))
 
     def _write_manifest(self) -> None:
         """Write the source's manifest, of the shards that are here: that may be fewer than all."""
-        manifest = self._index.manifest
-        if manifest is None:
+        if self._manifest is None:
             return
-        here = tuple(shard for shard in manifest.shards if (self._folder / shard.file).exists())
-        trimmed = replace(manifest, shards=here)
+        shards = self._manifest.shards
+        here = tuple(shard for shard in shards if (self._folder / shard.file).exists())
+        trimmed = replace(self._manifest, shards=here)
         if here and not (
             (self._folder / MANIFEST_FILE).exists() and Manifest.read(self._folder) == trimmed
         ):
             trimmed.write(self._folder)
 
     def _report(self) -> None:
-        wanted = self._index.wanted
+        wanted, done = self._listing.wanted, sum(self._bytes.values())
         total = sum(file.size for file in wanted)
-        done = sum(self._bytes.values())
         self._on_progress(Transfer(done, total, self._files_done, len(wanted)))
 
 
@@ -295,12 +388,12 @@ class _Record:
     """The files of a folder that are known to be whole, so that they are verified once.
 
     `source` is what they were fetched from and `train_shards` how many training shards it has;
-    `files` has their checksums, None where the source gives none.
+    `files` has their checksums.
     """
 
     source: str
     train_shards: int
-    files: dict[str, str | None]
+    files: dict[str, str]
 
     @classmethod
     def read(cls, folder: Path) -> "_Record":

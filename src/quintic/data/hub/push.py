@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -17,7 +15,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from quintic.data.dataset import Dataset, open_dataset, split_of
 from quintic.data.hub.catalog import DATA_FOLDER
-from quintic.data.hub.client import HubRepo, Transfer, hub_api, hub_error
+from quintic.data.hub.client import HubRepo, Transfer, hub_api, hub_errors
 from quintic.data.manifest import MANIFEST_FILE, Split
 from quintic.data.tokenizer import GPT2, TOKENIZER_FILE
 from quintic.data.verify import check_dataset
@@ -63,7 +61,8 @@ def push(
     _refuse_damaged(folder, tokenizer)
     dataset = open_dataset(folder, tokenizer)
     files = _files(dataset)
-    with _client_of(repo) as api:
+    api = hub_api()
+    with hub_errors(repo, "cannot be pushed to"), _without_bars():
         api.create_repo(repo.repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         kept_card = _has_own_card(api, repo, {file.name for file in files})
         additions = [CommitOperationAdd(file.name, str(file)) for file in files]
@@ -140,19 +139,12 @@ def _upload(
 
 
 @contextmanager
-def _client_of(repo: HubRepo) -> Iterator[HfApi]:
-    """Lend the hub's client, without a bar for each file; what it raises is one `QuinticError`."""
+def _without_bars() -> Iterator[None]:
+    """Keep the client from drawing a bar for each file."""
     bars_were_disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        yield hub_api()
-    except QuinticError:
-        raise
-    except (httpx2.HTTPError, OfflineModeIsEnabled, ValueError, RuntimeError) as error:
-        # The client wraps the failure of an upload's thread in a RuntimeError.
-        cause = error.__cause__
-        known = cause if isinstance(cause, httpx2.HTTPError) else error
-        raise hub_error(known, repo, "cannot be pushed to") from error
+        yield
     finally:
         if not bars_were_disabled:
             enable_progress_bars()
