@@ -381,7 +381,7 @@ def test_ctrl_c_says_that_the_same_command_continues(
             main([*command, "--out", str(tmp_path / "out"), "--workers", "1"])
     assert caught.value.code == 130
     assert "the same command continues this build" in capsys.readouterr().err
-    assert (tmp_path / "out" / ".build" / "state.json").exists()
+    assert (tmp_path / "out" / ".build" / "progress.json").exists()
     main([*command, "--out", str(tmp_path / "out"), "--workers", "1"])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -555,7 +555,7 @@ def test_bad_documents_are_skipped_under_the_limit_and_listed(
     monkeypatch.setattr(pipeline, "COMMIT_EVERY_S", 0.0)
     with pytest.raises(QuinticError, match="--max-bad allows 2"):
         build("again", source=path, max_bad=2, val_share=0)
-    assert (tmp_path / "again" / ".build" / "state.json").exists()
+    assert (tmp_path / "again" / ".build" / "progress.json").exists()
     build("again", source=path, max_bad=3, val_share=0)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
 

@@ -20,7 +20,7 @@ SKIPPED_FILE = "skipped.txt"
 
 MADE_FILES = (PLAN_FILE, SKIPPED_FILE, MANIFEST_FILE, TOKENIZER_FILE)
 
-_STATE_FILE = "state.json"
+_STATE_FILE = "progress.json"
 
 
 class BuildFolder:

@@ -1,17 +1,16 @@
 """The shards of a dataset that is being built: one of each split is open, filled from the front."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from quintic.cores import available_cores
 from quintic.data.manifest import SPLITS, ShardRecord, Split
 from quintic.data.shard_stats import TokenCounter, record_shard
-from quintic.data.shards import Shard, ShardWriter, open_shard, part_of
+from quintic.data.shards import ShardWriter, open_shard, part_of
 from quintic.data.tokenizer import Tokenizer
 
 _FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 0}  # as llm.c and modded-nanogpt count
@@ -20,26 +19,21 @@ _FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 0}  # as llm.c and modded-
 class ShardSet:
     """The shards of both splits, filled one after another.
 
-    The last shard of a split has what is left of its tokens. What the manifest says of a finished
-    shard is found out by reading it again, in a thread: the library that counts lets go of the
-    interpreter.
+    The last shard of a split has what is left of its tokens.
     """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int, tokenizer: Tokenizer) -> None:
         self._folder, self._name = folder, name
         self._shard_tokens, self._tokenizer = shard_tokens, tokenizer
-        self._recorder = ThreadPoolExecutor(1, "recorder")
         self._open: dict[Split, ShardWriter] = {}
-        self._records: dict[Split, list[Future[ShardRecord]]] = {split: [] for split in SPLITS}
+        self._full: dict[Split, int] = dict.fromkeys(SPLITS, 0)
 
     def append(self, split: Split, tokens: npt.NDArray[np.unsignedinteger]) -> None:
         """Write tokens, [count], over as many shards as they need."""
         while len(tokens):
             if split not in self._open:
-                number = len(self._records[split])
-                self._open[split] = ShardWriter(
-                    self._path(split, number), self._tokenizer.vocab_size
-                )
+                path = self._path(split, self._full[split])
+                self._open[split] = ShardWriter(path, self._tokenizer.vocab_size)
             writer = self._open[split]
             room = self._shard_tokens - writer.count
             writer.append(tokens[:room])
@@ -53,7 +47,7 @@ class ShardSet:
             writer.flush()
         return {
             split: {
-                "records": [asdict(f.result()) if f.done() else None for f in self._records[split]],
+                "full": self._full[split],
                 "tokens": self._open[split].count if split in self._open else 0,
             }
             for split in SPLITS
@@ -65,35 +59,42 @@ class ShardSet:
         What was written since is dropped.
         """
         for split in SPLITS:
-            records = state[split]["records"] if state else []
-            tokens = state[split]["tokens"] if state else 0
-            number = len(records) + (tokens > 0)
+            full, tokens = (state[split]["full"], state[split]["tokens"]) if state else (0, 0)
+            number = full + (tokens > 0)
             while self._drop(split, number):
                 number += 1
-            for record in records:
-                self._records[split].append(self._known(split, record))
+            self._full[split] = full
             if tokens:
-                path = self._path(split, len(records))
+                path = self._path(split, full)
                 self._open[split] = ShardWriter(path, self._tokenizer.vocab_size, kept=tokens)
 
     def finish(self) -> tuple[ShardRecord, ...]:
-        """End the last shards, and return what the manifest says of all."""
+        """End the last shards, read all of them, and return what the manifest says of each."""
         for split in list(self._open):
             self._end_shard(split)
-        return tuple(future.result() for split in SPLITS for future in self._records[split])
+        counter = TokenCounter(self._tokenizer.eot_id, self._tokenizer.byte_lengths)
+        shards = [
+            (split, self._path(split, number))
+            for split in SPLITS
+            for number in range(self._full[split])
+        ]
+        # A thread holds about 20 MB.
+        with ThreadPoolExecutor(min(8, available_cores())) as pool:
+            return tuple(
+                pool.map(lambda item: record_shard(open_shard(item[1]), item[0], counter), shards)
+            )
 
     def close(self) -> None:
         """Leave what is not finished for another process."""
         for writer in self._open.values():
             writer.close()
-        self._recorder.shutdown(cancel_futures=True)
 
     def _path(self, split: Split, index: int) -> Path:
         return self._folder / f"{self._name}_{split}_{_FIRST_NUMBER[split] + index:06d}.bin"
 
     def _end_shard(self, split: Split) -> None:
-        shard = self._open.pop(split).finish()
-        self._records[split].append(self._record(shard, split))
+        self._open.pop(split).finish()
+        self._full[split] += 1
 
     def _drop(self, split: Split, index: int) -> bool:
         """Remove a shard, finished or not; return whether there was one."""
@@ -102,18 +103,3 @@ class ShardSet:
         for file in there:
             file.unlink()
         return bool(there)
-
-    def _known(self, split: Split, record: dict[str, Any] | None) -> Future[ShardRecord]:
-        if record is None:  # it was still being read
-            shard = open_shard(self._path(split, len(self._records[split])))
-            return self._record(shard, split)
-        known: Future[ShardRecord] = Future()
-        known.set_result(ShardRecord(**record))
-        return known
-
-    def _record(self, shard: Shard, split: Split) -> Future[ShardRecord]:
-        return self._recorder.submit(lambda: record_shard(shard, split, self._counter))
-
-    @cached_property
-    def _counter(self) -> TokenCounter:
-        return TokenCounter(self._tokenizer.eot_id, self._tokenizer.byte_lengths)
