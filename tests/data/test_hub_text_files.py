@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from quintic.cli.main import main
 from quintic.data.build import hub_text_files as module
-from quintic.data.build.hub_text_files import hub_text_files
+from quintic.data.build.hub_text_files import HubTextFile, hub_text_files
 from quintic.data.build.pipeline import BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
@@ -123,14 +123,14 @@ def test_progress_of_a_download_is_told(
     monkeypatch.setattr(module, "_SHOW_EVERY_S", 0.001)
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100)
     statuses: list[BuildStatus] = []
-    update = module._Download.count
+    update = HubTextFile._count
 
-    def slow(self: module._Download, count: int) -> None:
+    def slow(self: HubTextFile, count: int) -> None:
         update(self, count)
         told = len(statuses)
         wait_until(lambda: len(statuses) > told, "a status")
 
-    monkeypatch.setattr(module._Download, "count", slow)
+    monkeypatch.setattr(HubTextFile, "_count", slow)
     settings = BuildSettings(("hub:org/texts",), "texts", tokenizer="train:280", val_share=0.0)
     build_dataset(settings, tmp_path / "out", on_progress=statuses.append)
     fractions = [status.fraction for status in statuses if status.stage == "download"]

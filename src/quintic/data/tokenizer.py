@@ -8,9 +8,8 @@ text like any other and never become that token.
 import hashlib
 import json
 import os
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import tokenizers
 from tiktoken.load import load_tiktoken_bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from quintic.data.background import in_background
 from quintic.errors import QuinticError
 from quintic.files import replacing
 
@@ -61,13 +61,10 @@ class Tokenizer(ABC):
         """Return what `encode` returns as an array, [tokens]."""
         return np.array(self.encode(text), dtype=np.uint32)
 
-    @abstractmethod
-    def _token_bytes(self) -> list[bytes]:
-        """Return the bytes of text behind each id, [vocab_size]; none behind end of text."""
-
     @cached_property
+    @abstractmethod
     def _bytes_by_id(self) -> list[bytes]:
-        return self._token_bytes()
+        """The bytes of text behind each id, [vocab_size]; none behind end of text."""
 
     @property
     def info(self) -> TokenizerInfo:
@@ -86,7 +83,7 @@ class Tokenizer(ABC):
 
         Raises `QuinticError` where an id is not of this vocabulary.
         """
-        return b"".join([self._bytes_by_id[self._checked(index)] for index in ids])
+        return b"".join(self._parts(ids, end_of_text=b""))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text behind the ids, for a reader: end of text is shown as `<|endoftext|>`.
@@ -94,20 +91,17 @@ class Tokenizer(ABC):
         Bytes that are not valid UTF-8, such as a character cut in half, become U+FFFD. Raises
         `QuinticError` where an id is not of this vocabulary.
         """
-        marker = END_OF_TEXT.encode()
-        parts = [
-            marker if index == self.eot_id else self._bytes_by_id[self._checked(index)]
-            for index in ids
-        ]
+        parts = self._parts(ids, end_of_text=END_OF_TEXT.encode())
         return b"".join(parts).decode("utf-8", errors="replace")
 
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < self.vocab_size:
-            raise QuinticError(
-                f"token id {index} cannot be decoded: the vocabulary '{self.name}' has the ids 0 "
-                f"to {self.vocab_size - 1}; use the tokenizer that the tokens were made with"
-            )
-        return index
+    def _parts(self, ids: Iterable[int], end_of_text: bytes) -> Iterator[bytes]:
+        for index in ids:
+            if not 0 <= index < self.vocab_size:
+                raise QuinticError(
+                    f"token id {index} cannot be decoded: the vocabulary '{self.name}' has the ids "
+                    f"0 to {self.vocab_size - 1}; use the tokenizer that the tokens were made with"
+                )
+            yield end_of_text if index == self.eot_id else self._bytes_by_id[index]
 
 
 # GPT-2's vocabulary -------------------------------------------------------------------------------
@@ -156,7 +150,8 @@ class Gpt2Tokenizer(Tokenizer):
             text = _without_lone_surrogates(text)
             return self._encoding.encode_to_numpy(text, disallowed_special=())
 
-    def _token_bytes(self) -> list[bytes]:
+    @cached_property
+    def _bytes_by_id(self) -> list[bytes]:
         return [
             b"" if index == self.eot_id else self._encoding.decode_single_token_bytes(index)
             for index in range(self.vocab_size)
@@ -165,24 +160,14 @@ class Gpt2Tokenizer(Tokenizer):
 
 def _load_r50k() -> tiktoken.Encoding:
     """Return r50k_base, from tiktoken's cache or downloaded within `_DOWNLOAD_SECONDS`."""
-    loaded: list[tiktoken.Encoding] = []
-    failures: list[Exception] = []
-
-    def load() -> None:
-        try:
-            loaded.append(_r50k())
-        except Exception as error:  # reported below, in the thread that asked
-            failures.append(error)
-
     # tiktoken downloads without a time limit, and on a machine that drops packets the connection
-    # alone can take minutes. A daemon thread is the way to stop waiting: it cannot be interrupted,
-    # and it does not keep the process alive.
-    thread = threading.Thread(target=load, name="tiktoken", daemon=True)
-    thread.start()
-    thread.join(_DOWNLOAD_SECONDS)
-    if loaded:
-        return loaded[0]
-    reason = type(failures[0]).__name__ if failures else f"no answer in {_DOWNLOAD_SECONDS:.0f} s"
+    # alone can take minutes.
+    try:
+        return in_background(_r50k).result(_DOWNLOAD_SECONDS)
+    except TimeoutError:
+        reason = f"no answer in {_DOWNLOAD_SECONDS:.0f} s"
+    except Exception as error:
+        reason = type(error).__name__
     folder = os.environ.get("TIKTOKEN_CACHE_DIR")
     now = f"which is now {folder}" if folder else "which is not set"
     raise QuinticError(
@@ -295,7 +280,8 @@ class BpeTokenizer(Tokenizer):
             file.write(self._definition.encode())
         return path
 
-    def _token_bytes(self) -> list[bytes]:
+    @cached_property
+    def _bytes_by_id(self) -> list[bytes]:
         byte_of = {character: bytes([byte]) for byte, character in enumerate(_BYTE_ALPHABET)}
         table = [b""] * self.vocab_size
         for token, index in self._ids.items():

@@ -6,13 +6,14 @@ huggingface_hub keeps (HF_HOME), where a second build finds them.
 
 import re
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from quintic.data.background import in_background
 from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
-from quintic.data.hub.client import HubRepo, hub_errors, in_background
+from quintic.data.hub.client import HubRepo, hub_errors
 from quintic.errors import QuinticError
 
 _SHOW_EVERY_S = 0.2
@@ -23,32 +24,23 @@ _TRAIN_NAME = re.compile(r"(?:^|[/._-])train(?:[/._-]|$)")
 
 
 @dataclass
-class _Download:
-    """A download under way, and how many bytes are there."""
-
-    result: Future[Path] | None = None
-    bytes_done: int = 0
-
-    def count(self, bytes_done: int) -> None:
-        """Note how many bytes are there."""
-        self.bytes_done = bytes_done
-
-
-@dataclass(frozen=True)
 class HubTextFile(TextFile):
     """A file at `path` of a dataset repository, as it is in a commit."""
 
     repo: HubRepo
     commit: str
-    _download: _Download = field(default_factory=_Download, compare=False, repr=False)
+    _download: Future[Path] | None = None
+    _bytes_done: int = 0
 
     def begin_download(self) -> None:
         """Begin to download the file; what goes wrong is told by `local_path`."""
-        if self._download.result is None:
-            file, count = self.path.as_posix(), self._download.count
-            self._download.result = in_background(
-                lambda: self.repo.download(file, self.commit, None, count)
+        if self._download is None:
+            self._download = in_background(
+                lambda: self.repo.download(self.path.as_posix(), self.commit, None, self._count)
             )
+
+    def _count(self, bytes_done: int) -> None:
+        self._bytes_done = bytes_done
 
     def local_path(self, on_download: OnDownload | None = None) -> Path:
         """Download the file, unless the cache has it, and return where it is.
@@ -56,13 +48,12 @@ class HubTextFile(TextFile):
         Raises `QuinticError` where the hub does not give it.
         """
         self.begin_download()
-        download = self._download
-        assert download.result is not None
-        while wait([download.result], _SHOW_EVERY_S).not_done:
-            if on_download and download.bytes_done:
-                on_download(min(1.0, download.bytes_done / max(1, self.size)))
+        assert self._download is not None
+        while wait([self._download], _SHOW_EVERY_S).not_done:
+            if on_download and self._bytes_done:
+                on_download(min(1.0, self._bytes_done / max(1, self.size)))
         with hub_errors(self.repo, f"cannot be read ({self.path})"):
-            return download.result.result()
+            return self._download.result()
 
 
 def hub_text_files(argument: str) -> list[TextFile]:

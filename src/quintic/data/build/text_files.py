@@ -23,7 +23,7 @@ OnDownload = Callable[[float], None]
 """Called with the fraction of a file that has arrived."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextFile:
     """A file that holds documents.
 

@@ -3,11 +3,10 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -224,24 +223,6 @@ def _reason(error: BaseException, repo: HubRepo) -> str:
             "HF_ENDPOINT if it is set"
         )
     return f"{_one_line(error)}; see {repo.page}, or try again later"
-
-
-def in_background(action: Callable[[], T]) -> Future[T]:
-    """Begin an action in a thread of its own, and return its future.
-
-    Unlike those of a ThreadPoolExecutor, the thread is not waited for at the end of the process:
-    one that waits for a silent server, or for gigabytes, cannot be told of a Ctrl-C.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except Exception as error:  # for whoever asks for the result
-            future.set_exception(error)
-
-    Thread(target=run, name="transfer", daemon=True).start()
-    return future
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,16 +13,16 @@ import os
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 
 from filelock import FileLock, Timeout
 
+from quintic.data.background import in_background
 from quintic.data.dataset import Dataset, open_dataset, split_of
 from quintic.data.hub.catalog import CATALOG, DATA_FOLDER
 from quintic.data.hub.client import (
@@ -32,7 +32,6 @@ from quintic.data.hub.client import (
     StoppedError,
     Transfer,
     hub_errors,
-    in_background,
     with_retries,
 )
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest
@@ -82,7 +81,7 @@ def fetch(
         log(f"{problem}; what was asked for is already in {folder}")
         return open_dataset(folder)
     _check_room(folder, _missing(folder, listing))
-    with _one_process(folder, log):
+    with _acquire_lock(folder, log):
         _Fetch(repo, folder, listing, log, on_progress or (lambda transfer: None)).run()
     return open_dataset(folder)
 
@@ -177,21 +176,16 @@ def _list_repo(repo: HubRepo, train_shards: int | None, log: Log) -> _Listing:
     return _Listing(info.sha or "main", wanted, shards, files.get(MANIFEST_FILE))
 
 
-@contextmanager
-def _one_process(folder: Path, log: Log) -> Iterator[None]:
-    """Hold the folder's lock; others wait, and then find the shards there."""
+def _acquire_lock(folder: Path, log: Log) -> AbstractContextManager[object]:
+    """Acquire the folder's lock; others wait, and then find the shards there."""
     state = folder / STATE_FOLDER
     state.mkdir(parents=True, exist_ok=True)
     lock = FileLock(state / "lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         log(f"another process is fetching into {folder}: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _missing(folder: Path, listing: _Listing) -> list[_HubFile]:
@@ -254,12 +248,7 @@ class _Fetch:
         self._record = _Record(str(repo), train_shards, files)
         missing = _missing(folder, listing)
         present = [file for file in listing.wanted if file not in missing]
-        self._tasks = iter(
-            [
-                *(partial(self._verify, file) for file in present),
-                *(partial(self._fetch, file) for file in missing),
-            ]
-        )
+        self._waiting = iter(listing.wanted)
         self._bytes = {file.name: file.size for file in present}
         self._files_done = len(present)
         self._manifest: Manifest | None = None
@@ -285,14 +274,17 @@ class _Fetch:
     def _work(self) -> None:
         while not self._stopped.is_set():
             with self._lock:
-                task = next(self._tasks, None)
-            if task is None:
+                file = next(self._waiting, None)
+            if file is None:
                 return
-            task()
+            path = self._folder / file.name
+            if path.exists() and not _header_problem(path):
+                self._verify(file, path)
+            else:
+                self._fetch(file, path)
 
-    def _verify(self, file: _HubFile) -> None:
+    def _verify(self, file: _HubFile, path: Path) -> None:
         """Make sure that a file which was there already is the repository's; hash it only once."""
-        path = self._folder / file.name
         known = self._record.files.get(file.name) == file.checksum
         if known and path.stat().st_size == file.size:
             return
@@ -304,8 +296,7 @@ class _Fetch:
         with self._lock:
             self._write_down(file)
 
-    def _fetch(self, file: _HubFile) -> None:
-        path = self._folder / file.name
+    def _fetch(self, file: _HubFile, path: Path) -> None:
         if path.exists():
             self._log(f"{path} is damaged: fetching it again")
 
@@ -371,11 +362,8 @@ class _Fetch:
             return
         shards = self._manifest.shards
         here = tuple(shard for shard in shards if (self._folder / shard.file).exists())
-        trimmed = replace(self._manifest, shards=here)
-        if here and not (
-            (self._folder / MANIFEST_FILE).exists() and Manifest.read(self._folder) == trimmed
-        ):
-            trimmed.write(self._folder)
+        if here:
+            replace(self._manifest, shards=here).write(self._folder)
 
     def _report(self) -> None:
         wanted, done = self._listing.wanted, sum(self._bytes.values())
