@@ -1,4 +1,4 @@
-"""The exceptions for what a user can cause, and the check for a package that is not installed."""
+"""The exceptions for what a user can cause, and what their messages are made of."""
 
 import importlib.util
 
@@ -16,6 +16,12 @@ class LostRankError(QuinticError):
     """Another process of the run is gone: nobody's mistake, so starting again may help."""
 
     exit_code = 1
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's name and the first line of its text."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def require_package(module: str, extra: str, what: str) -> None:

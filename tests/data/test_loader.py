@@ -224,7 +224,8 @@ def test_prefetcher_never_prepares_past_the_last_step() -> None:
         prefetcher.get(0)
         prefetcher.get(1)
     assert seen == [0, 1]
-    Prefetcher(batch, 5, 5).close()
+    with Prefetcher(batch, 5, 5):
+        pass
     assert seen == [0, 1]
 
 

@@ -13,7 +13,7 @@ import sysconfig
 import tokenize
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -46,14 +46,6 @@ _VAL_BYTES = 5 * 200_000
 _VAL_SHARE_AT_MOST = 0.2
 
 _BATCH_FILES = 64
-
-
-@dataclass(frozen=True)
-class _SourceFile:
-    """A file of the library: its relative path, with slashes, and its bytes."""
-
-    name: str
-    content: bytes
 
 
 def embedded_dataset(
@@ -117,9 +109,10 @@ def _dataset_of_tree(
     return folder
 
 
-def _read_sources(root: Path) -> list[_SourceFile]:
-    """Return all `.py` files under `root` that belong to the library, by name."""
-    sources = []
+def _read_sources(root: Path) -> dict[str, bytes]:
+    """Return the content of all `.py` files under `root` that belong to the library, by name: the
+    relative path, with slashes."""
+    sources = {}
     for place, folders, files in os.walk(root):
         # Pruned rather than filtered: site-packages can hold a hundred times the library.
         folders[:] = [folder for folder in folders if folder not in _SKIPPED_FOLDERS]
@@ -127,24 +120,19 @@ def _read_sources(root: Path) -> list[_SourceFile]:
             # _sysconfigdata is written when Python is compiled, and lists that machine's paths.
             if file.endswith(".py") and not file.startswith("_sysconfigdata"):
                 path = Path(place, file)
-                try:
-                    content = path.read_bytes()
-                except OSError:  # a dangling link, or not ours to read
-                    continue
-                sources.append(_SourceFile(path.relative_to(root).as_posix(), content))
-    return sorted(sources, key=lambda source: source.name)
+                with suppress(OSError):  # a dangling link, or not ours to read
+                    sources[path.relative_to(root).as_posix()] = path.read_bytes()
+    return dict(sorted(sources.items()))
 
 
-def _cache_key(sources: Sequence[_SourceFile], vocab_size: int) -> str:
+def _cache_key(sources: dict[str, bytes], vocab_size: int) -> str:
     digest = hashlib.sha256(f"{_CORPUS_VERSION}".encode())
-    for source in sources:
-        digest.update(f"\n{source.name} {hashlib.sha256(source.content).hexdigest()}".encode())
+    for name, content in sources.items():
+        digest.update(f"\n{name} {hashlib.sha256(content).hexdigest()}".encode())
     return f"python{platform.python_version()}-bpe{vocab_size}-{digest.hexdigest()[:16]}"
 
 
-def _build(
-    sources: Sequence[_SourceFile], vocab_size: int, folder: Path, report: OnProgress
-) -> None:
+def _build(sources: dict[str, bytes], vocab_size: int, folder: Path, report: OnProgress) -> None:
     report("text", 0.0)
     splits = _split(_documents(sources))
     report("text", 1.0)
@@ -169,27 +157,19 @@ def _build(
     ).write(folder)
 
 
-def _documents(sources: Sequence[_SourceFile]) -> dict[str, str]:
+def _documents(sources: dict[str, bytes]) -> dict[str, str]:
     """Return the text of each file that has one, by name; the first of several that are equal.
 
     Equal files, of which packages have many, would otherwise be trained on twice, or on both sides
     of the split.
     """
     names: dict[str, str] = {}
-    for source in sources:
-        text = _decode(source.content)
-        if text is not None and text.strip():
-            names.setdefault(text, source.name)
-    return {name: text for text, name in names.items()}
-
-
-def _decode(content: bytes) -> str | None:
-    """Return a source's text in the encoding it declares (PEP 263), line ends as \\n; or None."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-        return io.TextIOWrapper(io.BytesIO(content), encoding).read()
-    except (SyntaxError, UnicodeDecodeError):
-        return None
+    for name, content in sources.items():
+        # Text in the encoding that the file declares (PEP 263), line ends as \n.
+        with suppress(SyntaxError, UnicodeDecodeError):
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+            names.setdefault(io.TextIOWrapper(io.BytesIO(content), encoding).read(), name)
+    return {name: text for text, name in names.items() if text.strip()}
 
 
 def _split(documents: dict[str, str]) -> dict[Split, list[str]]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -39,7 +39,7 @@ class Uploader:
         return uploaded
 
 
-class Prefetcher:
+class Prefetcher(AbstractContextManager["Prefetcher"]):
     """Prepares the batch of the next step in a background thread while this one is trained on.
 
     `batch` gives the batch of a step and is called from one thread, once for each step in
@@ -78,15 +78,9 @@ class Prefetcher:
         self._next = self._submit(self._next_step)
         return ready()
 
-    def close(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Stop the thread; a batch in preparation is finished and dropped."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _submit(self, step: int) -> Future[Callable[[], Batch]] | None:
         return self._executor.submit(self._prepare, step) if step < self._last_step else None

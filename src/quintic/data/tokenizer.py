@@ -22,7 +22,7 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from quintic.data.background import in_background
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 from quintic.files import replacing
 
 END_OF_TEXT = "<|endoftext|>"
@@ -238,7 +238,7 @@ class BpeTokenizer(Tokenizer):
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
         except Exception as error:  # tokenizers raises plain Exception
             raise QuinticError(
-                f"{source} is not a byte-level BPE vocabulary ({_one_line(error)}): name a "
+                f"{source} is not a byte-level BPE vocabulary ({one_line(error)}): name a "
                 f"{TOKENIZER_FILE} that quintic or Hugging Face's tokenizers wrote"
             ) from error
         # Special tokens in a text are text: without this a document that mentions <|endoftext|>
@@ -359,10 +359,6 @@ def _without_lone_surrogates(text: str) -> str:
     return text
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 # By name ------------------------------------------------------------------------------------------
 
 
@@ -386,7 +382,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise QuinticError(
-            f"tokenizer {path} cannot be read ({_one_line(error)}): name a readable "
+            f"tokenizer {path} cannot be read ({one_line(error)}): name a readable "
             f"{TOKENIZER_FILE}, or 'gpt2'"
         ) from error
     return BpeTokenizer(definition, source=str(path))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 
 from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 
 # A worker is busy with this much text for about a twentieth of a second.
 CHUNK_BYTES = 1 << 20
@@ -229,7 +229,7 @@ def _row_chunks(file: TextFile, path: Path, start: Position, field: str) -> Iter
         # Arrow reports damage as OSError too.
         except (pyarrow.ArrowException, OSError, EOFError) as error:
             raise QuinticError(
-                f"input {file.name} cannot be read as parquet ({_first_line(error)}): copy or "
+                f"input {file.name} cannot be read as parquet ({one_line(error)}): copy or "
                 f"download it again"
             ) from error
 
@@ -254,7 +254,3 @@ def _text_column(table: Any, name: str, field: str) -> int:
             f"the text with --field"
         )
     return [table.schema.column(i).path for i in range(len(table.schema))].index(field)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import DatasetInfo
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from quintic import __version__
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 
 Log = Callable[[str], None]
 T = TypeVar("T")
@@ -151,7 +151,7 @@ def with_retries(action: Callable[[], T], what: str, log: Log, stopped: Event | 
             if attempt == _ATTEMPTS or not _is_transient(error):
                 raise
             pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1)
-            log(f"{what}: {_one_line(error)}, trying again in {pause_s:.0f} s")
+            log(f"{what}: {one_line(error)}, trying again in {pause_s:.0f} s")
         if stopped.wait(pause_s):
             raise StoppedError
     raise AssertionError("unreachable")
@@ -219,13 +219,7 @@ def _reason(error: BaseException, repo: HubRepo) -> str:
         return f"the hub denies permission (HTTP {status}); {login}, with a token that may do this"
     if isinstance(error, httpx2.TransportError):
         return (
-            f"{endpoint()} cannot be reached ({_one_line(error)}); check the network, and "
+            f"{endpoint()} cannot be reached ({one_line(error)}); check the network, and "
             "HF_ENDPOINT if it is set"
         )
-    return f"{_one_line(error)}; see {repo.page}, or try again later"
-
-
-def _one_line(error: BaseException) -> str:
-    """Return an exception's name and the first line of its text."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{one_line(error)}; see {repo.page}, or try again later"

@@ -29,10 +29,9 @@ _UPLOADS_AT_A_TIME = 4
 
 @dataclass(frozen=True)
 class Pushed:
-    """The addresses of the repository and of the commit, and whether its own card was kept."""
+    """The address of the repository, and whether its own card was kept."""
 
     page: str
-    commit: str
     kept_card: bool
 
 
@@ -69,13 +68,13 @@ def push(
         _upload(api, repo, files, additions, on_progress)
         if not kept_card:
             additions.append(CommitOperationAdd(CARD_FILE, dataset_card(dataset, repo).encode()))
-        commit = api.create_commit(
+        api.create_commit(
             repo.repo_id,
             additions,
             commit_message=f"{sum(map(len, dataset.streams.values())):,} tokens",
             repo_type="dataset",
         )
-    return Pushed(repo.page, str(commit.commit_url), kept_card)
+    return Pushed(repo.page, kept_card)
 
 
 def _refuse_damaged(folder: Path, tokenizer: str | None) -> None:
@@ -89,12 +88,9 @@ def _refuse_damaged(folder: Path, tokenizer: str | None) -> None:
 
 
 def _files(dataset: Dataset) -> list[Path]:
-    names = [MANIFEST_FILE] if dataset.manifest else []
-    own = dataset.path / TOKENIZER_FILE
-    if own.exists():
-        names.append(TOKENIZER_FILE)
+    own = [dataset.path / name for name in (MANIFEST_FILE, TOKENIZER_FILE)]
     shards = [shard.path for stream in dataset.streams.values() for shard in stream.shards]
-    return [dataset.path / name for name in names] + shards
+    return [path for path in own if path.exists()] + shards
 
 
 def _has_own_card(api: HfApi, repo: HubRepo, names: set[str]) -> bool:
