@@ -1,8 +1,6 @@
 """Text to a dataset: documents are found, tokenized in many processes, and written to shards.
 
-The parent reads and cuts, orders what comes back, and writes; it never parses or tokenizes. The
-dataset is the same byte for byte for any number of processes, and however often the build was
-interrupted: everything is in the order of the input, or of a seeded shuffle.
+The parent reads and cuts, orders what comes back, and writes; it never parses or tokenizes.
 """
 
 import hashlib
