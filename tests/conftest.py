@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,11 @@ def warm_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.Popen", warm.Popen)
 
 
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refusal(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on standard error of a command that is refused."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([str(argument) for argument in arguments])
     assert caught.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("quintic: ")

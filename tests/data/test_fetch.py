@@ -25,6 +25,7 @@ from quintic.data.hub.fetch import STATE_FOLDER, fetch
 from quintic.data.manifest import MANIFEST_FILE, Manifest
 from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
+from tests.conftest import refusal
 from tests.data.hub_server import Fault, HubServer, Repo
 from tests.waiting import LAST_BOUND_S, outputs, wait_until
 
@@ -39,7 +40,7 @@ REPO = "hub:org/data"
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that we and the client would have waited between attempts, which nobody waits."""
     pauses: list[float] = []
-    monkeypatch.setattr(client, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(client, "_PAUSES_S", [0.001] * 4)
     monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # of the processes that are started
     for module in (file_download, hub_http):
@@ -77,16 +78,6 @@ def assert_whole(folder: Path, shards: dict[str, bytes], names: list[str]) -> No
     assert sorted(found) == sorted(names)
     assert all(found[name] == shards[name] for name in names)
     assert not (folder / STATE_FOLDER / "arriving").exists()
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that exits with 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    assert stopped.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("quintic: ")
-    return lines[0].removeprefix("quintic: ")
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:
@@ -139,7 +130,7 @@ def test_a_revision_is_fetched_by_its_commit(
     fetch(f"{REPO}@{commit}", out, shards=1)
     resolved = [request.path for request in full_hub.requests if "/resolve/" in request.path]
     assert resolved and all(f"/resolve/{commit}/" in path for path in resolved)
-    line = refused(capsys, "data", "fetch", f"{REPO}@v2", "--out", out)
+    line = refusal(["data", "fetch", f"{REPO}@v2", "--out", out], capsys)
     assert "has no revision 'v2'" in line
 
 
@@ -236,7 +227,7 @@ def test_a_server_that_never_answers_is_given_up_and_whole_shards_are_kept(
     full_hub.faults[NAMES[1]] = ["500"] * 20
     with pytest.raises(QuinticError, match=f"does not give {NAMES[1]}: .*500"):
         fetch(REPO, out, shards=1)
-    assert len(full_hub.gets(NAMES[1])) == client._ATTEMPTS
+    assert len(full_hub.gets(NAMES[1])) == 1 + len(client._PAUSES_S)
     assert not (out / NAMES[1]).exists()
     full_hub.faults.clear()
     fetch(REPO, out, shards=1)
@@ -259,7 +250,7 @@ def test_a_shard_with_a_wrong_header_is_never_visible(
 ) -> None:
     content = full_hub.repos["org/data"].files[NAMES[1]]
     full_hub.repos["org/data"].files[NAMES[1]] = b"\0" * 1024 + content[1024:]
-    line = refused(capsys, "data", "fetch", REPO, "--out", out)
+    line = refusal(["data", "fetch", REPO, "--out", out], capsys)
     assert f"{NAMES[1]} was not kept" in line and "is not a token shard" in line
     assert not (out / NAMES[1]).exists()
     assert full_hub.sent[NAMES[1]] == len(content)  # right by its checksum: not fetched twice
@@ -355,7 +346,7 @@ def test_a_shard_that_is_not_the_hubs_is_neither_overwritten_nor_kept_silently(
     else:
         write_shard(out / NAMES[1], [1, 2, 3])
     before = (out / NAMES[1]).read_bytes()
-    line = refused(capsys, "data", "fetch", REPO, "--shards", 1, "--out", out)
+    line = refusal(["data", "fetch", REPO, "--shards", 1, "--out", out], capsys)
     assert f"{out / NAMES[1]} is another file than" in line
     assert (out / NAMES[1]).read_bytes() == before
 
@@ -375,7 +366,7 @@ def test_a_folder_with_another_dataset_is_refused_untouched(
     full_hub: HubServer, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(tiny_data.iterdir())
-    line = refused(capsys, "data", "fetch", REPO, "--out", tiny_data)
+    line = refusal(["data", "fetch", REPO, "--out", tiny_data], capsys)
     assert "already holds tiny_train_000001.bin, which is not of this dataset" in line
     assert sorted(tiny_data.iterdir()) == before
 
@@ -384,7 +375,7 @@ def test_a_disk_too_small_is_refused_before_the_first_byte(
     full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full_hub.repos["org/data"].claimed_sizes[NAMES[1]] = 10**17
-    line = refused(capsys, "data", "fetch", REPO, "--out", out)
+    line = refusal(["data", "fetch", REPO, "--out", out], capsys)
     assert "has no room: 100,000,000,001 MB are to be fetched" in line and "--shards" in line
     assert full_hub.sent.total() == 0 and not out.exists()
 
@@ -395,7 +386,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_fetch_continues_once_there_is_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        line = refused(capsys, "data", "fetch", REPO, "--shards", 1, "--out", out)
+        line = refusal(["data", "fetch", REPO, "--shards", 1, "--out", out], capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large" in line and not list(out.glob("*.bin"))
@@ -408,7 +399,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     full_hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    line = refused(capsys, "data", "fetch", REPO, "--out", tmp_path / "file/out")
+    line = refusal(["data", "fetch", REPO, "--out", tmp_path / "file/out"], capsys)
     assert "Not a directory" in line
 
 
@@ -416,12 +407,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 
 
 def test_an_unknown_name_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean fineweb10B?" in refused(capsys, "data", "fetch", "fineweb-10b")
+    assert "did you mean fineweb10B?" in refusal(["data", "fetch", "fineweb-10b"], capsys)
 
 
 @pytest.mark.parametrize("name", ["hub:fineweb", "hub:a/b/c", "hub:../x", "http://[", "data/x"])
 def test_a_source_that_is_none_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert name in refused(capsys, "data", "fetch", name)
+    assert name in refusal(["data", "fetch", name], capsys)
+
+
+def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(["data", "fetch", "https://example.org/shards/"], capsys)
+    assert "hub:OWNER/NAME" in line and "--data.path" in line
 
 
 def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,7 +429,7 @@ def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str
 def test_more_shards_than_there_are_is_one_line(
     full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
-    line = refused(capsys, "data", "fetch", REPO, "--shards", count, "--out", out)
+    line = refusal(["data", "fetch", REPO, "--shards", count, "--out", out], capsys)
     assert "has 7 training shards" in line and "ask for 1 to 7" in line
     assert not out.exists()
 
@@ -457,7 +453,7 @@ def test_a_repository_that_is_missing_or_forbidden_is_one_line(
     expected: str,
 ) -> None:
     hub.deny = deny
-    line = refused(capsys, "data", "fetch", "hub:org/private", "--out", out)
+    line = refusal(["data", "fetch", "hub:org/private", "--out", out], capsys)
     assert line.startswith("hub:org/private cannot be listed: ") and expected in line
     assert not out.exists() and len(hub.requests) == 1
 
@@ -466,7 +462,7 @@ def test_a_file_that_is_forbidden_is_one_line(
     full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full_hub.faults[NAMES[0]] = ["403"]
-    line = refused(capsys, "data", "fetch", REPO, "--shards", 1, "--out", out)
+    line = refusal(["data", "fetch", REPO, "--shards", 1, "--out", out], capsys)
     assert NAMES[0] in line and "denies permission (HTTP 403)" in line
 
 
@@ -474,7 +470,7 @@ def test_a_repository_without_shards_is_one_line(
     hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.repos["org/model"] = Repo({"pytorch_model.bin": b"x"})
-    line = refused(capsys, "data", "fetch", "hub:org/model", "--out", out)
+    line = refusal(["data", "fetch", "hub:org/model", "--out", out], capsys)
     assert "has no train shards: expected files named *_train_*.bin" in line
     assert not out.exists()
 
@@ -483,7 +479,7 @@ def test_no_network_is_one_line(
     hub: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    line = refused(capsys, "data", "fetch", REPO, "--out", out)
+    line = refusal(["data", "fetch", REPO, "--out", out], capsys)
     assert "http://127.0.0.1:9 cannot be reached (ConnectError: " in line
     assert "check the network" in line and not out.exists()
 
@@ -581,10 +577,10 @@ def test_a_recipe_whose_data_is_missing_suggests_the_command_that_fetches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    modded = refused(capsys, "train", "modded", "--train.no-compile", "--train.device", "cpu")
+    modded = refusal(["train", "modded", "--train.no-compile", "--train.device", "cpu"], capsys)
     assert "fetch it with `quintic data fetch fineweb10B --shards 27`" in modded
     (tmp_path / "data/fineweb10B" / STATE_FOLDER).mkdir(parents=True)  # nothing has arrived yet
-    gpt2 = refused(capsys, "train", "gpt2", "--train.no-compile", "--train.device", "cpu")
+    gpt2 = refusal(["train", "gpt2", "--train.no-compile", "--train.device", "cpu"], capsys)
     assert "`quintic data fetch fineweb10B --shards 99`" in gpt2
     assert not (tmp_path / "runs").exists()
 

@@ -143,5 +143,5 @@ def test_file_that_cannot_be_downloaded_is_one_line(
 ) -> None:
     (file, _) = hub_text_files("hub:org/texts")
     hub.deny = (403, "GatedRepo")
-    with pytest.raises(QuinticError, match=r"cannot be read \(data/train-0\.parquet\): "):
+    with pytest.raises(QuinticError, match=r"does not give data/train-0\.parquet: "):
         file.local_path()

@@ -11,6 +11,7 @@ from quintic.data.hub.client import Transfer
 from quintic.data.hub.fetch import fetch
 from quintic.data.hub.push import push
 from quintic.data.shards import write_shard
+from tests.conftest import refusal
 from tests.data.hub_server import HubServer, Repo
 
 REPO = "hub:me/mine"
@@ -21,16 +22,6 @@ def login(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     """A hub on which we are logged in."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     return hub
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that exits with 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    assert stopped.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("quintic: ")
-    return lines[0].removeprefix("quintic: ")
 
 
 def test_what_is_pushed_is_fetched_again_byte_for_byte(
@@ -114,7 +105,7 @@ def test_a_damaged_dataset_is_refused_before_the_hub_is_asked(
     content = bytearray(shard.read_bytes())
     content[2000] ^= 1
     shard.write_bytes(content)
-    line = refused(capsys, "data", "push", folder, REPO)
+    line = refusal(["data", "push", folder, REPO], capsys)
     assert line.startswith(f"{folder} was not pushed, it is damaged: {shard.name} ")
     assert not login.requests
 
@@ -123,7 +114,7 @@ def test_a_repository_with_other_shards_is_refused_unchanged(
     login: HubServer, small_dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     login.repos["me/mine"] = Repo({"other_train_000001.bin": b"x"})
-    line = refused(capsys, "data", "push", small_dataset, REPO)
+    line = refusal(["data", "push", small_dataset, REPO], capsys)
     assert "already holds other_train_000001.bin, which is not of this dataset" in line
     assert login.repos["me/mine"].files == {"other_train_000001.bin": b"x"}
 
@@ -131,7 +122,7 @@ def test_a_repository_with_other_shards_is_refused_unchanged(
 def test_without_a_login_it_is_one_line(
     hub: HubServer, small_dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(capsys, "data", "push", small_dataset, REPO)
+    line = refusal(["data", "push", small_dataset, REPO], capsys)
     assert "HTTP 401" in line and "log in with `hf auth login`, or set HF_TOKEN" in line
 
 
@@ -139,7 +130,7 @@ def test_without_permission_it_is_one_line(
     login: HubServer, small_dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     login.writable = False
-    line = refused(capsys, "data", "push", small_dataset, REPO)
+    line = refusal(["data", "push", small_dataset, REPO], capsys)
     assert "HTTP 403" in line and "with a token that may do this" in line
 
 
@@ -150,7 +141,7 @@ def test_no_network_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    line = refused(capsys, "data", "push", small_dataset, REPO)
+    line = refusal(["data", "push", small_dataset, REPO], capsys)
     assert f"{REPO} cannot be pushed to: http://127.0.0.1:9 cannot be reached" in line
 
 
@@ -165,4 +156,4 @@ def test_no_network_is_one_line(
 def test_a_target_that_is_no_repository_is_one_line(
     small_dataset: Path, capsys: pytest.CaptureFixture[str], target: str, expected: str
 ) -> None:
-    assert expected in refused(capsys, "data", "push", small_dataset, target)
+    assert expected in refusal(["data", "push", small_dataset, target], capsys)

@@ -1,8 +1,6 @@
-"""A dataset is a folder of token shards: `*_train_*.bin` and `*_val_*.bin`, taken by name.
+"""A dataset is a folder of token shards, as docs/data.md lists its files.
 
-What quintic builds also has a `manifest.json`, which says what is in the shards, and for a
-vocabulary of its own a `tokenizer.json`. Folders made by llm.c or modded-nanogpt have neither and
-work too, with the tokenizer named in the config.
+Folders made by llm.c or modded-nanogpt are foreign: they have neither manifest nor tokenizer.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quintic.config import BatchSizes
-from quintic.data.permutation import ROUNDS, Permutation
+from quintic.data.permutation import ROUNDS, permute
 from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
 
@@ -94,9 +94,9 @@ class Loader:
             seeds = np.random.SeedSequence([self.seed, int(epoch)])
             words = seeds.generate_state(1 + ROUNDS, np.uint64).astype(np.uint64)
             offset = int(words[0]) % len(self.stream)
-            permutation = Permutation(self._epoch_samples, keys=words[1:])
             inside = epochs == epoch
-            starts[inside] = offset + permutation(places[inside]) * self.context
+            places[inside] = permute(places[inside], self._epoch_samples, keys=words[1:])
+            starts[inside] = offset + places[inside] * self.context
         return starts
 
 

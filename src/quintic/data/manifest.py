@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from quintic.errors import QuinticError
-from quintic.files import replacing
+from quintic.files import write_json
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -56,9 +56,7 @@ class Manifest:
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` into a folder, whole or not at all, and return its path."""
         path = folder / MANIFEST_FILE
-        content = {"format_version": MANIFEST_VERSION, **asdict(self)}
-        with replacing(path) as file:
-            file.write(json.dumps(content, indent=2).encode() + b"\n")
+        write_json(path, {"format_version": MANIFEST_VERSION, **asdict(self)})
         return path
 
     @classmethod

@@ -15,32 +15,27 @@ import numpy.typing as npt
 ROUNDS = 8
 
 
-class Permutation:
-    """A bijection of 0 .. size - 1, chosen by `keys`, uint64 [ROUNDS] of random bits.
+def permute(
+    indices: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.int64]:
+    """Return where a bijection of 0 .. size - 1 sends each index, in an array of the same shape.
 
-    `size` is 1 to 2**62.
+    `keys`, uint64 [ROUNDS] of random bits, choose the bijection; `size` is 1 to 2**62.
     """
+    assert 1 <= size <= 2**62 and keys.shape == (ROUNDS,)
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
 
-    def __init__(self, size: int, keys: npt.NDArray[np.uint64]) -> None:
-        assert 1 <= size <= 2**62 and keys.shape == (ROUNDS,)
-        half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-        self._size = np.uint64(size)
-        self._keys = keys
-        self._half_bits = np.uint64(half_bits)
-        self._mask = np.uint64((1 << half_bits) - 1)
+    def encrypted(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        left, right = values >> shift, values & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        return (left << shift) | right
 
-    def __call__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return where each index, in 0 .. size - 1, is sent, in an array of the same shape."""
-        values = self._encrypt(indices.astype(np.uint64))
-        while (outside := values >= self._size).any():
-            values[outside] = self._encrypt(values[outside])
-        return values.astype(np.int64)
-
-    def _encrypt(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        left, right = values >> self._half_bits, values & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & self._mask)
-        return (left << self._half_bits) | right
+    values = encrypted(indices.astype(np.uint64))
+    while (outside := values >= np.uint64(size)).any():
+        values[outside] = encrypted(values[outside])
+    return values.astype(np.int64)
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -12,14 +12,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from quintic.data.build.chunks import Chunk, DocumentFormat
+from quintic.data.build.chunks import Chunk
 from quintic.data.build.documents import BadDocument, Document, documents
+from quintic.data.build.settings import BuildSettings
 from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
@@ -43,15 +43,6 @@ class EncodedChunks(NamedTuple):
     bad: list[BadDocument]
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
-    """The settings that each process needs; `tokenizer` is as `load_tokenizer` takes it."""
-
-    tokenizer: str
-    format: DocumentFormat
-    val_share: float
-
-
 def text_split(text: str, val_share: float) -> Split:
     """Return the split that a document belongs to, by a hash of its text.
 
@@ -64,7 +55,7 @@ def text_split(text: str, val_share: float) -> Split:
 class Encoder:
     """Encodes chunks; the same chunks give the same result in every process."""
 
-    def __init__(self, settings: EncoderSettings, tokenizer: Tokenizer) -> None:
+    def __init__(self, settings: BuildSettings, tokenizer: Tokenizer) -> None:
         self._settings, self._tokenizer = settings, tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
 
@@ -110,7 +101,7 @@ class Encoder:
 class EncoderPool(AbstractContextManager["EncoderPool"]):
     """Several processes with an encoder each; or a thread of this process, where one is enough."""
 
-    def __init__(self, settings: EncoderSettings, tokenizer: Tokenizer, workers: int) -> None:
+    def __init__(self, settings: BuildSettings, tokenizer: Tokenizer, workers: int) -> None:
         self._encode = _encode if workers > 1 else Encoder(settings, tokenizer).encode
         self._pool: Executor = ThreadPoolExecutor(1)
         if workers > 1:
@@ -132,7 +123,7 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
 _encoder: Encoder  # of this process, where it is one of several
 
 
-def _start_process(settings: EncoderSettings) -> None:
+def _start_process(settings: BuildSettings) -> None:
     global _encoder
     # The parent alone answers Ctrl-C, which reaches every process of a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

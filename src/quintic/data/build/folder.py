@@ -59,11 +59,11 @@ class BuildFolder:
             raise QuinticError(
                 f"{plan_path} is damaged ({error}): delete {self.path}, or name another --out"
             ) from error
+        was = found if isinstance(found, dict) else {}
         for key, value in self._plan.items():
-            if not isinstance(found, dict) or found.get(key) != value:
-                was = found.get(key) if isinstance(found, dict) else None
+            if was.get(key) != value:
                 raise QuinticError(
-                    f"--out {self.path} holds a build with {key} {_short(was)}, now it is "
+                    f"--out {self.path} holds a build with {key} {_short(was.get(key))}, now it is "
                     f"{_short(value)}: repeat the command that began it, name another --out, or "
                     f"delete the folder"
                 )

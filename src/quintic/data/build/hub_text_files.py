@@ -1,19 +1,16 @@
-"""The files of a dataset of texts on the Hugging Face hub: hub:OWNER/NAME[@REVISION][:CONFIG].
-
-They are downloaded one by one, each while the one before it is read, into the cache that
-huggingface_hub keeps (HF_HOME), where a second build finds them.
-"""
+"""The files of a dataset of texts on the Hugging Face hub: hub:OWNER/NAME[@REVISION][:CONFIG]."""
 
 import re
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from quintic.data.background import in_background
 from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
-from quintic.data.hub.client import HubRepo, hub_errors
+from quintic.data.hub.client import HubRepo
 from quintic.errors import QuinticError
 
 _SHOW_EVERY_S = 0.2
@@ -35,8 +32,9 @@ class HubTextFile(TextFile):
     def begin_download(self) -> None:
         """Begin to download the file; what goes wrong is told by `local_path`."""
         if self._download is None:
+            name, log, stopped = self.path.as_posix(), lambda line: None, Event()
             self._download = in_background(
-                lambda: self.repo.download(self.path.as_posix(), self.commit, None, self._count)
+                lambda: self.repo.download(name, self.commit, None, self._count, log, stopped)
             )
 
     def _count(self, bytes_done: int) -> None:
@@ -52,8 +50,7 @@ class HubTextFile(TextFile):
         while wait([self._download], _SHOW_EVERY_S).not_done:
             if on_download and self._bytes_done:
                 on_download(min(1.0, self._bytes_done / max(1, self.size)))
-        with hub_errors(self.repo, f"cannot be read ({self.path})"):
-            return self._download.result()
+        return self._download.result()
 
 
 def hub_text_files(argument: str) -> list[TextFile]:

@@ -1,8 +1,6 @@
 """Text to a dataset: documents are found, tokenized in many processes, and written to shards.
 
-The parent reads and cuts, orders what comes back, and writes; it never parses or tokenizes. The
-dataset is the same byte for byte for any number of processes, and however often the build was
-interrupted: everything is in the order of the input, or of a seeded shuffle.
+The parent reads and cuts, orders what comes back, and writes; it never parses or tokenizes.
 """
 
 import hashlib
@@ -12,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 from quintic.cores import available_cores
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument
-from quintic.data.build.encode import EncodedChunks, EncoderPool, EncoderSettings
+from quintic.data.build.encode import EncodedChunks, EncoderPool
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.settings import BuildSettings
@@ -114,9 +112,8 @@ def build_dataset(
             tokenizer = given or _trained(settings, files, out, on_progress)
             spec = GPT2.name
             if isinstance(tokenizer, BpeTokenizer):
-                spec = str(tokenizer.save(out))
-            encoding = EncoderSettings(spec, settings.format, settings.val_share)
-            with EncoderPool(encoding, tokenizer, workers) as pool:
+                spec = str(tokenizer.save(out).absolute())
+            with EncoderPool(replace(settings, tokenizer=spec), tokenizer, workers) as pool:
                 build = _Build(settings, files, folder, tokenizer, pool, max_bad, on_progress)
                 build.run(max_tasks=2 * workers)
         return _report(out, notes, built=True)
@@ -156,13 +153,8 @@ def _trained(
     """Train a vocabulary on the input; an interrupted build finds its own."""
     if (out / TOKENIZER_FILE).exists():
         return load_tokenizer(str(out / TOKENIZER_FILE))
-    assert settings.trained_size is not None
     return train_vocabulary(
-        files,
-        settings.format,
-        settings.val_share,
-        settings.trained_size,
-        lambda stage, fraction: on_progress(BuildStatus(stage, fraction)),
+        files, settings, lambda stage, fraction: on_progress(BuildStatus(stage, fraction))
     )
 
 

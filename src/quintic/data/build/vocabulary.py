@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from quintic.data.build.chunks import DocumentFormat, Position, read_chunks
 from quintic.data.build.documents import BadDocument, documents
 from quintic.data.build.encode import text_split
+from quintic.data.build.settings import BuildSettings
 from quintic.data.build.text_files import OnDownload, TextFile
 from quintic.data.tokenizer import BpeTokenizer, train_bpe
 from quintic.errors import QuinticError
@@ -14,26 +15,27 @@ SAMPLE_BYTES = 100_000_000
 
 
 def train_vocabulary(
-    files: Sequence[TextFile],
-    format: DocumentFormat,
-    val_share: float,
-    vocab_size: int,
-    on_progress: Callable[[str, float], None],
+    files: Sequence[TextFile], settings: BuildSettings, on_progress: Callable[[str, float], None]
 ) -> BpeTokenizer:
-    """Train a vocabulary on training documents of the files.
+    """Train a vocabulary of `settings.trained_size` on training documents of the files.
 
     `on_progress` is called with "download" or "vocabulary" and the fraction of it that is done.
     Raises `QuinticError` as `sample_texts` and `train_bpe` do.
     """
 
+    assert settings.trained_size is not None
+    sample = sample_texts(
+        files, settings.format, settings.val_share, lambda f: on_progress("download", f)
+    )
+
     def texts() -> Iterator[str]:
         taken = 0
-        for text in sample_texts(files, format, val_share, lambda f: on_progress("download", f)):
+        for text in sample:
             taken += len(text)
             on_progress("vocabulary", min(1.0, taken / SAMPLE_BYTES))
             yield text
 
-    return train_bpe(texts(), vocab_size)
+    return train_bpe(texts(), settings.trained_size)
 
 
 def sample_texts(

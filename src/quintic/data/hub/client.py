@@ -33,9 +33,8 @@ HUB_PREFIX = "hub:"
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 
 # The client repeats requests that no server answers and waits where one asks it to; what it gives
-# up at once, such as HTTP 500, is repeated here, after 1, 2, 4 and 8 s.
-_ATTEMPTS = 5
-_FIRST_PAUSE_S = 1.0
+# up at once, such as HTTP 500, is repeated here.
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -92,23 +91,30 @@ class HubRepo:
 
         Raises `QuinticError` where there is no such repository, no permission or no network.
         """
-        with hub_errors(self, "cannot be listed"):
-            return with_retries(
-                lambda: hub_api().dataset_info(
-                    self.repo_id, revision=self.revision, files_metadata=True, timeout=30
-                ),
-                str(self),
-                log,
-            )
+        return self._ask(
+            lambda: hub_api().dataset_info(
+                self.repo_id, revision=self.revision, files_metadata=True, timeout=30
+            ),
+            "cannot be listed",
+            log,
+            Event(),
+        )
 
     def download(
-        self, file: str, commit: str, folder: Path | None, on_bytes: Callable[[int], None]
+        self,
+        file: str,
+        commit: str,
+        folder: Path | None,
+        on_bytes: Callable[[int], None],
+        log: Log,
+        stopped: Event,
     ) -> Path:
         """Download a file of a commit and return where it is.
 
         Without a folder it goes to the cache that huggingface_hub keeps (HF_HOME). `on_bytes` is
         called with the number of bytes that are there so far; an exception in it ends the download.
-        Raises what the client raises, see `hub_errors`.
+        Raises `QuinticError` where the hub does not give it, OSError where it cannot be written,
+        and `StoppedError` where `stopped` is set while we wait for a busy hub.
         """
         most = 0
 
@@ -125,36 +131,38 @@ class HubRepo:
                 most = max(most, self._bytes)
                 on_bytes(most)
 
-        return Path(
-            hub_api().hf_hub_download(
+        path = self._ask(
+            lambda: hub_api().hf_hub_download(
                 self.repo_id,
                 file,
                 repo_type="dataset",
                 revision=commit,
                 local_dir=folder,
                 tqdm_class=Counter,
-            )
+            ),
+            f"does not give {file}",
+            log,
+            stopped,
         )
+        return Path(path)
 
+    def _ask(self, action: Callable[[], T], doing: str, log: Log, stopped: Event) -> T:
+        """Return what an action returns, repeated after growing pauses while the hub is busy.
 
-def with_retries(action: Callable[[], T], what: str, log: Log, stopped: Event | None = None) -> T:
-    """Return what an action returns, repeated after growing pauses while a server is busy.
-
-    No connection at all is not repeated: it means that the machine is offline or the address is
-    wrong. Raises the action's last exception, and `StoppedError` where `stopped` is set meanwhile.
-    """
-    stopped = stopped or Event()
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
+        No connection at all is not repeated: it means that the machine is offline or the address is
+        wrong.
+        """
+        with hub_errors(self, doing):
+            for pause_s in _PAUSES_S:
+                try:
+                    return action()
+                except (httpx2.HTTPError, OSError, RuntimeError) as error:
+                    if not _is_transient(error):
+                        raise
+                    log(f"{self} {doing}: {one_line(error)}, trying again in {pause_s:.0f} s")
+                if stopped.wait(pause_s):
+                    raise StoppedError
             return action()
-        except (httpx2.HTTPError, OSError, RuntimeError) as error:
-            if attempt == _ATTEMPTS or not _is_transient(error):
-                raise
-            pause_s = _FIRST_PAUSE_S * 2 ** (attempt - 1)
-            log(f"{what}: {one_line(error)}, trying again in {pause_s:.0f} s")
-        if stopped.wait(pause_s):
-            raise StoppedError
-    raise AssertionError("unreachable")
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -25,15 +25,7 @@ from filelock import FileLock, Timeout
 from quintic.data.background import in_background
 from quintic.data.dataset import Dataset, open_dataset, split_of
 from quintic.data.hub.catalog import CATALOG, DATA_FOLDER
-from quintic.data.hub.client import (
-    HUB_PREFIX,
-    HubRepo,
-    Log,
-    StoppedError,
-    Transfer,
-    hub_errors,
-    with_retries,
-)
+from quintic.data.hub.client import HUB_PREFIX, HubRepo, Log, StoppedError, Transfer
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest
 from quintic.data.shards import open_shard
 from quintic.data.tokenizer import TOKENIZER_FILE
@@ -326,15 +318,10 @@ class _Fetch:
         """Return where a file has arrived whole; one that is damaged is fetched a second time."""
         problem = "arrived with another size or another checksum than its source gives"
         for attempt in (1, 2):
-            with hub_errors(self._repo, f"does not give {file.name}"):
-                arrived = with_retries(
-                    lambda: self._repo.download(
-                        file.path, self._listing.commit, self._arriving, on_bytes
-                    ),
-                    file.name,
-                    self._log,
-                    self._stopped,
-                )
+            commit, stopped = self._listing.commit, self._stopped
+            arrived = self._repo.download(
+                file.path, commit, self._arriving, on_bytes, self._log, stopped
+            )
             if file.equals(arrived):
                 return arrived
             arrived.unlink()
