@@ -137,7 +137,9 @@ def test_the_lion_of_the_docs_trains_and_is_named_where_the_run_is_described(
     config = read_config(lion_run)
     assert config.optim.matrices == "lion:Lion"
     assert config.optim.custom.keywords == {"beta1": 0.8, "weight_decay": 0.5}
-    (line,) = re.findall(r"layers\.0\.mlp\.up\.weight .*", (lion_run / "routing.txt").read_text())
+    (line,) = re.findall(
+        r"layers\.0\.mlp\.up\.weight .*", (lion_run / "param_groups.txt").read_text()
+    )
     assert line.split()[-5:] == ["lion:Lion", "0.01", "1", "0.01", "0.5"]
 
 

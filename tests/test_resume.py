@@ -65,7 +65,7 @@ def assert_in_order(folder: Path) -> None:
     """Nothing in the folder that does not belong there, and every checkpoint whole."""
     names = {path.name for path in folder.iterdir()} - {"tensorboard"}
     assert names == {
-        *("config.json", "environment.json", "routing.txt", "metrics.jsonl", "loss.png"),
+        *("config.json", "environment.json", "param_groups.txt", "metrics.jsonl", "loss.png"),
         *("checkpoints", ".lock"),
     }
     kept = checkpoints(folder / CHECKPOINTS)

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def test_a_finished_run_holds_exactly_what_is_documented(tiny_run: Path) -> None:
     assert {path.name for path in tiny_run.iterdir()} == {
-        *("config.json", "environment.json", "routing.txt", "metrics.jsonl", "loss.png"),
+        *("config.json", "environment.json", "param_groups.txt", "metrics.jsonl", "loss.png"),
         *("checkpoints", ".lock"),
     }
 
@@ -46,11 +46,11 @@ def test_every_recipe_survives_being_saved_and_read(tmp_path: Path, recipe: str)
     config = RECIPES[recipe].build()
     run_dir.create(tmp_path / "run", config, "routes\n")
     assert run_dir.read_config(tmp_path / "run") == config
-    assert (tmp_path / "run" / "routing.txt").read_text() == "routes\n"
+    assert (tmp_path / "run" / "param_groups.txt").read_text() == "routes\n"
 
 
-def test_routing_names_every_parameter_with_its_effective_learning_rate(tiny_run: Path) -> None:
-    table = (tiny_run / "routing.txt").read_text().splitlines()
+def test_the_table_of_parameters_names_each_with_its_effective_learning_rate(tiny_run: Path) -> None:
+    table = (tiny_run / "param_groups.txt").read_text().splitlines()
     assert table[0].split()[:3] == ["parameter", "shape", "optimizer"]
     rows = {line.split()[0]: line for line in table[1:]}
     assert len(rows) == 13
@@ -65,7 +65,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(QuinticError, match=r"already holds a run: .*--resume"):
         run_dir.create(tmp_path / "run", Config(recipe="other"), "other")
     assert (tmp_path / "run" / "config.json").read_bytes() == before
-    assert (tmp_path / "run" / "routing.txt").read_text() == "routes"
+    assert (tmp_path / "run" / "param_groups.txt").read_text() == "routes"
 
 
 def test_a_folder_with_something_else_and_a_file_are_refused_and_an_empty_one_is_taken(

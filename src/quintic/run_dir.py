@@ -2,7 +2,7 @@
 
 config.json       the whole resolved config
 environment.json  versions, device, commit, command line; one entry for each start
-routing.txt       which parameter went to which optimizer
+param_groups.txt  which parameter went to which optimizer
 metrics.jsonl     one object a line (quintic.metrics)
 tensorboard/      the same as TensorBoard events
 loss.png          redrawn at each validation
@@ -32,7 +32,7 @@ from quintic.errors import QuinticError
 from quintic.files import write_json
 from quintic.recipes import read_recipe
 
-CONFIG, ENVIRONMENT, ROUTING = "config.json", "environment.json", "routing.txt"
+CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
 FIGURE, CHECKPOINTS = "loss.png", "checkpoints"
 
 
@@ -59,21 +59,21 @@ def check_free(folder: Path) -> None:
             "another --out"
         )
     # What a start that was killed left, before it was a run, is in nobody's way.
-    left_over = {folder / ROUTING, *folder.glob(f".{CONFIG}.*.tmp")}
+    left_over = {folder / PARAM_GROUPS, *folder.glob(f".{CONFIG}.*.tmp")}
     if not folder.is_dir() or set(folder.iterdir()) - left_over:
         raise QuinticError(f"{folder} exists and is not an empty folder: choose another --out")
 
 
-def create(folder: Path, config: Config, routing: str) -> None:
+def create(folder: Path, config: Config, param_groups: str) -> None:
     """Make the folder of a new run and write what it is; raises `OSError` and leaves nothing."""
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / ROUTING).write_text(routing)
+        (folder / PARAM_GROUPS).write_text(param_groups)
         # Last, since its presence is what makes the folder a run.
         write_config(folder, config)
     except OSError:
-        (folder / ROUTING).unlink(missing_ok=True)
+        (folder / PARAM_GROUPS).unlink(missing_ok=True)
         folder.rmdir()
         raise
 

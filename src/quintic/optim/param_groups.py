@@ -1,8 +1,8 @@
 """Parameter groups: which parameter goes to which optimizer, and with which learning rate.
 
 Every parameter belongs to exactly one optimizer: the matrices of the blocks to `optim.matrices`,
-everything else to AdamW. The table of specs is printed, saved as `routing.txt`, and is what the
-optimizers are built from, so what is printed is what runs.
+everything else to AdamW. The table of specs is printed, saved as `param_groups.txt`, and is what
+the optimizers are built from, so what is printed is what runs.
 """
 
 from __future__ import annotations
