@@ -34,7 +34,6 @@ def one_step(config: Config) -> QuinticStep:
     """A fresh model and its optimizers, compiled."""
     model = build_model(
         config.model,
-        loss=config.train.loss,
         float8_head=config.train.float8_head,
         mtp_tokens=config.train.mtp_tokens,
     )

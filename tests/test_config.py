@@ -167,7 +167,7 @@ def configs(draw: st.DrawFn) -> Config:
             sharding="fsdp" if fsdp else "zero1",
             activation_checkpointing=draw(st.booleans()),
             hang_timeout_s=draw(positive),
-            loss=draw(st.sampled_from(["chunked", "plain", "fused"])),
+            loss=draw(st.sampled_from(["auto", "chunked", "plain", "fused"])),
             mtp_tokens=draw(st.integers(1, min(steps, context))),
             float8_head=False,  # what it asks of the sizes has a test of its own
             attention="flex"
@@ -253,7 +253,7 @@ CHOICES = {
     "optim.schedule.kind": "trapezoid, cosine",
     "train.device": "auto, cuda, mps, cpu",
     "train.precision": "auto, float32, bfloat16, float64",
-    "train.loss": "chunked, plain, fused",
+    "train.loss": "auto, chunked, plain, fused",
     "train.attention": "auto, math, flash, efficient, cudnn, flex",
     "train.prefetch_to_gpu": "auto, on, off",
 }
@@ -481,7 +481,7 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"train.float8_head": True, "train.loss": "plain"},
             "train.float8_head is True, which has no effect with train.loss plain: leave it at "
-            "False, or use --train.loss chunked or --train.loss fused",
+            "False, or use --train.loss auto, --train.loss chunked or --train.loss fused",
         ),
         ({"train.seed": -1}, "train.seed is -1: it must be from 0 to 2**64 - 1"),
         (

@@ -49,7 +49,7 @@ def test_every_recipe_survives_being_saved_and_read(tmp_path: Path, recipe: str)
     assert (tmp_path / "run" / "param_groups.txt").read_text() == "routes\n"
 
 
-def test_the_table_of_parameters_names_each_with_its_effective_learning_rate(tiny_run: Path) -> None:
+def test_the_table_names_each_parameter_with_its_effective_learning_rate(tiny_run: Path) -> None:
     table = (tiny_run / "param_groups.txt").read_text().splitlines()
     assert table[0].split()[:3] == ["parameter", "shape", "optimizer"]
     rows = {line.split()[0]: line for line in table[1:]}

@@ -47,8 +47,8 @@ DATASHEET_FLOPS = 989e12
 """Dense bfloat16 peak of an H100 SXM, where the data sheet of the device is not known."""
 
 SWITCHES: tuple[dict[str, Any], ...] = (
-    {"train.loss": "fused"},
-    {"train.loss": "fused", "train.float8_head": True},
+    {"train.float8_head": True},
+    {"train.loss": "chunked"},
     {"train.loss": "plain"},
     {"train.cuda_graphs": True},
     {"train.cache_bf16_weights": True},

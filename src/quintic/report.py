@@ -12,6 +12,7 @@ from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
+from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.muon import newton_schulz_dtype
@@ -27,7 +28,8 @@ def opening_lines(run: Run) -> Iterator[str]:
     c, t = config.model, config.train
     yield (
         f"device  {device_name(run.device)}, {t.precision}, "
-        f"{'compiled' if t.compile else 'eager'}, {t.loss} loss{_float8_note(run)}"
+        f"{'compiled' if t.compile else 'eager'}, {choose_loss(t.loss, run.device)} "
+        f"loss{_float8_note(run)}"
     )
     yield f"step    {', '.join(_step_choices(run))}"
     yield (

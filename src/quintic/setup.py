@@ -46,7 +46,7 @@ from quintic.device import (
 )
 from quintic.distributed.world import ALONE, World, check_identical
 from quintic.errors import QuinticError
-from quintic.kernels.runnable import require_float8, require_triton
+from quintic.kernels.runnable import choose_loss, require_float8
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
@@ -177,8 +177,7 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     dtype = compute_dtype(train.precision, device)
     if train.compile:
         check_compiler(device)
-    if train.loss == "fused":
-        require_triton(device, asked="train.loss fused", instead="--train.loss chunked")
+    choose_loss(train.loss, device)  # raises where it cannot run
     if train.float8_head:
         require_float8(device, dtype)
     check_attention(config.model, train.attention, device, dtype)
@@ -277,7 +276,7 @@ def _build(
         config.model,
         seed=train.seed,
         compute_dtype=dtype,
-        loss=train.loss,
+        loss=choose_loss(train.loss, device),
         float8_head=train.float8_head,
         mtp_tokens=train.mtp_tokens,
         block_masks=train.attention == "flex",

@@ -12,7 +12,7 @@ import torch
 
 from quintic.cli.main import main
 from quintic.kernels import runnable
-from quintic.kernels.runnable import require_triton
+from quintic.kernels.runnable import choose_loss, require_triton
 from quintic.metrics import METRICS, read_metrics
 from tests.conftest import refusal
 
@@ -70,6 +70,35 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     here["triton"] = False
     assert "triton is not installed" in obstacle("cuda")
     assert "the device is cpu" in obstacle("cpu")
+
+
+def test_the_loss_is_fused_by_itself_on_gpus_that_run_its_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    capability = [(8, 0)]
+    monkeypatch.setattr(runnable, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # runs the kernel on a CPU, which is for tests
+    for device, chosen in (("cuda", "fused"), ("cpu", "chunked"), ("mps", "chunked")):
+        assert choose_loss("auto", torch.device(device)) == chosen
+    for asked in ("chunked", "plain", "fused"):
+        assert choose_loss(asked, torch.device("cuda")) == asked
+    capability[0] = (7, 5)
+    assert choose_loss("auto", torch.device("cuda")) == "chunked"
+
+
+def test_a_run_on_a_cpu_has_the_chunked_loss_by_itself(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def records(name: str, *options: str) -> list[float]:
+        main([*tiny, *short(), "--train.device", "cpu", *options, "--out", str(tmp_path / name)])
+        assert "chunked loss" in capsys.readouterr().out
+        found = read_metrics(tmp_path / name / METRICS)
+        return [r[key] for r in found for key in ("train_loss", "val_loss") if key in r]
+
+    assert records("auto") == records("chunked", "--train.loss", "chunked")
+    assert '"loss": "auto"' in (tmp_path / "auto" / "config.json").read_text()
 
 
 @pytest.mark.usefixtures("device")

@@ -40,13 +40,13 @@ class TrainConfig:
     computation for a fraction of the memory."""
     hang_timeout_s: float = setting(600.0, resume="free")
     """Seconds without progress after which a process among several counts as hung."""
-    loss: Literal["chunked", "plain", "fused"] = setting("chunked", resume="free")
+    loss: Literal["auto", "chunked", "plain", "fused"] = setting("auto", resume="free")
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
-    chunked with a Triton kernel, for GPUs."""
+    chunked with a Triton kernel, for GPUs; auto: fused on CUDA where it runs, else chunked."""
     mtp_tokens: int = 1
     """Tokens that each position predicts in training, the next one included; the further ones fade
     one after another, and of as many equal parts of the run the last is of the next alone."""
-    float8_head: bool = setting(False, needs={"train.loss": ("chunked", "fused")})
+    float8_head: bool = setting(False, needs={"train.loss": ("auto", "chunked", "fused")})
     """Multiply by the head in float8 while training, for GPUs from compute capability 8.9 on; a CPU
     rounds alike and gains nothing. Validation stays in the compute precision."""
     attention: Literal["auto", "math", "flash", "efficient", "cudnn", "flex"] = setting(

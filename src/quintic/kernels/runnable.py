@@ -34,6 +34,18 @@ def require_triton(device: torch.device, *, asked: str, instead: str) -> None:
         raise QuinticError(f"{asked} runs a Triton kernel, and {reason}: use {instead}")
 
 
+def choose_loss(asked: str, device: torch.device) -> str:
+    """Return which loss computes on a device for `train.loss`; auto is fused on a GPU that runs it.
+
+    Raises `QuinticError` where fused is asked for by name and cannot run.
+    """
+    if asked == "fused":
+        require_triton(device, asked="train.loss fused", instead="--train.loss chunked")
+    if asked == "auto":
+        return "fused" if device.type == "cuda" and runs_triton(device) else "chunked"
+    return asked
+
+
 def runs_triton(device: torch.device) -> bool:
     """Return whether Triton's kernels run on a device."""
     return _obstacle(device) is None
