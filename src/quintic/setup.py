@@ -411,7 +411,7 @@ def _check_continues(saved: Config, config: Config, done: int) -> None:
     facts = field_facts(Config)
     changed = {f for f in differing_fields(saved, config) if facts[f].resume == "fixed"}
     # What has no effect any more goes with the field that took it away.
-    changed -= set(without_effect(Config, dict(flatten(config))))
+    changed -= set(without_effect(Config, flatten(config)))
     if "train.steps" in changed:
         past = range(done)
         if done <= config.train.steps and all(

@@ -57,7 +57,7 @@ def _read_folder(folder: Path) -> RunRecord:
         )
     environment = _environment(folder)
     speeds = _numbers(path, records, "tokens_per_s")
-    fields = dict(flatten(config))
+    fields = flatten(config)
     idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
         path=folder,
