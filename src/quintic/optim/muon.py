@@ -26,9 +26,9 @@ from quintic.optim.matrix_optimizer import Groups, Orthogonalize, Placement, Who
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     GramPolynomial,
-    default_dtype,
     gram_polynomial,
     newton_schulz,
+    newton_schulz_dtype,
     polynomial_for,
 )
 
@@ -103,10 +103,8 @@ NORMUON_EPS = 1e-10
 """Added to NorMuon's denominators, as the authors do: a zero update stays zero."""
 
 
-def frobenius_norm(update_nrc: Tensor) -> Tensor:
-    """Return the norm of each matrix of a stack, [n, 1, 1]."""
-    norm_n11: Tensor = update_nrc.norm(dim=(-2, -1), keepdim=True)
-    return norm_n11
+frobenius_norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
+"""The norm of each matrix of a stack, [n, 1, 1]."""
 
 
 def normalize_neurons(
@@ -269,20 +267,10 @@ class Muon(torch.optim.Optimizer):
             )
 
 
-def newton_schulz_dtype(
-    config: MuonConfig, device: torch.device, weights: torch.dtype
-) -> torch.dtype:
-    """Return the precision of Newton-Schulz that a config asks for."""
-    if config.ns_dtype == "auto":
-        return default_dtype(device, weights)
-    dtype: torch.dtype = getattr(torch, config.ns_dtype)
-    return dtype
-
-
 def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon:
     """Build the trainer's Muon."""
     device, settings = placement.device, asdict(config)
-    ns_dtype = newton_schulz_dtype(config, device, groups[0]["params"][0].dtype)
+    ns_dtype = newton_schulz_dtype(config.ns_dtype, device, groups[0]["params"][0].dtype)
     kernel, _ = settings.pop("kernel"), settings.pop("momentum_warmup_steps")
     return Muon(
         groups,
