@@ -37,7 +37,7 @@ from quintic.model.base import LanguageModel
 
 FORMAT = 1
 STATE = "state.json"
-KEYS = {"step", "elapsed_s", "val_loss", "fingerprint"}
+KEYS = ("step", "elapsed_s", "val_loss", "fingerprint")
 """What `state.json` says of a training state beside its tensors."""
 
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64, type(None): torch.uint8}
@@ -80,15 +80,6 @@ class TrainState:
         # What a step changes in a parameter group is state too; the learning rate is a schedule's.
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self._at_first = [dict(group) for group in groups]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by its name in a checkpoint.
-
-        These are model.X for a parameter X; optim.X.momentum, optim.X.exp_avg and so on, or
-        number.X.step where the optimizer's state has a number of Python's; group.X.k for what a
-        step changed in the parameter group; and rng.cpu.
-        """
-        return {entry.name: entry.tensor for entry in self._entries()}
 
     def _entries(self) -> Iterator[Entry]:
         for name, parameter in self.model.named_parameters():
@@ -154,9 +145,13 @@ class TrainState:
                 entry.tensor.copy_(found)
         torch.set_rng_state(tensors["rng.cpu"])
 
-    def on_cpu(self, world: World, *, copy: bool) -> dict[str, Tensor]:
-        """Return `tensors` in CPU memory; those of which other ranks have the other rows as
-        DTensors.
+    def on_cpu(self, world: World = ALONE, *, copy: bool = False) -> dict[str, Tensor]:
+        """Return every tensor in CPU memory, by its name in a checkpoint; those of which other
+        ranks have the other rows as DTensors.
+
+        The names are model.X for a parameter X; optim.X.momentum, optim.X.exp_avg and so on, or
+        number.X.step where the optimizer's state has a number of Python's; group.X.k for what a
+        step changed in the parameter group; and rng.cpu.
 
         Raises `QuinticError` for a state that a checkpoint cannot hold: neither tensor nor number,
         or not cut by rows where its parameter is.
@@ -261,7 +256,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 f"{checkpoint} has checkpoint format {state['format']} and this quintic reads "
                 f"{FORMAT}: use the version that wrote it"
             )
-        if checkpoint.name != folder_name(state["step"]) or not state.keys() >= KEYS:
+        if checkpoint.name != folder_name(state["step"]) or not state.keys() >= set(KEYS):
             raise QuinticError(f"{checkpoint} is damaged: its {STATE} is not the one of its step")
         for name, expected in state["files"].items():
             path = checkpoint / name
@@ -352,7 +347,7 @@ def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) 
     """Fill a `TrainState` in place from a checkpoint."""
     saved = HuggingFaceStorageReader(str(found.path)).read_metadata().state_dict_metadata
     state.allocate({n: m for n, m in saved.items() if isinstance(m, TensorStorageMetadata)})
-    tensors = state.on_cpu(world, copy=False)
+    tensors = state.on_cpu(world)
     load_tensors(found.path, tensors, world)
     state.fill(tensors)
     state.step = found.state["step"]
@@ -385,28 +380,19 @@ class CheckpointWriter:
             check_finite(tensors, state.step, self.root)
 
         self.world.together(copy)
-        values = {
-            "step": state.step,
-            "elapsed_s": state.elapsed_s,
-            "val_loss": state.val_loss,
-            "fingerprint": state.fingerprint,
-        }
+        values = {key: getattr(state, key) for key in KEYS}
         self._pending = self._pool.submit(self._write, tensors, values)
 
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
         path = save_checkpoint(self.root, tensors, values, self.world)
         if self.world.is_main:
-            self._prune(path)
+            for other in checkpoints(self.root):
+                if other > path:  # damaged, or the run would have continued from there
+                    _remove(other)
+            kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
+            for other in set(checkpoints(self.root)) - kept:
+                _remove(other)
         return path
-
-    def _prune(self, written: Path) -> None:
-        for path in checkpoints(self.root):
-            if path > written:  # damaged, or the run would have continued from there
-                _remove(path)
-        kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
-        for path in checkpoints(self.root):
-            if path not in kept:
-                _remove(path)
 
     def wait(self) -> Path | None:
         """Wait for the checkpoint under way and return it; raises `QuinticError` if it failed."""
