@@ -146,7 +146,9 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
     config, dataset, loader = _check_data(config, device, dtype, console, world)
     with _memory_suffices(config.model):
         model, specs, stepper = _build(config, device, dtype, world)
-        weight_cache = _weight_cache(model) if config.train.cache_bf16_weights else None
+        linears = [module for module in model.modules() if isinstance(module, Linear)]
+        cached = config.train.cache_bf16_weights
+        weight_cache = WeightCache(linears, model.compute_dtype) if cached else None
     return Run(
         config=config,
         folder=folder,
@@ -297,11 +299,6 @@ def _build(
         return model, specs, Zero1Stepper(parameters, specs, build, world)
     keep = train.cuda_graphs
     return model, specs, LocalStepper(parameters, specs, build, keep_gradients=keep)
-
-
-def _weight_cache(model: LanguageModel) -> WeightCache:
-    linears = [module for module in model.modules() if isinstance(module, Linear)]
-    return WeightCache(linears, model.compute_dtype)
 
 
 @contextmanager

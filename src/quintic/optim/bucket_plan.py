@@ -127,12 +127,12 @@ def _cut_rows(specs: list[ParamSpec], size: int) -> list[Owned]:
 
 
 def _rows_of(rank: int, size: int, specs: list[ParamSpec]) -> list[Piece]:
-    pieces = [Piece(s.name, s.shape, *row_range(s.shape[0], rank, size)) for s in specs]
+    """Return a rank's rows: ceil(rows / size) of each parameter and on the last ranks fewer or
+    none, as `torch.chunk` and DTensor's `Shard(0)` cut them."""
+    pieces = []
+    for spec in specs:
+        rows = spec.shape[0]
+        each = -(-rows // size)
+        start, stop = min(rank * each, rows), min((rank + 1) * each, rows)
+        pieces.append(Piece(spec.name, spec.shape, start, stop))
     return [piece for piece in pieces if piece.elements]
-
-
-def row_range(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """Return the rows of a rank, ceil(rows / size) each and the last ones fewer or none, as
-    `torch.chunk` and DTensor's `Shard(0)` cut them."""
-    each = -(-rows // size)
-    return min(rank * each, rows), min((rank + 1) * each, rows)

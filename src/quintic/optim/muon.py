@@ -40,12 +40,7 @@ stacks or so, stay small beside the weights."""
 def update_scale(scale: str, rows: int, columns: int) -> float:
     """Return the factor that turns an orthogonal matrix into an update of a (rows, columns) weight.
 
-    max_dim  sqrt(max(r, c)), the original's: entries of the update have root mean square 1 or,
-             for a matrix that is not square, sqrt(max/min) less steep; lr near 3.6e-4
-    aspect   sqrt(max(1, r/c)), Keller Jordan's later one: the update's effect on activations does
-             not depend on the shape; lr near 0.02
-    rms      0.2 sqrt(max(r, c)), Moonlight's: entries as large as a typical AdamW update's, so an
-             AdamW learning rate can be reused (https://arxiv.org/abs/2502.16982)
+    `docs/muon.md` says where each comes from, and its range of learning rates.
     """
     return {
         "max_dim": math.sqrt(max(rows, columns)),
