@@ -50,10 +50,8 @@ class Entry(NamedTuple):
 
     name: str
     tensor: Tensor
-    parameter: Tensor | None = None
-    """The parameter it belongs to, or the rows of it that are here."""
-    whole_rows: int | None = None
-    """Rows of the whole parameter, where only some are here."""
+    cut: tuple[int, int] | None = None
+    """Rows of its parameter here and in the whole, where only some are here."""
     number_of: tuple[dict[str, Any], str] | None = None
     """Of a number of Python's, the dictionary and the key that have it."""
 
@@ -84,12 +82,12 @@ class TrainState:
     def _entries(self) -> Iterator[Entry]:
         for name, parameter in self.model.named_parameters():
             here = local_rows(parameter)
-            yield Entry(f"model.{name}", here, here, self._cut(name, here))
+            yield Entry(f"model.{name}", here, self._cut(name, here))
         for name, p, optimizer, group, before in self._owned():
             cut = self._cut(name, p)
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor) and isinstance(key, str):
-                    yield Entry(f"optim.{name}.{key}", value, p, cut)
+                    yield Entry(f"optim.{name}.{key}", value, cut)
                 else:
                     yield _number("number", name, optimizer.state[p], key)
             for key in group:
@@ -106,10 +104,9 @@ class TrainState:
                 for name, p in zip(group["names"], group["params"], strict=True):
                     yield name, p, optimizer, group, before
 
-    def _cut(self, name: str, here: Tensor) -> int | None:
-        """Return the rows of the whole parameter, where not all of them are here."""
+    def _cut(self, name: str, here: Tensor) -> tuple[int, int] | None:
         whole = self.shapes.get(name)
-        return whole[0] if whole and len(here) != whole[0] else None
+        return (len(here), whole[0]) if whole and len(here) != whole[0] else None
 
     def allocate(self, saved: Mapping[str, TensorStorageMetadata]) -> None:
         """Create what a checkpoint holds of the optimizers' state and their first step has yet to:
@@ -124,7 +121,7 @@ class TrainState:
             p, optimizer, group, before = owned[name]
             key, shape = full.removeprefix(f"{kind}.{name}."), list(tensor.size)
             if kind == "optim" and key not in optimizer.state[p]:
-                if shape and shape[0] == self._cut(name, p):
+                if shape and (cut := self._cut(name, p)) and shape[0] == cut[1]:
                     shape[0] = len(p)
                 dtype = tensor.properties.dtype
                 optimizer.state[p][key] = torch.zeros(shape, dtype=dtype, device=p.device)
@@ -157,12 +154,13 @@ class TrainState:
         or not cut by rows where its parameter is.
         """
         found = {}
-        for name, tensor, parameter, whole_rows, _ in self._entries():
+        for name, tensor, cut, _ in self._entries():
             here = tensor.to("cpu", copy=copy)
-            if whole_rows is not None and parameter is not None and here.ndim > 0:
-                if len(here) != len(parameter):
+            if cut is not None and here.ndim > 0:
+                rows, whole_rows = cut
+                if len(here) != rows:
                     raise QuinticError(
-                        f"{name} has the shape {tuple(here.shape)} for {len(parameter)} of the "
+                        f"{name} has the shape {tuple(here.shape)} for {rows} of the "
                         f"{whole_rows} rows of its parameter, so no checkpoint can put it together "
                         "again: its optimizer is not elementwise"
                     )

@@ -67,16 +67,15 @@ class Zero1Stepper(Stepper):
         """Receive, clip, update and give back, a bucket at a time."""
         assert self._launched == len(self._buckets), "a parameter has no gradient"
         self._requires_gradient_sync = False
-        norm = self._clip(clip_norm) if clip_norm is not None else None
+        norm = None
+        if clip_norm is not None:
+            gradients = [g for bucket in self._buckets for g in bucket.receive_gradients()]
+            norm = clip_shards(gradients, clip_norm, self._buckets[0].like, self._world)
         for bucket in self._buckets:
             bucket.update()
         for bucket in self._buckets:
             bucket.receive_weights()
         return norm
-
-    def _clip(self, clip_norm: float) -> Tensor:
-        gradients = [g for bucket in self._buckets for g in bucket.receive_gradients()]
-        return clip_shards(gradients, clip_norm, self._buckets[0].like, self._world)
 
 
 class _Bucket:
