@@ -20,7 +20,7 @@ from torch import nn
 from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.device import choose_device
 from quintic.optim.muon import Muon
-from quintic.optim.newton_schulz import default_dtype
+from quintic.optim.newton_schulz import newton_schulz_dtype
 
 LAYERS, WIDTH = 12, 768
 
@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     ns_dtype = (
-        default_dtype(device, torch.float32)
+        newton_schulz_dtype("auto", device, torch.float32)
         if options.ns_dtype == "auto"
         else getattr(torch, options.ns_dtype)
     )

@@ -95,7 +95,7 @@ def test_names_are_the_models_own_also_when_compiled_and_safetensors_reads_them(
     if compiled and not any(map(shutil.which, ("g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler")
     state = tiny_state(tiny_data, {"train.compile": compiled})  # compiles at the first call only
-    path = save_checkpoint(tmp_path, state.tensors(), values(0))
+    path = save_checkpoint(tmp_path, state.on_cpu(), values(0))
     (file,) = path.glob("*.safetensors")
     found = load_file(file)
     weights = {f"model.{name}" for name, _ in state.model.named_parameters()}
@@ -104,7 +104,7 @@ def test_names_are_the_models_own_also_when_compiled_and_safetensors_reads_them(
     moments = {f"optim.embed.weight.{key}" for key in ("exp_avg", "exp_avg_sq", "step")}
     assert set(found) == weights | momenta | moments | {"rng.cpu"}
     assert "model.layers.0.attention.q.weight" in found
-    for name, tensor in state.tensors().items():
+    for name, tensor in state.on_cpu().items():
         assert torch.equal(found[name], tensor), name
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(
 
 def test_loading_restores_step_time_and_validation_loss(tiny_data: Path, tmp_path: Path) -> None:
     state = tiny_state(tiny_data)
-    save_checkpoint(tmp_path, state.tensors(), values(9, val_loss=2.5))
+    save_checkpoint(tmp_path, state.on_cpu(), values(9, val_loss=2.5))
     found = newest_whole(tmp_path)
     assert found is not None
     load_state(found, state)
@@ -420,11 +420,11 @@ def test_what_changes_after_save_does_not_leak_into_the_file(
     blocked = Blocked(monkeypatch)
     state, writer = tiny_state(tiny_data), CheckpointWriter(tmp_path, keep=1)
     state.step = 3
-    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in state.on_cpu().items()}
     writer.save(state)
     assert blocked.started.wait(LAST_BOUND_S)
     state.step, state.elapsed_s = 99, 99.0
-    for name, tensor in state.tensors().items():
+    for name, tensor in state.on_cpu().items():
         if name != "rng.cpu":
             tensor.add_(1)
     blocked.release.set()

@@ -488,7 +488,7 @@ def test_every_tensor_of_a_resumed_run_is_bit_equal_and_training_on_moves_them_a
     run = start(config, folder, Console())
     train_run(run, Console())
     again = resume(folder, run.config, Console())
-    saved, loaded = run.state.tensors(), again.state.tensors()
+    saved, loaded = run.state.on_cpu(), again.state.on_cpu()
     assert saved.keys() == loaded.keys()
     kinds = {name.rsplit(".", 1)[-1] for name in saved if name.startswith("optim.")}
     assert kinds == {"momentum", "exp_avg", "exp_avg_sq", "step"}
@@ -507,10 +507,10 @@ def test_every_tensor_of_a_resumed_run_is_bit_equal_and_training_on_moves_them_a
         one.config = replace(one.config, train=replace(one.config.train, steps=7))
         train_run(one, Console())
         shutil.rmtree(folder / CHECKPOINTS / "step-00000007")
-    for name, tensor in run.state.tensors().items():
-        assert torch.equal(tensor, again.state.tensors()[name]), name
+    for name, tensor in run.state.on_cpu().items():
+        assert torch.equal(tensor, again.state.on_cpu()[name]), name
     for name, before in momenta.items():
-        assert not torch.equal(before, again.state.tensors()[name]), name
+        assert not torch.equal(before, again.state.on_cpu()[name]), name
 
 
 def test_the_global_random_state_is_restored(tiny_run: Path, tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ def test_the_global_random_state_is_restored(tiny_run: Path, tmp_path: Path) -> 
     shutil.copytree(tiny_run, folder)
     with torch.random.fork_rng(devices=[]):
         run = resume(folder, read_config(folder), Console())
-        expected = run.state.tensors()["rng.cpu"]
+        expected = run.state.on_cpu()["rng.cpu"]
         torch.manual_seed(99)
         assert not torch.equal(torch.get_rng_state(), expected)
         resume(folder, read_config(folder), Console())

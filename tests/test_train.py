@@ -236,9 +236,9 @@ def test_a_window_that_grows_is_that_of_its_step_in_training_validation_and_a_ch
 
 def test_validation_changes_nothing_of_the_training_state(tiny_data: Path) -> None:
     run = after_steps(built(tiny_config(tiny_data)), 2)
-    before = {name: tensor.clone() for name, tensor in run.state.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in run.state.on_cpu().items()}
     evaluate_run(run)
-    for name, tensor in run.state.tensors().items():
+    for name, tensor in run.state.on_cpu().items():
         assert torch.equal(tensor, before[name]), name
 
 
@@ -341,7 +341,7 @@ def test_each_group_of_adamw_keeps_its_own_learning_rate_under_the_schedule(
 def test_float64_is_float64_everywhere_and_trains(tiny_data: Path, tmp_path: Path) -> None:
     run = start(tiny_config(tiny_data, {"train.precision": "float64"}), tmp_path / "run", Console())
     train_run(run, Console())
-    for name, tensor in run.state.tensors().items():
+    for name, tensor in run.state.on_cpu().items():
         if not name.endswith(".step") and name != "rng.cpu":
             assert tensor.dtype is torch.float64, name
     losses = column(read_metrics(tmp_path / "run" / METRICS), "train_loss")
@@ -357,7 +357,7 @@ def test_bfloat16_computes_beside_float32_weights_and_state_and_trains_close_to_
     run = start(config, tmp_path / "half", Console())
     train_run(run, Console())
     half = read_metrics(tmp_path / "half" / METRICS)
-    for name, tensor in run.state.tensors().items():
+    for name, tensor in run.state.on_cpu().items():
         if name != "rng.cpu":
             assert tensor.dtype is torch.float32, name
     for name in ("train_loss", "val_loss"):

@@ -37,7 +37,7 @@ from quintic.model.base import LanguageModel
 
 FORMAT = 1
 STATE = "state.json"
-KEYS = {"step", "elapsed_s", "val_loss", "fingerprint"}
+KEYS = ("step", "elapsed_s", "val_loss", "fingerprint")
 """What `state.json` says of a training state beside its tensors."""
 
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64, type(None): torch.uint8}
@@ -50,10 +50,8 @@ class Entry(NamedTuple):
 
     name: str
     tensor: Tensor
-    parameter: Tensor | None = None
-    """The parameter it belongs to, or the rows of it that are here."""
-    whole_rows: int | None = None
-    """Rows of the whole parameter, where only some are here."""
+    cut: tuple[int, int] | None = None
+    """Rows of its parameter here and in the whole, where only some are here."""
     number_of: tuple[dict[str, Any], str] | None = None
     """Of a number of Python's, the dictionary and the key that have it."""
 
@@ -81,24 +79,15 @@ class TrainState:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self._at_first = [dict(group) for group in groups]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by its name in a checkpoint.
-
-        These are model.X for a parameter X; optim.X.momentum, optim.X.exp_avg and so on, or
-        number.X.step where the optimizer's state has a number of Python's; group.X.k for what a
-        step changed in the parameter group; and rng.cpu.
-        """
-        return {entry.name: entry.tensor for entry in self._entries()}
-
     def _entries(self) -> Iterator[Entry]:
         for name, parameter in self.model.named_parameters():
             here = local_rows(parameter)
-            yield Entry(f"model.{name}", here, here, self._cut(name, here))
+            yield Entry(f"model.{name}", here, self._cut(name, here))
         for name, p, optimizer, group, before in self._owned():
             cut = self._cut(name, p)
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor) and isinstance(key, str):
-                    yield Entry(f"optim.{name}.{key}", value, p, cut)
+                    yield Entry(f"optim.{name}.{key}", value, cut)
                 else:
                     yield _number("number", name, optimizer.state[p], key)
             for key in group:
@@ -115,10 +104,9 @@ class TrainState:
                 for name, p in zip(group["names"], group["params"], strict=True):
                     yield name, p, optimizer, group, before
 
-    def _cut(self, name: str, here: Tensor) -> int | None:
-        """Return the rows of the whole parameter, where not all of them are here."""
+    def _cut(self, name: str, here: Tensor) -> tuple[int, int] | None:
         whole = self.shapes.get(name)
-        return whole[0] if whole and len(here) != whole[0] else None
+        return (len(here), whole[0]) if whole and len(here) != whole[0] else None
 
     def allocate(self, saved: Mapping[str, TensorStorageMetadata]) -> None:
         """Create what a checkpoint holds of the optimizers' state and their first step has yet to:
@@ -133,7 +121,7 @@ class TrainState:
             p, optimizer, group, before = owned[name]
             key, shape = full.removeprefix(f"{kind}.{name}."), list(tensor.size)
             if kind == "optim" and key not in optimizer.state[p]:
-                if shape and shape[0] == self._cut(name, p):
+                if shape and (cut := self._cut(name, p)) and shape[0] == cut[1]:
                     shape[0] = len(p)
                 dtype = tensor.properties.dtype
                 optimizer.state[p][key] = torch.zeros(shape, dtype=dtype, device=p.device)
@@ -154,20 +142,25 @@ class TrainState:
                 entry.tensor.copy_(found)
         torch.set_rng_state(tensors["rng.cpu"])
 
-    def on_cpu(self, world: World, *, copy: bool) -> dict[str, Tensor]:
-        """Return `tensors` in CPU memory; those of which other ranks have the other rows as
-        DTensors.
+    def on_cpu(self, world: World = ALONE, *, copy: bool = False) -> dict[str, Tensor]:
+        """Return every tensor in CPU memory, by its name in a checkpoint; those of which other
+        ranks have the other rows as DTensors.
+
+        The names are model.X for a parameter X; optim.X.momentum, optim.X.exp_avg and so on, or
+        number.X.step where the optimizer's state has a number of Python's; group.X.k for what a
+        step changed in the parameter group; and rng.cpu.
 
         Raises `QuinticError` for a state that a checkpoint cannot hold: neither tensor nor number,
         or not cut by rows where its parameter is.
         """
         found = {}
-        for name, tensor, parameter, whole_rows, _ in self._entries():
+        for name, tensor, cut, _ in self._entries():
             here = tensor.to("cpu", copy=copy)
-            if whole_rows is not None and parameter is not None and here.ndim > 0:
-                if len(here) != len(parameter):
+            if cut is not None and here.ndim > 0:
+                rows, whole_rows = cut
+                if len(here) != rows:
                     raise QuinticError(
-                        f"{name} has the shape {tuple(here.shape)} for {len(parameter)} of the "
+                        f"{name} has the shape {tuple(here.shape)} for {rows} of the "
                         f"{whole_rows} rows of its parameter, so no checkpoint can put it together "
                         "again: its optimizer is not elementwise"
                     )
@@ -261,7 +254,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 f"{checkpoint} has checkpoint format {state['format']} and this quintic reads "
                 f"{FORMAT}: use the version that wrote it"
             )
-        if checkpoint.name != folder_name(state["step"]) or not state.keys() >= KEYS:
+        if checkpoint.name != folder_name(state["step"]) or not state.keys() >= set(KEYS):
             raise QuinticError(f"{checkpoint} is damaged: its {STATE} is not the one of its step")
         for name, expected in state["files"].items():
             path = checkpoint / name
@@ -352,7 +345,7 @@ def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) 
     """Fill a `TrainState` in place from a checkpoint."""
     saved = HuggingFaceStorageReader(str(found.path)).read_metadata().state_dict_metadata
     state.allocate({n: m for n, m in saved.items() if isinstance(m, TensorStorageMetadata)})
-    tensors = state.on_cpu(world, copy=False)
+    tensors = state.on_cpu(world)
     load_tensors(found.path, tensors, world)
     state.fill(tensors)
     state.step = found.state["step"]
@@ -385,28 +378,19 @@ class CheckpointWriter:
             check_finite(tensors, state.step, self.root)
 
         self.world.together(copy)
-        values = {
-            "step": state.step,
-            "elapsed_s": state.elapsed_s,
-            "val_loss": state.val_loss,
-            "fingerprint": state.fingerprint,
-        }
+        values = {key: getattr(state, key) for key in KEYS}
         self._pending = self._pool.submit(self._write, tensors, values)
 
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
         path = save_checkpoint(self.root, tensors, values, self.world)
         if self.world.is_main:
-            self._prune(path)
+            for other in checkpoints(self.root):
+                if other > path:  # damaged, or the run would have continued from there
+                    _remove(other)
+            kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
+            for other in set(checkpoints(self.root)) - kept:
+                _remove(other)
         return path
-
-    def _prune(self, written: Path) -> None:
-        for path in checkpoints(self.root):
-            if path > written:  # damaged, or the run would have continued from there
-                _remove(path)
-        kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
-        for path in checkpoints(self.root):
-            if path not in kept:
-                _remove(path)
 
     def wait(self) -> Path | None:
         """Wait for the checkpoint under way and return it; raises `QuinticError` if it failed."""

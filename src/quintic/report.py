@@ -15,7 +15,7 @@ from quintic.generate import generate_ids, stream_text
 from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
 from quintic.optim.matrix_optimizer import facts_of
-from quintic.optim.muon import newton_schulz_dtype
+from quintic.optim.newton_schulz import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
 from quintic.setup import Run
 
@@ -101,7 +101,8 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
             f"{', '.join([f'lr {lrs}', *options])}"
         )
     muon = run.config.optim.muon
-    ns_dtype = newton_schulz_dtype(muon, run.device, next(run.state.model.parameters()).dtype)
+    weights = next(run.state.model.parameters()).dtype
+    ns_dtype = newton_schulz_dtype(muon.ns_dtype, run.device, weights)
     precision = str(ns_dtype).removeprefix("torch.")
     kind = "Newton-Schulz" if muon.ns_coefficients == "quintic" else muon.ns_coefficients
     return (

@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from quintic import run_dir
 from quintic.checkpoint import TrainState, WholeCheckpoint, load_state, newest_whole
@@ -112,7 +113,7 @@ class Run:
     @property
     def sharded(self) -> bool:
         """True where this process has only some rows of the weights."""
-        return _sharded(self.config, self.world)
+        return isinstance(self.state.model, FSDPModule)
 
     @property
     def done(self) -> bool:
@@ -146,7 +147,9 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
     config, dataset, loader = _check_data(config, device, dtype, console, world)
     with _memory_suffices(config.model):
         model, specs, stepper = _build(config, device, dtype, world)
-        weight_cache = _weight_cache(model) if config.train.cache_bf16_weights else None
+        linears = [module for module in model.modules() if isinstance(module, Linear)]
+        cached = config.train.cache_bf16_weights
+        weight_cache = WeightCache(linears, model.compute_dtype) if cached else None
     return Run(
         config=config,
         folder=folder,
@@ -154,7 +157,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
         device=device,
         dataset=dataset,
         loader=loader,
-        loss=_loss(model, config.train, sharded=_sharded(config, world)),
+        loss=_loss(model, config.train),
         specs=specs,
         stepper=stepper,
         state=TrainState(
@@ -271,7 +274,8 @@ def _build(
 ) -> tuple[LanguageModel, list[ParamSpec], Stepper]:
     """Return the model on the device, its parameter groups, and what turns gradients into weights:
     on one process, or divided among several."""
-    train, sharded = config.train, _sharded(config, world)
+    train = config.train
+    sharded = train.sharding == "fsdp" and world.size > 1
     model = build_model(
         config.model,
         seed=train.seed,
@@ -299,11 +303,6 @@ def _build(
     return model, specs, LocalStepper(parameters, specs, build, keep_gradients=keep)
 
 
-def _weight_cache(model: LanguageModel) -> WeightCache:
-    linears = [module for module in model.modules() if isinstance(module, Linear)]
-    return WeightCache(linears, model.compute_dtype)
-
-
 @contextmanager
 def _memory_suffices(model: ModelConfig) -> Iterator[None]:
     """Raise `QuinticError` where the memory does not suffice for a model."""
@@ -319,14 +318,12 @@ def _memory_suffices(model: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def _loss(
-    model: LanguageModel, train: TrainConfig, *, sharded: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(model: LanguageModel, train: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the model's loss, compiled and each micro-batch a replay of its graph where that is
     asked for."""
     if not train.compile:
         return model.loss
-    if sharded:
+    if isinstance(model, FSDPModule):
         for block in model.layers:  # the gathering of the next block's weights stays outside
             block.compile(dynamic=False)
         return model.loss
@@ -341,10 +338,6 @@ def _loss(
         return value
 
     return loss
-
-
-def _sharded(config: Config, world: World) -> bool:
-    return config.train.sharding == "fsdp" and world.size > 1
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -411,7 +404,7 @@ def _check_continues(saved: Config, config: Config, done: int) -> None:
     facts = field_facts(Config)
     changed = {f for f in differing_fields(saved, config) if facts[f].resume == "fixed"}
     # What has no effect any more goes with the field that took it away.
-    changed -= set(without_effect(Config, dict(flatten(config))))
+    changed -= set(without_effect(Config, flatten(config)))
     if "train.steps" in changed:
         past = range(done)
         if done <= config.train.steps and all(

@@ -170,7 +170,7 @@ def test_a_field_is_called_by_the_end_of_its_name_and_by_no_other_fields() -> No
     assert short_name("optim.muon.lr") == "muon.lr"
     assert short_name("model.width") == "model.width"
     fields = field_types(Config)
-    assert fields.keys() == dict(flatten(LAPTOP)).keys()
+    assert fields.keys() == flatten(LAPTOP).keys()
     assert len({short_name(field) for field in fields}) == len(fields)
 
 

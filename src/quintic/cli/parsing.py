@@ -91,8 +91,10 @@ def parse(arguments: list[str]) -> Any:
 def _checked(command: Train | Sweep, base: Config) -> Train | Sweep:
     """Return the command with its sections checked as one config; what the command line switches
     off takes the recipe's settings of it along."""
-    given = {name: value for name, value in flatten(command) if name.split(".")[0] in SECTIONS}
-    before = dict(flatten(base))
+    given = {
+        name: value for name, value in flatten(command).items() if name.split(".")[0] in SECTIONS
+    }
+    before = flatten(base)
     config = base.override({name: v for name, v in given.items() if v != before[name]})
     return replace(command, **{name: getattr(config, name) for name in SECTIONS})
 
@@ -200,6 +202,8 @@ def _options(command: Any, prefix: str = "--") -> list[str]:
 def kind_of(hint: Any) -> str:
     """Return what a value of a type is called."""
     parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        return kind_of(parts[0])
     if type(None) in parts:
         return f"{kind_of(parts[0])} or None"
     if typing.get_origin(hint) is tuple:

@@ -47,7 +47,7 @@ def read_run(path: Path, *, batch_tokens: int | None = None) -> RunRecord:
     environment = [{}, *run_dir.read_environments(path)][-1]
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
-    fields = dict(flatten(config))
+    fields = flatten(config)
     idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
         path=path,

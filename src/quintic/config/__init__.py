@@ -7,59 +7,30 @@ train.py. What is true of a field is said where it is declared (schema.py). A re
 enough to run it again. Nothing here knows tensors, files or devices.
 """
 
-from quintic.config.data import EMBEDDED, DataConfig
-from quintic.config.model import ModelConfig
-from quintic.config.optim import (
-    MOMENTUM_START,
-    AdamWConfig,
-    CustomConfig,
-    MatrixOptimizer,
-    MuonConfig,
-    OptimConfig,
-    ScheduleConfig,
-    SGDConfig,
-    ShampooConfig,
-    SOAPConfig,
-    matrix_optimizers,
-)
-from quintic.config.run import Config, resolve_eot, resolve_vocabulary
-from quintic.config.schema import (
-    differing_fields,
-    field_facts,
-    field_types,
-    flatten,
-    nearest_name,
-    unknown_field,
-    without_effect,
-)
-from quintic.config.train import BatchSizes, Precision, TrainConfig
-
-__all__ = [
-    "EMBEDDED",
-    "MOMENTUM_START",
-    "AdamWConfig",
-    "BatchSizes",
-    "Config",
-    "CustomConfig",
-    "DataConfig",
-    "MatrixOptimizer",
-    "ModelConfig",
-    "MuonConfig",
-    "OptimConfig",
-    "Precision",
-    "SGDConfig",
-    "SOAPConfig",
-    "ScheduleConfig",
-    "ShampooConfig",
-    "TrainConfig",
-    "differing_fields",
-    "field_facts",
-    "field_types",
-    "flatten",
-    "matrix_optimizers",
-    "nearest_name",
-    "resolve_eot",
-    "resolve_vocabulary",
-    "unknown_field",
-    "without_effect",
-]
+from quintic.config.data import EMBEDDED as EMBEDDED
+from quintic.config.data import DataConfig as DataConfig
+from quintic.config.model import ModelConfig as ModelConfig
+from quintic.config.optim import MOMENTUM_START as MOMENTUM_START
+from quintic.config.optim import AdamWConfig as AdamWConfig
+from quintic.config.optim import CustomConfig as CustomConfig
+from quintic.config.optim import MatrixOptimizer as MatrixOptimizer
+from quintic.config.optim import MuonConfig as MuonConfig
+from quintic.config.optim import OptimConfig as OptimConfig
+from quintic.config.optim import ScheduleConfig as ScheduleConfig
+from quintic.config.optim import SGDConfig as SGDConfig
+from quintic.config.optim import ShampooConfig as ShampooConfig
+from quintic.config.optim import SOAPConfig as SOAPConfig
+from quintic.config.optim import matrix_optimizers as matrix_optimizers
+from quintic.config.run import Config as Config
+from quintic.config.run import resolve_eot as resolve_eot
+from quintic.config.run import resolve_vocabulary as resolve_vocabulary
+from quintic.config.schema import differing_fields as differing_fields
+from quintic.config.schema import field_facts as field_facts
+from quintic.config.schema import field_types as field_types
+from quintic.config.schema import flatten as flatten
+from quintic.config.schema import nearest_name as nearest_name
+from quintic.config.schema import unknown_field as unknown_field
+from quintic.config.schema import without_effect as without_effect
+from quintic.config.train import BatchSizes as BatchSizes
+from quintic.config.train import Precision as Precision
+from quintic.config.train import TrainConfig as TrainConfig

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quintic.config.schema import ON, not_negative, one_of, positive, require, setting
+from quintic.config.schema import (
+    ON,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    require,
+    setting,
+)
 
 GPT = {"model.architecture": "gpt"}
 """What the fields need that take a part of the modernised GPT away or add a technique to it; gpt2
@@ -13,20 +21,20 @@ has none of them."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section, name="model"):
     """Sizes of the model."""
 
     architecture: Literal["gpt", "gpt2"] = "gpt"
     """gpt: the modernised GPT (RoPE, RMSNorm, squared ReLU); gpt2: the classic one."""
-    layers: int = 12
+    layers: PositiveInt = 12
     """Transformer blocks."""
-    width: int = 768
+    width: PositiveInt = 768
     """Model width D."""
-    heads: int = 6
+    heads: PositiveInt = 6
     """Attention heads; width / heads is the head width."""
-    context: int = 1024
+    context: PositiveInt = 1024
     """Tokens the model sees at once, T."""
-    vocab_size: int | None = None
+    vocab_size: PositiveInt | None = None
     """Rows of the embedding; None: the dataset's vocabulary, rounded up to a multiple of 128."""
     positions: Literal["rotary", "learned"] = setting("rotary", needs=GPT)
     """Ablation of gpt: rotary embeddings, or GPT-2's learned ones."""
@@ -40,11 +48,11 @@ class ModelConfig:
     """Ablation of gpt: RMS-normalise queries and keys per head."""
     tied_head: bool = setting(True, needs=GPT)
     """The head is the embedding's matrix; or one of its own, which starts at zero."""
-    logit_softcap: float | None = setting(None, needs=GPT)
+    logit_softcap: PositiveFloat | None = setting(None, needs=GPT)
     """Bound logits smoothly by +-this: softcap * tanh(logits / softcap); None: no bound."""
     embed_norm: bool = setting(False, needs=GPT)
     """RMS-normalise the embedded tokens."""
-    value_embeddings: int = setting(0, needs=GPT)
+    value_embeddings: NonNegativeInt = setting(0, needs=GPT)
     """Tables of token embeddings mixed into attention values: of the first so many layers, and
     again of the last; at most half of the layers."""
     x0_skip: bool = setting(False, needs=GPT)
@@ -52,9 +60,9 @@ class ModelConfig:
     unet_skips: bool = setting(False, needs=GPT)
     """Add the outputs of the first half of the layers to the inputs of the second, from the inside
     out, with learned scalars."""
-    window: int | None = setting(None, needs=GPT)
+    window: PositiveInt | None = setting(None, needs=GPT)
     """Positions a token sees, itself included; None: all up to its own."""
-    window_start: int | None = setting(None, needs=GPT, part_of={"model.window": ON})
+    window_start: PositiveInt | None = setting(None, needs=GPT, part_of={"model.window": ON})
     """The window at step 0, which grows evenly to `window` over the run; None: it is constant."""
     document_mask: bool = setting(False, needs=GPT)
     """A token sees its own document only."""
@@ -63,20 +71,18 @@ class ModelConfig:
     tokenizer."""
 
     def __post_init__(self) -> None:
-        one_of("model", self, "architecture", "positions", "norm", "activation", "init")
-        positive("model", self, "layers", "width", "heads", "context", "vocab_size")
-        positive("model", self, "logit_softcap", "window", "window_start")
+        super().__post_init__()
         require(
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}: "
-            f"choose a multiple, for example --model.width {self._nearest_width()}",
+            "choose a multiple, for example --model.width "
+            f"{max(1, round(self.width / self.heads)) * self.heads}",
         )
         require(
             self.architecture != "gpt" or self.positions != "rotary" or self.head_width % 2 == 0,
             f"the head width model.width / model.heads = {self.width} / {self.heads} = "
             f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
         )
-        not_negative("model", self, "value_embeddings")
         require(
             2 * self.value_embeddings <= self.layers,
             f"model.value_embeddings is {self.value_embeddings}: each serves two of the "
@@ -101,9 +107,6 @@ class ModelConfig:
             f"model.eot_id is {self.eot_id}: it must be a token of the vocabulary"
             + (f", from 0 to {self.vocab_size - 1}" if self.vocab_size else ""),
         )
-
-    def _nearest_width(self) -> int:
-        return max(1, round(self.width / self.heads)) * self.heads
 
     @property
     def head_width(self) -> int:

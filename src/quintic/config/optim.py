@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from quintic.config.schema import (
     ON,
     Accepted,
-    betas,
-    fraction,
-    not_negative,
-    one_of,
-    positive,
+    Beta,
+    Betas,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Rule,
+    Section,
     require,
     section,
     setting,
@@ -22,6 +25,10 @@ from quintic.config.schema import (
 
 MOMENTUM_START = 0.85
 """Where a momentum warm-up begins, as in the speedrun's later records."""
+
+NESTEROV = Rule(
+    lambda value: 0 < value < 1, "it must be between 0 and 1, since Nesterov's method has momentum"
+)
 
 LEARNED_SCALARS = {"model.value_embeddings": ON, "model.x0_skip": True, "model.unet_skips": True}
 """What gives the model learned scalars, which weigh skips."""
@@ -69,21 +76,21 @@ def matrix_optimizer(
 
 
 @dataclass(frozen=True)
-class MuonConfig:
+class MuonConfig(Section, name="optim.muon"):
     """Muon, for the matrices of the blocks."""
 
-    lr: float = 3.6e-4
+    lr: PositiveFloat = 3.6e-4
     """Learning rate before the scale; each scale has its own natural range (docs/muon.md)."""
-    momentum: float = 0.95
+    momentum: Beta = 0.95
     """Decay of the momentum buffer: buffer = momentum * buffer + gradient."""
-    momentum_warmup_steps: int = 0
+    momentum_warmup_steps: NonNegativeInt = 0
     """Steps over which the momentum rises linearly from 0.85; 0: constant."""
     nesterov: bool = True
     """Orthogonalise gradient + momentum * buffer instead of the buffer."""
     scale: Literal["max_dim", "aspect", "rms"] = "max_dim"
     """Factor of the update of a (rows, columns) matrix: max_dim sqrt(max(r, c)), the original's;
     aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate."""
-    ns_steps: int = 5
+    ns_steps: PositiveInt = 5
     """Newton-Schulz iterations."""
     ns_coefficients: Literal["quintic", "polar_express"] = "quintic"
     """Of Newton-Schulz: quintic, the original's, the same in every iteration; polar_express, a
@@ -95,18 +102,15 @@ class MuonConfig:
     symmetric; auto: torch, until the kernel has been measured."""
     normuon: bool = False
     """NorMuon: divide each row of the update by its running root mean square."""
-    beta2: float = setting(0.95, part_of={"optim.muon.normuon": True})
+    beta2: Beta = setting(0.95, part_of={"optim.muon.normuon": True})
     """Decay of NorMuon's second moment."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled: weights shrink by lr * weight_decay a step, before the scale."""
     cautious: bool = setting(False, needs={"optim.muon.weight_decay": ON})
     """Decay a weight only where the update makes it smaller too."""
 
     def __post_init__(self) -> None:
-        one_of("optim.muon", self, "scale", "ns_coefficients", "ns_dtype", "kernel")
-        positive("optim.muon", self, "lr", "ns_steps")
-        not_negative("optim.muon", self, "weight_decay", "momentum_warmup_steps")
-        fraction("optim.muon", self, "momentum", "beta2")
+        super().__post_init__()
         require(
             self.momentum_warmup_steps == 0 or self.momentum >= MOMENTUM_START,
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
@@ -115,91 +119,70 @@ class MuonConfig:
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
+class AdamWConfig(Section, name="optim.adamw"):
     """AdamW, for everything that Muon does not take."""
 
-    lr: float = 3.6e-3
+    lr: PositiveFloat = 3.6e-3
     """Learning rate of embeddings, head and vectors."""
-    matrix_lr: float | None = setting(None, part_of={"optim.matrices": "adamw"})
+    matrix_lr: PositiveFloat | None = setting(None, part_of={"optim.matrices": "adamw"})
     """Learning rate of the block matrices where AdamW has them; None: lr."""
-    head_lr: float | None = setting(None, part_of={"model.tied_head": False})
+    head_lr: PositiveFloat | None = setting(None, part_of={"model.tied_head": False})
     """Learning rate of a head that is not tied to the embedding; None: lr."""
-    scalar_lr: float | None = setting(None, part_of=LEARNED_SCALARS)
+    scalar_lr: PositiveFloat | None = setting(None, part_of=LEARNED_SCALARS)
     """Learning rate of the learned scalars of shortcuts; None: lr."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     """Decay of the first and second moment."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled, on matrices only: vectors are never decayed."""
 
-    def __post_init__(self) -> None:
-        positive("optim.adamw", self, "lr", "matrix_lr", "head_lr", "scalar_lr", "eps")
-        not_negative("optim.adamw", self, "weight_decay")
-        betas("optim.adamw", self.betas)
-
 
 @dataclass(frozen=True)
-class SGDConfig:
+class SGDConfig(Section, name="optim.sgd"):
     """SGD with Nesterov momentum, for the matrices of the blocks: what Muon orthogonalises."""
 
-    lr: float = 0.03
+    lr: PositiveFloat = 0.03
     """Learning rate."""
-    momentum: float = 0.95
+    momentum: Annotated[float, NESTEROV] = 0.95
     """Decay of the momentum buffer: buffer = momentum * buffer + gradient."""
 
-    def __post_init__(self) -> None:
-        positive("optim.sgd", self, "lr")
-        require(
-            0 < self.momentum < 1,
-            f"optim.sgd.momentum is {self.momentum}: it must be between 0 and 1, since Nesterov's "
-            "method has momentum",
-        )
-
 
 @dataclass(frozen=True)
-class SOAPConfig:
+class SOAPConfig(Section, name="optim.soap"):
     """SOAP, for the matrices of the blocks; needs the extra `optimizers`."""
 
-    lr: float = 3e-3
+    lr: PositiveFloat = 3e-3
     """Learning rate."""
-    betas: tuple[float, float] = (0.95, 0.95)
+    betas: Betas = (0.95, 0.95)
     """Decay of the first moment, and of the second and the preconditioners."""
-    precondition_frequency: int = 10
+    precondition_frequency: PositiveInt = 10
     """Steps from one renewal of the eigenbasis to the next."""
 
-    def __post_init__(self) -> None:
-        positive("optim.soap", self, "lr", "precondition_frequency")
-        betas("optim.soap", self.betas)
-
 
 @dataclass(frozen=True)
-class ShampooConfig:
+class ShampooConfig(Section, name="optim.shampoo"):
     """Shampoo, for the matrices of the blocks; needs the extra `optimizers`."""
 
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """Learning rate."""
-    betas: tuple[float, float] = (0.95, 0.95)
+    betas: Betas = (0.95, 0.95)
     """Decay of the momentum, and of the preconditioners and the step length."""
-    precondition_frequency: int = 10
+    precondition_frequency: PositiveInt = 10
     """Steps from one renewal of the inverse roots to the next."""
-
-    def __post_init__(self) -> None:
-        positive("optim.shampoo", self, "lr", "precondition_frequency")
-        betas("optim.shampoo", self.betas)
 
 
 @dataclass(frozen=True)
-class CustomConfig:
+class CustomConfig(Section, name="optim.custom"):
     """An optimizer class of your own, for the matrices of the blocks (docs/extending.md)."""
 
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """Learning rate."""
     options: tuple[str, ...] = ()
     """Further hyperparameters of the class, each NAME=VALUE, with spaces between them."""
 
     def __post_init__(self) -> None:
-        positive("optim.custom", self, "lr")
+        super().__post_init__()
         names = [option.partition("=")[0] for option in self.options]
         for option, name in zip(self.options, names, strict=True):
             require(
@@ -233,27 +216,21 @@ CUSTOM = Accepted(_names_a_class, "MODULE:Class")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section, name="optim.schedule"):
     """Learning rate over the run, as a factor of each optimizer's own."""
 
     kind: Literal["trapezoid", "cosine"] = "trapezoid"
     """trapezoid: warm-up, constant, linear to zero; cosine: warm-up, half a cosine to zero."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up."""
-    cooldown_fraction: float = setting(0.28, part_of={"optim.schedule.kind": "trapezoid"})
+    cooldown_fraction: Annotated[
+        float, Rule(lambda share: 0 <= share <= 1, "it must be from 0 to 1")
+    ] = setting(0.28, part_of={"optim.schedule.kind": "trapezoid"})
     """Share of all steps over which the trapezoid falls to zero."""
-
-    def __post_init__(self) -> None:
-        one_of("optim.schedule", self, "kind")
-        not_negative("optim.schedule", self, "warmup_steps")
-        require(
-            0 <= self.cooldown_fraction <= 1,
-            f"optim.schedule.cooldown_fraction is {self.cooldown_fraction}: it must be from 0 to 1",
-        )
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section, name="optim"):
     """Which optimizer takes the block matrices, and each optimizer's settings."""
 
     matrices: str = "muon"
@@ -278,17 +255,17 @@ class OptimConfig:
     )
     custom: CustomConfig = section(CustomConfig, part_of={"optim.matrices": CUSTOM})
     schedule: ScheduleConfig = section(ScheduleConfig)
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
     """Clip the gradient to this global norm; None: no clipping."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = matrix_optimizers()
         require(
             self.matrices in known or self.is_custom,
             f"optim.matrices is {self.matrices!r}: it must be one of {', '.join(known)}, or "
             "MODULE:Class, an optimizer of your own (docs/extending.md)",
         )
-        positive("optim", self, "clip_norm")
 
     @property
     def is_custom(self) -> bool:

@@ -42,11 +42,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_effects(self)
-        context, batch, micro = (
-            self.model.context,
-            self.train.batch_tokens,
-            self.train.micro_batch,
-        )
+        context, batch, micro = self.model.context, self.train.batch_tokens, self.train.micro_batch
         require(
             batch % context == 0,
             f"train.batch_tokens {batch:,} is not a multiple of model.context {context:,}: "
@@ -82,8 +78,13 @@ class Config:
             f"train.attention flex is for model.architecture gpt, and this is "
             f"{self.model.architecture}: use another --train.attention",
         )
-        if self.train.float8_head:
-            self._check_float8_head()
+        for name in ("width", "context", "vocab_size") if self.train.float8_head else ():
+            size = getattr(self.model, name)
+            require(
+                size is None or size % 16 == 0,
+                f"model.{name} is {size}, and train.float8_head multiplies 16 numbers at a time: "
+                f"choose a multiple, for example {-(-(size or 0) // 16) * 16}",
+            )
         require(
             self.train.mtp_tokens <= context,
             f"train.mtp_tokens is {self.train.mtp_tokens} and model.context {context}: no "
@@ -95,15 +96,6 @@ class Config:
             f"optim.schedule.warmup_steps {schedule.warmup_steps} and {self.cooldown_steps} steps "
             f"of cooldown do not fit in train.steps {self.train.steps}: shorten the warm-up",
         )
-
-    def _check_float8_head(self) -> None:
-        for name in ("width", "context", "vocab_size"):
-            size = getattr(self.model, name)
-            require(
-                size is None or size % 16 == 0,
-                f"model.{name} is {size}, and train.float8_head multiplies 16 numbers at a time: "
-                f"choose a multiple, for example {-(-(size or 0) // 16) * 16}",
-            )
 
     @property
     def batch_sequences(self) -> int:
@@ -162,7 +154,7 @@ class Config:
         defaults, unless they are among the changes. Raises `QuinticError` for an unknown field,
         naming the nearest.
         """
-        values = {**dict(flatten(self)), **changes}
+        values = {**flatten(self), **changes}
         dropped = set(without_effect(Config, values)) - changes.keys()
         kept = {name: value for name, value in values.items() if name not in dropped}
         return typing.cast(Config, build(Config, kept))

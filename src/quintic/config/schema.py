@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from quintic.errors import QuinticError
 
@@ -115,8 +116,8 @@ def check_effects(config: Any) -> None:
 
     A value that is the default has not been set, wherever it comes from.
     """
-    values, cls = dict(flatten(config)), typing.cast(Any, type(config))
-    for name, facts in field_facts(cls).items():
+    values = flatten(config)
+    for name, facts in field_facts(typing.cast(Any, type(config))).items():
         for needs in facts.needs + facts.part_of if values[name] != facts.default else ():
             if not _met(needs, values):
                 state = ", ".join(f"{other} {values[other]}" for other in needs)
@@ -165,53 +166,64 @@ def require(condition: bool, message: str) -> None:
         raise QuinticError(message)
 
 
-def positive(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None:
-            require(math.isfinite(value), f"{section}.{name} is {value}: it must be finite")
-            require(value > 0, f"{section}.{name} is {value}: it must be positive")
-            require(
-                isinstance(value, float) or value < 2**63,
-                f"{section}.{name} is {value}: it must be less than 2**63",
-            )
+@dataclass(frozen=True)
+class Rule:
+    """Restricts the values of a field, in its type: `Annotated[int, Rule(...)]`."""
+
+    holds: Callable[[Any], bool]
+    words: str
+    """Says the rule, after the field and its value."""
 
 
-def not_negative(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(math.isfinite(value), f"{section}.{name} is {value}: it must be finite")
-        require(value >= 0, f"{section}.{name} is {value}: it must be zero or positive")
+FINITE = Rule(math.isfinite, "it must be finite")
+ABOVE_0 = Rule(lambda value: value > 0, "it must be positive")
+COUNTED = Rule(lambda value: value < 2**63, "it must be less than 2**63")
+NOT_BELOW_0 = Rule(lambda value: value >= 0, "it must be zero or positive")
+BETA = Rule(lambda value: 0 <= value < 1, "it must be at least 0 and less than 1")
+BETA_EACH = Rule(
+    lambda values: all(map(BETA.holds, values)), "both must be at least 0 and less than 1"
+)
+
+PositiveInt = Annotated[int, ABOVE_0, COUNTED]
+PositiveFloat = Annotated[float, FINITE, ABOVE_0]
+NonNegativeInt = Annotated[int, NOT_BELOW_0]
+NonNegativeFloat = Annotated[float, FINITE, NOT_BELOW_0]
+Beta = Annotated[float, BETA]
+Betas = Annotated[tuple[float, float], BETA_EACH]
 
 
-def fraction(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(
-            0 <= value < 1, f"{section}.{name} is {value}: it must be at least 0 and less than 1"
-        )
+class Section:
+    """Checks the fields of a section against their types' rules and choices, where it is built."""
+
+    _name = ""
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls._name = name
+
+    def __post_init__(self) -> None:
+        """Raise `QuinticError` where a value is not allowed, whatever the others are."""
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            _check_value(f"{self._name}.{name}", hint, getattr(self, name))
 
 
-def betas(section: str, values: tuple[float, float]) -> None:
-    require(
-        all(0 <= beta < 1 for beta in values),
-        f"{section}.betas is {values}: both must be at least 0 and less than 1",
-    )
-
-
-def one_of(section: str, config: Any, *names: str) -> None:
-    hints = typing.get_type_hints(type(config))
-    for name in names:
-        choices, value = typing.get_args(hints[name]), getattr(config, name)
+def _check_value(name: str, hint: Any, value: Any) -> None:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return
+        hint, _ = typing.get_args(hint)
+    for rule in getattr(hint, "__metadata__", ()):
+        require(rule.holds(value), f"{name} is {value}: {rule.words}")
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
         require(
             value in choices,
-            f"{section}.{name} is {value!r}: it must be one of {', '.join(map(str, choices))}",
+            f"{name} is {value!r}: it must be one of {', '.join(map(str, choices))}",
         )
 
 
 def differing_fields(one: Any, other: Any) -> list[str]:
     """Return the dotted names of the fields in which two configs differ."""
-    left, right = dict(flatten(one)), dict(flatten(other))
+    left, right = flatten(one), flatten(other)
     return [key for key in left if left[key] != right[key]]
 
 
@@ -245,16 +257,9 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
     return tails[close[0]] if close else None
 
 
-def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(config: Any) -> dict[str, Any]:
     """Return the fields of a config by their dotted names, in the order of the sections."""
-    pairs: list[tuple[str, Any]] = []
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            pairs += flatten(value, f"{prefix}{f.name}.")
-        else:
-            pairs.append((f"{prefix}{f.name}", value))
-    return pairs
+    return {name: operator.attrgetter(name)(config) for name in field_types(type(config))}
 
 
 def field_types(section: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from quintic.config.schema import OTHER_TEXT, one_of, positive, require, setting
+from quintic.config.schema import (
+    OTHER_TEXT,
+    PositiveFloat,
+    PositiveInt,
+    Rule,
+    Section,
+    require,
+    setting,
+)
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section, name="train"):
     """How long, how fast, on what, and what is kept."""
 
-    steps: int = 5100
+    steps: PositiveInt = 5100
     """Optimizer steps."""
-    batch_tokens: int = 524_288
+    batch_tokens: PositiveInt = 524_288
     """Tokens of the global batch of one step."""
-    batch_stages: int = 1
+    batch_stages: PositiveInt = 1
     """Equal parts of the run, of which the i-th of n trains on i/n of batch_tokens a step, with
     learning rates times (i/n)^0.6."""
-    micro_batch: int | None = setting(None, resume="free")
+    micro_batch: PositiveInt | None = setting(None, resume="free")
     """Sequences of one forward and backward pass of a process; None: chosen for the device."""
-    seed: int = setting(1337, not_swept="give --seeds N")
+    seed: Annotated[int, Rule(lambda seed: 0 <= seed < 2**64, "it must be from 0 to 2**64 - 1")] = (
+        setting(1337, not_swept="give --seeds N")
+    )
     """Seed of the initialisation and, with data.order shuffle, of the data order."""
     device: Literal["auto", "cuda", "mps", "cpu"] = setting("auto", resume="free")
     """auto: the first of cuda, mps, cpu that is there."""
@@ -38,12 +48,12 @@ class TrainConfig:
     activation_checkpointing: bool = setting(False, resume="free")
     """Keep only each block's input and compute the rest again in the backward pass: a third more
     computation for a fraction of the memory."""
-    hang_timeout_s: float = setting(600.0, resume="free")
+    hang_timeout_s: PositiveFloat = setting(600.0, resume="free")
     """Seconds without progress after which a process among several counts as hung."""
     loss: Literal["auto", "chunked", "plain", "fused"] = setting("auto", resume="free")
     """chunked: head and cross-entropy a chunk of tokens at a time; plain: the reference; fused:
     chunked with a Triton kernel, for GPUs; auto: fused on CUDA where it runs, else chunked."""
-    mtp_tokens: int = 1
+    mtp_tokens: PositiveInt = 1
     """Tokens that each position predicts in training, the next one included; the further ones fade
     one after another, and of as many equal parts of the run the last is of the next alone."""
     float8_head: bool = setting(False, needs={"train.loss": ("auto", "chunked", "fused")})
@@ -63,38 +73,21 @@ class TrainConfig:
     prefetch_to_gpu: Literal["auto", "on", "off"] = setting("auto", resume="free")
     """Batches go to a GPU ahead, while the one before is computed, or inline with each
     micro-batch; auto: ahead on CUDA."""
-    eval_every: int = 125
+    eval_every: PositiveInt = 125
     """Steps between validations; the last step always validates."""
-    eval_tokens: int = setting(10_485_760, not_swept=OTHER_TEXT)
+    eval_tokens: PositiveInt = setting(10_485_760, not_swept=OTHER_TEXT)
     """Tokens of one validation, from the start of the validation stream."""
-    checkpoint_every: int = setting(1000, resume="free", compare="ignored")
+    checkpoint_every: PositiveInt = setting(1000, resume="free", compare="ignored")
     """Steps between checkpoints; the end and a stop always save one."""
-    keep_checkpoints: int = setting(2, resume="free", compare="ignored")
+    keep_checkpoints: PositiveInt = setting(2, resume="free", compare="ignored")
     """Newest checkpoints kept; the best by validation loss is kept besides."""
-    log_every: int = setting(1, resume="free", compare="ignored")
+    log_every: PositiveInt = setting(1, resume="free", compare="ignored")
     """Steps between the training losses that are written; all are checked for being finite."""
     tensorboard: bool = setting(True, resume="free", compare="ignored")
     """Write TensorBoard events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        one_of(
-            "train", self, "device", "precision", "loss", "sharding", "attention", "prefetch_to_gpu"
-        )
-        positive(
-            "train",
-            self,
-            "steps",
-            "batch_tokens",
-            "batch_stages",
-            "mtp_tokens",
-            "micro_batch",
-            "eval_every",
-            "eval_tokens",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-            "hang_timeout_s",
-        )
+        super().__post_init__()
         require(
             self.compile or self.attention != "flex",
             "train.attention flex is made for the model by train.compile, and that is off: use "
@@ -109,9 +102,6 @@ class TrainConfig:
             self.sharding != "fsdp" or not self.cache_bf16_weights,
             "train.cache_bf16_weights keeps whole weights in two precisions, and train.sharding "
             "fsdp has no whole ones: use --train.sharding zero1, or --train.no-cache-bf16-weights",
-        )
-        require(
-            0 <= self.seed < 2**64, f"train.seed is {self.seed}: it must be from 0 to 2**64 - 1"
         )
 
 

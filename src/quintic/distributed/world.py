@@ -9,7 +9,6 @@ Shapes: N processes, L elements of one of them.
 from __future__ import annotations
 
 import hashlib
-import math
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -156,14 +155,10 @@ class World:
     def as_rows(self, rows: Tensor, shape: Sequence[int]) -> DTensor:
         """This rank's rows, in CPU memory, as a part of the whole; nothing is copied."""
         assert self.cpu_mesh is not None, "a world of one has everything"
-        stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        whole = torch.empty(tuple(shape), device="meta")
+        size, stride = whole.shape, whole.stride()
         return DTensor.from_local(
-            rows,
-            self.cpu_mesh,
-            [Shard(0)],
-            run_check=False,
-            shape=torch.Size(shape),
-            stride=stride,
+            rows, self.cpu_mesh, [Shard(0)], run_check=False, shape=size, stride=stride
         )
 
     def another_store(self, timeout: timedelta) -> PrefixStore:
@@ -205,13 +200,9 @@ def check_identical(world: World, facts: Mapping[str, Any]) -> None:
         for what, value in found.items():
             if value != expected[what]:
                 raise QuinticError(
-                    f"rank {rank} on {host} has other {what} than rank 0 ({_short(value)}, not "
-                    f"{_short(expected[what])}): all must have the same; copy rank 0's there"
+                    f"rank {rank} on {host} has other {what} than rank 0 ({value!s:.12}, not "
+                    f"{expected[what]!s:.12}): all must have the same; copy rank 0's there"
                 )
-
-
-def _short(value: Any) -> str:
-    return str(value)[:12]
 
 
 def _code_digest() -> str:

@@ -62,86 +62,77 @@ class Bucket:
         return frozenset(piece.name for own in self.pieces for piece in own)
 
 
+Owned = list[list[Piece]]
+"""What each rank owns of a bucket."""
+
+
 def plan_buckets(specs: Sequence[ParamSpec], size: int) -> list[Bucket]:
     """Return the buckets for `size` ranks, in the order in which the backward pass fills them.
 
     They depend on names, shapes and optimizers only, so every rank makes the same plan.
     """
+    place = {spec.name: number for number, spec in enumerate(specs)}
     elementwise = {name: facts_of(name).elementwise for name in {s.optimizer for s in specs}}
-    whole = [item for item in enumerate(specs) if not elementwise[item[1].optimizer]]
-    by_rows = [item for item in enumerate(specs) if elementwise[item[1].optimizer]]
-    buckets = _deal_matrices(whole, size) + _cut_rows(by_rows, size)
+    whole = [spec for spec in reversed(specs) if not elementwise[spec.optimizer]]
+    by_rows = [spec for spec in reversed(specs) if elementwise[spec.optimizer]]
+    dealt = [
+        [sorted(own, key=lambda piece: place[piece.name]) for own in owned]
+        for owned in _deal_matrices(whole, size)
+    ]
+    buckets = [
+        Bucket(tuple(map(tuple, owned)), min(place[piece.name] for own in owned for piece in own))
+        for owned in dealt + _cut_rows(by_rows, size)
+    ]
     return sorted(buckets, key=lambda bucket: -bucket.ready)
 
 
-def _deal_matrices(specs: list[tuple[int, ParamSpec]], size: int) -> list[Bucket]:
-    by_shape: dict[tuple[int, ...], list[tuple[int, ParamSpec]]] = {}
-    for place, spec in reversed(specs):
-        by_shape.setdefault(spec.shape, []).append((place, spec))
+def _deal_matrices(specs: list[ParamSpec], size: int) -> list[Owned]:
+    by_shape: dict[tuple[int, ...], list[Piece]] = {}
+    for spec in specs:
+        piece = Piece(spec.name, spec.shape, 0, spec.shape[0])
+        by_shape.setdefault(spec.shape, []).append(piece)
     buckets, left_over = [], []
     for shape, same in by_shape.items():
         even = len(same) // size * size
         per_bucket = size * max(1, BUCKET_ELEMENTS // (size * math.prod(shape)))
         for start in range(0, even, per_bucket):
             dealt = same[start : min(start + per_bucket, even)]
-            buckets.append(_bucket([dealt[rank::size] for rank in range(size)]))
+            buckets.append([dealt[rank::size] for rank in range(size)])
         left_over += same[even:]
     if left_over:
-        own: list[list[tuple[int, ParamSpec]]] = [[] for _ in range(size)]
+        own: Owned = [[] for _ in range(size)]
         load = [0.0] * size
-        for place, spec in sorted(left_over, key=lambda item: -_flops(item[1])):
+        for piece in sorted(left_over, key=_flops, reverse=True):
             rank = min(range(size), key=lambda rank: load[rank])
-            own[rank].append((place, spec))
-            load[rank] += _flops(spec)
-        buckets.append(_bucket(own))
+            own[rank].append(piece)
+            load[rank] += _flops(piece)
+        buckets.append(own)
     return buckets
 
 
-def _flops(spec: ParamSpec) -> float:
-    return newton_schulz_flops(*spec.shape)
+def _flops(matrix: Piece) -> float:
+    return newton_schulz_flops(*matrix.shape)
 
 
-def _bucket(own: list[list[tuple[int, ParamSpec]]]) -> Bucket:
-    return Bucket(
-        tuple(
-            tuple(
-                Piece(spec.name, spec.shape, 0, spec.shape[0])
-                for _, spec in sorted(mine, key=lambda item: item[0])
-            )
-            for mine in own
-        ),
-        min(place for mine in own for place, _ in mine),
-    )
-
-
-def _cut_rows(specs: list[tuple[int, ParamSpec]], size: int) -> list[Bucket]:
-    groups: list[list[tuple[int, ParamSpec]]] = []
+def _cut_rows(specs: list[ParamSpec], size: int) -> list[Owned]:
+    groups: list[list[ParamSpec]] = []
     elements = BUCKET_ELEMENTS
-    for place, spec in reversed(specs):
+    for spec in specs:
         if elements + math.prod(spec.shape) > BUCKET_ELEMENTS:
             groups.append([])
             elements = 0
-        groups[-1].append((place, spec))
+        groups[-1].append(spec)
         elements += math.prod(spec.shape)
-    return [
-        Bucket(
-            tuple(
-                tuple(
-                    Piece(spec.name, spec.shape, start, stop)
-                    for _, spec in group
-                    for start, stop in [row_range(spec.shape[0], rank, size)]
-                    if stop > start
-                )
-                for rank in range(size)
-            ),
-            min(place for place, _ in group),
-        )
-        for group in groups
-    ]
+    return [[_rows_of(rank, size, group) for rank in range(size)] for group in groups]
 
 
-def row_range(rows: int, rank: int, size: int) -> tuple[int, int]:
-    """Return the rows of a rank, ceil(rows / size) each and the last ones fewer or none, as
-    `torch.chunk` and DTensor's `Shard(0)` cut them."""
-    each = -(-rows // size)
-    return min(rank * each, rows), min((rank + 1) * each, rows)
+def _rows_of(rank: int, size: int, specs: list[ParamSpec]) -> list[Piece]:
+    """Return a rank's rows: ceil(rows / size) of each parameter and on the last ranks fewer or
+    none, as `torch.chunk` and DTensor's `Shard(0)` cut them."""
+    pieces = []
+    for spec in specs:
+        rows = spec.shape[0]
+        each = -(-rows // size)
+        start, stop = min(rank * each, rows), min((rank + 1) * each, rows)
+        pieces.append(Piece(spec.name, spec.shape, start, stop))
+    return [piece for piece in pieces if piece.elements]

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from quintic.distributed.world import World, local_rows
 from quintic.model.base import LanguageModel
-from quintic.optim.bucket_plan import row_range
 from quintic.optim.matrix_optimizer import Orthogonalize, facts_of
 from quintic.optim.param_groups import ParamSpec
 from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
@@ -85,7 +84,8 @@ class FsdpStepper(Stepper):
         self._model, self._world = model, world
         self._parameters = dict(model.named_parameters())
         self._shards = {name: nn.Parameter(local_rows(p)) for name, p in self._parameters.items()}
-        here = [spec for spec in specs if _takes_part(spec, world)]
+        # A rank without rows of a matrix may yet take part in gathering those of others.
+        here = [s for s in specs if facts_of(s.optimizer).gathers or len(self._shards[s.name])]
         self.optimizers = build(self._shards, here)
 
     def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
@@ -110,9 +110,3 @@ class FsdpStepper(Stepper):
         for name, p in self._parameters.items():
             p.grad = self._shards[name].grad = None
         return norm
-
-
-def _takes_part(spec: ParamSpec, world: World) -> bool:
-    """Return whether this rank has rows, or must take part in gathering those of others."""
-    start, stop = row_range(spec.shape[0], world.rank, world.size)
-    return facts_of(spec.optimizer).gathers or stop > start

@@ -90,10 +90,9 @@ def build_optimizer(
     if not isinstance(builder, type):
         optimizer: torch.optim.Optimizer = builder(settings, groups, placement)
         return optimizer
-    cls = _load_class(facts.built_by, name)
-    if isinstance(settings, CustomConfig):
-        return _construct(cls, groups, {"lr": settings.lr, **settings.keywords}, name)
-    return _construct(cls, groups, asdict(settings), name)
+    own = isinstance(settings, CustomConfig)
+    options = {"lr": settings.lr, **settings.keywords} if own else asdict(settings)
+    return _construct(_load_class(facts.built_by, name), groups, options, name)
 
 
 def _load(path: str, name: str) -> Any:

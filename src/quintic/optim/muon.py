@@ -26,9 +26,9 @@ from quintic.optim.matrix_optimizer import Groups, Orthogonalize, Placement, Who
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     GramPolynomial,
-    default_dtype,
     gram_polynomial,
     newton_schulz,
+    newton_schulz_dtype,
     polynomial_for,
 )
 
@@ -40,12 +40,7 @@ stacks or so, stay small beside the weights."""
 def update_scale(scale: str, rows: int, columns: int) -> float:
     """Return the factor that turns an orthogonal matrix into an update of a (rows, columns) weight.
 
-    max_dim  sqrt(max(r, c)), the original's: entries of the update have root mean square 1 or,
-             for a matrix that is not square, sqrt(max/min) less steep; lr near 3.6e-4
-    aspect   sqrt(max(1, r/c)), Keller Jordan's later one: the update's effect on activations does
-             not depend on the shape; lr near 0.02
-    rms      0.2 sqrt(max(r, c)), Moonlight's: entries as large as a typical AdamW update's, so an
-             AdamW learning rate can be reused (https://arxiv.org/abs/2502.16982)
+    `docs/muon.md` says where each comes from, and its range of learning rates.
     """
     return {
         "max_dim": math.sqrt(max(rows, columns)),
@@ -103,10 +98,8 @@ NORMUON_EPS = 1e-10
 """Added to NorMuon's denominators, as the authors do: a zero update stays zero."""
 
 
-def frobenius_norm(update_nrc: Tensor) -> Tensor:
-    """Return the norm of each matrix of a stack, [n, 1, 1]."""
-    norm_n11: Tensor = update_nrc.norm(dim=(-2, -1), keepdim=True)
-    return norm_n11
+frobenius_norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
+"""The norm of each matrix of a stack, [n, 1, 1]."""
 
 
 def normalize_neurons(
@@ -269,20 +262,10 @@ class Muon(torch.optim.Optimizer):
             )
 
 
-def newton_schulz_dtype(
-    config: MuonConfig, device: torch.device, weights: torch.dtype
-) -> torch.dtype:
-    """Return the precision of Newton-Schulz that a config asks for."""
-    if config.ns_dtype == "auto":
-        return default_dtype(device, weights)
-    dtype: torch.dtype = getattr(torch, config.ns_dtype)
-    return dtype
-
-
 def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon:
     """Build the trainer's Muon."""
     device, settings = placement.device, asdict(config)
-    ns_dtype = newton_schulz_dtype(config, device, groups[0]["params"][0].dtype)
+    ns_dtype = newton_schulz_dtype(config.ns_dtype, device, groups[0]["params"][0].dtype)
     kernel, _ = settings.pop("kernel"), settings.pop("momentum_warmup_steps")
     return Muon(
         groups,

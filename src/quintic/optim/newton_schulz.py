@@ -128,12 +128,15 @@ def orthogonalize_svd(G_nrc: Tensor) -> Tensor:
     return nearest_nrc
 
 
-def default_dtype(device: torch.device, weights: torch.dtype) -> torch.dtype:
-    """The precision of Newton-Schulz where the config says `auto`.
+def newton_schulz_dtype(asked: str, device: torch.device, weights: torch.dtype) -> torch.dtype:
+    """Return the precision of Newton-Schulz for `optim.muon.ns_dtype`.
 
-    bfloat16 on CUDA, as in the original: the iteration forgives its errors. Elsewhere the weights'
-    own, since bfloat16 products on a CPU without the units for it are ten times slower.
+    auto is bfloat16 on CUDA, as in the original: the iteration forgives its errors. Elsewhere it
+    is the weights' own, since bfloat16 products are ten times slower on a CPU without units for it.
     """
+    if asked != "auto":
+        dtype: torch.dtype = getattr(torch, asked)
+        return dtype
     if device.type == "cuda" and weights is not torch.float64:
         return torch.bfloat16
     return weights

@@ -69,23 +69,17 @@ def assign_parameters(model: LanguageModel, config: OptimConfig) -> list[ParamSp
     matrix_decay = weight_decay_of(config)
     specs = []
     for name, p in model.named_parameters():
-        shape = tuple(p.shape)
-        if id(p) in block_matrices and config.matrices != "adamw":
-            scale = update_scale(config.muon.scale, *shape) if config.matrices == "muon" else 1.0
-            specs.append(
-                ParamSpec(name, shape, config.matrices, config.matrix_lr, scale, matrix_decay)
-            )
-            continue
-        adamw = config.adamw
-        lr = adamw.lr
+        shape, optimizer, scale = tuple(p.shape), "adamw", 1.0
+        lr, decay = config.adamw.lr, config.adamw.weight_decay if p.ndim >= 2 else 0.0
         if id(p) in block_matrices:
-            lr = config.matrix_lr
+            optimizer, lr, decay = config.matrices, config.matrix_lr, matrix_decay
+            if optimizer == "muon":
+                scale = update_scale(config.muon.scale, *shape)
         elif name == "head.weight":
-            lr = adamw.head_lr or lr
+            lr = config.adamw.head_lr or lr
         elif id(p) in scalars:
-            lr = adamw.scalar_lr or lr
-        decay = adamw.weight_decay if p.ndim >= 2 else 0.0
-        specs.append(ParamSpec(name, shape, "adamw", lr, 1.0, decay))
+            lr = config.adamw.scalar_lr or lr
+        specs.append(ParamSpec(name, shape, optimizer, lr, scale, decay))
     return specs
 
 

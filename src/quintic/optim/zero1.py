@@ -67,16 +67,15 @@ class Zero1Stepper(Stepper):
         """Receive, clip, update and give back, a bucket at a time."""
         assert self._launched == len(self._buckets), "a parameter has no gradient"
         self._requires_gradient_sync = False
-        norm = self._clip(clip_norm) if clip_norm is not None else None
+        norm = None
+        if clip_norm is not None:
+            gradients = [g for bucket in self._buckets for g in bucket.receive_gradients()]
+            norm = clip_shards(gradients, clip_norm, self._buckets[0].like, self._world)
         for bucket in self._buckets:
             bucket.update()
         for bucket in self._buckets:
             bucket.receive_weights()
         return norm
-
-    def _clip(self, clip_norm: float) -> Tensor:
-        gradients = [g for bucket in self._buckets for g in bucket.receive_gradients()]
-        return clip_shards(gradients, clip_norm, self._buckets[0].like, self._world)
 
 
 class _Bucket:
@@ -107,9 +106,11 @@ class _Bucket:
 
     def send_gradients(self) -> None:
         """Start the sum of all ranks' gradients on its way to their owners."""
-        parts_NL = self._pack(lambda piece: _rows(self._gradient(piece.name), piece))
-        for p in self._parameters.values():
-            p.grad = None
+        parts_NL = self._empty()
+        for part_L, pieces in zip(parts_NL, self.plan.pieces, strict=True):
+            _copy(_split(part_L, pieces), [_rows(self._gradient(p.name), p) for p in pieces])
+        for parameter in self._parameters.values():
+            parameter.grad = None
         self._gradients = self._world.reduce_scatter(parts_NL)
         self.missing = len(self.plan.names)
 
@@ -134,7 +135,8 @@ class _Bucket:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         parts_NL = self._empty()
-        self._fill(parts_NL[self._world.rank], [s.detach() for s in self._shards.values()])
+        own_L = parts_NL[self._world.rank]
+        _copy(_split(own_L, self._own), [shard.detach() for shard in self._shards.values()])
         self._weights = self._world.all_gather(parts_NL)
 
     def receive_weights(self) -> None:
@@ -146,25 +148,16 @@ class _Bucket:
             if rank != self._world.rank:
                 targets += [_rows(self._parameters[p.name].detach(), p) for p in pieces]
                 sources += _split(parts_NL[rank], pieces)
-        if targets:
-            torch._foreach_copy_(targets, sources)
-
-    def _pack(self, rows_of: Callable[[Piece], Tensor]) -> Tensor:
-        parts_NL = self._empty()
-        for part_L, pieces in zip(parts_NL, self.plan.pieces, strict=True):
-            self._fill(part_L, [rows_of(piece) for piece in pieces])
-        return parts_NL
-
-    def _fill(self, part_L: Tensor, tensors: Sequence[Tensor]) -> None:
-        filled = sum(t.numel() for t in tensors)
-        if tensors:
-            targets = part_L[:filled].split([t.numel() for t in tensors])
-            torch._foreach_copy_(list(targets), [t.reshape(-1) for t in tensors])
-        part_L[filled:].zero_()
+        _copy(targets, sources)
 
     def _empty(self) -> Tensor:
-        shape = (self._world.size, self.plan.rank_elements)
-        return self.like.new_empty(shape)
+        # Ranks with less than the largest share send padding as it lies, which nobody reads.
+        return self.like.new_empty(self._world.size, self.plan.rank_elements)
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def _rows(tensor: Tensor, piece: Piece) -> Tensor:
