@@ -420,11 +420,6 @@ def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str
     assert "hub:OWNER/NAME" in line and "--data.path" in line
 
 
-def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "data", "fetch", "https://example.org/shards/")
-    assert "hub:OWNER/NAME" in line and "--data.path" in line
-
-
 @pytest.mark.parametrize("count", [0, -1, 8])
 def test_more_shards_than_there_are_is_one_line(
     full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str], count: int
