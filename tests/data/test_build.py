@@ -274,7 +274,9 @@ def test_progress_and_end(build: Build, tmp_path: Path) -> None:
     calls: list[BuildStatus] = []
     build("out", tokenizer="train:290", shuffle=1, on_progress=calls.append)
     stages = [call.stage for call in calls]
-    assert sorted(set(stages), key=stages.index) == ["vocabulary", "tokens", "shuffle"]
+    assert sorted(set(stages), key=stages.index) == [
+        *("vocabulary", "tokens", "shuffle", "checksums")
+    ]
     for stage in set(stages):
         fractions = [call.fraction for call in calls if call.stage == stage]
         assert fractions == sorted(fractions)

@@ -49,8 +49,8 @@ COMMIT_EVERY_S = 10.0
 class BuildStatus:
     """The progress of a build; documents, tokens and bad documents are of both splits.
 
-    `stage` is "vocabulary", "download", which is of one file, "tokens" or "shuffle", and `fraction`
-    is the part of it that is done.
+    `stage` is "vocabulary", "download", which is of one file, "tokens", "shuffle" or "checksums",
+    and `fraction` is the part of it that is done.
     """
 
     stage: str
@@ -300,7 +300,7 @@ class _Build:
             self._report("shuffle", self._done.bucket / shuffle.buckets)
 
     def _finish(self) -> None:
-        records = self._shards.finish()
+        records = self._shards.finish(lambda fraction: self._report("checksums", fraction))
         if self._done.tokens != sum(record.tokens for record in records):
             # The state of an interrupted build and what it wrote do not belong together.
             raise QuinticError(

@@ -1,5 +1,6 @@
 """The shards of a dataset that is being built: one of each split is open, filled from the front."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ class ShardSet:
                 path = self._path(split, full)
                 self._open[split] = ShardWriter(path, self._tokenizer.vocab_size, kept=tokens)
 
-    def finish(self) -> tuple[ShardRecord, ...]:
-        """End the last shards, read all of them, and return what the manifest says of each."""
+    def finish(self, on_counted: Callable[[float], None]) -> tuple[ShardRecord, ...]:
+        """End the last shards, read all of them, and return what the manifest says of each.
+
+        `on_counted` is called with the fraction of the shards that is read.
+        """
         for split in list(self._open):
             self._end_shard(split)
         counter = TokenCounter(self._tokenizer.eot_id, self._tokenizer.byte_lengths)
@@ -78,11 +82,13 @@ class ShardSet:
             for split in SPLITS
             for number in range(self._full[split])
         ]
+        records: list[ShardRecord] = []
         # A thread holds about 20 MB.
         with ThreadPoolExecutor(min(8, available_cores())) as pool:
-            return tuple(
-                pool.map(lambda item: record_shard(open_shard(item[1]), item[0], counter), shards)
-            )
+            for record in pool.map(lambda s: record_shard(open_shard(s[1]), s[0], counter), shards):
+                records.append(record)
+                on_counted(len(records) / len(shards))
+        return tuple(records)
 
     def close(self) -> None:
         """Leave what is not finished for another process."""
