@@ -64,30 +64,17 @@ class Facts:
     """own: each machine may have its own value, since its files lie elsewhere."""
     not_swept: str | None = None
     """Why a sweep cannot look for the best value, and what to do instead."""
-    needs: tuple[Needs, ...] = ()
-    """A value other than the default is refused where one of these is not met."""
+    needs: Needs | None = None
+    """A value other than the default is refused where this is not met."""
     part_of: tuple[Needs, ...] = ()
     """Like `needs`, for a setting of something that may be switched off: whoever overrides a config
     so that it is, takes the setting back to its default with it."""
 
 
-def setting(
-    default: T,
-    *,
-    resume: Literal["fixed", "free"] = "fixed",
-    compare: Literal["shown", "ignored"] = "shown",
-    ranks: Literal["same", "own"] = "same",
-    not_swept: str | None = None,
-    needs: Needs | None = None,
-    part_of: Needs | None = None,
-) -> T:
-    """Declare a field with its default and what is true of it (see `Facts`)."""
-    facts = Facts(
-        *(default, resume, compare, ranks, not_swept),
-        needs=(needs,) if needs else (),
-        part_of=(part_of,) if part_of else (),
-    )
-    return field(default=default, metadata={"facts": facts})
+def setting(default: T, *, part_of: Needs | None = None, **facts: Any) -> T:
+    """Declare a field with its default and what is true of it, by the names of `Facts`."""
+    whole = Facts(default, part_of=(part_of,) if part_of else (), **facts)
+    return field(default=default, metadata={"facts": whole})
 
 
 def section(cls: type[T], *, part_of: Needs | None = None) -> T:
@@ -118,8 +105,8 @@ def check_effects(config: Any) -> None:
     """
     values = flatten(config)
     for name, facts in field_facts(typing.cast(Any, type(config))).items():
-        for needs in facts.needs + facts.part_of if values[name] != facts.default else ():
-            if not _met(needs, values):
+        for needs in (facts.needs, *facts.part_of) if values[name] != facts.default else ():
+            if needs and not _met(needs, values):
                 state = ", ".join(f"{other} {values[other]}" for other in needs)
                 raise QuinticError(
                     f"{name} is {values[name]!r}, which has no effect with {state}: leave it at "
