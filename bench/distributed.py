@@ -161,7 +161,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     world = connect("cpu")
     with tempfile.TemporaryDirectory() as own, FsdpTraffic(world.size) as fsdp:
-        folder = Path(world.broadcast_object(own))
+        folder = Path(world.on_main(lambda: own))
         run = set_up(bench_config(sharding), folder, Console(quiet=True), world)
         writer = CheckpointWriter(folder / "checkpoints", keep=1, world=world)
         step_s, optimizer_s, stall_s, sent = [], [], [], 0

@@ -206,7 +206,7 @@ def save_checkpoint(
     is left behind then.
     """
     final = root / folder_name(state["step"])
-    aside = root / world.broadcast_object(f".{final.name}.{os.getpid()}.writing")
+    aside = root / world.on_main(lambda: f".{final.name}.{os.getpid()}.writing")
 
     def prepare() -> None:
         shutil.rmtree(aside, ignore_errors=True)

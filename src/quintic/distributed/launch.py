@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from quintic.cores import available_cores
+from quintic.distributed.signals import handling
 from quintic.errors import QuinticError
 
 USER_ERROR = QuinticError.exit_code
@@ -89,16 +90,11 @@ def launch(arguments: Sequence[str], procs: int, max_restarts: int) -> int:
         ),
         DefaultLogsSpecs(),
     )
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, agent.pass_on)
     try:
-        result = agent.run()
+        with handling(agent.pass_on):
+            result = agent.run()
     except NoRestart as failed:
         result = failed.result
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if not result.is_failed():
         return 0
     if _user_error(result):

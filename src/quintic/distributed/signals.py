@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -34,6 +34,17 @@ def stop_with_launcher() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM by a function as long as the context is open."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 class GracefulShutdown:
     """The first SIGINT or SIGTERM of any process asks all of them to stop after the same step.
 
@@ -52,13 +63,8 @@ class GracefulShutdown:
     @contextmanager
     def handling_signals(self) -> Iterator[GracefulShutdown]:
         """Handle both signals as long as the context is open."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
+        with handling(self._handle):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def cast_vote(self) -> None:
         """Tell the other processes; `agreed` needs one vote of each."""

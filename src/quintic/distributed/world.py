@@ -112,23 +112,15 @@ class World:
             work = dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
         return AsyncCollective(work, lambda: tensor)
 
-    def all_gather_object(self, value: Any, group: Any = None) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=group or self.side_group)
+        dist.all_gather_object(values, value, group=self.side_group)
         return values
 
-    def broadcast_object(self, value: Any, group: Any = None) -> Any:
-        """Rank 0's value."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=group or self.side_group)
-        return box[0]
-
-    def together(self, action: Callable[[], Any], group: Any = None) -> list[Any]:
+    def together(self, action: Callable[[], Any]) -> list[Any]:
         """Do something on every rank and return what each one's gave.
 
         Raises what the action raised, on every rank, where it failed on any: on the others a
@@ -140,7 +132,7 @@ class World:
             value = action()
         except Exception as raised:
             error = raised
-        outcomes = self.all_gather_object((value, error and error_words(error)), group)
+        outcomes = self.all_gather_object((value, error and error_words(error)))
         if error is not None:
             raise error
         for rank, (_, message) in enumerate(outcomes):
@@ -170,10 +162,10 @@ class World:
     @contextmanager
     def first_on_each_node(self) -> Iterator[None]:
         """Local rank 0 does this before the other ranks of its node, which find it done."""
-        if self.size > 1 and self.local_rank != 0:
+        if self.local_rank != 0:
             self.all_gather_object(None)
         yield
-        if self.size > 1 and self.local_rank == 0:
+        if self.local_rank == 0:
             self.all_gather_object(None)
 
     def _count(self, tensor: Tensor, passes: int = 1) -> None:
