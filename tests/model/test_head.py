@@ -224,7 +224,7 @@ def test_what_cannot_be_heeded_is_refused(
 
     assert refused("--train.loss", "plain") == (
         "train.float8_head is True, which has no effect with train.loss plain: leave it at False, "
-        "or use --train.loss chunked or --train.loss fused"
+        "or use --train.loss auto, --train.loss chunked or --train.loss fused"
     )
     assert refused("--model.width", "40").startswith(
         "model.width is 40, and train.float8_head multiplies 16 numbers at a time: choose a "
