@@ -270,6 +270,38 @@ def test_sample_for_the_vocabulary_is_bounded_and_of_all_files(
         assert len(set(sample) & set(part)) > 3
 
 
+def test_tokenizer_that_truncates_is_used_without_and_said(
+    build: Build, vocabulary: Path, tmp_path: Path
+) -> None:
+    content = json.loads(vocabulary.read_text())
+    how = {"direction": "Right", "strategy": "LongestFirst"}
+    content["truncation"] = {"max_length": 64, "stride": 0, **how}
+    path = tmp_path / "truncating.json"
+    path.write_text(json.dumps(content))
+    report = build("out", tokenizer=str(path))
+    assert report.notes == [f"truncation of {path} left out: documents stay whole"]
+    build("expected")
+    for record in report.shards:
+        shards = [tmp_path / folder / record.file for folder in ("out", "expected")]
+        assert shards[0].read_bytes() == shards[1].read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_document_that_the_tokenizer_changes_ends_the_build(
+    build: Build, vocabulary: Path, tmp_path: Path, workers: int
+) -> None:
+    content = json.loads(vocabulary.read_text())
+    # Loses a character that no probe at loading has.
+    sign = {"pattern": {"String": "\u00a7"}, "behavior": "Removed", "invert": False}
+    content["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Split", **sign})
+    path = tmp_path / "lossy.json"
+    path.write_text(json.dumps(content))
+    source = write_lines(tmp_path / "a.jsonl", [*TEXTS[:50], "see \u00a7 5", *TEXTS[50:]])
+    with pytest.raises(QuinticError, match=r"a\.jsonl:51: the tokenizer .*lossy\.json does not"):
+        build("out", source=source, tokenizer=str(path), workers=workers, max_bad=9)
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_and_end(build: Build, tmp_path: Path) -> None:
     calls: list[BuildStatus] = []
     build("out", tokenizer="train:290", shuffle=1, on_progress=calls.append)
