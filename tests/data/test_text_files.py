@@ -226,6 +226,76 @@ def test_bad_text_is_named_with_the_line_where_it_begins(tmp_path: Path) -> None
     assert texts(tmp_path / "b.txt") == [BadDocument(0, 1, "empty document")]
 
 
+ARRAY = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ARRAY),
+        json.dumps(ARRAY, indent=2),
+        "\ufeff " + ",\n".join(json.dumps(ARRAY).split(", ")),
+        "[\r\n" + ",\r\n".join(map(json.dumps, ARRAY)) + "\r\n]\r\n",
+        json.dumps(["one", "two"]) + "\n",
+    ],
+)
+def test_json_array_is_named_and_no_part_of_it_is_a_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(packed(path, content.encode()))
+    for chunk_bytes in (1 << 20, 10):
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+        (bad,) = texts(path)
+        assert isinstance(bad, BadDocument)
+        assert (bad.line, bad.reason.split(":")[0]) == (1, "a JSON array, not an object per line")
+        assert "jq -c '.[]' OLD > NEW.jsonl" in bad.reason
+
+
+def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('["id", "text"]\n{"text": "one"}\n["x"]\n')
+    assert texts(tmp_path / "a.jsonl") == [
+        BadDocument(0, 1, "no JSON object"),
+        "one",
+        BadDocument(0, 3, "no JSON object"),
+    ]
+
+
+def test_json_object_over_many_lines_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ARRAY[0], indent=2))
+    (bad,) = texts(tmp_path / "a.json")
+    assert isinstance(bad, BadDocument)
+    assert "jq -c . OLD > NEW.jsonl" in bad.reason
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [
+        ("utf-16", "UTF-16"),  # with a byte order mark
+        ("utf-32", "UTF-32"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+    ],
+)
+def test_text_in_utf16_is_named(tmp_path: Path, name: str, encoding: str, named: str) -> None:
+    text = "".join(json.dumps({"text": f"Some text, {n}."}) + "\n" for n in range(99))
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    (bad,) = texts(tmp_path / name, separator="\n")
+    assert isinstance(bad, BadDocument)
+    assert bad.reason.startswith(f"{named} and not UTF-8: iconv -f {named} -t UTF-8")
+    # The file after it is read.
+    (tmp_path / "b.txt").write_text("one")
+    assert texts(tmp_path)[1:] == ["one"]
+
+
+def test_zeros_in_text_are_text(tmp_path: Path) -> None:
+    for index, text in enumerate(["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]):
+        (tmp_path / f"{index}.txt").write_text(text)
+    assert texts(tmp_path) == ["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]
+
+
 # What cannot be read -----------------------------------------------------------------------------
 
 
