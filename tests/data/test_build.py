@@ -594,6 +594,24 @@ def test_bad_documents_are_skipped_under_the_limit_and_listed(
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
 
 
+def test_broken_links_and_empty_files_end_no_build_that_may_skip_them(
+    build: Build, tmp_path: Path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index, text in enumerate(TEXTS[:20]):
+        (folder / f"{index:02}.txt").write_text(text)
+    (folder / "05a.txt").symlink_to("moved.txt")
+    (folder / "06a.txt").touch()
+    with pytest.raises(QuinticError, match=r"05a\.txt:1: a broken link.*larger --max-bad to skip"):
+        build("out", source=folder, val_share=0)
+    report = build("out", source=folder, val_share=0, max_bad=1)
+    assert report.skipped == 1
+    assert "05a.txt:1: a broken link" in (tmp_path / "out" / "skipped.txt").read_text()
+    assert f"{folder}: 1 empty file left out" in report.notes
+    assert split_texts(tmp_path / "out") == {"train": TEXTS[:20]}
+
+
 @pytest.mark.usefixtures("gpt2_vocabulary")
 def test_text_that_the_tokenizer_gives_up_on_is_a_bad_document(
     build: Build, tmp_path: Path

@@ -345,6 +345,9 @@ def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):
         texts(path)
     assert len(texts(path, separator="\n")) == 200_000
+    (tmp_path / "a.json").write_text(json.dumps(["some text"] * 200_000))
+    with pytest.raises(QuinticError, match=r"a\.json holds .* for a JSON array, jq -c"):
+        texts(tmp_path / "a.json")
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,6 +420,34 @@ def test_arguments_keep_their_order_and_a_file_counts_once(tree: Path) -> None:
         "B/x.parquet",
     ]
     assert names(tree, "a/settings.json") == ["a/settings.json"]
+
+
+def test_empty_files_of_folders_and_patterns_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    for name in ("b.txt", "c.parquet", "d.jsonl"):
+        (tmp_path / name).touch()
+    for argument, count in ((tmp_path, "3 empty files"), (tmp_path / "[ab].txt", "1 empty file")):
+        found, notes = find_text_files([str(argument)], leave_out=Path("nowhere"))
+        assert [file.path.name for file in found] == ["a.txt"]
+        assert notes == [f"{argument}: {count} left out"]
+    assert texts(tmp_path) == ["one"]
+
+
+def test_what_is_no_file_is_a_bad_document(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("one")
+    (tmp_path / "a.txt").symlink_to("absent.txt")
+    (tmp_path / "c.parquet").symlink_to("c.parquet")
+    os.mkfifo(tmp_path / "d.jsonl")  # reading it would wait for ever
+    reason = "a broken link, or no regular file"
+    cut = list(read(tmp_path))
+    assert [found for _, documents in cut for found in documents] == [
+        BadDocument(0, 1, reason),
+        (1, "one"),
+        BadDocument(2, 1, reason),
+        BadDocument(3, 1, reason),
+    ]
+    for index, (position, _) in enumerate(cut):
+        assert list(read(tmp_path, position)) == cut[index:]
 
 
 def test_patterns(tree: Path) -> None:

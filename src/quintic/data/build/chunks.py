@@ -5,6 +5,7 @@ read again from its `Position`, which is how a build continues.
 """
 
 import codecs
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -89,7 +90,9 @@ def read_chunks(
             path = file.local_path(on_download)
             if index + 1 < len(files):
                 files[index + 1].begin_download()
-            if file.kind == "rows":
+            if os.path.lexists(path) and not path.is_file():
+                yield _without_documents(file, first, "a broken link, or no regular file")
+            elif file.kind == "rows":
                 yield from _row_chunks(file, path, first, format.field)
             else:
                 delimiter = b"\n" if file.kind == "lines" else format.separator
@@ -162,7 +165,7 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
             raise QuinticError(
                 f"input {name} holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB, which "
                 f"cannot be kept in memory: cut it into documents; for text, --separator says "
-                f"where"
+                f"where, for a JSON array, jq -c '.[]' OLD > NEW.jsonl"
             )
         if size < wanted or delimiter is None:
             continue
