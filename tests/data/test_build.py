@@ -29,6 +29,7 @@ from quintic.data.shards import ShardWriter, open_shard
 from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.data.verify import check_dataset, describe_dataset
 from quintic.errors import QuinticError
+from tests.conftest import refusal
 from tests.data.conftest import SHARED
 from tests.waiting import LAST_BOUND_S
 
@@ -538,6 +539,24 @@ def test_folder_of_something_else_is_refused(build: Build, tmp_path: Path) -> No
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     with pytest.raises(QuinticError, match="is a file: name a folder"):
         build("out/thesis.tex")
+
+
+@pytest.mark.parametrize("argument", ["own", "./own/", "ow?", "link"])
+def test_folder_cannot_be_input_and_output(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argument: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("link").symlink_to("own")
+    write_lines(Path("own") / "a.jsonl", TEXTS[:50])
+    for command in ([argument], ["--tokenizer", "train:280", "own/a.jsonl", argument]):
+        line = refusal(["data", "build", *command, "--out", "own"], capsys)
+        assert f"input {argument} is also --out: " in line
+        assert "name another folder with --out" in line
+    assert [path.name for path in Path("own").iterdir()] == ["a.jsonl"]
 
 
 def test_two_builds_in_one_folder_are_refused(build: Build, tmp_path: Path) -> None:

@@ -440,6 +440,7 @@ def test_what_is_no_file_is_a_bad_document(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.jsonl")  # reading it would wait for ever
     reason = "a broken link, or no regular file"
     cut = list(read(tmp_path))
+    assert cut == list(read(tmp_path / "?.*"))
     assert [found for _, documents in cut for found in documents] == [
         BadDocument(0, 1, reason),
         (1, "one"),

@@ -61,6 +61,11 @@ def _paths(argument: str, leave_out: Path) -> tuple[list[Path], int]:
             )
         return [path], 0
     places = [path] if path.is_dir() else _glob(path)
+    if places and all(os.path.realpath(place) == str(leave_out) for place in places):
+        raise QuinticError(
+            f"input {argument} is also --out: a dataset cannot be built among its own texts; name "
+            f"another folder with --out"
+        )
     files = list(
         chain.from_iterable(
             _walk(place, leave_out) if place.is_dir() else [place] for place in places
