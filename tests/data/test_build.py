@@ -701,10 +701,32 @@ def test_command_says_what_was_built_and_skipped(
     assert "skipped 3 bad documents" in lines
     assert "bad.jsonl:22: empty document" in lines
     assert "train: 40 documents" in lines
-    assert "quintic train --data.path" in lines
     assert (out / "my_words_train_000001.bin").exists()
     main(command)
     assert "was built before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("share", "way_out"), [("0", "larger"), ("1", "smaller"), ("0.5", "")])
+def test_command_calls_trainable_what_has_both_splits(
+    inputs: Path,
+    vocabulary: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    share: str,
+    way_out: str,
+) -> None:
+    out = tmp_path / "out"
+    for done in ("is built", "was built before"):
+        command = ["data", "build", str(inputs), "--out", str(out), "--val-share", share]
+        main([*command, "--tokenizer", str(vocabulary)])
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(f"{out} {done}; ")
+        assert last.endswith(f"; train on it with: quintic train --data.path {out}") == (
+            not way_out
+        )
+        assert (
+            f"in both splits: build into another --out, with a {way_out} --val-share" in last
+        ) == (bool(way_out))
 
 
 def test_separator_escapes_of_the_command(tmp_path: Path, vocabulary: Path) -> None:
