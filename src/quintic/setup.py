@@ -234,6 +234,7 @@ def _check_data(
             shuffled = config.data.order == "shuffle"  # then the first steps read everywhere
             read = None if shuffled else config.tokens + 1
             check_tokens(dataset, vocab_size, read, eval_tokens + 1)
+        dataset = dataset.for_model(vocab_size)
     path = config.data.path
     config = replace(
         config,

@@ -46,8 +46,9 @@ class Trained:
         config = self.config.override({k: v for k, v in named.items() if v is not None})
         dataset = open_data(config, console)
         check_same_data(dataset, self.checkpoint)
-        resolve_vocabulary(config, dataset.vocab_size)
-        return dataset
+        config = resolve_vocabulary(config, dataset.vocab_size)
+        assert config.model.vocab_size is not None
+        return dataset.for_model(config.model.vocab_size)
 
 
 def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:

@@ -29,6 +29,7 @@ from quintic.data.shards import ShardWriter, open_shard
 from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.data.verify import check_dataset, describe_dataset
 from quintic.errors import QuinticError
+from tests.conftest import refusal
 from tests.data.conftest import SHARED
 from tests.waiting import LAST_BOUND_S
 
@@ -270,6 +271,38 @@ def test_sample_for_the_vocabulary_is_bounded_and_of_all_files(
         assert len(set(sample) & set(part)) > 3
 
 
+def test_tokenizer_that_truncates_is_used_without_and_said(
+    build: Build, vocabulary: Path, tmp_path: Path
+) -> None:
+    content = json.loads(vocabulary.read_text())
+    how = {"direction": "Right", "strategy": "LongestFirst"}
+    content["truncation"] = {"max_length": 64, "stride": 0, **how}
+    path = tmp_path / "truncating.json"
+    path.write_text(json.dumps(content))
+    report = build("out", tokenizer=str(path))
+    assert report.notes == [f"truncation of {path} left out: documents stay whole"]
+    build("expected")
+    for record in report.shards:
+        shards = [tmp_path / folder / record.file for folder in ("out", "expected")]
+        assert shards[0].read_bytes() == shards[1].read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_document_that_the_tokenizer_changes_ends_the_build(
+    build: Build, vocabulary: Path, tmp_path: Path, workers: int
+) -> None:
+    content = json.loads(vocabulary.read_text())
+    # Loses a character that no probe at loading has.
+    sign = {"pattern": {"String": "\u00a7"}, "behavior": "Removed", "invert": False}
+    content["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Split", **sign})
+    path = tmp_path / "lossy.json"
+    path.write_text(json.dumps(content))
+    source = write_lines(tmp_path / "a.jsonl", [*TEXTS[:50], "see \u00a7 5", *TEXTS[50:]])
+    with pytest.raises(QuinticError, match=r"a\.jsonl:51: the tokenizer .*lossy\.json does not"):
+        build("out", source=source, tokenizer=str(path), workers=workers, max_bad=9)
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_and_end(build: Build, tmp_path: Path) -> None:
     calls: list[BuildStatus] = []
     build("out", tokenizer="train:290", shuffle=1, on_progress=calls.append)
@@ -508,6 +541,24 @@ def test_folder_of_something_else_is_refused(build: Build, tmp_path: Path) -> No
         build("out/thesis.tex")
 
 
+@pytest.mark.parametrize("argument", ["own", "./own/", "ow?", "link"])
+def test_folder_cannot_be_input_and_output(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argument: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("link").symlink_to("own")
+    write_lines(Path("own") / "a.jsonl", TEXTS[:50])
+    for command in ([argument], ["--tokenizer", "train:280", "own/a.jsonl", argument]):
+        line = refusal(["data", "build", *command, "--out", "own"], capsys)
+        assert f"input {argument} is also --out: " in line
+        assert "name another folder with --out" in line
+    assert [path.name for path in Path("own").iterdir()] == ["a.jsonl"]
+
+
 def test_two_builds_in_one_folder_are_refused(build: Build, tmp_path: Path) -> None:
     (tmp_path / "out" / ".build").mkdir(parents=True)
     with (
@@ -560,6 +611,24 @@ def test_bad_documents_are_skipped_under_the_limit_and_listed(
     assert (tmp_path / "again" / ".build" / "progress.json").exists()
     build("again", source=path, max_bad=3, val_share=0)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+def test_broken_links_and_empty_files_end_no_build_that_may_skip_them(
+    build: Build, tmp_path: Path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index, text in enumerate(TEXTS[:20]):
+        (folder / f"{index:02}.txt").write_text(text)
+    (folder / "05a.txt").symlink_to("moved.txt")
+    (folder / "06a.txt").touch()
+    with pytest.raises(QuinticError, match=r"05a\.txt:1: a broken link.*larger --max-bad to skip"):
+        build("out", source=folder, val_share=0)
+    report = build("out", source=folder, val_share=0, max_bad=1)
+    assert report.skipped == 1
+    assert "05a.txt:1: a broken link" in (tmp_path / "out" / "skipped.txt").read_text()
+    assert f"{folder}: 1 empty file left out" in report.notes
+    assert split_texts(tmp_path / "out") == {"train": TEXTS[:20]}
 
 
 @pytest.mark.usefixtures("gpt2_vocabulary")
@@ -632,10 +701,32 @@ def test_command_says_what_was_built_and_skipped(
     assert "skipped 3 bad documents" in lines
     assert "bad.jsonl:22: empty document" in lines
     assert "train: 40 documents" in lines
-    assert "quintic train --data.path" in lines
     assert (out / "my_words_train_000001.bin").exists()
     main(command)
     assert "was built before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("share", "way_out"), [("0", "larger"), ("1", "smaller"), ("0.5", "")])
+def test_command_calls_trainable_what_has_both_splits(
+    inputs: Path,
+    vocabulary: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    share: str,
+    way_out: str,
+) -> None:
+    out = tmp_path / "out"
+    for done in ("is built", "was built before"):
+        command = ["data", "build", str(inputs), "--out", str(out), "--val-share", share]
+        main([*command, "--tokenizer", str(vocabulary)])
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(f"{out} {done}; ")
+        assert last.endswith(f"; train on it with: quintic train --data.path {out}") == (
+            not way_out
+        )
+        assert (
+            f"in both splits: build into another --out, with a {way_out} --val-share" in last
+        ) == (bool(way_out))
 
 
 def test_separator_escapes_of_the_command(tmp_path: Path, vocabulary: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from quintic.data.dataset import check_tokens, open_dataset
 from quintic.data.manifest import Manifest
-from quintic.data.shards import TokenStream, write_shard
+from quintic.data.shards import HEADER_BYTES, TokenStream, write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
+from tests.conftest import refusal, tiny_arguments
 
 MakeForeign = Callable[[Sequence[int], Sequence[int]], Path]
 
@@ -240,6 +241,37 @@ def test_tokens_beyond_the_vocabulary_of_a_manifest(
     check_tokens(dataset, 320)
     with pytest.raises(QuinticError, match=r"python_train_000000\.bin holds the token id 319,"):
         check_tokens(dataset, 319)
+
+
+def test_tokens_beyond_the_vocabulary_met_in_training_or_validation(
+    text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard that was damaged after its manifest was written."""
+    for split, token in (("train", 1546), ("val", 100)):
+        folder = Path(shutil.copytree(text_data, tmp_path / split))
+        path = folder / f"python_{split}_000000.bin"
+        with path.open("r+b") as file:
+            file.seek(HEADER_BYTES + 2 * token)
+            file.write(b"\xff\xff")
+        options = ["--model.vocab-size", "None", "--out", str(tmp_path / f"run-{split}")]
+        line = refusal([*tiny_arguments(folder), *options], capsys)
+        assert f"{path} holds the token id 65535 as its token {token}, counted from 0" in line
+        assert (
+            f"only the ids 0 to 319: see what else is damaged with quintic data check {folder},"
+            in (line)
+        )
+    # Step 6 met it: what was trained before is kept.
+    assert (tmp_path / "run-train" / "checkpoints" / "step-00000004").exists()
+
+
+def test_model_smaller_than_the_vocabulary_of_a_foreign_folder(make_foreign: MakeForeign) -> None:
+    dataset = open_dataset(make_foreign([1, 50260, 2], [7])).for_model(50257)
+    with pytest.raises(QuinticError, match=r"train_000001\.bin .* 50260 as its token 1, .* 50256"):
+        dataset.train.read(0, 3)
+    assert dataset.train.read(2, 2).tolist() == [2, 1]
+    named = open_dataset(dataset.path, "gpt2").for_model(50304)
+    with pytest.raises(QuinticError, match="50260"):
+        named.train.read(0, 3)
 
 
 def test_benchmark_corpus_is_a_foreign_folder(bench_val_shard: Path) -> None:

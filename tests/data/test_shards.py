@@ -105,6 +105,18 @@ def test_stream_mixes_16_and_32_bit_shards(tmp_path: Path) -> None:
     assert TokenStream([narrow, wide]).read(1, 4).tolist() == [2, 70000, 3, 1]
 
 
+def test_stream_names_the_shard_and_place_of_an_id_beyond_its_vocabulary(tmp_path: Path) -> None:
+    shards = [write_shard(tmp_path / f"{n}.bin", ids) for n, ids in (("a", [1, 2]), ("b", [3, 9]))]
+    for start, count in ((0, 4), (3, 1), (3, 3), (-1, 1), (103, 2)):
+        with pytest.raises(
+            QuinticError, match=r"b\.bin holds the token id 9 as its token 1, .* 8:"
+        ):
+            TokenStream(shards, vocab_size=9).read(start, count)
+    assert TokenStream(shards, vocab_size=9).read(4, 3).tolist() == [1, 2, 3]
+    assert TokenStream(shards, vocab_size=10).read(0, 4).tolist() == [1, 2, 3, 9]
+    assert TokenStream(shards, vocab_size=9).read(0, 0).tolist() == []
+
+
 def test_stream_keeps_few_shards_open(
     make_stream: Callable[..., TokenStream], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,76 @@ def test_bad_text_is_named_with_the_line_where_it_begins(tmp_path: Path) -> None
     assert texts(tmp_path / "b.txt") == [BadDocument(0, 1, "empty document")]
 
 
+ARRAY = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ARRAY),
+        json.dumps(ARRAY, indent=2),
+        "\ufeff " + ",\n".join(json.dumps(ARRAY).split(", ")),
+        "[\r\n" + ",\r\n".join(map(json.dumps, ARRAY)) + "\r\n]\r\n",
+        json.dumps(["one", "two"]) + "\n",
+    ],
+)
+def test_json_array_is_named_and_no_part_of_it_is_a_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(packed(path, content.encode()))
+    for chunk_bytes in (1 << 20, 10):
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+        (bad,) = texts(path)
+        assert isinstance(bad, BadDocument)
+        assert (bad.line, bad.reason.split(":")[0]) == (1, "a JSON array, not an object per line")
+        assert "jq -c '.[]' OLD > NEW.jsonl" in bad.reason
+
+
+def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('["id", "text"]\n{"text": "one"}\n["x"]\n')
+    assert texts(tmp_path / "a.jsonl") == [
+        BadDocument(0, 1, "no JSON object"),
+        "one",
+        BadDocument(0, 3, "no JSON object"),
+    ]
+
+
+def test_json_object_over_many_lines_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ARRAY[0], indent=2))
+    (bad,) = texts(tmp_path / "a.json")
+    assert isinstance(bad, BadDocument)
+    assert "jq -c . OLD > NEW.jsonl" in bad.reason
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [
+        ("utf-16", "UTF-16"),  # with a byte order mark
+        ("utf-32", "UTF-32"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+    ],
+)
+def test_text_in_utf16_is_named(tmp_path: Path, name: str, encoding: str, named: str) -> None:
+    text = "".join(json.dumps({"text": f"Some text, {n}."}) + "\n" for n in range(99))
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    (bad,) = texts(tmp_path / name, separator="\n")
+    assert isinstance(bad, BadDocument)
+    assert bad.reason.startswith(f"{named} and not UTF-8: iconv -f {named} -t UTF-8")
+    # The file after it is read.
+    (tmp_path / "b.txt").write_text("one")
+    assert texts(tmp_path)[1:] == ["one"]
+
+
+def test_zeros_in_text_are_text(tmp_path: Path) -> None:
+    for index, text in enumerate(["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]):
+        (tmp_path / f"{index}.txt").write_text(text)
+    assert texts(tmp_path) == ["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]
+
+
 # What cannot be read -----------------------------------------------------------------------------
 
 
@@ -275,6 +345,9 @@ def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):
         texts(path)
     assert len(texts(path, separator="\n")) == 200_000
+    (tmp_path / "a.json").write_text(json.dumps(["some text"] * 200_000))
+    with pytest.raises(QuinticError, match=r"a\.json holds .* for a JSON array, jq -c"):
+        texts(tmp_path / "a.json")
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +420,35 @@ def test_arguments_keep_their_order_and_a_file_counts_once(tree: Path) -> None:
         "B/x.parquet",
     ]
     assert names(tree, "a/settings.json") == ["a/settings.json"]
+
+
+def test_empty_files_of_folders_and_patterns_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    for name in ("b.txt", "c.parquet", "d.jsonl"):
+        (tmp_path / name).touch()
+    for argument, count in ((tmp_path, "3 empty files"), (tmp_path / "[ab].txt", "1 empty file")):
+        found, notes = find_text_files([str(argument)], leave_out=Path("nowhere"))
+        assert [file.path.name for file in found] == ["a.txt"]
+        assert notes == [f"{argument}: {count} left out"]
+    assert texts(tmp_path) == ["one"]
+
+
+def test_what_is_no_file_is_a_bad_document(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("one")
+    (tmp_path / "a.txt").symlink_to("absent.txt")
+    (tmp_path / "c.parquet").symlink_to("c.parquet")
+    os.mkfifo(tmp_path / "d.jsonl")  # reading it would wait for ever
+    reason = "a broken link, or no regular file"
+    cut = list(read(tmp_path))
+    assert cut == list(read(tmp_path / "?.*"))
+    assert [found for _, documents in cut for found in documents] == [
+        BadDocument(0, 1, reason),
+        (1, "one"),
+        BadDocument(2, 1, reason),
+        BadDocument(3, 1, reason),
+    ]
+    for index, (position, _) in enumerate(cut):
+        assert list(read(tmp_path, position)) == cut[index:]
 
 
 def test_patterns(tree: Path) -> None:

@@ -119,6 +119,26 @@ def _damaged(**changes: object) -> str:
     return json.dumps(content)
 
 
+def _without_byte(byte: str) -> str:
+    """Its last token takes the id of the byte, so that no gap gives it away."""
+    vocabulary = dict(MODEL["vocab"])
+    last = max(vocabulary, key=lambda token: vocabulary[token])
+    vocabulary[last] = vocabulary.pop(byte)
+    return _damaged(model={**MODEL, "vocab": vocabulary})
+
+
+MODEL = json.loads(BPE._definition)["model"]
+(END,) = json.loads(BPE._definition)["added_tokens"]
+MARK = {**END, "id": 300, "content": "<mark>", "special": False}
+QUOTES = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
+ADDED_BLANK = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+TRUNCATION = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    **{"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None},
+    **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"},
+}
+
+
 @pytest.mark.parametrize(
     ("definition", "message"),
     [
@@ -129,6 +149,12 @@ def _damaged(**changes: object) -> str:
         (_damaged(added_tokens=[]), "no token <|endoftext|>"),
         (_damaged(normalizer={"type": "Lowercase"}), "does not give back every text"),
         (_damaged(pre_tokenizer={"type": "Whitespace"}), "does not give back every text"),
+        (_damaged(normalizer=QUOTES), "does not give back every text"),
+        (_damaged(pre_tokenizer=ADDED_BLANK), "does not give back every text"),
+        (_without_byte("Z"), "does not give back every text"),
+        (_damaged(model={**MODEL, "dropout": 0.1}), "model.dropout is 0.1"),
+        (_damaged(added_tokens=[END, {**MARK, "lstrip": True}]), "strips the blanks beside"),
+        (_damaged(added_tokens=[END, {**MARK, "rstrip": True}]), "strips the blanks beside"),
     ],
 )
 def test_broken_tokenizer_files_are_refused(tmp_path: Path, definition: str, message: str) -> None:
@@ -139,6 +165,45 @@ def test_broken_tokenizer_files_are_refused(tmp_path: Path, definition: str, mes
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_truncation_and_padding_are_left_out_and_not_passed_on(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(_damaged(truncation=TRUNCATION, padding=PADDING))
+    loaded = load_tokenizer(str(path))
+    assert isinstance(loaded, BpeTokenizer)
+    assert loaded.switched_off == ["truncation", "padding"]
+    for text in ("a", TEXTS[7] * 10):
+        assert loaded.encode(text) == BPE.encode(text)
+    assert loaded.info == BPE.info
+    loaded.save(tmp_path)
+    again = load_tokenizer(str(path))
+    assert isinstance(again, BpeTokenizer)
+    assert again.switched_off == []
+
+
+def test_round_trip_is_judged_by_length_and_by_the_bytes_of_the_beginning() -> None:
+    text = "a\udcffb" + TEXTS[7]
+    ids = BPE.encode_to_array(text)
+    assert BPE.gives_back(text, ids, len(ids))
+    assert not BPE.gives_back(text, ids[:-1], 0)
+    assert not BPE.gives_back("ab", BPE.encode_to_array("ac"), 2)
+    assert BPE.gives_back("ab", BPE.encode_to_array("ac"), 1)
+
+
+def test_settings_without_effect_are_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(
+        _damaged(
+            normalizer={"type": "Sequence", "normalizers": []},
+            model={**MODEL, "dropout": 0.0},
+            # Special tokens in a text are text, whatever they would strip.
+            added_tokens=[END, {**MARK, "special": True, "lstrip": True, "rstrip": True}],
+        )
+    )
+    text = "hello  <mark> x"
+    loaded = load_tokenizer(str(path))
+    assert loaded.decode(loaded.encode(text)) == text
 
 
 @pytest.mark.usefixtures("gpt2_vocabulary")

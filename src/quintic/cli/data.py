@@ -96,7 +96,14 @@ def _build(command: DataBuild) -> None:
             f"{split}: {documents:,} documents, {tokens:,} tokens in {len(records):,} shards"
         )
     done = "is built" if report.built else "was built before"
-    console.line(f"{command.out} {done}; train on it with: quintic train --data.path {command.out}")
+    next_step = f"train on it with: quintic train --data.path {command.out}"
+    if lacking := set(SPLITS) - {record.split for record in report.shards}:
+        share = "larger" if "val" in lacking else "smaller"
+        next_step = (
+            f"training needs documents in both splits: build into another --out, with a {share} "
+            f"--val-share or from more documents (--separator cuts text into several)"
+        )
+    console.line(f"{command.out} {done}; {next_step}")
 
 
 def _push(command: DataPush) -> None:

@@ -5,9 +5,10 @@ Folders made by llm.c or modded-nanogpt are foreign: they have neither manifest 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, UNFINISHED, Manifest, Split
 from quintic.data.shards import Shard, TokenStream, open_shard
@@ -46,6 +47,17 @@ class Dataset:
     def val(self) -> TokenStream:
         """The validation tokens."""
         return self.streams["val"]
+
+    def for_model(self, vocab_size: int) -> Self:
+        """Return the dataset for a model with `vocab_size` ids, which refuses others as it is read.
+
+        `check_tokens` trusts the manifest, and looks at a moment: shards can be damaged later.
+        """
+        size = min(vocab_size, self.vocab_size or vocab_size)
+        streams = {
+            split: TokenStream(stream.shards, size) for split, stream in self.streams.items()
+        }
+        return replace(self, streams=streams)
 
     def load_tokenizer(self) -> Tokenizer:
         """Return the tokenizer that the tokens were made with.

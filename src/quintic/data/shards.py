@@ -229,11 +229,13 @@ class TokenStream:
 
     Positions count from the first token of the first shard and are taken modulo the length, so
     that reading goes on at the beginning when it comes to the end. There is at least one shard.
-    Several threads may read at once.
+    Several threads may read at once. With a `vocab_size`, ids that are not below it are refused as
+    they are read.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], vocab_size: int | None = None) -> None:
         assert shards, "a stream has at least one shard"
+        self._vocab_size = vocab_size
         self.shards = opened = tuple(shards)
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
         self._tokens = lru_cache(maxsize=_OPEN_MAPS)(lambda index: opened[index].tokens)
@@ -243,7 +245,10 @@ class TokenStream:
         return int(self._starts[-1])
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Copy the `count` tokens from position `start` on, [count], across shard ends."""
+        """Copy the `count` tokens from position `start` on, [count], across shard ends.
+
+        Raises `QuinticError`, which names shard and place, for an id beyond the vocabulary.
+        """
         tokens = np.empty(count, dtype=np.int64)
         position = start % len(self)
         index = int(np.searchsorted(self._starts, position, side="right")) - 1
@@ -255,7 +260,23 @@ class TokenStream:
             tokens[filled : filled + size] = self._tokens(index)[offset : offset + size]
             filled += size
             index, offset = (index + 1) % len(self.shards), 0
+        if self._vocab_size is not None and count and tokens.max() >= self._vocab_size:
+            raise self._beyond_vocabulary(position, tokens)
         return tokens
+
+    def _beyond_vocabulary(self, start: int, tokens: npt.NDArray[np.int64]) -> QuinticError:
+        """Return the error for the first id beyond the vocabulary of tokens read from `start`."""
+        assert self._vocab_size is not None
+        first = int(np.argmax(tokens >= self._vocab_size))
+        position = (start + first) % len(self)
+        index = int(np.searchsorted(self._starts, position, side="right")) - 1
+        path = self.shards[index].path
+        return QuinticError(
+            f"shard {path} holds the token id {tokens[first]} as its token "
+            f"{position - int(self._starts[index])}, counted from 0, the vocabulary has only the "
+            f"ids 0 to {self._vocab_size - 1}: see what else is damaged with quintic data check "
+            f"{path.parent}, and copy or build the dataset again"
+        )
 
     def blocks(self, block_tokens: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
         """Iterate once over the whole stream, [at most block_tokens] at a time."""

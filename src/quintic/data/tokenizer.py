@@ -66,6 +66,16 @@ class Tokenizer(ABC):
     def _bytes_by_id(self) -> list[bytes]:
         """The bytes of text behind each id, [vocab_size]; none behind end of text."""
 
+    def gives_back(self, text: str, ids: npt.NDArray[np.integer], compare: int) -> bool:
+        """Return whether the ids that `encode` gave, [tokens], still hold the text.
+
+        They must have as many bytes, and the first `compare` ids the very bytes of its beginning.
+        """
+        content = _without_lone_surrogates(text).encode()
+        return int(self.byte_lengths.take(ids).sum()) == len(content) and content.startswith(
+            self.decode_bytes(ids[:compare].tolist())
+        )
+
     @property
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(self.name, self.vocab_size, self.eot_id, self.fingerprint)
@@ -208,7 +218,7 @@ _SPLIT = (
 )
 
 # A text that every vocabulary must give back unchanged: cases that normalisers, added blanks and
-# special tokens damage.
+# special tokens damage. Blanks are added only where none are: it must also come back without them.
 _PROBE = f"  Ünïcode e\u0301 漢字 🙂\r\n\n\tif x:  {END_OF_TEXT}  don't 12345\x00 "
 
 
@@ -216,16 +226,22 @@ class BpeTokenizer(Tokenizer):
     """A byte-level BPE (Sennrich et al. 2016; on bytes, Radford et al. 2019).
 
     `definition` is the content of a `tokenizer.json` in the format of Hugging Face's tokenizers,
-    and `source` is where it comes from, for messages. Raises `QuinticError` where it is damaged, is
-    not a byte-level BPE, has no end-of-text token, or does not give back every text unchanged.
+    and `source` is where it comes from, for messages. Truncation and padding, which belong to a
+    task and not to the vocabulary, are left out of what is used and saved; `switched_off` names
+    those that were there. Raises `QuinticError` where it is damaged, is not a byte-level BPE, has
+    no end-of-text token, does not give back every text unchanged, or draws merges at random.
     """
 
     name = "bpe"
 
     def __init__(self, definition: str, source: str) -> None:
-        self._definition = definition
         try:
             content: dict[str, Any] = json.loads(definition)
+            self.switched_off = [key for key in ("truncation", "padding") if content.get(key)]
+            if self.switched_off:
+                content.update(dict.fromkeys(self.switched_off))
+                definition = json.dumps(content, ensure_ascii=False)
+            self._definition = definition
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
             vocabulary: dict[str, int] = content["model"]["vocab"]
             merges = [
@@ -233,6 +249,13 @@ class BpeTokenizer(Tokenizer):
                 for merge in content["model"]["merges"]
             ]
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
+            dropout = content["model"].get("dropout")
+            # Special tokens in a text are text, and strip nothing.
+            stripping = [
+                token["content"]
+                for token in content["added_tokens"]
+                if not token["special"] and (token["lstrip"] or token["rstrip"])
+            ]
         except Exception as error:  # tokenizers raises plain Exception
             raise QuinticError(
                 f"{source} is not a byte-level BPE vocabulary ({one_line(error)}): name a "
@@ -248,6 +271,16 @@ class BpeTokenizer(Tokenizer):
                 f"{source} has no token {END_OF_TEXT}, which must precede every document: "
                 f"use a vocabulary that has it"
             )
+        if dropout:
+            raise QuinticError(
+                f"{source} drops merges out at random (model.dropout is {dropout}), so that a text "
+                f"has other ids each time: set it to null in a copy of the file"
+            )
+        if stripping:
+            raise QuinticError(
+                f"{source} strips the blanks beside its token {stripping[0]!r}: set lstrip and "
+                f"rstrip of its added_tokens to false in a copy of the file"
+            )
         self.vocab_size = len(self._ids)
         self.eot_id = added[END_OF_TEXT]
         self.fingerprint = hashlib.sha256(
@@ -255,10 +288,16 @@ class BpeTokenizer(Tokenizer):
                 [sorted(self._ids.items()), merges, content.get("pre_tokenizer")], sort_keys=True
             ).encode()
         ).hexdigest()
-        if sorted(self._ids.values()) != list(range(self.vocab_size)) or not self._is_lossless():
+        normalizer = content.get("normalizer") or {"normalizers": []}
+        if (
+            normalizer.get("normalizers") != []
+            or not vocabulary.keys() >= _UTF8_ALPHABET
+            or sorted(self._ids.values()) != list(range(self.vocab_size))
+            or not all(map(self._is_lossless_on, (_PROBE, _PROBE.lstrip())))
+        ):
             raise QuinticError(
-                f"{source} does not give back every text unchanged: use a byte-level BPE without "
-                f"normaliser, added blanks or gaps between its ids"
+                f"{source} does not give back every text unchanged: use a byte-level BPE with all "
+                f"256 bytes, without normaliser, added blanks or gaps between its ids"
             )
 
     def encode(self, text: str) -> list[int]:
@@ -290,9 +329,9 @@ class BpeTokenizer(Tokenizer):
                 table[index] = b"".join([byte_of[character] for character in token])
         return table
 
-    def _is_lossless(self) -> bool:
+    def _is_lossless_on(self, text: str) -> bool:
         try:
-            return self.decode_bytes(self.encode(_PROBE)) == _PROBE.encode()
+            return self.decode_bytes(self.encode(text)) == text.encode()
         except KeyError:  # a token with characters outside the byte alphabet
             return False
 
@@ -346,6 +385,8 @@ def _byte_alphabet() -> str:
 
 
 _BYTE_ALPHABET = _byte_alphabet()
+# The bytes that UTF-8 uses: a vocabulary without one would lose the characters that have it.
+_UTF8_ALPHABET = {_BYTE_ALPHABET[byte] for byte in (*range(0xC0), *range(0xC2, 0xF5))}
 
 
 def _without_lone_surrogates(text: str) -> str:

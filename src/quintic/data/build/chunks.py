@@ -4,6 +4,8 @@ Nothing is held whole but a document: files are unpacked and cut as they are rea
 read again from its `Position`, which is how a build continues.
 """
 
+import codecs
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +42,8 @@ class Chunk(NamedTuple):
     """Whole documents of one file, as they lie there.
 
     `content` is bytes of text or of lines, or a value for each row; `end` is where the next chunk
-    begins; `read_bytes` is how much of the file is read so far.
+    begins; `read_bytes` is how much of the file is read so far; `problem` says why the file has no
+    documents at all, and is empty where it may have.
     """
 
     kind: FileKind
@@ -48,6 +51,7 @@ class Chunk(NamedTuple):
     begin: Position
     end: Position
     read_bytes: int
+    problem: str = ""
 
     @property
     def size(self) -> int:
@@ -86,7 +90,9 @@ def read_chunks(
             path = file.local_path(on_download)
             if index + 1 < len(files):
                 files[index + 1].begin_download()
-            if file.kind == "rows":
+            if os.path.lexists(path) and not path.is_file():
+                yield _without_documents(file, first, "a broken link, or no regular file")
+            elif file.kind == "rows":
                 yield from _row_chunks(file, path, first, format.field)
             else:
                 delimiter = b"\n" if file.kind == "lines" else format.separator
@@ -107,9 +113,45 @@ def _byte_chunks(
                 position.line + content.count(b"\n"),
             )
             if position.offset == 0:
-                content = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no text
+                content = content.removeprefix(codecs.BOM_UTF8)  # a byte order mark is no text
+                if problem := _problem(file.kind, content):
+                    yield _without_documents(file, position, problem)
+                    return
             yield Chunk(file.kind, content, position, end, stream.tell())
             position = end
+
+
+def _without_documents(file: TextFile, start: Position, problem: str) -> Chunk:
+    return Chunk(file.kind, b"", start, Position(start.file + 1), file.size, problem)
+
+
+def _problem(kind: FileKind, content: bytes) -> str:
+    """Return why a file that begins with this content has no documents; "" where it may have."""
+    if encoding := _foreign_encoding(content[:1000]):
+        return f"{encoding} and not UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW converts it"
+    if kind == "lines":
+        first, _, rest = content.strip().partition(b"\n")
+        # An array that ends before others follow is a line like them.
+        if first.startswith(b"[") and not (first.rstrip().endswith(b"]") and rest):
+            return "a JSON array, not an object per line: jq -c '.[]' OLD > NEW.jsonl converts it"
+        if first.rstrip() == b"{":
+            return "an object over many lines, not one: jq -c . OLD > NEW.jsonl converts it"
+    return ""
+
+
+def _foreign_encoding(head: bytes) -> str:
+    """Return how text is encoded that is not UTF-8, by its first bytes; "" where they do not say.
+
+    English in UTF-16 without a byte order mark is valid UTF-8; but every second byte of it is 0.
+    """
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if 3 * max(even, odd) > len(head) > 16 and max(even, odd) > 4 * min(even, odd):
+        return "UTF-16LE" if odd > even else "UTF-16BE"
+    return ""
 
 
 def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterator[bytes]:
@@ -123,7 +165,7 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
             raise QuinticError(
                 f"input {name} holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB, which "
                 f"cannot be kept in memory: cut it into documents; for text, --separator says "
-                f"where"
+                f"where, for a JSON array, jq -c '.[]' OLD > NEW.jsonl"
             )
         if size < wanted or delimiter is None:
             continue

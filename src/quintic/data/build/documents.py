@@ -34,6 +34,9 @@ def documents(chunk: Chunk, format: DocumentFormat) -> Iterator[Document | BadDo
     Blank lines between JSON objects are no documents, nor is white space between two separators of
     a text file, or at its ends.
     """
+    if chunk.problem:
+        yield BadDocument(chunk.begin.file, chunk.begin.line, chunk.problem)
+        return
     for line, record in _records(chunk, format):
         try:
             if record is None:

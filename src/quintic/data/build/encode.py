@@ -24,6 +24,11 @@ from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
 
+# Every document's length is compared with its tokens', which costs little; the bytes of one in so
+# many, and of so many of its tokens, are compared too.
+_COMPARED_EVERY = 256
+_COMPARED_TOKENS = 1024
+
 
 class EncodedSplit(NamedTuple):
     """Documents of one split, one after another, each preceded by end of text.
@@ -37,10 +42,15 @@ class EncodedSplit(NamedTuple):
 
 
 class EncodedChunks(NamedTuple):
-    """The documents of chunks, and what was none, in the order of the input."""
+    """The documents of chunks, and what was none, in the order of the input.
+
+    `changed` is the file and the line of a document that the tokenizer does not give back as it
+    was; None where there is none.
+    """
 
     splits: dict[Split, EncodedSplit]
     bad: list[BadDocument]
+    changed: tuple[int, int] | None
 
 
 def text_split(text: str, val_share: float) -> Split:
@@ -68,16 +78,20 @@ class Encoder:
             for document in documents(chunk, self._settings.format)
         ]
         bad = [document for _, document in found if isinstance(document, BadDocument)]
+        changed: tuple[int, int] | None = None
         splits: dict[Split, list[npt.NDArray[np.uint32]]] = {split: [] for split in SPLITS}
-        for file, document in found:
+        for index, (file, document) in enumerate(found):
             if isinstance(document, Document):
                 ids = self._ids(file, document)
                 if isinstance(ids, BadDocument):
                     bad.append(ids)
-                else:
-                    splits[text_split(document.text, self._settings.val_share)].append(ids)
+                    continue
+                splits[text_split(document.text, self._settings.val_share)].append(ids)
+                compare = 0 if index % _COMPARED_EVERY else _COMPARED_TOKENS
+                if not changed and not self._tokenizer.gives_back(document.text, ids, compare):
+                    changed = file, document.line
         joined = {split: self._joined(documents) for split, documents in splits.items()}
-        return EncodedChunks(joined, sorted(bad, key=lambda bad: (bad.file, bad.line)))
+        return EncodedChunks(joined, sorted(bad, key=lambda bad: (bad.file, bad.line)), changed)
 
     def _ids(self, file: int, document: Document) -> npt.NDArray[np.uint32] | BadDocument:
         try:

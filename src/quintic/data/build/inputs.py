@@ -14,8 +14,8 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
 
     Arguments are files, folders, glob patterns, or hub:OWNER/NAME[@REVISION][:CONFIG]. Folders are
     searched to their ends, by name, without hidden files, and without the folder `leave_out`. A
-    bare .json is read only if it is named: in folders they are settings more often than text. The
-    notes say what was passed over.
+    bare .json is read only if it is named: in folders they are settings more often than text. Empty
+    files are passed over too. The notes say how many were.
 
     Raises `QuinticError` for an argument that names nothing or a file of another kind, for a folder
     that cannot be read, and for what the hub refuses.
@@ -35,8 +35,18 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
             raise unreadable(argument, error) from error
         if passed_over:
             notes.append(f"{argument}: {passed_over} files of other kinds are left out")
+        # A file that is named itself is taken at its word.
+        named = paths == [Path(argument).expanduser()]
+        empty = 0
         for path in paths:
-            found.setdefault(path.resolve(), _text_file(path))
+            file = _text_file(path)
+            if file.size or named or not path.is_file():
+                # Not Path.resolve, which refuses a link to itself.
+                found.setdefault(os.path.realpath(path), file)
+            else:
+                empty += 1
+        if empty:
+            notes.append(f"{argument}: {empty} empty file{'s' * (empty > 1)} left out")
     return list(found.values()), notes
 
 
@@ -51,6 +61,11 @@ def _paths(argument: str, leave_out: Path) -> tuple[list[Path], int]:
             )
         return [path], 0
     places = [path] if path.is_dir() else _glob(path)
+    if places and all(os.path.realpath(place) == str(leave_out) for place in places):
+        raise QuinticError(
+            f"input {argument} is also --out: a dataset cannot be built among its own texts; name "
+            f"another folder with --out"
+        )
     files = list(
         chain.from_iterable(
             _walk(place, leave_out) if place.is_dir() else [place] for place in places
@@ -94,6 +109,9 @@ def _text_file(path: Path) -> TextFile:
     kind = kind_and_packing(path.name)
     assert kind is not None
     try:
-        return TextFile(str(path), *kind, path.stat().st_size, path)
+        size = path.stat().st_size
     except OSError as error:
-        raise unreadable(str(path), error) from error
+        if not path.is_symlink():
+            raise unreadable(str(path), error) from error
+        size = 0  # leads nowhere, which reading it will say
+    return TextFile(str(path), *kind, size, path)

@@ -102,6 +102,9 @@ def build_dataset(
     on_progress = on_progress or (lambda status: None)
     files, notes = find_text_files(settings.inputs, leave_out=out)
     given = None if settings.trained_size else load_tokenizer(settings.tokenizer)
+    if isinstance(given, BpeTokenizer) and given.switched_off:
+        switched_off = " and ".join(given.switched_off)
+        notes.append(f"{switched_off} of {settings.tokenizer} left out: documents stay whole")
     input_bytes = sum(file.size for file in files)
     # A process takes longer to start than a chunk or two to tokenize.
     workers = min(workers or available_cores(), 1 + input_bytes // (2 * CHUNK_BYTES))
@@ -257,6 +260,13 @@ class _Build:
     def _write(self, last: Chunk, future: Future[EncodedChunks]) -> None:
         """Write what came of a task that ended with the chunk `last`."""
         encoded = future.result()
+        if encoded.changed is not None:
+            file, line = encoded.changed
+            raise QuinticError(
+                f"{self._files[file].name}:{line}: the tokenizer {self._settings.tokenizer} does "
+                f"not give this document back unchanged: use a byte-level BPE that loses nothing, "
+                f"or gpt2"
+            )
         self._note_bad(encoded.bad)
         for split, (tokens, lengths) in encoded.splits.items():
             self._done.documents += len(lengths)
