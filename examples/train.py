@@ -8,6 +8,7 @@ As it stands it trains a smaller `laptop` on the text that every Python installa
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,10 +16,10 @@ from quintic import get_recipe, load_trained, read_metrics, start, train_run
 from quintic.console import Console
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
-changes = {"model.layers": 2, "train.steps": 200}
+changes: dict[str, Any] = {"model.layers": 2, "train.steps": 200}
 for argument in sys.argv[2:]:
     field, value = argument.split("=", 1)
-    changes[field] = json.loads(value)
+    changes[field] = value if value.isidentifier() else json.loads(value)
 
 config = get_recipe("laptop").override(changes)
 console = Console()

@@ -875,3 +875,30 @@ def test_a_diverged_run_can_be_looked_at(
     refuse(*tiny, "--optim.adamw.lr", "1e30", "--out", "run", writes="^run")
     records: list[dict[str, Any]] = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert not np.isfinite([list(r.values())[2] for r in records]).all(), "the loss is on record"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--force-data"], "--force-data is for a run that continues: give --resume"),
+        (["--max-restarts", "3"], "--max-restarts is for processes that --procs starts"),
+        (["--max-restarts", "-1", "--procs", "2"], "--max-restarts is -1: it must be 0 or more"),
+    ],
+)
+def test_an_option_that_has_nothing_to_act_on(
+    refuse: Refuse, options: list[str], message: str
+) -> None:
+    assert message in refuse("train", *options)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\0b"])
+def test_a_recipe_whose_name_is_no_folder(refuse: Refuse, tmp_path: Path, name: str) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({"recipe": name}))
+    assert "it names the folder of the run" in refuse("train", "r.json")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_of_a_shuffle_beyond_its_range(refuse: Refuse, tmp_path: Path, seed: int) -> None:
+    (tmp_path / "text.txt").write_text("text")
+    line = refuse("data", "build", "text.txt", "--out", "out", "--shuffle", seed)
+    assert f"--shuffle is {seed}: it must be from 0 to 2**64 - 1" in line

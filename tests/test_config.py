@@ -799,3 +799,33 @@ def test_an_unknown_or_another_end_of_text_is_refused_with_the_way_out() -> None
         resolve_eot(config, None)
     with pytest.raises(QuinticError, match=r"eot_id is 3 .* begins documents with 7: leave --mo"):
         resolve_eot(config.override({"model.eot_id": 3}), 7)
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 1.0, "2", "x", None, [2]])
+def test_a_format_that_is_no_number_is_refused(number: object) -> None:
+    with pytest.raises(QuinticError) as caught:
+        Config.from_dict({**Config().to_dict(), "format": number})
+    assert str(caught.value) == (
+        f"config format is {number!r}: it must be a whole number from 1; restore the file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train.steps": 8}, "config key 'train.steps' has a dot: a section is an object"),
+        ({"optim": {"muon.lr": 1}}, "config key optim.'muon.lr' has a dot: a section is an object"),
+        (
+            {"model": {"x0_skip": True, "embed_shortcut": False}},
+            "config has model.embed_shortcut and model.x0_skip, its name now: keep one",
+        ),
+        ({"optim": {"matrices": 5}}, "optim.matrices is 5: it must be str"),
+        ({"optim": {"muon": {"lr": 10**400}}}, "optim.muon.lr is beyond what a number can be"),
+    ],
+)
+def test_what_an_old_config_cannot_say_is_refused_in_a_line(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(QuinticError) as caught:
+        Config.from_dict(values)
+    assert str(caught.value) == message

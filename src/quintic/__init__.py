@@ -52,4 +52,4 @@ _MODULES = {
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+    return ["__version__", *__all__]

@@ -38,7 +38,7 @@ class Recipe:
     @property
     def summary(self) -> str:
         """Return the first line of the card."""
-        return (self.build.__doc__ or "").strip().splitlines()[0]
+        return [*(self.build.__doc__ or "").strip().splitlines(), ""][0]
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -88,7 +88,8 @@ def read_recipe(path: Path) -> Config:
         raise QuinticError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise QuinticError(f"{path} is not valid JSON: {error}; restore it") from error
-    if Path(config.recipe).name != config.recipe:
+    name = config.recipe
+    if Path(name).name != name or name in ("", "..") or "\0" in name:
         raise QuinticError(
             f"{path}: recipe is {config.recipe!r}: it names the folder of the run, so it must be a "
             "name without slashes"

@@ -23,10 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what a terminal may not show
-    # Here, since processes that are spawned import what the command began with and need none of it.
-    from quintic.cli.parsing import parse
-
     try:
+        # Here, since processes that are spawned import what the command began with and need none of
+        # it; and within, since a Ctrl-C may come while it is imported.
+        from quintic.cli.parsing import parse
+
         command = parse(arguments)
         # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
         import_module(f"quintic.cli.{arguments[0]}").run(command, arguments)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from quintic.cli.options import Train
+from quintic.config.schema import require
 from quintic.console import Console
 from quintic.device import choose_device
 from quintic.distributed.failures import first_failure_speaks
@@ -26,6 +27,17 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     """
     if command.resume is not None and command.out is not None:
         raise QuinticError("--resume continues in its own folder: leave --out away")
+    require(
+        command.resume is not None or not command.force_data or command.auto_resume,
+        "--force-data is for a run that continues: give --resume, or leave it out",
+    )
+    require(
+        command.max_restarts >= 0, f"--max-restarts is {command.max_restarts}: it must be 0 or more"
+    )
+    require(
+        command.procs is not None or command.max_restarts == 0,
+        "--max-restarts is for processes that --procs starts: give --procs, or leave it out",
+    )
     if command.procs is not None and "RANK" not in os.environ:
         from quintic.distributed.launch import launch, process_count
 

@@ -207,8 +207,8 @@ class CustomConfig(Section, name="optim.custom"):
         return found
 
 
-def _names_a_class(matrices: str) -> bool:
-    module, _, name = matrices.partition(":")
+def _names_a_class(matrices: object) -> bool:
+    module, _, name = str(matrices).partition(":")
     return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 

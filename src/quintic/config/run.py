@@ -137,6 +137,10 @@ class Config:
             raise QuinticError("config section config is not an object")
         found = dotted(values)
         number, since = found.pop("format", 1), found.pop("needs_quintic", "a newer one")
+        require(
+            type(number) is int and number > 0,
+            f"config format is {number!r}: it must be a whole number from 1; restore the file",
+        )
         if number == 1:
             found = _from_format_1(found)
         elif number != FORMAT:
@@ -162,6 +166,10 @@ class Config:
 
 def _from_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a config of quintic 0.1 as they are called and valued now."""
+    for old, new in RENAMED.items():
+        require(
+            not {old, new} <= values.keys(), f"config has {old} and {new}, its name now: keep one"
+        )
     found = {RENAMED.get(name, name): value for name, value in values.items()}
     prefetch = "train.prefetch_to_gpu"
     for old, new in (("ahead", "on"), ("inline", "off")):

@@ -264,6 +264,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested mappings, as JSON gives them, as one by dotted names."""
     found: dict[str, Any] = {}
     for key, value in values.items():
+        require("." not in key, f"config key {prefix}{key!r} has a dot: a section is an object")
         if isinstance(value, Mapping) and value:
             found |= dotted(value, f"{prefix}{key}.")
         else:
@@ -315,6 +316,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_convert(k, v, name) for k, v in zip(kinds, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) < 2**1023, f"{name} is beyond what a number can be")
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value

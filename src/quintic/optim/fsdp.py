@@ -9,6 +9,7 @@ Shapes: N ranks, n matrices [r, c] of one shape, l rows of them on this rank.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,8 @@ from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
 
 def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
     """Keep this rank's rows of every parameter; the blocks are gathered one at a time."""
+    # PyTorch 2.13 warns of what would go wrong if a block's output were changed in place; none is.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     mesh = init_device_mesh(device.type, (world.size,))
     for block in model.layers:
         fully_shard(block, mesh=mesh)

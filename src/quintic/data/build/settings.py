@@ -46,6 +46,8 @@ class BuildSettings:
             )
         if not 0 <= self.val_share <= 1:
             raise QuinticError(f"--val-share is {self.val_share}: it must be 0 to 1")
+        if self.shuffle is not None and not 0 <= self.shuffle < 2**64:
+            raise QuinticError(f"--shuffle is {self.shuffle}: it must be from 0 to 2**64 - 1")
         if self.separator == "":
             raise QuinticError("--separator is empty: leave it out, or name a text")
         if self.tokenizer.startswith("train:") and self.trained_size is None:
