@@ -163,7 +163,7 @@ def compare(
         settings=differing_settings(groups),
         matched=tuple(match_losses(groups)) if comparable else (),
         comparable=comparable,
-        notes=tuple(_notes(results, comparable)),
+        notes=tuple(_notes(results, target, comparable)),
     )
 
 
@@ -276,7 +276,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _notes(results: Sequence[GroupResult], comparable: bool) -> Iterator[str]:
+def _notes(results: Sequence[GroupResult], target: float | None, comparable: bool) -> Iterator[str]:
     """Yield what a reader must know before believing the numbers."""
     runs = [run for result in results for run in result.group.runs]
     if not comparable:
@@ -295,12 +295,25 @@ def _notes(results: Sequence[GroupResult], comparable: bool) -> Iterator[str]:
                     "it has no final loss"
                 )
         for run in group.repeated:
-            yield f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
+            yield (
+                f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
+                if run.seed in {counted.seed for counted in group.counted} - {None}
+                else f"{run.path} has every loss of another run of its group: a copy does not count"
+            )
         commits = {run.commit for run in group.runs if run.commit is not None}
         if len(commits) > 1:
             yield (
                 f"the runs of {group.label} were trained by different commits: "
                 f"{', '.join(sorted(map(_short, commits)))}"
+            )
+    if target is not None:
+        found = {run.interval_at(target) for result in results for run in result.group.counted}
+        intervals = sorted(interval for interval in found if interval is not None)
+        if len(intervals) > 1:
+            yield (
+                f"the runs validate every {intervals[0]:,} to {intervals[-1]:,} steps where they "
+                f"come to {target:g}: the place between two validations is known the less, and is "
+                "the more too late, the wider they are apart"
             )
     unknown = [str(run.path) for run in runs if run.data.described is None]
     if unknown and len(results) > 1:

@@ -29,10 +29,14 @@ class Group:
 
     @property
     def counted(self) -> tuple[RunRecord, ...]:
-        """Return the first run of each seed: a repetition is no further sample of the noise."""
+        """Return the first run of each seed: a repetition is no further sample of the noise, and no
+        more is a copy, which has the losses of another run under whatever seed."""
         first: dict[Any, RunRecord] = {}
+        curves: set[Any] = set()
         for run in self.runs:
-            first.setdefault(run.path if run.seed is None else run.seed, run)
+            if not run.validations or run.validations not in curves:
+                first.setdefault(run.path if run.seed is None else run.seed, run)
+                curves.add(run.validations)
         return tuple(first.values())
 
     @property
