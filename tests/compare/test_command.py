@@ -132,7 +132,7 @@ def test_bad_input_is_refused_in_one_line(
         "neither the folder of a run nor a log": (str(tmp_path / "foreign.json"),),
         "are the same run": (first, first),
         "do not compare": (first, str(RESULT)),
-        "give --batch-tokens": (str(log),),
+        "give --batch-tokens": (str(log), "--x", "tokens"),
         "has no times: give --x steps": (str(log), "--x", "seconds"),
         "--x is 'tokns': it must be one of": (first, "--x", "tokns"),
         "--target is 'low': it must be a number": (first, "--target", "low"),

@@ -234,6 +234,23 @@ def test_an_unfinished_run_has_no_final_loss_and_the_others_count() -> None:
     assert "the one run of muon-seed2 has not come to its end, so nothing is tested" in text
 
 
+def test_the_rules_of_track_3_stand_beside_the_tests_for_logs_of_one_length() -> None:
+    def logs(name: str, finals: Sequence[float]) -> list[RunRecord]:
+        runs = group_of(name, finals, source="modded-nanogpt", program_sha256=name)
+        return [replace(run, settings={}) for run in runs]
+
+    old, new = logs("old", [3.279, 3.277, 3.278, 3.278]), logs("new", [3.276, 3.275])
+    found = compare([*old, *new], target=3.28)
+    assert [r.track3_margin for r in found.results] == pytest.approx([0.004, 0.0045 * 2**0.5])
+    margin = 0.0025 / (1 / 4 + 1 / 2) ** 0.5
+    assert found.results[1].track3_margin_to_first == pytest.approx(margin)
+    text = said(found)
+    assert "new passes the rule of Track 3, (3.28 - mean) sqrt(2) >= 0.004, with 0.00636;" in text
+    assert f"does not show new to be better than old, with {margin:.5f} of the 0.004" in text
+    assert "Track 3" not in text_of([*old, *new], 3.3)
+    assert "Track 3" not in text_of(MUON, 3.28)
+
+
 def test_copies_are_no_evidence() -> None:
     with pytest.raises(QuinticError, match="are the same run"):
         compare([MUON[0], MUON[0]])

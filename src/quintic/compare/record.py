@@ -69,6 +69,8 @@ class RunRecord:
     program_sha256: str | None = None
     """SHA-256 of the source code with which a log opens; it is the config of such a run."""
     steps_planned: int | None = None
+    stopped_at: int | None = None
+    """Step before the planned end that is the end, since all runs of the group stop at it."""
     diverged_at: int | None = None
     """Step of the first loss that is not finite, where no finite one follows."""
     tokens_per_s: float | None = None
@@ -92,7 +94,8 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Return whether the last validation stands at the end of what was planned."""
-        return self.steps_planned is None or self.steps_done >= self.steps_planned
+        end = self.steps_planned if self.stopped_at is None else self.stopped_at
+        return end is None or self.steps_done >= end
 
     @property
     def final_loss(self) -> float | None:
