@@ -201,6 +201,51 @@ def test_a_loss_that_is_not_finite_is_written_and_then_raised(tmp_path: Path, lo
     assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == [3, 4]
 
 
+def no_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_a_number_again_when_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / METRICS
+    seen: list[MetricsRecord] = []
+    metrics = opened(tmp_path, seen)
+    metrics.train(3, torch.tensor(5.0), gradient_norm=torch.tensor(math.inf))
+    with pytest.raises(NonFiniteLossError):
+        metrics.train(4, torch.tensor(math.nan), gradient_norm=torch.tensor(-math.inf))
+    with pytest.raises(NonFiniteLossError):
+        metrics.validation(5, math.nan, 0.1)
+    metrics.close()
+
+    def lost() -> list[Any]:
+        lines = path.read_text().splitlines()
+        return [json.loads(line, parse_constant=no_json).get("diverged") for line in lines]
+
+    expected = [
+        {"gradient_norm": "inf"},
+        {"train_loss": "nan", "gradient_norm": "-inf"},
+        {"val_loss": "nan"},
+    ]
+    assert lost() == expected
+    assert repr(read_metrics(path)) == repr(seen)  # equal but for NaN, which equals nothing
+    truncate_metrics(path, 5)
+    assert lost() == expected[:2]
+
+
+def test_a_bare_nan_of_an_older_run_is_read_and_written_as_json(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text('{"step": 1, "train_loss": NaN, "name": null}\n{"step": 2}\n')
+    assert math.isnan(read_metrics(path)[0]["train_loss"])
+    truncate_metrics(path, 2)
+    assert json.loads(path.read_text(), parse_constant=no_json) == {
+        "step": 1,
+        "train_loss": None,
+        "name": None,
+        "diverged": {"train_loss": "nan"},
+    }
+
+
 # What a crash leaves.
 
 
@@ -213,7 +258,14 @@ def test_a_last_line_cut_short_is_left_out_and_dropped_on_resume(tmp_path: Path)
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "tr', "[]", "3", '{"loss": 2}', '{"step": null}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"step": 1, "tr', "[]", "3", '{"loss": 2}', '{"step": null}'),
+        '{"step": 1, "diverged": true}',
+        '{"step": 1, "train_loss": null, "diverged": {"train_loss": "lost"}}',
+    ],
+)
 def test_another_line_that_is_no_record_is_an_error_that_names_it(
     tmp_path: Path, line: str
 ) -> None:

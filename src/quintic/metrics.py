@@ -4,6 +4,10 @@ A record with `train_loss` or `val_loss` at `step` speaks of the weights after `
 is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
 nothing waits for the device. By then the device may have been done with it for any part of a step,
 so on a GPU the time of a step is the device's own, from the end of the step before to its end.
+
+JSON has no NaN and no infinity: such a value is written as null, and `diverged` beside it says
+which it was, `{"step": 6, "train_loss": null, "diverged": {"train_loss": "nan"}}`. `read_metrics`
+gives the numbers back, also those of older runs, whose files hold a bare NaN.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from quintic.errors import QuinticError
 from quintic.files import replacing
 
 METRICS = "metrics.jsonl"
+DIVERGED = "diverged"
+"""Field of a record with the values that are not finite, by name, as text."""
 MetricsRecord = dict[str, Any]
 Value = float | Tensor | DeviceTimer
 """Values that may be logged of a step; all but numbers are read once the device is done with it."""
@@ -165,7 +171,7 @@ class Metrics:
     def _write(self, record: MetricsRecord) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(_to_line(record))
         self._file.flush()
         if self._events is not None:
             for name, value in record.items():
@@ -195,7 +201,8 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def read_metrics(path: Path) -> list[MetricsRecord]:
-    """Return the records of a `metrics.jsonl`; a last line cut short by a crash is left out.
+    """Return the records of a `metrics.jsonl`, what is not finite as a float; a last line cut short
+    by a crash is left out.
 
     Raises `QuinticError` where another line is not a record.
     """
@@ -207,7 +214,8 @@ def read_metrics(path: Path) -> list[MetricsRecord]:
         try:
             record = json.loads(line)
             record["step"] + 0
-        except (ValueError, TypeError, KeyError) as error:
+            record |= {name: float(text) for name, text in record.pop(DIVERGED, {}).items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise QuinticError(
@@ -227,4 +235,11 @@ def truncate_metrics(path: Path, step: int) -> None:
         return
     kept = [record for record in read_metrics(path) if record["step"] < step]
     with replacing(path) as file:
-        file.writelines(f"{json.dumps(record)}\n".encode() for record in kept)
+        file.writelines(_to_line(record).encode() for record in kept)
+
+
+def _to_line(record: MetricsRecord) -> str:
+    """Return a record as a line of JSON, with null for what is not finite."""
+    lost = {n: str(v) for n, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    marked = {**record, **dict.fromkeys(lost), DIVERGED: lost} if lost else record
+    return json.dumps(marked, allow_nan=False) + "\n"

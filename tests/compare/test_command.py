@@ -132,7 +132,7 @@ def test_bad_input_is_refused_in_one_line(
         "neither the folder of a run nor a log": (str(tmp_path / "foreign.json"),),
         "are the same run": (first, first),
         "do not compare": (first, str(RESULT)),
-        "give --batch-tokens": (str(log),),
+        "give --batch-tokens": (str(log), "--x", "tokens"),
         "has no times: give --x steps": (str(log), "--x", "seconds"),
         "--x is 'tokns': it must be one of": (first, "--x", "tokns"),
         "--target is 'low': it must be a number": (first, "--target", "low"),
@@ -167,12 +167,13 @@ def test_runs_on_other_data_are_refused_unless_forced(
     assert "because of --force" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("loss", ["NaN", 'null, "diverged": {"train_loss": "inf"}'])
 def test_a_run_that_diverged_and_one_that_is_damaged(
-    six: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    six: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str
 ) -> None:
     lost = Path(shutil.copytree(six[1], tmp_path / "lost"))
     with (lost / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 12, "tokens": 3072, "train_loss": NaN}\n')
+        file.write(f'{{"step": 12, "tokens": 3072, "train_loss": {loss}}}\n')
     out = tmp_path / "all.json"
     run(six[0], str(lost), *six[3:], "--target", "4.5", "--out", str(out))
     assert "1 of 2 diverged" in capsys.readouterr().out

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from quintic.compare.comparison import compare
 from quintic.compare.groups import group_runs
-from quintic.compare.logs import read_log
-from quintic.compare.runs import read_run
+from quintic.compare.logs import read_logs
+from quintic.compare.record import RunRecord
+from quintic.compare.runs import read_runs
 from quintic.errors import QuinticError
 
 RULE = "=" * 100
@@ -57,10 +59,40 @@ s:9536 tel:3.275959
 LLMC_C = "s:0 tel:11.0092\ns:0 trl:11.0091 lr:0.000001 norm:15.37\ns:19560 tel:3.2722\n"
 
 
+# As in records/track_3_optimization/results/1bd8db7a-f3a3-4195-856d-cab7e0816443.txt, shortened:
+# the program is at the top, without a rule before it, and trains twenty times.
+TRACK3_PROGRAM = """\
+import os
+val_tokens = 20 * 524288
+batch_size = 8 * 64 * 1024
+"""
+TRACK3 = """\
+step:0/3350 val_loss:10.82584 train_time:0.001s step_avg:nanms
+step:125/3350 val_loss:4.66393 train_time:22.870s step_avg:182.95ms
+step:3325/3350 val_loss:3.27931 train_time:493.185s step_avg:146.78ms
+step:3350/3350 val_loss:3.27874 train_time:496.855s step_avg:146.79ms
+step:0/3350 val_loss:10.82584 train_time:0.000s step_avg:nanms
+step:125/3350 val_loss:4.69112 train_time:18.442s step_avg:147.54ms
+step:3350/3350 val_loss:3.27839 train_time:492.485s step_avg:147.03ms
+"""
+# Fields before and after, of 20260619_cwd_rowfloor_tailema and 20260525_aurora_ema_ref; the second
+# program ends before the steps that it names.
+FIELDS = """\
+step:1250/2900 val_loss:3.57062 val_avg_loss:3.5 val_ema_loss:3.5 train_time:4612.01s step_avg:3.9ms
+step:2850/2900 val_loss:3.27897 train_time:2137.538s step_avg:750.01ms ema_beta:0 ref_step:2375
+step:2860/2900 val_loss:3.27837 train_time:2145.235s step_avg:750.08ms ema_beta:0 ref_step:2375
+"""
+
+
 def written(folder: Path, text: str, name: str = "log.txt") -> Path:
     path = folder / name
     path.write_text(text)
     return path
+
+
+def read_log(path: Path, batch_tokens: int | None = None) -> RunRecord:
+    (run,) = read_logs(path, batch_tokens)
+    return run
 
 
 def whole(program: str = PROGRAM, losses: str = MODDED) -> str:
@@ -68,7 +100,7 @@ def whole(program: str = PROGRAM, losses: str = MODDED) -> str:
 
 
 def test_a_log_of_modded_nanogpt_gives_losses_tokens_and_seconds(tmp_path: Path) -> None:
-    run = read_run(written(tmp_path, whole()))
+    (run,) = read_runs(written(tmp_path, whole()))
     assert run.source == "modded-nanogpt"
     batch = 8 * 64 * 1024
     assert [(p.steps, p.loss, p.tokens, p.seconds) for p in run.validations] == [
@@ -92,6 +124,80 @@ def test_a_log_that_does_not_tell_its_batch_takes_the_given_one(tmp_path: Path) 
     assert run.memory_gib == pytest.approx(30724 / 1024)
     # What the log says of itself stands.
     assert read_log(written(tmp_path, whole()), 7).validations[1].tokens == 125 * 8 * 64 * 1024
+
+
+def test_each_trial_of_a_log_of_track_3_is_a_run_with_seconds(tmp_path: Path) -> None:
+    path = written(tmp_path, f"{TRACK3_PROGRAM}\n{RULE}\n{RULE}\n{TRACK3}")
+    one, two = read_runs(path)
+    assert [(p.steps, p.tokens, p.seconds, p.loss) for p in one.validations] == [
+        (0, 0, 0.0, 10.82584),
+        (125, 125 * 524_288, 22.87, 4.66393),
+        (3325, 3325 * 524_288, 493.185, 3.27931),
+        (3350, 3350 * 524_288, 496.855, 3.27874),
+    ]
+    assert [(p.steps, p.seconds) for p in two.validations] == [
+        (0, 0),
+        (125, 18.442),
+        (3350, 492.485),
+    ]
+    assert two.tokens_per_s == pytest.approx(524_288 / 0.14703)
+    assert [run.path.name for run in (one, two)] == ["log.txt#1", "log.txt#2"]
+    (group,) = group_runs([one, two])
+    assert group.label == "log.txt"
+    assert [run.final_loss for run in group.counted] == [3.27874, 3.27839]
+    # So they are without the program, and where no trial validates before its first step.
+    lines = TRACK3.splitlines(keepends=True)
+    bare = read_runs(written(tmp_path, "".join([*lines[1:4], *lines[5:]]), "bare.txt"))
+    assert [len(run.validations) for run in bare] == [3, 2]
+    assert len(group_runs(bare)) == 1
+
+
+def test_further_fields_are_passed_over_and_an_end_that_all_trials_share_is_the_end(
+    tmp_path: Path,
+) -> None:
+    program = f"{TRACK3_PROGRAM}\n{RULE}\n"
+    one = read_log(written(tmp_path, program + FIELDS, "one"))
+    assert [(p.steps, p.loss, p.seconds) for p in one.validations] == [
+        (1250, 3.57062, 4612.01),
+        (2850, 3.27897, 2137.538),
+        (2860, 3.27837, 2145.235),
+    ]
+    assert one.final_loss is None  # it may as well have been killed there
+    other = read_log(written(tmp_path, program + FIELDS.replace("3.27837", "3.27899"), "other"))
+    (group,) = group_runs([one, other])
+    assert [run.final_loss for run in group.runs] == [3.27837, 3.27899]
+    assert any("stop at step 2,860 of 2,900" in note for note in compare([one, other]).notes)
+    cut = read_log(
+        written(tmp_path, program + "".join(FIELDS.splitlines(keepends=True)[:2]), "cut")
+    )
+    assert [run.final_loss for run in group_runs([one, cut])[0].runs] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("program", "tokens"),
+    [
+        ("    batch_size = 8*64*1024 # batch size in tokens\n    seq_len = 64*1024 # x", 524_288),
+        ("    train_batch_size: int = 2048 * 24 * 8\n    val_batch_size: int = 4 * 64", 393_216),
+        ("batch_size = 524288\n", 524_288),
+        ("assert world_size == 8 # 8xH100\n    train_seq_len = 48*1024 # FlexAttention", 393_216),
+        ("    seq_len = 48*1024 # FlexAttention", None),  # of one process of how many?
+        ("    batch_size : int = 8*64 # batch size, in sequences, across all devices", None),
+        ("    train_bs_schedule: tuple = (8 * 2048 * 8, 16 * 2048 * 8)", None),
+    ],
+)
+def test_the_batch_is_read_where_a_program_of_2025_or_2026_says_it(
+    tmp_path: Path, program: str, tokens: int | None
+) -> None:
+    log = written(tmp_path, f"import torch\n{program}\n{RULE}\n{LATER}")
+    assert read_log(log).validations[1].tokens == (None if tokens is None else 125 * tokens)
+
+
+def test_runs_of_which_one_does_not_say_its_tokens_are_compared_by_steps(tmp_path: Path) -> None:
+    known, unknown = written(tmp_path, whole(), "known"), written(tmp_path, LATER, "unknown")
+    found = compare([*read_runs(known), *read_runs(unknown)], axis="auto")
+    assert found.axis == "steps"
+    assert found.notes[0].startswith(f"{unknown} does not say how many tokens a step has")
+    assert compare(read_runs(known), axis="auto").axis == "tokens"
 
 
 def test_logs_of_llm_c_give_validation_losses_without_times(tmp_path: Path) -> None:

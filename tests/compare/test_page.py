@@ -52,7 +52,7 @@ def test_the_page_has_the_numbers_the_tables_and_the_sentences(tmp_path: Path) -
     assert data["groups"][1]["points"][-1] == {
         "tokens": 20_000.0,
         "steps": 20,
-        "seconds": 10.0,
+        "seconds": pytest.approx(10.0),
         "mean": pytest.approx(3.2),
         "low": 3.19,
         "high": 3.21,
@@ -183,3 +183,30 @@ def test_a_click_in_the_legend_hides_a_group(browser: Page) -> None:
         browser.click(f"#keys button:nth-child({number})")
     assert len(drawn(browser)[2]) == 3
     assert browser.complaints() == []
+
+
+def test_every_column_is_in_sight_at_1100_pixels(tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    groups = [
+        run
+        for number in range(3)
+        for run in group_of(
+            f"speedrun-of-a-long-name-{number}",
+            [3.2, 3.3, 3.25, 3.27, 3.22],
+            settings={"optim.muon.ns_coefficients": number},
+            tokens_per_s=1_234_567.0,
+            memory_gib=123.45,
+            optimizer_share=0.0123,
+        )
+    ]
+    write_page(compare(groups, target=3.5), tmp_path / "page.html")
+    with chromium(tmp_path / "profile") as page:
+        page.open(tmp_path / "page.html")
+        tables = page.evaluate(
+            "[...document.querySelectorAll('.wide')].map(e => [e.querySelectorAll('thead th')"
+            ".length, e.clientWidth, e.scrollWidth, document.documentElement.scrollWidth])"
+        )
+    assert tables[0][0] == 10
+    for _, visible, whole, document in tables:
+        assert whole <= visible < document <= 1100

@@ -10,12 +10,16 @@ from scipy import stats
 from quintic.compare.statistics import (
     ALPHA,
     POWER,
+    TRACK3_MARGIN,
+    TRACK3_SIGMA,
     below_target,
     difference,
     power_below_target,
     power_of_difference,
     ratio,
     summarize,
+    track3_margin,
+    track3_pairwise_margin,
 )
 
 # The 80 losses of https://github.com/KellerJordan/modded-nanogpt, records/track_1_short,
@@ -45,6 +49,22 @@ def test_the_example_of_the_speedruns_rules_gives_the_p_it_publishes() -> None:
     assert f"{seen.mean:.4f} {seen.deviation:.4f}" == "3.2791 0.0019"
     assert test.p is not None
     assert f"p={test.p:.4f}" == "p=0.0001"
+
+
+def test_the_rules_of_track_3_give_the_numbers_of_their_examples() -> None:
+    # https://github.com/KellerJordan/modded-nanogpt, records/track_3_optimization/README.md: 3.276
+    # suffices for one run and 3.278 for four, a z-test with p < 0.001.
+    assert track3_margin(3.276, 1) == pytest.approx(TRACK3_MARGIN)
+    assert track3_margin(3.278, 4) == pytest.approx(TRACK3_MARGIN)
+    assert stats.norm.sf(TRACK3_MARGIN / TRACK3_SIGMA) == pytest.approx(0.001, rel=0.05)
+    # Its results 13 against 11, 13 against 8 (with the 16 runs that it puts there), 12 against 6.
+    for mean, reference, runs, steps, published in (
+        (3.2785, 3.2785, (10, 16), 15, "0.00167"),
+        (3.2785, 3.2778, (10, 16), 40, "0.0027"),
+        (3.2790, 3.2788, (20, 20), 50, "0.00648"),
+    ):
+        found = track3_pairwise_margin(mean, reference, runs=runs, steps_saved=steps)
+        assert f"{found:.{len(published) - 2}f}" == published
 
 
 def test_the_t_test_is_the_formula_of_student() -> None:

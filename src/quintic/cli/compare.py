@@ -12,7 +12,7 @@ from quintic.compare.comparison import Comparison, compare
 from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import draw_comparison
 from quintic.compare.page import write_page
-from quintic.compare.runs import read_run
+from quintic.compare.runs import read_runs
 from quintic.compare.table import differences_table, results_table
 from quintic.console import Console
 from quintic.errors import QuinticError, require_package
@@ -39,7 +39,7 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
         _check_out(command.out)
     if command.batch_tokens is not None and command.batch_tokens < 1:
         raise QuinticError(f"--batch-tokens is {command.batch_tokens}: it must be positive")
-    runs = [read_run(path, batch_tokens=command.batch_tokens) for path in command.runs]
+    runs = [r for path in command.runs for r in read_runs(path, batch_tokens=command.batch_tokens)]
     comparison = compare(
         runs, target=command.target, axis=command.x, paired=command.paired, force=command.force
     )

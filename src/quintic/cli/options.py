@@ -131,8 +131,9 @@ class Compare:
     """RUN: folders of runs, or text logs of modded-nanogpt or llm.c; the first is the reference."""
     target: float | None = None
     """A validation loss, nats per token: what each takes to reach it, and whether it does."""
-    x: Literal["tokens", "steps", "seconds"] = "tokens"
-    """What the loss is drawn against, and what the runs are compared by."""
+    x: Literal["auto", "tokens", "steps", "seconds"] = "auto"
+    """What the loss is drawn against, and what the runs are compared by; auto: tokens, or steps
+    where a log does not say its tokens."""
     out: Path | None = None
     """Write a figure (.png), an interactive page (.html) or all numbers (.json)."""
     paired: bool = False

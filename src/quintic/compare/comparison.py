@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quintic.compare.groups import (
     Group,
@@ -18,6 +18,7 @@ from quintic.compare.groups import (
 from quintic.compare.matched_loss import MatchedLoss, match_losses
 from quintic.compare.record import AXES, Axis, Place, RunRecord
 from quintic.compare.statistics import (
+    TRACK3_TARGET,
     BelowTarget,
     Difference,
     Ratio,
@@ -26,6 +27,8 @@ from quintic.compare.statistics import (
     difference,
     ratio,
     summarize,
+    track3_margin,
+    track3_pairwise_margin,
 )
 from quintic.errors import QuinticError
 
@@ -68,6 +71,11 @@ class GroupResult:
     """Mean and spread of the final losses; None where there are none, or a run diverged."""
     below_target: BelowTarget | None
     difference_to_first: Difference | None
+    track3_margin: float | None
+    """Nats by which the group passes the speedrun's Track 3, which asks for TRACK3_MARGIN; None
+    for other targets than its own, and for runs that are not of modded-nanogpt."""
+    track3_margin_to_first: float | None
+    """The same by its pairwise rule, as evidence that the group is better than the first."""
     to_target: dict[Axis, ToTarget]
     """Cost of the target on each axis that every counted run knows."""
     tokens_per_s: float | None
@@ -118,11 +126,12 @@ def compare(
     runs: Sequence[RunRecord],
     *,
     target: float | None = None,
-    axis: Axis = "tokens",
+    axis: Axis | Literal["auto"] = "tokens",
     paired: bool = False,
     force: bool = False,
 ) -> Comparison:
-    """Compare runs, in groups, with the first of them.
+    """Compare runs, in groups, with the first of them, by tokens, steps or seconds; `auto` is
+    tokens, or steps where a log does not say its tokens.
 
     Raises `QuinticError` where their losses do not compare (unless forced), where the same run is
     named twice, where one of them does not know the axis, and, with `paired`, where a group has no
@@ -140,6 +149,15 @@ def compare(
         if not force:
             raise
         comparable = False
+    unsized = next((run for run in runs if not run.has("tokens")), None)
+    notes: list[str] = []
+    if axis == "auto" and unsized is not None:
+        notes.append(
+            f"{unsized.path} does not say how many tokens a step has, so steps are compared; where "
+            "the batch is constant, --batch-tokens adds tokens"
+        )
+    if axis == "auto":
+        axis = "tokens" if unsized is None else "steps"
     for run in runs:
         if not run.has(axis):
             raise QuinticError(
@@ -163,7 +181,7 @@ def compare(
         settings=differing_settings(groups),
         matched=tuple(match_losses(groups)) if comparable else (),
         comparable=comparable,
-        notes=tuple(_notes(results, comparable)),
+        notes=(*notes, *_notes(results, target, comparable)),
     )
 
 
@@ -200,6 +218,16 @@ def _result(
         values, reference = _samples(group, first.group, lambda run: run.final_loss, paired)
         if values:
             to_first = difference(values, reference, paired=paired)
+    margin = margin_to_first = None
+    if summary is not None and target == TRACK3_TARGET and _of_track3(group):
+        margin = track3_margin(summary.mean, len(losses))
+        if first is not None and first.summary is not None and first.track3_margin is not None:
+            margin_to_first = track3_pairwise_margin(
+                summary.mean,
+                first.summary.mean,
+                runs=(len(losses), len(first.final_losses)),
+                steps_saved=first.group.counted[0].steps_done - counted[0].steps_done,
+            )
     axes = [axis for axis in AXES if all(run.has(axis) for run in counted)]
     return GroupResult(
         group=group,
@@ -208,12 +236,21 @@ def _result(
         summary=summary,
         below_target=None if summary is None or target is None else below_target(losses, target),
         difference_to_first=to_first,
+        track3_margin=margin,
+        track3_margin_to_first=margin_to_first,
         to_target={}
         if target is None
         else {axis: _to_target(group, target, axis, first, paired) for axis in axes},
         tokens_per_s=_mean([run.tokens_per_s for run in counted]),
         memory_gib=max((r.memory_gib for r in counted if r.memory_gib is not None), default=None),
         optimizer_share=_mean([run.optimizer_share for run in counted]),
+    )
+
+
+def _of_track3(group: Group) -> bool:
+    """Return whether the rules of Track 3 may hold: logs of modded-nanogpt of one length."""
+    return all(run.source == "modded-nanogpt" for run in group.runs) and (
+        len({run.steps_done for run in group.counted}) == 1
     )
 
 
@@ -276,7 +313,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _notes(results: Sequence[GroupResult], comparable: bool) -> Iterator[str]:
+def _notes(results: Sequence[GroupResult], target: float | None, comparable: bool) -> Iterator[str]:
     """Yield what a reader must know before believing the numbers."""
     runs = [run for result in results for run in result.group.runs]
     if not comparable:
@@ -286,6 +323,11 @@ def _notes(results: Sequence[GroupResult], comparable: bool) -> Iterator[str]:
         )
     for result in results:
         group = result.group
+        if (stopped := group.runs[0].stopped_at) is not None:
+            yield (
+                f"the {len(group.runs)} runs of {group.label} all stop at step {stopped:,} of "
+                f"{group.runs[0].steps_planned:,}: that is taken as their end"
+            )
         for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
         for run in group.counted:
@@ -295,14 +337,27 @@ def _notes(results: Sequence[GroupResult], comparable: bool) -> Iterator[str]:
                     "it has no final loss"
                 )
         for run in group.repeated:
-            yield f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
+            yield (
+                f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
+                if run.seed in {counted.seed for counted in group.counted} - {None}
+                else f"{run.path} has every loss of another run of its group: a copy does not count"
+            )
         commits = {run.commit for run in group.runs if run.commit is not None}
         if len(commits) > 1:
             yield (
                 f"the runs of {group.label} were trained by different commits: "
                 f"{', '.join(sorted(map(_short, commits)))}"
             )
-    unknown = [str(run.path) for run in runs if run.data.described is None]
+    if target is not None:
+        found = {run.interval_at(target) for result in results for run in result.group.counted}
+        intervals = sorted(interval for interval in found if interval is not None)
+        if len(intervals) > 1:
+            yield (
+                f"the runs validate every {intervals[0]:,} to {intervals[-1]:,} steps where they "
+                f"come to {target:g}: the place between two validations is known the less, and is "
+                "the more too late, the wider they are apart"
+            )
+    unknown = [r.group.label for r in results if r.group.runs[0].data.described is None]
     if unknown and len(results) > 1:
         yield (
             f"on which data {', '.join(unknown)} {'was' if len(unknown) == 1 else 'were'} trained "

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 from quintic.compare.comparison import Comparison, GroupResult
 from quintic.compare.matched_loss import MatchedLoss
-from quintic.compare.statistics import ALPHA, CONFIDENCE, MOST_RUNS, POWER, Ratio
+from quintic.compare.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    MOST_RUNS,
+    POWER,
+    TRACK3_MARGIN,
+    TRACK3_SIGMA,
+    TRACK3_TARGET,
+    Ratio,
+)
 
 
 def conclusions(comparison: Comparison) -> Iterator[str]:
@@ -14,6 +23,8 @@ def conclusions(comparison: Comparison) -> Iterator[str]:
     if comparison.target is not None:
         for result in comparison.results:
             yield _below_target(result, comparison.target)
+            if result.track3_margin is not None:
+                yield _track3(result)
     if not comparison.comparable:
         yield "Between the groups nothing is tested: their data differ."
     else:
@@ -39,6 +50,8 @@ def _against_first(comparison: Comparison) -> Iterator[str]:
         yield _difference(result, first, level)
         if comparison.target is not None:
             yield _ratio(result, first, comparison, level)
+        if result.track3_margin_to_first is not None:
+            yield _track3_pairwise(result, first)
     if len(others) > 1 and any(
         r.difference_to_first and r.difference_to_first.p is not None for r in others
     ):
@@ -113,6 +126,25 @@ def _below_target(result: GroupResult, target: float) -> str:
         f"{opening}: not significant at {ALPHA:g}. If mean and spread stay as they are, "
         f"{test.runs_needed - seen.count} more runs, {test.runs_needed} in all, have a chance of "
         f"{POWER:.0%} to be."
+    )
+
+
+def _track3(result: GroupResult) -> str:
+    margin, runs = result.track3_margin or 0.0, len(result.final_losses)
+    passes = "passes" if margin >= TRACK3_MARGIN else "does not pass"
+    rule = f"({TRACK3_TARGET:g} - mean) sqrt({runs}) >= {TRACK3_MARGIN:g}"
+    return (
+        f"{result.group.label} {passes} the rule of Track 3, {rule}, with {margin:.5f}; it takes "
+        f"the deviation over runs for known, {TRACK3_SIGMA:g}."
+    )
+
+
+def _track3_pairwise(result: GroupResult, first: GroupResult) -> str:
+    margin = result.track3_margin_to_first or 0.0
+    shows = "shows" if margin >= TRACK3_MARGIN else "does not show"
+    return (
+        f"Track 3's pairwise rule {shows} {result.group.label} to be better than "
+        f"{first.group.label}, with {margin:.5f} of the {TRACK3_MARGIN:g} that it asks."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quintic.compare.record import SEED, DatasetIdentity, RunRecord
@@ -29,10 +29,14 @@ class Group:
 
     @property
     def counted(self) -> tuple[RunRecord, ...]:
-        """Return the first run of each seed: a repetition is no further sample of the noise."""
+        """Return the first run of each seed: a repetition is no further sample of the noise, and no
+        more is a copy, which has the losses of another run under whatever seed."""
         first: dict[Any, RunRecord] = {}
+        curves: set[Any] = set()
         for run in self.runs:
-            first.setdefault(run.path if run.seed is None else run.seed, run)
+            if not run.validations or run.validations not in curves:
+                first.setdefault(run.path if run.seed is None else run.seed, run)
+                curves.add(run.validations)
         return tuple(first.values())
 
     @property
@@ -60,7 +64,8 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 
     Runs of quintic belong together where their configs are equal but for the seed and for
     bookkeeping, and so is their data; logs of modded-nanogpt where the source code in them is
-    equal. Any other log stands alone.
+    equal. Any other log stands alone. Where all logs of a group stop at one step before the planned
+    end, as some programs do by design, that is their end.
     """
     found: dict[Any, list[RunRecord]] = {}
     datasets: list[DatasetIdentity] = []
@@ -72,9 +77,16 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         key = (dataset, settings) if settings else run.program_sha256 or run.path
         found.setdefault(key, []).append(run)
     return [
-        Group(label, tuple(members))
+        Group(label, tuple(_stopped_together(members)))
         for label, members in zip(_labels(list(found.values())), found.values(), strict=True)
     ]
+
+
+def _stopped_together(runs: list[RunRecord]) -> list[RunRecord]:
+    ends = {run.steps_done for run in runs}
+    if len(runs) < 2 or len(ends) > 1 or any(run.finished or run.settings for run in runs):
+        return runs
+    return [replace(run, stopped_at=run.steps_done) for run in runs]
 
 
 def settings_without(run: RunRecord, *fields: str) -> tuple[tuple[str, Any], ...]:
@@ -158,4 +170,4 @@ def _stem(group: list[RunRecord]) -> str:
     stem = "".join(letters[0] for letters in alike)
     if any(name[len(stem) : len(stem) + 1].isdigit() for name in names):
         stem = stem.rstrip("0123456789")  # of run10 and run11, the 1 is part of no name
-    return re.sub(r"(?<![^-_.])(seed|s)$", "", stem.rstrip("-_.")).rstrip("-_.")
+    return re.sub(r"(?<![^-_.])(seed|s)$", "", stem.rstrip("-_.#")).rstrip("-_.#")

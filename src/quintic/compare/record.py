@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +69,8 @@ class RunRecord:
     program_sha256: str | None = None
     """SHA-256 of the source code with which a log opens; it is the config of such a run."""
     steps_planned: int | None = None
+    stopped_at: int | None = None
+    """Step before the planned end that is the end, since all runs of the group stop at it."""
     diverged_at: int | None = None
     """Step of the first loss that is not finite, where no finite one follows."""
     tokens_per_s: float | None = None
@@ -90,7 +94,8 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Return whether the last validation stands at the end of what was planned."""
-        return self.steps_planned is None or self.steps_done >= self.steps_planned
+        end = self.steps_planned if self.stopped_at is None else self.stopped_at
+        return end is None or self.steps_done >= end
 
     @property
     def final_loss(self) -> float | None:
@@ -105,22 +110,45 @@ class RunRecord:
         return all(v.at(axis) is not None for v in self.validations)
 
     def reached(self, target: float, axis: Axis) -> float | None:
-        """Return where the loss first is the target or less, on a straight line between
-        validations; None where it never is, or where the run does not know the axis."""
-        before: tuple[float, float] | None = None
-        for validation in self.validations:
-            x, loss = validation.at(axis), validation.loss
-            if x is None:
-                return None
-            if loss <= target:
-                if before is None:
-                    return x
-                x0, loss0 = before
-                return x0 + (x - x0) * (loss0 - target) / (loss0 - loss)
-            before = x, loss
+        """Return where the loss comes down to the target, on straight lines between validations;
+        None where no validation is that low, or where the run does not know the axis.
+
+        Losses are noisy, and a run that validates more often has more chances of an early low one.
+        So the lines are drawn through the falling curve that is nearest to the validations up to
+        the lowest: a loss that rises is averaged with those before it, as is its place, until the
+        curve falls (isotonic regression, by pooling adjacent violators: Barlow et al., Statistical
+        Inference under Order Restrictions, 1972). A curve that falls throughout is left as it is.
+        """
+        if not self.has(axis) or all(v.loss > target for v in self.validations):
+            return None
+        lowest = min(self.validations, key=lambda validation: validation.loss)
+        pools: list[list[tuple[float, float]]] = []
+        for validation in self.validations[: self.validations.index(lowest) + 1]:
+            pool = [(float(validation.at(axis) or 0), validation.loss)]
+            while pools and _mean(pools[-1])[1] <= _mean(pool)[1]:
+                pool = pools.pop() + pool
+            pools.append(pool)
+        curve = [_mean(pool) for pool in pools]
+        if curve[0][1] <= target:
+            return curve[0][0]
+        (x0, loss0), (x, loss) = next(p for p in itertools.pairwise(curve) if p[1][1] <= target)
+        return x0 + (x - x0) * (loss0 - target) / (loss0 - loss)
+
+    def interval_at(self, target: float) -> int | None:
+        """Return the steps between the first validation at or below the target and the one before;
+        None where there are no two such."""
+        for before, after in itertools.pairwise(self.validations):
+            if after.loss <= target:
+                return after.steps - before.steps if before.loss > target else None
         return None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
         own = {"path": str(self.path), "seed": self.seed, "final_loss": self.final_loss}
         return asdict(self) | own
+
+
+def _mean(pool: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the mean place and the mean loss of some validations."""
+    places, losses = zip(*pool, strict=True)
+    return statistics.fmean(places), statistics.fmean(losses)

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from quintic import run_dir
-from quintic.compare.logs import read_log
+from quintic.compare.logs import read_logs
 from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, MetricsRecord, read_metrics
 
 
-def read_run(path: Path, *, batch_tokens: int | None = None) -> RunRecord:
-    """Return the record of a run folder, or of a text log of modded-nanogpt or llm.c.
+def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
+    """Return the record of a run folder, or those of a text log of modded-nanogpt or llm.c.
 
     `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
     where a line is damaged and where there is no validation yet.
     """
-    if path.is_file():
-        return read_log(path, batch_tokens)
+    return read_logs(path, batch_tokens) if path.is_file() else [read_run(path)]
+
+
+def read_run(path: Path) -> RunRecord:
+    """Return the record of a run folder; raises `QuinticError` as `read_runs` does."""
     config = run_dir.read_config(path)
     records = _read_numbers(path / METRICS)
     validations: list[Validation] = []

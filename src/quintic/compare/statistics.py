@@ -26,6 +26,11 @@ POWER = 0.8
 
 MOST_RUNS = 10_000
 
+TRACK3_TARGET, TRACK3_MARGIN, TRACK3_SIGMA = 3.28, 0.004, 0.0013
+"""Target, margin and standard deviation over seeds, in nats, that the rules of Track 3 name."""
+TRACK3_LOSS_PER_STEP = 0.0045 / 100
+"""Loss in nats that a step near the end is worth there, of the same rules."""
+
 Interval = tuple[float | None, float | None, float | None]
 """Low and high end of a confidence interval, and p; all None where there is no spread."""
 
@@ -115,6 +120,29 @@ def power_below_target(effect: float, runs: int) -> float:
 
     critical = stats.t.isf(ALPHA, runs - 1)
     return float(stats.nct.sf(critical, runs - 1, effect * math.sqrt(runs)))
+
+
+def track3_margin(mean: float, runs: int) -> float:
+    """Return (3.28 - mean) sqrt(runs) in nats, of which the speedrun's Track 3 asks TRACK3_MARGIN.
+
+    That is a one-sided z-test with p < 0.001 and TRACK3_SIGMA for known, so that one run will do
+    (https://github.com/KellerJordan/modded-nanogpt, records/track_3_optimization/README.md, rule 3,
+    as of August 2026).
+    """
+    return (TRACK3_TARGET - mean) * math.sqrt(runs)
+
+
+def track3_pairwise_margin(
+    mean: float, reference: float, *, runs: tuple[int, int], steps_saved: int
+) -> float:
+    """Return Track 3's margin, in nats, by which runs are better than a reference, of which its
+    section on pairwise significance asks TRACK3_MARGIN.
+
+    `steps_saved` are the steps of the reference less those of the runs; each is taken to be worth
+    TRACK3_LOSS_PER_STEP.
+    """
+    gain = reference - mean + steps_saved * TRACK3_LOSS_PER_STEP
+    return gain / math.sqrt(1 / runs[0] + 1 / runs[1])
 
 
 def difference(
