@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import time
@@ -15,6 +16,7 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from quintic.config import Config, ModelConfig
+from quintic.cores import available_cores
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError
 
@@ -41,7 +43,8 @@ PEAK_BFLOAT16_FLOPS = {
 def choose_device(asked: str, world: World = ALONE) -> torch.device:
     """Return the device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
 
-    Each of several processes on a machine gets a GPU of its own, by its local rank.
+    Each of several processes on a machine gets a GPU of its own, by its local rank. PyTorch, which
+    starts a thread for every core of the machine, is kept to those that this process may use.
 
     Raises `QuinticError` where a device is asked for by name and absent.
     """
@@ -59,6 +62,8 @@ def choose_device(asked: str, world: World = ALONE) -> torch.device:
             f"there is no {asked} device here that PyTorch {torch.__version__}{build} finds: it "
             f"has {available}; ask for one of these, or for auto"
         )
+    if "OMP_NUM_THREADS" not in os.environ and available_cores() < torch.get_num_threads():
+        torch.set_num_threads(available_cores())
     if world.size == 1 or asked == "cpu":
         return torch.device(asked)
     found = torch.cuda.device_count() if asked == "cuda" else 1
