@@ -1,6 +1,10 @@
 """One rule for devices: the choice, the precision, the micro-batch, the peak."""
 
+import getpass
+import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.exc import CppCompileError
 
 from quintic.config import Config, ModelConfig
 from quintic.device import (
@@ -18,6 +23,7 @@ from quintic.device import (
     auto_micro_batch,
     check_compiler,
     choose_device,
+    compiling,
     compute_dtype,
     device_name,
     peak_flops,
@@ -227,3 +233,69 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     check_compiler(CUDA)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     check_compiler(CPU)
+
+
+def test_the_compiler_looked_for_is_the_one_that_pytorch_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang++" else None)
+    with pytest.raises(QuinticError, match=r"g\+\+ is not there: install it, name another in CXX"):
+        check_compiler(CPU)
+    monkeypatch.setenv("CXX", "clang++")
+    check_compiler(CPU)
+    monkeypatch.setenv("CXX", "/opt/gone/g++")
+    with pytest.raises(QuinticError, match=r"/opt/gone/g\+\+ is not there"):
+        check_compiler(CPU)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_compiling_where_nothing_can_be_written_is_refused(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(QuinticError, match=r"FileExistsError.*TORCHINDUCTOR_CACHE_DIR.*no-compile"):
+        check_compiler(device)
+
+
+def test_a_user_without_a_name_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    check_compiler(CPU)
+    assert [path.name for path in tmp_path.iterdir()] == [f"torchinductor_uid_{os.getuid()}"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (
+            OSError("/tmp/c/x.so: failed to map segment from shared object.  Do this.\nOr that."),
+            "train.compile failed (OSError: /tmp/c/x.so: failed to map segment from shared "
+            "object.  Do this): mend that, or use --train.no-compile",
+        ),
+        (
+            CppCompileError(
+                ["g++", "a.cpp"], "a.cpp:1:10: fatal error: Python.h: No such file\n 1"
+            ),
+            "train.compile failed (a.cpp:1:10: fatal error: Python.h: No such file): mend that, "
+            "or use --train.no-compile",
+        ),
+    ],
+)
+def test_a_compiler_that_fails_is_one_line(failure: Exception, message: str) -> None:
+    def fail(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        raise failure
+
+    function = torch.compile(lambda x: x + 1, backend=fail)
+    with pytest.raises(QuinticError) as caught, compiling():
+        function(torch.ones(2))
+    assert str(caught.value) == message

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from torch import Tensor
 from quintic.config import Config, ModelConfig
 from quintic.cores import available_cores
 from quintic.distributed.world import ALONE, World
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 
 PEAK_BFLOAT16_FLOPS = {
     "B200": 2250e12,
@@ -220,12 +222,45 @@ def activation_bytes_per_token(model: ModelConfig, checkpointed: bool = False) -
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise `QuinticError` where torch.compile would fail for want of a C++ compiler."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+    """Raise `QuinticError` where torch.compile would fail for want of a C++ compiler, or of a
+    folder for what it makes."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if device.type == "cpu" and not shutil.which(compiler):
         raise QuinticError(
-            "train.compile needs a C++ compiler (g++ or clang++) on the CPU and there is none: "
-            "install one, or use --train.no-compile"
+            f"train.compile needs a C++ compiler on the CPU and {compiler} is not there: install "
+            "it, name another in CXX (as CXX=clang++), or use --train.no-compile"
         )
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a second
+
+    try:
+        with tempfile.TemporaryFile(dir=cache_dir()):
+            pass
+    except (OSError, KeyError) as error:  # KeyError: a user without a name, in older PyTorch
+        raise QuinticError(
+            f"train.compile has no folder for what it compiles ({one_line(error)}): name one that "
+            "can be written in TORCHINDUCTOR_CACHE_DIR, or use --train.no-compile"
+        ) from error
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Say in one line why torch.compile failed: Python's headers are missing, nothing in the
+    temporary folder may be executed, an operation is not known to it.
+
+    Raises `QuinticError` for that.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        inner = error.inner_exception
+        output = str(inner).splitlines()
+        reason = next((line.strip() for line in output if " error: " in line), one_line(inner))
+        raise QuinticError(
+            f"train.compile failed ({reason.rstrip('.')}): mend that, or use --train.no-compile"
+        ) from error
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from quintic.device import (
     auto_micro_batch,
     check_compiler,
     choose_device,
+    compiling,
     compute_dtype,
     reproducible,
 )
@@ -88,6 +89,7 @@ class Run:
         """Set what was chosen for the whole process, around everything that computes."""
         with ExitStack() as stack:
             if self.config.train.compile:
+                stack.enter_context(compiling())
                 stack.enter_context(reproducible(self.device))
             stack.enter_context(attention_backend(self.config.train.attention))
             yield
