@@ -26,7 +26,14 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     """
     if command.resume is not None and command.out is not None:
         raise QuinticError("--resume continues in its own folder: leave --out away")
-    if command.procs is not None and "RANK" not in os.environ:
+    launched = "TORCHELASTIC_RUN_ID" in os.environ  # by the line below, or by torchrun
+    if command.procs is not None and not launched and launched_size() > 1:
+        raise QuinticError(
+            f"--procs {command.procs} starts processes of its own, and WORLD_SIZE is "
+            f"{launched_size()} in the environment, as if this were one of several already: unset "
+            "WORLD_SIZE and RANK, or leave --procs out"
+        )
+    if command.procs is not None and not launched:
         from quintic.distributed.launch import launch, process_count
 
         if command.resume is None and command.out is None:
