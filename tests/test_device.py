@@ -3,6 +3,7 @@
 import getpass
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from quintic.device import (
     PEAK_BFLOAT16_FLOPS,
     activation_bytes_per_token,
     auto_micro_batch,
+    check_cache_folder,
     check_compiler,
     choose_device,
     compiling,
@@ -250,27 +252,52 @@ def test_the_compiler_looked_for_is_the_one_that_pytorch_calls(
         check_compiler(CPU)
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_compiling_where_nothing_can_be_written_is_refused(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("options", [[], ["--train.compile"]])
+def test_a_run_without_a_folder_for_pytorchs_cache_names_the_variable_for_it(
+    options: list[str], tiny: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     (tmp_path / "file").touch()
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(QuinticError, match=r"FileExistsError.*TORCHINDUCTOR_CACHE_DIR.*no-compile"):
-        check_compiler(device)
+    cache = tmp_path / "file" / "cache"
+    # In a process of its own: PyTorch makes the folder when its compiler is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "quintic", *tiny, *options, "--out", str(tmp_path / "run")],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"quintic: PyTorch has no folder for what it compiles (NotADirectoryError: [Errno 20] Not "
+        f"a directory: '{cache}'): name one that can be written in TORCHINDUCTOR_CACHE_DIR\n",
+    )
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_user_without_a_name_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_what_compiles_needs_to_write_in_that_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    check_cache_folder(compiles=False)
+    with pytest.raises(QuinticError, match=r"PermissionError.*in TORCHINDUCTOR_CACHE_DIR"):
+        check_cache_folder(compiles=True)
+
+
+def test_a_user_without_a_name_has_such_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def nameless() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
 
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back afterwards
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(getpass, "getuser", nameless)
-    check_compiler(CPU)
+    check_cache_folder(compiles=True)
     assert [path.name for path in tmp_path.iterdir()] == [f"torchinductor_uid_{os.getuid()}"]
 
 

@@ -222,8 +222,7 @@ def activation_bytes_per_token(model: ModelConfig, checkpointed: bool = False) -
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise `QuinticError` where torch.compile would fail for want of a C++ compiler, or of a
-    folder for what it makes."""
+    """Raise `QuinticError` where torch.compile would fail for want of a C++ compiler."""
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     compiler = os.environ.get("CXX", usual)
     if device.type == "cpu" and not shutil.which(compiler):
@@ -231,15 +230,23 @@ def check_compiler(device: torch.device) -> None:
             f"train.compile needs a C++ compiler on the CPU and {compiler} is not there: install "
             "it, name another in CXX (as CXX=clang++), or use --train.no-compile"
         )
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes a second
 
+
+def check_cache_folder(*, compiles: bool) -> None:
+    """Raise `QuinticError` where the folder for what PyTorch compiles cannot be made, without which
+    no optimizer of its can be either (2.13), or, to compile, cannot be written."""
     try:
-        with tempfile.TemporaryFile(dir=cache_dir()):
-            pass
+        # Takes seconds, once, and makes the folder itself where it is the first.
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        folder = cache_dir()
+        if compiles:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except (OSError, KeyError) as error:  # KeyError: a user without a name, in older PyTorch
         raise QuinticError(
-            f"train.compile has no folder for what it compiles ({one_line(error)}): name one that "
-            "can be written in TORCHINDUCTOR_CACHE_DIR, or use --train.no-compile"
+            f"PyTorch has no folder for what it compiles ({one_line(error)}): name one that can be "
+            "written in TORCHINDUCTOR_CACHE_DIR"
         ) from error
 
 
