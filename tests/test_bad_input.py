@@ -494,7 +494,12 @@ def test_a_run_of_which_no_checkpoint_is_whole(refuse: Refuse, run: Path) -> Non
     eight, twelve = checkpoints(run / "checkpoints")
     flip_a_byte(eight)
     remove_state(twelve)
-    for command in (["train", "--resume"], ["evaluate"], ["generate"]):
+    for command in (
+        ["train", "--resume"],
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "best"],
+        ["generate"],
+    ):
         message = refuse(*command, run)
         assert message.startswith(f"no checkpoint in {run / 'checkpoints'} is whole: {twelve} is ")
         assert str(eight) in message
@@ -596,7 +601,12 @@ def test_a_damaged_config_is_named(
     content: str, message: str, refuse: Refuse, run_at_8: Path
 ) -> None:
     (run_at_8 / "config.json").write_text(content)
-    for command in (["train", "--resume"], ["evaluate"], ["generate"]):
+    for command in (
+        ["train", "--resume"],
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "best"],
+        ["generate"],
+    ):
         assert refuse(*command, run_at_8).startswith(f"{run_at_8}/{message}")
 
 
@@ -875,3 +885,33 @@ def test_a_diverged_run_can_be_looked_at(
     refuse(*tiny, "--optim.adamw.lr", "1e30", "--out", "run", writes="^run")
     records: list[dict[str, Any]] = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert not np.isfinite([list(r.values())[2] for r in records]).all(), "the loss is on record"
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_computed(
+    tiny: list[str], tiny_run: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    # safetensors would write checkpoints there that it cannot read again.
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    message = (
+        f"{str(folder)!r} is not UTF-8, and no run can be read from a folder of such a name: name "
+        "another folder, or rename this one"
+    )
+    assert refuse(*tiny, "--out", folder) == message
+    assert refuse("sweep", *tiny[1:], "--vary", "optim.muon.lr=1,2", "--out", folder) == message
+    shutil.copytree(tiny_run, folder)
+    for arguments in (
+        ["train", "--resume"],
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "best"],
+        ["generate"],
+    ):
+        assert refuse(*arguments, folder) == message
+
+
+def test_data_in_a_folder_whose_name_is_not_utf8_is_data(
+    tiny: list[str], tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(tiny_data, folder)
+    main([*tiny, "--data.path", str(folder), "--out", str(tmp_path / "run")])
+    main(["train", "--resume", str(tmp_path / "run")])
