@@ -135,6 +135,12 @@ def test_unknown_field_is_answered_with_the_nearest(
         ("--train.steps 0", "train.steps is 0: it must be positive"),
         ("--model.layers -2", "model.layers is -2: it must be positive"),
         ("--optim.muon.lr nan", "optim.muon.lr is nan: it must be finite"),
+        ("--optim.muon.lr 1e300", "optim.muon.lr is 1e+300: it must be at most 1e12"),
+        (
+            "--optim.adamw.weight-decay 1e39",
+            "optim.adamw.weight_decay is 1e+39: it must be at most",
+        ),
+        ("--optim.clip-norm 1e200", "optim.clip_norm is 1e+200: it must be at most 1e12"),
         ("--optim.adamw.weight-decay -1", "optim.adamw.weight_decay is -1.0: it must be zero or"),
         ("--optim.muon.momentum 1", "optim.muon.momentum is 1.0: it must be at least 0 and less"),
         ("--data.embedded-vocab 100", "data.embedded_vocab is 100: it must be from 512 to 65,536"),
@@ -885,6 +891,15 @@ def test_a_diverged_run_can_be_looked_at(
     refuse(*tiny, "--optim.adamw.lr", "1e30", "--out", "run", writes="^run")
     records: list[dict[str, Any]] = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert not np.isfinite([list(r.values())[2] for r in records]).all(), "the loss is on record"
+
+
+def test_the_largest_learning_rates_and_decays_diverge_in_one_line(
+    tiny: list[str], refuse: Refuse
+) -> None:
+    for names in (["muon"], ["adamw"], ["muon", "adamw"]):
+        options = [f"--optim.{n}.{what}=1e12" for n in names for what in ("lr", "weight-decay")]
+        message = refuse(*tiny, *options, "--out", "-".join(names), writes="muon|adamw")
+        assert "training has diverged" in message
 
 
 def test_a_run_in_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_computed(
