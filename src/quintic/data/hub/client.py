@@ -10,8 +10,9 @@ from threading import Event
 from typing import Any, Self, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import (
+    CacheNotFound,
     DisabledRepoError,
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -99,6 +100,16 @@ class HubRepo:
             log,
             Event(),
         )
+
+    def cached_folder(self) -> Path | None:
+        """Return the folder of the newest commit that huggingface_hub's cache has files of."""
+        try:
+            found = scan_cache_dir(constants.HF_HUB_CACHE).repos
+        except (CacheNotFound, OSError, ValueError):
+            return None
+        own = [r for r in found if (r.repo_id, r.repo_type) == (self.repo_id, "dataset")]
+        commits = [c for r in own for c in r.revisions if c.files]
+        return max(commits, key=lambda c: c.last_modified).snapshot_path if commits else None
 
     def download(
         self,
