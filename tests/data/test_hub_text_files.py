@@ -1,6 +1,7 @@
 """`quintic data build hub:OWNER/NAME`, with the real client against a server on loopback."""
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,20 @@ def test_offline_what_is_cached_is_named_and_can_be_built_from(
     dataset = open_dataset(tmp_path / "out", splits=["train"])
     text = dataset.load_tokenizer().decode(dataset.train.read(0, len(dataset.train)).tolist())
     assert text.split("<|endoftext|>")[1:] == TEXTS[:40]
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_for_it(
+    repo: Repo, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").touch()  # a file where the folder should be
+    file = hub_text_files("hub:org/texts")[0]
+    with pytest.raises(QuinticError) as caught:
+        file.local_path()
+    assert re.fullmatch(
+        rf"hub:org/texts cannot be downloaded into {tmp_path}/cache, huggingface_hub's cache "
+        r"\((NotADirectory|FileExists)Error: .*\): name a folder with room in HF_HOME",
+        str(caught.value),
+    )
 
 
 def test_build_from_the_hub_downloads_each_file_once(
