@@ -135,6 +135,12 @@ def test_unknown_field_is_answered_with_the_nearest(
         ("--train.steps 0", "train.steps is 0: it must be positive"),
         ("--model.layers -2", "model.layers is -2: it must be positive"),
         ("--optim.muon.lr nan", "optim.muon.lr is nan: it must be finite"),
+        ("--optim.muon.lr 1e300", "optim.muon.lr is 1e+300: it must be at most 1e12"),
+        (
+            "--optim.adamw.weight-decay 1e39",
+            "optim.adamw.weight_decay is 1e+39: it must be at most",
+        ),
+        ("--optim.clip-norm 1e200", "optim.clip_norm is 1e+200: it must be at most 1e12"),
         ("--optim.adamw.weight-decay -1", "optim.adamw.weight_decay is -1.0: it must be zero or"),
         ("--optim.muon.momentum 1", "optim.muon.momentum is 1.0: it must be at least 0 and less"),
         ("--data.embedded-vocab 100", "data.embedded_vocab is 100: it must be from 512 to 65,536"),
@@ -494,7 +500,12 @@ def test_a_run_of_which_no_checkpoint_is_whole(refuse: Refuse, run: Path) -> Non
     eight, twelve = checkpoints(run / "checkpoints")
     flip_a_byte(eight)
     remove_state(twelve)
-    for command in (["train", "--resume"], ["evaluate"], ["generate"]):
+    for command in (
+        ["train", "--resume"],
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "best"],
+        ["generate"],
+    ):
         message = refuse(*command, run)
         assert message.startswith(f"no checkpoint in {run / 'checkpoints'} is whole: {twelve} is ")
         assert str(eight) in message
@@ -596,7 +607,12 @@ def test_a_damaged_config_is_named(
     content: str, message: str, refuse: Refuse, run_at_8: Path
 ) -> None:
     (run_at_8 / "config.json").write_text(content)
-    for command in (["train", "--resume"], ["evaluate"], ["generate"]):
+    for command in (
+        ["train", "--resume"],
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "best"],
+        ["generate"],
+    ):
         assert refuse(*command, run_at_8).startswith(f"{run_at_8}/{message}")
 
 
@@ -902,3 +918,42 @@ def test_a_seed_of_a_shuffle_beyond_its_range(refuse: Refuse, tmp_path: Path, se
     (tmp_path / "text.txt").write_text("text")
     line = refuse("data", "build", "text.txt", "--out", "out", "--shuffle", seed)
     assert f"--shuffle is {seed}: it must be from 0 to 2**64 - 1" in line
+
+
+def test_the_largest_learning_rates_and_decays_diverge_in_one_line(
+    tiny: list[str], refuse: Refuse
+) -> None:
+    for names in (["muon"], ["adamw"], ["muon", "adamw"]):
+        options = [f"--optim.{n}.{what}=1e12" for n in names for what in ("lr", "weight-decay")]
+        message = refuse(*tiny, *options, "--out", "-".join(names), writes="muon|adamw")
+        assert "training has diverged" in message
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_computed(
+    tiny: list[str], tiny_run: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    # safetensors would write checkpoints there that it cannot read again.
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    message = (
+        f"{str(folder)!r} is not UTF-8, and no run can be read from a folder of such a name: name "
+        "another folder, or rename this one"
+    )
+    assert refuse(*tiny, "--out", folder) == message
+    assert refuse("sweep", *tiny[1:], "--vary", "optim.muon.lr=1,2", "--out", folder) == message
+    shutil.copytree(tiny_run, folder)
+    for arguments in (
+        ["train", "--resume"],
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "best"],
+        ["generate"],
+    ):
+        assert refuse(*arguments, folder) == message
+
+
+def test_data_in_a_folder_whose_name_is_not_utf8_is_data(
+    tiny: list[str], tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(tiny_data, folder)
+    main([*tiny, "--data.path", str(folder), "--out", str(tmp_path / "run")])
+    main(["train", "--resume", str(tmp_path / "run")])

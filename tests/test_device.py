@@ -1,6 +1,11 @@
 """One rule for devices: the choice, the precision, the micro-batch, the peak."""
 
+import getpass
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.exc import CppCompileError
 
 from quintic.config import Config, ModelConfig
 from quintic.device import (
@@ -16,8 +22,10 @@ from quintic.device import (
     PEAK_BFLOAT16_FLOPS,
     activation_bytes_per_token,
     auto_micro_batch,
+    check_cache_folder,
     check_compiler,
     choose_device,
+    compiling,
     compute_dtype,
     device_name,
     peak_flops,
@@ -227,3 +235,94 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     check_compiler(CUDA)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     check_compiler(CPU)
+
+
+def test_the_compiler_looked_for_is_the_one_that_pytorch_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang++" else None)
+    with pytest.raises(QuinticError, match=r"g\+\+ is not there: install it, name another in CXX"):
+        check_compiler(CPU)
+    monkeypatch.setenv("CXX", "clang++")
+    check_compiler(CPU)
+    monkeypatch.setenv("CXX", "/opt/gone/g++")
+    with pytest.raises(QuinticError, match=r"/opt/gone/g\+\+ is not there"):
+        check_compiler(CPU)
+
+
+@pytest.mark.parametrize("options", [[], ["--train.compile"]])
+def test_a_run_without_a_folder_for_pytorchs_cache_names_the_variable_for_it(
+    options: list[str], tiny: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    # In a process of its own: PyTorch makes the folder when its compiler is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "quintic", *tiny, *options, "--out", str(tmp_path / "run")],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"quintic: PyTorch has no folder for what it compiles (NotADirectoryError: [Errno 20] Not "
+        f"a directory: '{cache}'): name one that can be written in TORCHINDUCTOR_CACHE_DIR\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_what_compiles_needs_to_write_in_that_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    check_cache_folder(compiles=False)
+    with pytest.raises(QuinticError, match=r"PermissionError.*in TORCHINDUCTOR_CACHE_DIR"):
+        check_cache_folder(compiles=True)
+
+
+def test_a_user_without_a_name_has_such_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    check_cache_folder(compiles=True)
+    assert [path.name for path in tmp_path.iterdir()] == [f"torchinductor_uid_{os.getuid()}"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (
+            OSError("/tmp/c/x.so: failed to map segment from shared object.  Do this.\nOr that."),
+            "train.compile failed (OSError: /tmp/c/x.so: failed to map segment from shared "
+            "object.  Do this): mend that, or use --train.no-compile",
+        ),
+        (
+            CppCompileError(
+                ["g++", "a.cpp"], "a.cpp:1:10: fatal error: Python.h: No such file\n 1"
+            ),
+            "train.compile failed (a.cpp:1:10: fatal error: Python.h: No such file): mend that, "
+            "or use --train.no-compile",
+        ),
+    ],
+)
+def test_a_compiler_that_fails_is_one_line(failure: Exception, message: str) -> None:
+    def fail(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        raise failure
+
+    function = torch.compile(lambda x: x + 1, backend=fail)
+    with pytest.raises(QuinticError) as caught, compiling():
+        function(torch.ones(2))
+    assert str(caught.value) == message

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError
-from quintic.files import file_sha256, fsync_folder
+from quintic.files import check_name, file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
 
 FORMAT = 1
@@ -288,7 +288,11 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World = AL
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first, whole or not."""
+    """Return the checkpoints of a run, oldest first, whole or not.
+
+    Raises `QuinticError` where the run's folder has a name under which none can be read.
+    """
+    check_name(root.parent)
     return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 

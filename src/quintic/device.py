@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +18,9 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from quintic.config import Config, ModelConfig
+from quintic.cores import available_cores
 from quintic.distributed.world import ALONE, World
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 
 PEAK_BFLOAT16_FLOPS = {
     "B200": 2250e12,
@@ -41,7 +45,8 @@ PEAK_BFLOAT16_FLOPS = {
 def choose_device(asked: str, world: World = ALONE) -> torch.device:
     """Return the device that is asked for; `auto` is the first of cuda, mps, cpu that is there.
 
-    Each of several processes on a machine gets a GPU of its own, by its local rank.
+    Each of several processes on a machine gets a GPU of its own, by its local rank. PyTorch, which
+    starts a thread for every core of the machine, is kept to those that this process may use.
 
     Raises `QuinticError` where a device is asked for by name and absent.
     """
@@ -59,6 +64,8 @@ def choose_device(asked: str, world: World = ALONE) -> torch.device:
             f"there is no {asked} device here that PyTorch {torch.__version__}{build} finds: it "
             f"has {available}; ask for one of these, or for auto"
         )
+    if "OMP_NUM_THREADS" not in os.environ and available_cores() < torch.get_num_threads():
+        torch.set_num_threads(available_cores())
     if world.size == 1 or asked == "cpu":
         return torch.device(asked)
     found = torch.cuda.device_count() if asked == "cuda" else 1
@@ -216,11 +223,51 @@ def activation_bytes_per_token(model: ModelConfig, checkpointed: bool = False) -
 
 def check_compiler(device: torch.device) -> None:
     """Raise `QuinticError` where torch.compile would fail for want of a C++ compiler."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if device.type == "cpu" and not shutil.which(compiler):
         raise QuinticError(
-            "train.compile needs a C++ compiler (g++ or clang++) on the CPU and there is none: "
-            "install one, or use --train.no-compile"
+            f"train.compile needs a C++ compiler on the CPU and {compiler} is not there: install "
+            "it, name another in CXX (as CXX=clang++), or use --train.no-compile"
         )
+
+
+def check_cache_folder(*, compiles: bool) -> None:
+    """Raise `QuinticError` where the folder for what PyTorch compiles cannot be made, without which
+    no optimizer of its can be either (2.13), or, to compile, cannot be written."""
+    try:
+        # Takes seconds, once, and makes the folder itself where it is the first.
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        folder = cache_dir()
+        if compiles:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (OSError, KeyError) as error:  # KeyError: a user without a name, in older PyTorch
+        raise QuinticError(
+            f"PyTorch has no folder for what it compiles ({one_line(error)}): name one that can be "
+            "written in TORCHINDUCTOR_CACHE_DIR"
+        ) from error
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Say in one line why torch.compile failed: Python's headers are missing, nothing in the
+    temporary folder may be executed, an operation is not known to it.
+
+    Raises `QuinticError` for that.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        inner = error.inner_exception
+        output = str(inner).splitlines()
+        reason = next((line.strip() for line in output if " error: " in line), one_line(inner))
+        raise QuinticError(
+            f"train.compile failed ({reason.rstrip('.')}): mend that, or use --train.no-compile"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from quintic.errors import QuinticError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -42,6 +44,18 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_name(folder: Path) -> None:
+    """Raise `QuinticError` where a folder's name is not UTF-8, which safetensors cannot read from,
+    and TensorBoard not write to."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise QuinticError(
+            f"{str(folder)!r} is not UTF-8, and no run can be read from a folder of such a name: "
+            "name another folder, or rename this one"
+        ) from None
 
 
 def file_sha256(path: Path) -> str:

@@ -29,7 +29,7 @@ import quintic
 from quintic.config import Config
 from quintic.device import device_name
 from quintic.errors import QuinticError
-from quintic.files import write_json
+from quintic.files import check_name, write_json
 from quintic.recipes import read_recipe
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
@@ -50,7 +50,8 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Raise `QuinticError` where a new run would write over something."""
+    """Raise `QuinticError` where a new run would write over something, or could not be read."""
+    check_name(folder)
     if not folder.exists():
         return
     if holds_run(folder):

@@ -40,8 +40,10 @@ from quintic.data.hub.catalog import fetch_command
 from quintic.data.loader import Loader, validation_batches
 from quintic.device import (
     auto_micro_batch,
+    check_cache_folder,
     check_compiler,
     choose_device,
+    compiling,
     compute_dtype,
     reproducible,
 )
@@ -88,6 +90,7 @@ class Run:
         """Set what was chosen for the whole process, around everything that computes."""
         with ExitStack() as stack:
             if self.config.train.compile:
+                stack.enter_context(compiling())
                 stack.enter_context(reproducible(self.device))
             stack.enter_context(attention_backend(self.config.train.attention))
             yield
@@ -180,6 +183,7 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     dtype = compute_dtype(train.precision, device)
     if train.compile:
         check_compiler(device)
+    check_cache_folder(compiles=train.compile)
     choose_loss(train.loss, device)  # raises where it cannot run
     if train.float8_head:
         require_float8(device, dtype)

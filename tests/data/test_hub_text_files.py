@@ -1,6 +1,7 @@
 """`quintic data build hub:OWNER/NAME`, with the real client against a server on loopback."""
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,45 @@ def test_without_a_card_folders_are_configurations(repo: Repo) -> None:
 def test_what_the_hub_does_not_have(repo: Repo, argument: str, message: str) -> None:
     with pytest.raises(QuinticError, match=message):
         hub_text_files(argument)
+
+
+def test_offline_what_is_cached_is_named_and_can_be_built_from(
+    repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as offline:
+        offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(QuinticError) as nothing_cached:
+            hub_text_files("hub:org/texts")
+    assert "what was downloaded" not in str(nothing_cached.value)
+    for file in hub_text_files("hub:org/texts"):
+        file.local_path()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(QuinticError) as caught:
+        hub_text_files("hub:org/texts")
+    message = str(caught.value)
+    assert "http://127.0.0.1:9 cannot be reached" in message
+    (folder,) = (tmp_path / "cache" / "datasets--org--texts" / "snapshots").iterdir()
+    assert f"what was downloaded of it before is in {folder}: name that folder" in message
+    tokenizer = train_bpe(TEXTS, 280).save(tmp_path)
+    command: list[Any] = ["data", "build", folder, "--out", tmp_path / "out", "--val-share", 0]
+    main([str(argument) for argument in [*command, "--tokenizer", tokenizer]])
+    dataset = open_dataset(tmp_path / "out", splits=["train"])
+    text = dataset.load_tokenizer().decode(dataset.train.read(0, len(dataset.train)).tolist())
+    assert text.split("<|endoftext|>")[1:] == TEXTS[:40]
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_for_it(
+    repo: Repo, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").touch()  # a file where the folder should be
+    file = hub_text_files("hub:org/texts")[0]
+    with pytest.raises(QuinticError) as caught:
+        file.local_path()
+    assert re.fullmatch(
+        rf"hub:org/texts cannot be downloaded into {tmp_path}/cache, huggingface_hub's cache "
+        r"\((NotADirectory|FileExists)Error: .*\): name a folder with room in HF_HOME",
+        str(caught.value),
+    )
 
 
 def test_build_from_the_hub_downloads_each_file_once(

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import threading
 import unicodedata
@@ -322,6 +323,56 @@ class TestGpt2WithoutNetwork:
             Gpt2Tokenizer()  # while it hangs
         released.set()
         assert str(tmp_path) in str(caught.value)
+
+    @pytest.fixture
+    def cached(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        """Where the cache keeps the vocabulary, b"IQ== 0" in these tests."""
+        digest = hashlib.sha256(b"IQ== 0\n").hexdigest()
+        monkeypatch.setattr(tokenizer_module, "_GPT2_SHA256", digest)
+        monkeypatch.setattr(tokenizer_module, "read_file", lambda address: b"IQ== 0\n")
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4"
+
+    @pytest.mark.parametrize("there", [None, b"", b"IQ="])
+    def test_a_cut_file_is_fetched_again(self, cached: Path, there: bytes | None) -> None:
+        if there is not None:
+            cached.parent.mkdir()
+            cached.write_bytes(there)
+        assert tokenizer_module._r50k_file() == b"IQ== 0\n" == cached.read_bytes()
+        assert list(cached.parent.iterdir()) == [cached]
+
+    def test_what_is_cached_is_not_fetched(
+        self, cached: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tokenizer_module._r50k_file()
+        monkeypatch.delattr(tokenizer_module, "read_file")
+        assert tokenizer_module._r50k_file() == b"IQ== 0\n"
+
+    def test_a_cache_that_cannot_be_written_does_without(self, cached: Path) -> None:
+        cached.parent.touch()  # a file where the folder should be
+        assert tokenizer_module._r50k_file() == b"IQ== 0\n"
+
+    @pytest.mark.parametrize("damage", ["no network", "another file"])
+    def test_a_damaged_file_without_network_is_named(
+        self, cached: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read(address: str) -> bytes:
+            if damage == "another file":
+                return b"<html>"
+            raise requests.ConnectionError("no route to host")
+
+        cached.parent.mkdir()
+        cached.write_bytes(b"IQ=")
+        monkeypatch.setattr(tokenizer_module, "read_file", read)
+        tokenizer_module._r50k.cache_clear()
+        reason = "ValueError" if damage == "another file" else "ConnectionError"
+        with pytest.raises(QuinticError) as caught:
+            Gpt2Tokenizer()
+        assert str(caught.value).startswith(
+            f"GPT-2's vocabulary cannot be downloaded ({reason}), and the one in {cached} is "
+            "damaged: on a machine with network fetch tiktoken's file r50k_base.tiktoken"
+        )
+        assert cached.read_bytes() == b"IQ="
 
     def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(tokenizer_module, "_r50k")

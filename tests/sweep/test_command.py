@@ -247,6 +247,14 @@ def test_the_cores_are_divided_among_the_runs_that_go_on_at_once(
     assert run_environment(jobs)["OMP_NUM_THREADS"] == "5", "what the user set stays"
 
 
+def test_the_runs_wait_for_no_processes_of_a_launcher_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert not {"WORLD_SIZE", "RANK"} & run_environment(1).keys()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 from quintic.cli.grid import parse_vary
 from quintic.cli.options import Sweep
 from quintic.errors import QuinticError
+from quintic.files import check_name
 from quintic.sweep.plan import make_plan
 
 
@@ -18,6 +19,7 @@ def run(command: Sweep, _arguments: Sequence[str]) -> None:
     varied = [parse_vary(text) for text in command.vary]
     plan = make_plan(command.config, varied, seeds=command.seeds, draws=command.random)
     folder = command.out or Path("runs") / f"{command.recipe}-sweep"
+    check_name(folder)
     # Here, since it imports PyTorch, which takes seconds: not for a mistyped value.
     from quintic.sweep.run import run_sweep
 

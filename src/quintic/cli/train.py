@@ -38,7 +38,14 @@ def run(command: Train, arguments: Sequence[str]) -> None:
         command.procs is not None or command.max_restarts == 0,
         "--max-restarts is for processes that --procs starts: give --procs, or leave it out",
     )
-    if command.procs is not None and "RANK" not in os.environ:
+    launched = "TORCHELASTIC_RUN_ID" in os.environ  # by the line below, or by torchrun
+    if command.procs is not None and not launched and launched_size() > 1:
+        raise QuinticError(
+            f"--procs {command.procs} starts processes of its own, and WORLD_SIZE is "
+            f"{launched_size()} in the environment, as if this were one of several already: unset "
+            "WORLD_SIZE and RANK, or leave --procs out"
+        )
+    if command.procs is not None and not launched:
         from quintic.distributed.launch import launch, process_count
 
         if command.resume is None and command.out is None:

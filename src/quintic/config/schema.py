@@ -163,6 +163,8 @@ class Rule:
 
 
 FINITE = Rule(math.isfinite, "it must be finite")
+# Three such factors, as of a learning rate, a weight decay and a shape, stay within float32.
+COMPUTABLE = Rule(lambda value: abs(value) <= 1e12, "it must be at most 1e12")
 ABOVE_0 = Rule(lambda value: value > 0, "it must be positive")
 COUNTED = Rule(lambda value: value < 2**63, "it must be less than 2**63")
 NOT_BELOW_0 = Rule(lambda value: value >= 0, "it must be zero or positive")
@@ -172,9 +174,9 @@ BETA_EACH = Rule(
 )
 
 PositiveInt = Annotated[int, ABOVE_0, COUNTED]
-PositiveFloat = Annotated[float, FINITE, ABOVE_0]
+PositiveFloat = Annotated[float, FINITE, COMPUTABLE, ABOVE_0]
 NonNegativeInt = Annotated[int, NOT_BELOW_0]
-NonNegativeFloat = Annotated[float, FINITE, NOT_BELOW_0]
+NonNegativeFloat = Annotated[float, FINITE, COMPUTABLE, NOT_BELOW_0]
 Beta = Annotated[float, BETA]
 Betas = Annotated[tuple[float, float], BETA_EACH]
 

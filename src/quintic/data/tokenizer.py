@@ -5,11 +5,14 @@ A document is preceded by the end-of-text token; the characters `<|endoftext|>` 
 text like any other and never become that token.
 """
 
+import base64
 import hashlib
 import json
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 import tokenizers
-from tiktoken.load import load_tiktoken_bpe
+from tiktoken.load import read_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from quintic.data.background import in_background
@@ -177,22 +180,56 @@ def _load_r50k() -> tiktoken.Encoding:
         reason = type(error).__name__
     folder = os.environ.get("TIKTOKEN_CACHE_DIR")
     now = f"which is now {folder}" if folder else "which is not set"
+    cached = _cached_r50k()
+    damaged = f", and the one in {cached} is damaged" if cached and cached.exists() else ""
     raise QuinticError(
-        f"GPT-2's vocabulary cannot be downloaded ({reason}): on a machine with network fetch "
-        f"tiktoken's file {_GPT2_FILE}, put it under the name {_GPT2_CACHED_AS} into the folder "
-        f"that TIKTOKEN_CACHE_DIR names ({now}), and try again"
+        f"GPT-2's vocabulary cannot be downloaded ({reason}){damaged}: on a machine with network "
+        f"fetch tiktoken's file {_GPT2_FILE}, put it under the name {_GPT2_CACHED_AS} into the "
+        f"folder that TIKTOKEN_CACHE_DIR names ({now}), and try again"
     )
 
 
 @cache
 def _r50k() -> tiktoken.Encoding:
+    lines = _r50k_file().splitlines()
     return tiktoken.Encoding(
         "r50k_base",
         pat_str=_GPT2_SPLIT,
-        mergeable_ranks=load_tiktoken_bpe(_GPT2_ADDRESS, expected_hash=_GPT2_SHA256),
+        mergeable_ranks={
+            base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)
+        },
         special_tokens={END_OF_TEXT: GPT2.eot_id},
         explicit_n_vocab=GPT2.vocab_size,
     )
+
+
+def _r50k_file() -> bytes:
+    """Return tiktoken's file of GPT-2's vocabulary, from its cache or downloaded.
+
+    tiktoken's own reader fails where the cache it is given cannot be written, though it has the
+    file, and where a damaged one cannot be replaced it does not say that there is one.
+    """
+    cached = _cached_r50k()
+    with suppress(OSError):
+        if cached and hashlib.sha256(content := cached.read_bytes()).hexdigest() == _GPT2_SHA256:
+            return content
+    content = read_file(_GPT2_ADDRESS)
+    if hashlib.sha256(content).hexdigest() != _GPT2_SHA256:
+        raise ValueError(f"{_GPT2_ADDRESS} has another checksum")
+    with suppress(OSError):  # the next one downloads it again
+        if cached:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(cached) as file:
+                file.write(content)
+    return content
+
+
+def _cached_r50k() -> Path | None:
+    """Return where tiktoken's cache has GPT-2's vocabulary; None where it is switched off."""
+    default = Path(tempfile.gettempdir(), "data-gym-cache")
+    names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    folder = next((os.environ[name] for name in names if name in os.environ), str(default))
+    return Path(folder, _GPT2_CACHED_AS) if folder else None
 
 
 # Byte-level BPE -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Shapes: N processes, L elements of one of them.
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Shard
 
 from quintic.errors import QuinticError
@@ -155,9 +156,7 @@ class World:
 
     def another_store(self, timeout: timedelta) -> PrefixStore:
         """A connection of its own to `store`, for another thread: calls on one wait in turn."""
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        return PrefixStore(self.start, store)
+        return PrefixStore(self.start, connect_store(timeout))
 
     @contextmanager
     def first_on_each_node(self) -> Iterator[None]:
@@ -172,6 +171,24 @@ class World:
         self.sent_bytes += (
             passes * tensor.numel() * tensor.element_size() * (self.size - 1) // max(1, self.size)
         )
+
+
+def connect_store(timeout: timedelta) -> TCPStore:
+    """Connect to the store of a run of several processes, which torch elastic keeps, or rank 0.
+
+    PyTorch's `env://` does the same, except that rank 0 then waits in silence until all are there.
+    Raises `KeyError` and `ValueError` where the environment is not what a launcher sets, and
+    `RuntimeError` where the store cannot be reached.
+    """
+    elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=not elastic and os.environ["RANK"] == "0",
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
 
 
 ALONE = World()

@@ -161,8 +161,10 @@ def execute(
 
 
 def run_environment(jobs: int) -> dict[str, str]:
-    """Return the environment of the runs: the cores are divided among those that go on at once."""
-    environment = dict(os.environ)
+    """Return the environment of the runs: the cores are divided among those that go on at once, and
+    none waits for the processes of a launcher whose variables are left over here."""
+    left_over = ("RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_over}
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // jobs)))
         # Threads that spin while they wait slow those of the other runs ten times and more.

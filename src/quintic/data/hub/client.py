@@ -10,8 +10,9 @@ from threading import Event
 from typing import Any, Self, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import (
+    CacheNotFound,
     DisabledRepoError,
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -100,6 +101,16 @@ class HubRepo:
             Event(),
         )
 
+    def cached_folder(self) -> Path | None:
+        """Return the folder of the newest commit that huggingface_hub's cache has files of."""
+        try:
+            found = scan_cache_dir(constants.HF_HUB_CACHE).repos
+        except (CacheNotFound, OSError, ValueError):
+            return None
+        own = [r for r in found if (r.repo_id, r.repo_type) == (self.repo_id, "dataset")]
+        commits = [c for r in own for c in r.revisions if c.files]
+        return max(commits, key=lambda c: c.last_modified).snapshot_path if commits else None
+
     def download(
         self,
         file: str,
@@ -113,8 +124,9 @@ class HubRepo:
 
         Without a folder it goes to the cache that huggingface_hub keeps (HF_HOME). `on_bytes` is
         called with the number of bytes that are there so far; an exception in it ends the download.
-        Raises `QuinticError` where the hub does not give it, OSError where it cannot be written,
-        and `StoppedError` where `stopped` is set while we wait for a busy hub.
+        Raises `QuinticError` where the hub does not give it or the cache cannot be written, OSError
+        where the folder cannot, and `StoppedError` where `stopped` is set while we wait for a busy
+        hub.
         """
         most = 0
 
@@ -131,19 +143,27 @@ class HubRepo:
                 most = max(most, self._bytes)
                 on_bytes(most)
 
-        path = self._ask(
-            lambda: hub_api().hf_hub_download(
-                self.repo_id,
-                file,
-                repo_type="dataset",
-                revision=commit,
-                local_dir=folder,
-                tqdm_class=Counter,
-            ),
-            f"does not give {file}",
-            log,
-            stopped,
-        )
+        try:
+            path = self._ask(
+                lambda: hub_api().hf_hub_download(
+                    self.repo_id,
+                    file,
+                    repo_type="dataset",
+                    revision=commit,
+                    local_dir=folder,
+                    tqdm_class=Counter,
+                ),
+                f"does not give {file}",
+                log,
+                stopped,
+            )
+        except OSError as error:
+            if folder is not None:
+                raise
+            raise QuinticError(
+                f"{self} cannot be downloaded into {constants.HF_HUB_CACHE}, huggingface_hub's "
+                f"cache ({one_line(error)}): name a folder with room in HF_HOME"
+            ) from error
         return Path(path)
 
     def _ask(self, action: Callable[[], T], doing: str, log: Log, stopped: Event) -> T:
