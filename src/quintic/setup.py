@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from quintic import run_dir
-from quintic.checkpoint import TrainState, WholeCheckpoint, load_state, newest_whole
+from quintic.checkpoint import STATE, TrainState, WholeCheckpoint, load_state, newest_whole
 from quintic.config import (
     EMBEDDED,
     Config,
@@ -366,10 +366,12 @@ def resume(
     checkpoint begins again at step 0, which gives the same run.
 
     Raises `QuinticError` where the replacement would change what was already computed, where the
-    data is another (unless forced), and where no checkpoint is whole.
+    data is another (unless forced), where no checkpoint is whole, and as `check_same_config` does.
     """
     found = world.on_main(lambda: newest_whole(folder / run_dir.CHECKPOINTS))
     saved = world.on_main(lambda: run_dir.read_config(folder))
+    if found:
+        check_same_config(saved, found)
     _check_continues(saved, config, found.state["step"] if found else 0)
     run = set_up(config, folder, console, world)
     if found is None:
@@ -395,8 +397,38 @@ def check_same_data(dataset: Dataset, found: WholeCheckpoint) -> None:
         )
 
 
+def check_same_config(config: Config, found: WholeCheckpoint) -> None:
+    """Raise `QuinticError` where the config of a run would not have led to a checkpoint in its
+    folder: one of the two was put there, or edited.
+
+    A checkpoint of quintic 0.1 does not say what it was trained with, and is believed.
+    """
+    if "config" not in found.state:
+        return
+    try:
+        trained = Config.from_dict(found.state["config"])
+    except QuinticError as error:
+        raise QuinticError(f"{found.path / STATE}: {error}") from error
+    if changed := _changed(trained, config, found.state["step"]):
+        was, now = flatten(trained), flatten(config)
+        fields = ", ".join(f"{name} {was[name]!r}, not {now[name]!r}" for name in sorted(changed))
+        raise QuinticError(
+            f"{found.path} was trained with {fields} as the {run_dir.CONFIG} of its run says: put "
+            f"the run's own {run_dir.CONFIG} or checkpoint back"
+        )
+
+
 def _check_continues(saved: Config, config: Config, done: int) -> None:
-    """Raise `QuinticError` where `config` would not have led to the checkpoint.
+    """Raise `QuinticError` where `config` would not have led to the checkpoint."""
+    if changed := _changed(saved, config, done):
+        raise QuinticError(
+            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
+            "trained otherwise; start a new run with another --out"
+        )
+
+
+def _changed(saved: Config, config: Config, done: int) -> set[str]:
+    """Return the fields in which `config` would have trained the steps already done otherwise.
 
     The number of steps may change as long as it leaves the schedules of the steps already done
     as they were: a trapezoid can be prolonged until its cooldown begins.
@@ -411,8 +443,4 @@ def _check_continues(saved: Config, config: Config, done: int) -> None:
             scheduled(saved, step) == scheduled(config, step) for step in past
         ):
             changed.remove("train.steps")
-    if changed:
-        raise QuinticError(
-            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
-            "trained otherwise; start a new run with another --out"
-        )
+    return changed

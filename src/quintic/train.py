@@ -81,7 +81,7 @@ def _errors_in_words(run: Run) -> Iterator[None]:
 def _loop(run: Run, console: Console) -> None:
     config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
-    root, keep = run.folder / run_dir.CHECKPOINTS, config.train.keep_checkpoints
+    root = run.folder / run_dir.CHECKPOINTS
     with ExitStack() as stack:
         stack.enter_context(run.computing())
         # First, since it guards the closing of the rest.
@@ -90,7 +90,7 @@ def _loop(run: Run, console: Console) -> None:
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
         # It watches over the writing of the last checkpoint too, when all is closed.
         watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s).running())
-        checkpoints = stack.enter_context(closing(CheckpointWriter(root, keep, world)))
+        checkpoints = stack.enter_context(closing(CheckpointWriter(root, config, world)))
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
             Prefetcher(

@@ -23,7 +23,7 @@ from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 from quintic.optim.schedule import scheduled
-from quintic.setup import check_same_data, open_data
+from quintic.setup import check_same_config, check_same_data, open_data
 
 
 @dataclass
@@ -53,7 +53,8 @@ class Trained:
 def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:
     """Load the model of a run, from its newest whole checkpoint or the best by validation loss.
 
-    Raises `QuinticError` where the folder holds no run or no such checkpoint.
+    Raises `QuinticError` where the folder holds no run or no such checkpoint, and as
+    `check_same_config` does.
     """
     config = run_dir.read_config(folder)
     root = folder / run_dir.CHECKPOINTS
@@ -66,6 +67,7 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
         raise QuinticError(
             f"{folder} has no checkpoint to load: train further with --resume {folder}"
         )
+    check_same_config(config, found)
     chosen = choose_device(device)
     # The CPU computes in float32 what a GPU trained in bfloat16.
     precision = config.train.precision
