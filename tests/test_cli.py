@@ -16,6 +16,7 @@ import tyro
 
 import quintic
 from quintic import run_dir
+from quintic.checkpoint import load_tensors
 from quintic.cli.main import main
 from quintic.cli.options import COMMANDS
 from quintic.cli.parsing import parse
@@ -435,6 +436,28 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_said(
     captured = capsys.readouterr()
     assert "skipped" in captured.err
     assert "skipped" not in captured.out, "standard output has the text and nothing else"
+
+
+@pytest.mark.parametrize("which", ["newest", "best"])
+def test_evaluate_of_a_run_in_use_takes_another_checkpoint_where_the_one_picked_is_taken_away(
+    which: str, tiny_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    taken_away = tmp_path / "run/checkpoints/step-00000012"
+
+    def load(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if taken_away.exists():
+            assert checkpoint.name == taken_away.name
+            shutil.rmtree(taken_away)
+            if which == "best":  # the newest by another validation loss
+                path = checkpoint.with_name("step-00000008") / "state.json"
+                path.write_text(json.dumps({**json.loads(path.read_text()), "val_loss": 1.0}))
+        load_tensors(checkpoint, tensors)
+
+    monkeypatch.setattr("quintic.trained.load_tensors", load)
+    text = output(["evaluate", "run", "--device", "cpu", "--checkpoint", which], capsys)
+    assert "run/checkpoints/step-00000008, 512 validation tokens" in text
+    assert "skipped" not in text
 
 
 # generate -----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import _check_continues, resume, start
 from quintic.train import train_run
 from tests import warm
-from tests.conftest import made_once, tiny_arguments, tiny_config
+from tests.conftest import made_once, refusal, tiny_arguments, tiny_config
 from tests.waiting import outputs, wait_until
 
 Losses = list[tuple[int, str, float]]
@@ -539,16 +539,6 @@ def edit_config(folder: Path, changes: dict[str, Any]) -> None:
         assert inner[field] != value
         inner[field] = value
     (folder / "config.json").write_text(json.dumps(values))
-
-
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and captured.out == ""
-    return captured.err
 
 
 @pytest.mark.parametrize(

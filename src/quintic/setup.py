@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from quintic import run_dir
-from quintic.checkpoint import STATE, TrainState, WholeCheckpoint, load_state, newest_whole
+from quintic.checkpoint import (
+    STATE,
+    TrainState,
+    WholeCheckpoint,
+    folder_name,
+    load_state,
+    newest_whole,
+)
 from quintic.config import (
     EMBEDDED,
     Config,
@@ -363,27 +370,37 @@ def resume(
     """Set up the run in `folder` and load its newest whole checkpoint.
 
     `config` is the run's own with what the user replaced. A run that was killed before its first
-    checkpoint begins again at step 0, which gives the same run.
+    checkpoint begins again at step 0, which gives the same run. The folder is held meanwhile, since
+    a process that trains in it takes checkpoints away.
 
-    Raises `QuinticError` where the replacement would change what was already computed, where the
-    data is another (unless forced), where no checkpoint is whole, and as `check_same_config` does.
+    Raises `QuinticError` where the folder is in use, where the replacement would change what was
+    already computed, where the data is another (unless forced), where no checkpoint is whole, and
+    as `check_same_config` does.
     """
-    found = world.on_main(lambda: newest_whole(folder / run_dir.CHECKPOINTS))
-    saved = world.on_main(lambda: run_dir.read_config(folder))
-    if found:
-        check_same_config(saved, found)
-    _check_continues(saved, config, found.state["step"] if found else 0)
-    run = set_up(config, folder, console, world)
-    if found is None:
-        console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
+    saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            # A finished run is only looked at, and may lie where nobody can write.
+            if not (root / folder_name(config.train.steps)).exists():
+                stack.callback(run_dir.lock(folder).release)
+
+        world.on_main(hold)
+        found = world.on_main(lambda: newest_whole(root))
+        if found:
+            check_same_config(saved, found)
+        _check_continues(saved, config, found.state["step"] if found else 0)
+        run = set_up(config, folder, console, world)
+        if found is None:
+            console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
+            return run
+        for problem in found.damaged:
+            console.line(f"skipped: {problem}")
+        if not force_data:
+            check_same_data(run.dataset, found)
+        load_state(found, run.state, world)
+        console.line(f"resuming from {found.path}")
         return run
-    for problem in found.damaged:
-        console.line(f"skipped: {problem}")
-    if not force_data:
-        check_same_data(run.dataset, found)
-    load_state(found, run.state, world)
-    console.line(f"resuming from {found.path}")
-    return run
 
 
 def check_same_data(dataset: Dataset, found: WholeCheckpoint) -> None:

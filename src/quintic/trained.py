@@ -11,6 +11,7 @@ from quintic import run_dir
 from quintic.checkpoint import (
     WholeCheckpoint,
     best_checkpoint,
+    checkpoints,
     load_tensors,
     newest_whole,
     read_state,
@@ -56,6 +57,17 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
     Raises `QuinticError` where the folder holds no run or no such checkpoint, and as
     `check_same_config` does.
     """
+    while True:
+        before = checkpoints(folder / run_dir.CHECKPOINTS)
+        try:
+            return _load_trained(folder, which, device)
+        except QuinticError:
+            if checkpoints(folder / run_dir.CHECKPOINTS) == before:
+                raise
+            # A process that trains there took away what was picked, and has saved a newer one.
+
+
+def _load_trained(folder: Path, which: str, device: str) -> Trained:
     config = run_dir.read_config(folder)
     root = folder / run_dir.CHECKPOINTS
     if which == "best":
