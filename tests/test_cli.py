@@ -21,9 +21,12 @@ from quintic.cli.main import main
 from quintic.cli.options import COMMANDS
 from quintic.cli.parsing import parse
 from quintic.config import Config, DataConfig, MuonConfig, differing_fields
+from quintic.console import Console
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES
-from tests.conftest import TINY_VOCAB, refusal
+from quintic.setup import start
+from quintic.train import train_run
+from tests.conftest import TINY_VOCAB, refusal, tiny_config
 
 Capture = pytest.CaptureFixture[str]
 
@@ -540,6 +543,31 @@ def test_generate_needs_a_tokenizer_and_says_how_to_name_one(
     message = refusal([*command, "--tokenizer", str(text_data / "tokenizer.json")], capsys)
     assert f"model.vocab_size is {TINY_VOCAB} and the tokenizer of" in message
     assert "has 320 tokens" in message
+
+
+def test_generate_needs_nothing_but_the_run_folder(
+    text_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a move to a machine without the data, whose Python has another standard library."""
+    shutil.copytree(text_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    expected = generated(text_run, capsys, "--tokens", "8")
+    for data in (str(tmp_path / "gone"), "embedded"):
+        values = json.loads(path.read_text())
+        values["data"]["path"] = data
+        path.write_text(json.dumps(values))
+        monkeypatch.delattr("quintic.setup.embedded_dataset", raising=False)
+        assert generated(tmp_path / "run", capsys, "--tokens", "8") == expected
+
+
+def test_a_run_folder_keeps_the_name_of_gpt2_and_nothing_of_a_tokenizer_that_nobody_knows(
+    tiny_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    changes = {"data.tokenizer": "gpt2", "model.vocab_size": None, "train.steps": 1}
+    train_run(start(tiny_config(tiny_data, changes), tmp_path / "run", Console()), Console())
+    assert run_dir.kept_tokenizer(tmp_path / "run") == "gpt2"
+    assert run_dir.kept_tokenizer(tiny_run) is None
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
 def test_generate_takes_the_tokenizer_that_is_named_where_the_data_does_not_say(

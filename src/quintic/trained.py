@@ -19,6 +19,7 @@ from quintic.checkpoint import (
 from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.dataset import Dataset
+from quintic.data.tokenizer import Tokenizer, load_tokenizer
 from quintic.device import choose_device, compute_dtype
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
@@ -31,6 +32,7 @@ from quintic.setup import check_same_config, check_same_data, open_data
 class Trained:
     """Holds a model out of a run folder, with what is needed to compute with it."""
 
+    folder: Path
     config: Config
     device: torch.device
     model: LanguageModel
@@ -49,6 +51,19 @@ class Trained:
         check_same_data(dataset, self.checkpoint)
         resolve_vocabulary(config, dataset.vocab_size)
         return dataset
+
+    def load_tokenizer(
+        self, console: Console, *, path: str | None = None, tokenizer: str | None = None
+    ) -> Tokenizer:
+        """Load the tokenizer that the run's folder keeps; where it keeps none, or `path` or
+        `tokenizer` names another place, that of the dataset.
+
+        Raises `QuinticError` as `open_data` and `load_tokenizer` do.
+        """
+        kept = run_dir.kept_tokenizer(self.folder)
+        if kept is not None and path is None and tokenizer is None:
+            return load_tokenizer(kept)
+        return self.open_data(console, path=path, tokenizer=tokenizer).load_tokenizer()
 
 
 def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:
@@ -88,4 +103,4 @@ def _load_trained(folder: Path, which: str, device: str) -> Trained:
     model = build_model(config.model, compute_dtype=compute_dtype(precision, chosen))
     load_tensors(found.path, {f"model.{n}": p.detach() for n, p in model.named_parameters()})
     model.set_window(scheduled(config, found.state["step"]).window)
-    return Trained(config, chosen, model.to(chosen), found)
+    return Trained(folder, config, chosen, model.to(chosen), found)
