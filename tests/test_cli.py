@@ -424,7 +424,30 @@ def test_evaluate_of_a_moved_dataset_gives_the_same_loss_and_of_another_one_is_r
         (tmp_path / "moved" / f"renamed_{split}_{number}.bin").write_bytes(shard.read_bytes())
     expected = loss_in(output(command, capsys))
     assert loss_in(output([*command, "--data", "moved"], capsys)) == expected
-    assert "is not the data that" in refusal([*command, "--data", str(text_data)], capsys)
+    message = refusal([*command, "--data", str(text_data)], capsys)
+    assert "is not the data that" in message
+    assert message.endswith(": name the folder where that data lies now with --data")
+
+
+def test_evaluate_with_another_standard_library_names_the_python_whose_it_was(
+    text_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(text_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    values["data"]["path"] = "embedded"
+    path.write_text(json.dumps(values))
+    (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())
+    starts = [{**start, "python": "3.9.99"}]
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(starts))
+    monkeypatch.setattr("quintic.setup.embedded_dataset", lambda *_, **__: tiny_data)
+    message = refusal(["evaluate", str(tmp_path / "run"), "--device", "cpu"], capsys)
+    assert "it is the standard library of Python 3.9.99; use that Python" in message
+    assert "--force-data" not in message
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_and_said(

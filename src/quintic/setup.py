@@ -397,20 +397,24 @@ def resume(
         for problem in found.damaged:
             console.line(f"skipped: {problem}")
         if not force_data:
-            check_same_data(run.dataset, found)
+            check_same_data(
+                run.dataset,
+                found,
+                "name the folder where that data lies now, or train on this one all the same with "
+                "--resume and --force-data",
+            )
         load_state(found, run.state, world)
         console.line(f"resuming from {found.path}")
         return run
 
 
-def check_same_data(dataset: Dataset, found: WholeCheckpoint) -> None:
+def check_same_data(dataset: Dataset, found: WholeCheckpoint, way_out: str) -> None:
     """Raise `QuinticError` where a checkpoint was trained on other data."""
     trained_on = found.state["fingerprint"]
     if trained_on != dataset.fingerprint:
         raise QuinticError(
             f"{dataset.path} is not the data that {found.path} was trained on (fingerprint "
-            f"{dataset.fingerprint[:12]}, not {trained_on[:12]}): name the folder where that data "
-            "lies now, or train on this one all the same with --resume and --force-data"
+            f"{dataset.fingerprint[:12]}, not {trained_on[:12]}): {way_out}"
         )
 
 

@@ -16,7 +16,7 @@ from quintic.checkpoint import (
     newest_whole,
     read_state,
 )
-from quintic.config import Config, resolve_vocabulary
+from quintic.config import EMBEDDED, Config, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.dataset import Dataset
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
@@ -48,7 +48,14 @@ class Trained:
         named = {"data.path": path, "data.tokenizer": tokenizer}
         config = self.config.override({k: v for k, v in named.items() if v is not None})
         dataset = open_data(config, console)
-        check_same_data(dataset, self.checkpoint)
+        way_out = "name the folder where that data lies now with --data"
+        if config.data.path == EMBEDDED:
+            first = next(iter(run_dir.read_environments(self.folder)), {})
+            way_out = (
+                f"it is the standard library of Python {first.get('python', 'of another version')};"
+                f" use that Python, or copy the dataset from its cache and {way_out}"
+            )
+        check_same_data(dataset, self.checkpoint, way_out)
         resolve_vocabulary(config, dataset.vocab_size)
         return dataset
 
