@@ -163,7 +163,7 @@ def measure_rank(sharding: str, steps: int, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as own, FsdpTraffic(world.size) as fsdp:
         folder = Path(world.on_main(lambda: own))
         run = set_up(bench_config(sharding), folder, Console(quiet=True), world)
-        writer = CheckpointWriter(folder / "checkpoints", keep=1, world=world)
+        writer = CheckpointWriter(folder / "checkpoints", run.config, world)
         step_s, optimizer_s, stall_s, sent = [], [], [], 0
         for step in range(steps):
             batch = run.loader.batch(step, run.rows(step))

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 
-from quintic.checkpoint import checkpoints, read_state
+import quintic.setup
+from quintic.checkpoint import WholeCheckpoint, checkpoints, newest_whole, read_state
 from quintic.cli.main import main
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
@@ -665,6 +667,21 @@ def test_two_processes_do_not_train_in_one_folder(refuse: Refuse, run_at_8: Path
     )
     main(["train", "--resume", str(run_at_8)])
     assert losses(run_at_8)[-1][0] == 12
+
+
+def test_a_resume_of_a_run_in_use_picks_no_checkpoint_that_the_other_takes_away(
+    refuse: Refuse, run_at_8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pick(root: Path) -> WholeCheckpoint | None:
+        found = newest_whole(root)
+        assert found is not None
+        shutil.rmtree(found.path)  # by the process that trains
+        return found
+
+    monkeypatch.setattr(quintic.setup, "newest_whole", pick)
+    with FileLock(run_at_8 / ".lock"):
+        message = refuse("train", "--resume", run_at_8)
+    assert message.startswith(f"{run_at_8} is in use by another process that trains in it")
 
 
 # Disk full ----------------------------------------------------------------------------------------

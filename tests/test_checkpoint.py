@@ -238,7 +238,7 @@ def test_a_process_killed_while_it_writes_leaves_no_checkpoint_and_the_next_one_
     assert any(left_over[0].glob("*.safetensors")), "it was killed in the middle of it"
     found = newest_whole(tmp_path)
     assert found is not None and found.path.name == "step-00000001" and found.damaged == []
-    CheckpointWriter(tmp_path, keep=2).close()
+    CheckpointWriter(tmp_path, Config()).close()
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -344,7 +344,8 @@ def test_damage_is_named_and_an_older_whole_checkpoint_is_taken(
 
 
 def run_writer(root: Path, keep: int, measured: list[float | None], data: Path) -> None:
-    state, writer = tiny_state(data), CheckpointWriter(root, keep)
+    config = tiny_config(data, {"train.keep_checkpoints": keep})
+    state, writer = tiny_state(data), CheckpointWriter(root, config)
     for step, loss in enumerate(measured, start=1):
         state.step, state.val_loss = step, loss
         writer.save(state)
@@ -418,7 +419,7 @@ def test_what_changes_after_save_does_not_leak_into_the_file(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = Blocked(monkeypatch)
-    state, writer = tiny_state(tiny_data), CheckpointWriter(tmp_path, keep=1)
+    state, writer = tiny_state(tiny_data), CheckpointWriter(tmp_path, tiny_config(tiny_data))
     state.step = 3
     before = {name: tensor.clone() for name, tensor in state.on_cpu().items()}
     writer.save(state)
@@ -443,7 +444,7 @@ def test_a_write_that_failed_is_raised_at_the_next_save_and_training_stops(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", refuse)
-    state, writer = tiny_state(tiny_data), CheckpointWriter(tmp_path, keep=1)
+    state, writer = tiny_state(tiny_data), CheckpointWriter(tmp_path, tiny_config(tiny_data))
     writer.save(state)
     with pytest.raises(QuinticError, match=r"No space left on device; .* no checkpoint yet"):
         writer.save(state)

@@ -16,13 +16,17 @@ import tyro
 
 import quintic
 from quintic import run_dir
+from quintic.checkpoint import load_tensors
 from quintic.cli.main import main
 from quintic.cli.options import COMMANDS
 from quintic.cli.parsing import parse
 from quintic.config import Config, DataConfig, MuonConfig, differing_fields
+from quintic.console import Console
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES
-from tests.conftest import TINY_VOCAB, refusal
+from quintic.setup import start
+from quintic.train import train_run
+from tests.conftest import TINY_VOCAB, refusal, tiny_config
 
 Capture = pytest.CaptureFixture[str]
 
@@ -420,7 +424,30 @@ def test_evaluate_of_a_moved_dataset_gives_the_same_loss_and_of_another_one_is_r
         (tmp_path / "moved" / f"renamed_{split}_{number}.bin").write_bytes(shard.read_bytes())
     expected = loss_in(output(command, capsys))
     assert loss_in(output([*command, "--data", "moved"], capsys)) == expected
-    assert "is not the data that" in refusal([*command, "--data", str(text_data)], capsys)
+    message = refusal([*command, "--data", str(text_data)], capsys)
+    assert "is not the data that" in message
+    assert message.endswith(": name the folder where that data lies now with --data")
+
+
+def test_evaluate_with_another_standard_library_names_the_python_whose_it_was(
+    text_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(text_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    values["data"]["path"] = "embedded"
+    path.write_text(json.dumps(values))
+    (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())
+    starts = [{**start, "python": "3.9.99"}]
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(starts))
+    monkeypatch.setattr("quintic.setup.embedded_dataset", lambda *_, **__: tiny_data)
+    message = refusal(["evaluate", str(tmp_path / "run"), "--device", "cpu"], capsys)
+    assert "it is the standard library of Python 3.9.99; use that Python" in message
+    assert "--force-data" not in message
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_and_said(
@@ -435,6 +462,28 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_said(
     captured = capsys.readouterr()
     assert "skipped" in captured.err
     assert "skipped" not in captured.out, "standard output has the text and nothing else"
+
+
+@pytest.mark.parametrize("which", ["newest", "best"])
+def test_evaluate_of_a_run_in_use_takes_another_checkpoint_where_the_one_picked_is_taken_away(
+    which: str, tiny_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    taken_away = tmp_path / "run/checkpoints/step-00000012"
+
+    def load(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if taken_away.exists():
+            assert checkpoint.name == taken_away.name
+            shutil.rmtree(taken_away)
+            if which == "best":  # the newest by another validation loss
+                path = checkpoint.with_name("step-00000008") / "state.json"
+                path.write_text(json.dumps({**json.loads(path.read_text()), "val_loss": 1.0}))
+        load_tensors(checkpoint, tensors)
+
+    monkeypatch.setattr("quintic.trained.load_tensors", load)
+    text = output(["evaluate", "run", "--device", "cpu", "--checkpoint", which], capsys)
+    assert "run/checkpoints/step-00000008, 512 validation tokens" in text
+    assert "skipped" not in text
 
 
 # generate -----------------------------------------------------------------------------------------
@@ -517,6 +566,31 @@ def test_generate_needs_a_tokenizer_and_says_how_to_name_one(
     message = refusal([*command, "--tokenizer", str(text_data / "tokenizer.json")], capsys)
     assert f"model.vocab_size is {TINY_VOCAB} and the tokenizer of" in message
     assert "has 320 tokens" in message
+
+
+def test_generate_needs_nothing_but_the_run_folder(
+    text_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a move to a machine without the data, whose Python has another standard library."""
+    shutil.copytree(text_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    expected = generated(text_run, capsys, "--tokens", "8")
+    for data in (str(tmp_path / "gone"), "embedded"):
+        values = json.loads(path.read_text())
+        values["data"]["path"] = data
+        path.write_text(json.dumps(values))
+        monkeypatch.delattr("quintic.setup.embedded_dataset", raising=False)
+        assert generated(tmp_path / "run", capsys, "--tokens", "8") == expected
+
+
+def test_a_run_folder_keeps_the_name_of_gpt2_and_nothing_of_a_tokenizer_that_nobody_knows(
+    tiny_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    changes = {"data.tokenizer": "gpt2", "model.vocab_size": None, "train.steps": 1}
+    train_run(start(tiny_config(tiny_data, changes), tmp_path / "run", Console()), Console())
+    assert run_dir.kept_tokenizer(tmp_path / "run") == "gpt2"
+    assert run_dir.kept_tokenizer(tiny_run) is None
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
 def test_generate_takes_the_tokenizer_that_is_named_where_the_data_does_not_say(

@@ -4,6 +4,7 @@
 is missing, repeated or computed from another state fails.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import _check_continues, resume, start
 from quintic.train import train_run
 from tests import warm
-from tests.conftest import made_once, tiny_arguments, tiny_config
+from tests.conftest import made_once, refusal, tiny_arguments, tiny_config
 from tests.waiting import outputs, wait_until
 
 Losses = list[tuple[int, str, float]]
@@ -524,3 +525,85 @@ def test_the_global_random_state_is_restored(tiny_run: Path, tmp_path: Path) -> 
         assert not torch.equal(torch.get_rng_state(), expected)
         resume(folder, read_config(folder), Console())
         assert torch.equal(torch.get_rng_state(), expected)
+
+
+# A checkpoint knows the config that trained it.
+
+
+def edit_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Edit `config.json` by hand, as a user would."""
+    values = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        *sections, field = name.split(".")
+        inner = functools.reduce(dict.__getitem__, sections, values)
+        assert inner[field] != value
+        inner[field] = value
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.activation": "gelu"}, "model.activation 'relu2', not 'gelu'"),
+        ({"model.heads": 1}, "model.heads 2, not 1"),
+        ({"train.steps": 24}, "train.steps 12, not 24"),
+        (
+            {"model.width": 64, "optim.muon.lr": 0.5},
+            "model.width 32, not 64, optim.muon.lr 0.02, not 0.5",
+        ),
+    ],
+)
+def test_a_config_edited_by_hand_is_refused_and_the_field_named(
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    edit_config(folder, changes)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    for command in (["evaluate"], ["generate"], ["train", "--resume"]):
+        text = refusal([*command, str(folder)], capsys)
+        assert f"step-00000012 was trained with {said} as the config.json of its run says" in text
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_checkpoint_of_another_run_of_the_same_shape_is_refused(
+    tiny: list[str], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    main([*tiny, "--train.seed", "7", "--out", str(folder)])
+    shutil.rmtree(folder / CHECKPOINTS)
+    shutil.copytree(tiny_run / CHECKPOINTS, folder / CHECKPOINTS)
+    for command in (["evaluate", str(folder)], ["train", "--resume", str(folder)]):
+        text = refusal(command, capsys)
+        assert "was trained with train.seed 1337, not 7 as the config.json" in text
+
+
+def test_what_changes_nothing_computed_may_be_edited_and_a_checkpoint_that_says_nothing_loads(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    edit_config(folder, {"train.micro_batch": 2, "train.keep_checkpoints": 7})
+    main(["evaluate", str(folder), "--device", "cpu"])
+    loss = capsys.readouterr().out
+    # A checkpoint of quintic 0.1, which did not keep it.
+    path = folder / CHECKPOINTS / "step-00000012" / "state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("config")["train"]["steps"] == 12
+    path.write_text(json.dumps(state))
+    main(["evaluate", str(folder), "--device", "cpu"])
+    assert capsys.readouterr().out == loss
+
+
+def test_a_checkpoint_whose_config_cannot_be_read_is_named(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    path = folder / CHECKPOINTS / "step-00000012" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": {"format": 99}}))
+    assert f"{path}: config format 99 needs quintic" in refusal(["evaluate", str(folder)], capsys)

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from quintic.config import Config
 from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError
 from quintic.files import check_name, file_sha256, fsync_folder
@@ -38,7 +39,8 @@ from quintic.model.base import LanguageModel
 FORMAT = 1
 STATE = "state.json"
 KEYS = ("step", "elapsed_s", "val_loss", "fingerprint")
-"""What `state.json` says of a training state beside its tensors."""
+"""What `state.json` says of a training state beside its tensors. With them is the `config` that it
+was trained with, which quintic 0.1 did not write."""
 
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64, type(None): torch.uint8}
 """A number of Python's in an optimizer's state is saved as a tensor without dimensions, whose dtype
@@ -358,14 +360,15 @@ def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) 
 
 
 class CheckpointWriter:
-    """Saves in the background while training goes on, and keeps the newest `keep` and the best.
+    """Saves in the background while training goes on, with the config that trains; keeps the newest
+    `train.keep_checkpoints` and the best.
 
     A step waits only for the copy of the state to the CPU, and for the checkpoint before where
     that is still being written. A failed write raises `QuinticError` at the next call.
     """
 
-    def __init__(self, root: Path, keep: int, world: World = ALONE) -> None:
-        self.root, self.keep, self.world = root, keep, world
+    def __init__(self, root: Path, config: Config, world: World = ALONE) -> None:
+        self.root, self.config, self.world = root, config, world
         if self.world.is_main:
             for left_over in root.glob(".step-*"):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
@@ -382,7 +385,7 @@ class CheckpointWriter:
             check_finite(tensors, state.step, self.root)
 
         self.world.together(copy)
-        values = {key: getattr(state, key) for key in KEYS}
+        values = {key: getattr(state, key) for key in KEYS} | {"config": self.config.to_dict()}
         self._pending = self._pool.submit(self._write, tensors, values)
 
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
@@ -391,7 +394,8 @@ class CheckpointWriter:
             for other in checkpoints(self.root):
                 if other > path:  # damaged, or the run would have continued from there
                     _remove(other)
-            kept = {best_checkpoint(self.root), *checkpoints(self.root)[-self.keep :]}
+            keep = self.config.train.keep_checkpoints
+            kept = {best_checkpoint(self.root), *checkpoints(self.root)[-keep:]}
             for other in set(checkpoints(self.root)) - kept:
                 _remove(other)
         return path

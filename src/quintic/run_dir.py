@@ -3,6 +3,7 @@
 config.json       the whole resolved config
 environment.json  versions, device, commit, command line; one entry for each start
 param_groups.txt  which parameter went to which optimizer
+tokenizer.json    a copy of the dataset's; GPT-2's is only named, in environment.json
 metrics.jsonl     one object a line (quintic.metrics)
 tensorboard/      the same as TensorBoard events
 loss.png          redrawn at each validation
@@ -27,6 +28,7 @@ from filelock import FileLock, Timeout
 
 import quintic
 from quintic.config import Config
+from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, BpeTokenizer, load_tokenizer
 from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.files import check_name, write_json
@@ -93,6 +95,24 @@ def read_config(folder: Path) -> Config:
             f"{folder} {what} ({CONFIG} is missing): name the folder that quintic train wrote"
         )
     return read_recipe(path)
+
+
+def keep_tokenizer(folder: Path, spec: str | None) -> None:
+    """Keep a dataset's tokenizer in a run's folder, so that the model speaks wherever it goes."""
+    tokenizer = load_tokenizer(spec) if spec not in (None, GPT2.name) else None
+    if isinstance(tokenizer, BpeTokenizer):
+        tokenizer.save(folder)
+    else:
+        (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+
+
+def kept_tokenizer(folder: Path) -> str | None:
+    """Return the tokenizer that the folder keeps, as `load_tokenizer` takes it; None where that of
+    the dataset is not known, or quintic 0.1 trained."""
+    if (folder / TOKENIZER_FILE).exists():
+        return str(folder / TOKENIZER_FILE)
+    starts = read_environments(folder)
+    return GPT2.name if starts and starts[-1].get("tokenizer") == GPT2.name else None
 
 
 def lock(folder: Path) -> FileLock:

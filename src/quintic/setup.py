@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from quintic import run_dir
-from quintic.checkpoint import TrainState, WholeCheckpoint, load_state, newest_whole
+from quintic.checkpoint import (
+    STATE,
+    TrainState,
+    WholeCheckpoint,
+    folder_name,
+    load_state,
+    newest_whole,
+)
 from quintic.config import (
     EMBEDDED,
     Config,
@@ -368,40 +375,86 @@ def resume(
     """Set up the run in `folder` and load its newest whole checkpoint.
 
     `config` is the run's own with what the user replaced. A run that was killed before its first
-    checkpoint begins again at step 0, which gives the same run.
+    checkpoint begins again at step 0, which gives the same run. The folder is held meanwhile, since
+    a process that trains in it takes checkpoints away.
 
-    Raises `QuinticError` where the replacement would change what was already computed, where the
-    data is another (unless forced), and where no checkpoint is whole.
+    Raises `QuinticError` where the folder is in use, where the replacement would change what was
+    already computed, where the data is another (unless forced), where no checkpoint is whole, and
+    as `check_same_config` does.
     """
-    found = world.on_main(lambda: newest_whole(folder / run_dir.CHECKPOINTS))
-    saved = world.on_main(lambda: run_dir.read_config(folder))
-    _check_continues(saved, config, found.state["step"] if found else 0)
-    run = set_up(config, folder, console, world)
-    if found is None:
-        console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
+    saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            # A finished run is only looked at, and may lie where nobody can write.
+            if not (root / folder_name(config.train.steps)).exists():
+                stack.callback(run_dir.lock(folder).release)
+
+        world.on_main(hold)
+        found = world.on_main(lambda: newest_whole(root))
+        if found:
+            check_same_config(saved, found)
+        _check_continues(saved, config, found.state["step"] if found else 0)
+        run = set_up(config, folder, console, world)
+        if found is None:
+            console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
+            return run
+        for problem in found.damaged:
+            console.line(f"skipped: {problem}")
+        if not force_data:
+            check_same_data(
+                run.dataset,
+                found,
+                "name the folder where that data lies now, or train on this one all the same with "
+                "--resume and --force-data",
+            )
+        load_state(found, run.state, world)
+        console.line(f"resuming from {found.path}")
         return run
-    for problem in found.damaged:
-        console.line(f"skipped: {problem}")
-    if not force_data:
-        check_same_data(run.dataset, found)
-    load_state(found, run.state, world)
-    console.line(f"resuming from {found.path}")
-    return run
 
 
-def check_same_data(dataset: Dataset, found: WholeCheckpoint) -> None:
+def check_same_data(dataset: Dataset, found: WholeCheckpoint, way_out: str) -> None:
     """Raise `QuinticError` where a checkpoint was trained on other data."""
     trained_on = found.state["fingerprint"]
     if trained_on != dataset.fingerprint:
         raise QuinticError(
             f"{dataset.path} is not the data that {found.path} was trained on (fingerprint "
-            f"{dataset.fingerprint[:12]}, not {trained_on[:12]}): name the folder where that data "
-            "lies now, or train on this one all the same with --resume and --force-data"
+            f"{dataset.fingerprint[:12]}, not {trained_on[:12]}): {way_out}"
+        )
+
+
+def check_same_config(config: Config, found: WholeCheckpoint) -> None:
+    """Raise `QuinticError` where the config of a run would not have led to a checkpoint in its
+    folder: one of the two was put there, or edited.
+
+    A checkpoint of quintic 0.1 does not say what it was trained with, and is believed.
+    """
+    if "config" not in found.state:
+        return
+    try:
+        trained = Config.from_dict(found.state["config"])
+    except QuinticError as error:
+        raise QuinticError(f"{found.path / STATE}: {error}") from error
+    if changed := _changed(trained, config, found.state["step"]):
+        was, now = flatten(trained), flatten(config)
+        fields = ", ".join(f"{name} {was[name]!r}, not {now[name]!r}" for name in sorted(changed))
+        raise QuinticError(
+            f"{found.path} was trained with {fields} as the {run_dir.CONFIG} of its run says: put "
+            f"the run's own {run_dir.CONFIG} or checkpoint back"
         )
 
 
 def _check_continues(saved: Config, config: Config, done: int) -> None:
-    """Raise `QuinticError` where `config` would not have led to the checkpoint.
+    """Raise `QuinticError` where `config` would not have led to the checkpoint."""
+    if changed := _changed(saved, config, done):
+        raise QuinticError(
+            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
+            "trained otherwise; start a new run with another --out"
+        )
+
+
+def _changed(saved: Config, config: Config, done: int) -> set[str]:
+    """Return the fields in which `config` would have trained the steps already done otherwise.
 
     The number of steps may change as long as it leaves the schedules of the steps already done
     as they were: a trapezoid can be prolonged until its cooldown begins.
@@ -416,8 +469,4 @@ def _check_continues(saved: Config, config: Config, done: int) -> None:
             scheduled(saved, step) == scheduled(config, step) for step in past
         ):
             changed.remove("train.steps")
-    if changed:
-        raise QuinticError(
-            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
-            "trained otherwise; start a new run with another --out"
-        )
+    return changed

@@ -16,6 +16,7 @@ from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, validation_batches
 from quintic.data.prefetch import Prefetcher, Uploader
+from quintic.data.tokenizer import GPT2, TOKENIZER_FILE
 from quintic.device import DeviceTimer, peak_flops
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
@@ -45,8 +46,14 @@ def train_run(run: Run, console: Console) -> bool:
         with _errors_in_words(run):
             if run.world.is_main:
                 run_dir.write_config(run.folder, run.config)
+                spec = run.dataset.tokenizer_spec
+                run_dir.keep_tokenizer(run.folder, spec)
                 run_dir.record_environment(
-                    run.folder, run.device, processes=run.world.size, data=run.dataset.fingerprint
+                    run.folder,
+                    run.device,
+                    processes=run.world.size,
+                    data=run.dataset.fingerprint,
+                    tokenizer=spec if spec in (None, GPT2.name) else TOKENIZER_FILE,
                 )
             _loop(run, console)
     return run.done
@@ -81,7 +88,7 @@ def _errors_in_words(run: Run) -> Iterator[None]:
 def _loop(run: Run, console: Console) -> None:
     config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
-    root, keep = run.folder / run_dir.CHECKPOINTS, config.train.keep_checkpoints
+    root = run.folder / run_dir.CHECKPOINTS
     with ExitStack() as stack:
         stack.enter_context(run.computing())
         # First, since it guards the closing of the rest.
@@ -90,7 +97,7 @@ def _loop(run: Run, console: Console) -> None:
         metrics = stack.enter_context(closing(_open_metrics(run, progress)))
         # It watches over the writing of the last checkpoint too, when all is closed.
         watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s).running())
-        checkpoints = stack.enter_context(closing(CheckpointWriter(root, keep, world)))
+        checkpoints = stack.enter_context(closing(CheckpointWriter(root, config, world)))
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
             Prefetcher(

@@ -11,25 +11,28 @@ from quintic import run_dir
 from quintic.checkpoint import (
     WholeCheckpoint,
     best_checkpoint,
+    checkpoints,
     load_tensors,
     newest_whole,
     read_state,
 )
-from quintic.config import Config, resolve_vocabulary
+from quintic.config import EMBEDDED, Config, resolve_vocabulary
 from quintic.console import Console
 from quintic.data.dataset import Dataset
+from quintic.data.tokenizer import Tokenizer, load_tokenizer
 from quintic.device import choose_device, compute_dtype
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 from quintic.optim.schedule import scheduled
-from quintic.setup import check_same_data, open_data
+from quintic.setup import check_same_config, check_same_data, open_data
 
 
 @dataclass
 class Trained:
     """Holds a model out of a run folder, with what is needed to compute with it."""
 
+    folder: Path
     config: Config
     device: torch.device
     model: LanguageModel
@@ -45,17 +48,49 @@ class Trained:
         named = {"data.path": path, "data.tokenizer": tokenizer}
         config = self.config.override({k: v for k, v in named.items() if v is not None})
         dataset = open_data(config, console)
-        check_same_data(dataset, self.checkpoint)
+        way_out = "name the folder where that data lies now with --data"
+        if config.data.path == EMBEDDED:
+            first = next(iter(run_dir.read_environments(self.folder)), {})
+            way_out = (
+                f"it is the standard library of Python {first.get('python', 'of another version')};"
+                f" use that Python, or copy the dataset from its cache and {way_out}"
+            )
+        check_same_data(dataset, self.checkpoint, way_out)
         config = resolve_vocabulary(config, dataset.vocab_size)
         assert config.model.vocab_size is not None
         return dataset.for_model(config.model.vocab_size)
+
+    def load_tokenizer(
+        self, console: Console, *, path: str | None = None, tokenizer: str | None = None
+    ) -> Tokenizer:
+        """Load the tokenizer that the run's folder keeps; where it keeps none, or `path` or
+        `tokenizer` names another place, that of the dataset.
+
+        Raises `QuinticError` as `open_data` and `load_tokenizer` do.
+        """
+        kept = run_dir.kept_tokenizer(self.folder)
+        if kept is not None and path is None and tokenizer is None:
+            return load_tokenizer(kept)
+        return self.open_data(console, path=path, tokenizer=tokenizer).load_tokenizer()
 
 
 def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:
     """Load the model of a run, from its newest whole checkpoint or the best by validation loss.
 
-    Raises `QuinticError` where the folder holds no run or no such checkpoint.
+    Raises `QuinticError` where the folder holds no run or no such checkpoint, and as
+    `check_same_config` does.
     """
+    while True:
+        before = checkpoints(folder / run_dir.CHECKPOINTS)
+        try:
+            return _load_trained(folder, which, device)
+        except QuinticError:
+            if checkpoints(folder / run_dir.CHECKPOINTS) == before:
+                raise
+            # A process that trains there took away what was picked, and has saved a newer one.
+
+
+def _load_trained(folder: Path, which: str, device: str) -> Trained:
     config = run_dir.read_config(folder)
     root = folder / run_dir.CHECKPOINTS
     if which == "best":
@@ -67,6 +102,7 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
         raise QuinticError(
             f"{folder} has no checkpoint to load: train further with --resume {folder}"
         )
+    check_same_config(config, found)
     chosen = choose_device(device)
     # The CPU computes in float32 what a GPU trained in bfloat16.
     precision = config.train.precision
@@ -75,4 +111,4 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
     model = build_model(config.model, compute_dtype=compute_dtype(precision, chosen))
     load_tensors(found.path, {f"model.{n}": p.detach() for n, p in model.named_parameters()})
     model.set_window(scheduled(config, found.state["step"]).window)
-    return Trained(config, chosen, model.to(chosen), found)
+    return Trained(folder, config, chosen, model.to(chosen), found)

@@ -22,8 +22,7 @@ def run(command: Generate, _arguments: Sequence[str]) -> None:
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
     for problem in trained.checkpoint.damaged:
         print(f"skipped: {problem}", file=sys.stderr)
-    dataset = trained.open_data(Console(), path=command.data, tokenizer=command.tokenizer)
-    tokenizer = dataset.load_tokenizer()
+    tokenizer = trained.load_tokenizer(Console(), path=command.data, tokenizer=command.tokenizer)
     # A document begins with end of text; so does a prompt, which is the beginning of one.
     ids = generate_ids(
         trained.model,

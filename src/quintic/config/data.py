@@ -17,7 +17,7 @@ class DataConfig(Section, name="data"):
 
     path: str = setting(EMBEDDED, resume="free", ranks="own", not_swept=OTHER_TEXT)
     """Folder of shards, or `embedded`: the text that every Python installation carries."""
-    tokenizer: str | None = setting(None, ranks="own", not_swept=OTHER_TEXT)
+    tokenizer: str | None = setting(None, resume="free", ranks="own", not_swept=OTHER_TEXT)
     """`gpt2` or a tokenizer.json, for folders without a manifest; None: the manifest's."""
     order: Literal["stream", "shuffle"] = "stream"
     """stream: as the shards lie; shuffle: each epoch a permutation of its samples by the seed."""

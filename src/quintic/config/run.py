@@ -33,7 +33,7 @@ FORMAT, FORMAT_SINCE = 2, "0.2.0"
 class Config:
     """Describes a whole run."""
 
-    recipe: str = setting("custom", not_swept="it is a name, and changes nothing")
+    recipe: str = setting("custom", resume="free", not_swept="it is a name, and changes nothing")
     """Name of the recipe this came from."""
     model: ModelConfig = section(ModelConfig)
     data: DataConfig = section(DataConfig)
