@@ -234,6 +234,12 @@ OWN = "import torch\nclass Own(torch.optim.Optimizer):\n"
 INIT = "    def __init__(self, params, lr, a=1): super().__init__(params, {'lr': lr})\n"
 STEP = "    def step(self):\n        for p in self.param_groups[0]['params']: "
 KEEPS = f"{OWN}{INIT}{STEP}self.state[p]"
+LATER = f"""{INIT[:-1]}; self.late = 0; self.nan = float("nan")
+{STEP}
+            self.state[p]["n"] = self.state[p].get("n", 0) + 1
+        if self.state[p]["n"] == 2: self.late = 1
+"""
+POP = "self.param_groups[0]['params'].pop()"
 UNSAVED = "in its state, which a checkpoint cannot hold"
 
 
@@ -267,6 +273,36 @@ UNSAVED = "in its state, which a checkpoint cannot hold"
             OWN + INIT + "    def step(self): self.t = 1",
             [],
             r"changes self\.t, which no",
+        ),
+        (f"{OWN}{LATER}", [], r"its step changes self\.late, which no checkpoint holds"),
+        (
+            KEEPS[: -len("[p]")] + "['global']['n'] = 1",
+            [],
+            r"Own keeps dict in self\.state\['global'",
+        ),
+        (KEEPS + " = p.detach()", [], r"Own keeps Tensor in self\.state\[Parameter\], which a"),
+        (KEEPS + "['x'] = p.detach().to_sparse()", [], f"keeps Tensor 'x' {UNSAVED}: keep dense"),
+        (
+            OWN + INIT + "    def step(self): __import__('sys').exit(0)",
+            [],
+            r"its step raised SystemExit: 0 \(.*own",
+        ),
+        (
+            OWN + INIT.replace("super()", "__import__('sys').exit(3)"),
+            [],
+            r"raised SystemExit: 3 \(.*own\.py, line 3",
+        ),
+        (f"{OWN}    def __init__(self, params, lr): pass", [], r"must call super\(\)\.__init__"),
+        (f"{OWN}{INIT[:-1]}; {POP}\n", [], r"must hand the params"),
+        (
+            f"{OWN}{INIT}    def step(self): {POP}",
+            [],
+            r"changes self\.param_groups\[0\]\['params'\]",
+        ),
+        (
+            OWN + INIT + "    def step(self): self.param_groups.pop()",
+            [],
+            r"changes self\.param_groups\[0\]\['params'\]",
         ),
         (
             f"{OWN}{INIT[:-1]}; self.m = [torch.zeros(1)]\n    def step(self): self.m[0].add_(1)",

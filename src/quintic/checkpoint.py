@@ -85,10 +85,13 @@ class TrainState:
         for name, parameter in self.model.named_parameters():
             here = local_rows(parameter)
             yield Entry(f"model.{name}", here, self._cut(name, here))
+        for optimizer in self.optimizers:
+            _check_keys(optimizer)
         for name, p, optimizer, group, before in self._owned():
             cut = self._cut(name, p)
             for key, value in optimizer.state.get(p, {}).items():
-                if isinstance(value, Tensor) and isinstance(key, str):
+                dense = isinstance(value, Tensor) and value.layout is torch.strided
+                if dense and isinstance(key, str):
                     yield Entry(f"optim.{name}.{key}", value, cut)
                 else:
                     yield _number("number", name, optimizer.state[p], key)
@@ -171,6 +174,19 @@ class TrainState:
         return found
 
 
+def _check_keys(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `QuinticError` for state that is not a dictionary of a parameter."""
+    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for key, value in optimizer.state.items():
+        if not isinstance(value, dict) or (value and id(key) not in parameters):
+            where = repr(key) if isinstance(key, str | int) else type(key).__name__
+            raise QuinticError(
+                f"{type(optimizer).__name__} keeps {type(value).__name__} in self.state[{where}], "
+                "which a checkpoint cannot hold: keep tensors and numbers under names, in "
+                "self.state[p] of a parameter p"
+            )
+
+
 def _number(kind: str, name: str, holder: dict[str, Any], key: str) -> Entry:
     """Return what is no tensor as an entry of a checkpoint.
 
@@ -183,7 +199,7 @@ def _number(kind: str, name: str, holder: dict[str, Any], key: str) -> Entry:
             return Entry(f"{kind}.{name}.{key}", number, number_of=(holder, key))
     raise QuinticError(
         f"the optimizer of {name} keeps {type(value).__name__} {key!r} in its state, which a "
-        "checkpoint cannot hold: keep tensors and numbers under names, in self.state[p]"
+        "checkpoint cannot hold: keep dense tensors and numbers under names, in self.state[p]"
     )
 
 

@@ -137,12 +137,16 @@ def _construct(
             f"{own} {cls.__name__} {error}: it takes {', '.join(takes) or 'params alone'}, and was "
             f"given {', '.join(options)}; name its own with --optim.custom.options NAME=VALUE"
         ) from None
+    given_params = _parameters(groups)
     try:
         optimizer: torch.optim.Optimizer = cls(groups, **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise QuinticError(f"{own} {cls.__name__}({given}) raised {_words(error)}") from error
-    if not all("base_lr" in group for group in optimizer.param_groups):
+    if not vars(optimizer).keys() >= {"defaults", "state", "param_groups"}:
+        raise QuinticError(f"{own} {cls.__name__}.__init__ must call super().__init__")
+    found = optimizer.param_groups
+    if _parameters(found) != given_params or not all("base_lr" in group for group in found):
         raise QuinticError(
             f"{own} {cls.__name__} must hand the params that it is given to "
             "torch.optim.Optimizer.__init__ as they are, since their groups have names and rates"
@@ -152,33 +156,48 @@ def _construct(
 
 
 def _watch(optimizer: torch.optim.Optimizer, own: str) -> None:
-    """Make what a step raises one line, and refuse a state that no checkpoint would hold."""
-    update, before = optimizer.step, _attributes(optimizer)
+    """Make what a step raises one line, and refuse a state that no checkpoint would hold.
+
+    Every step is looked at, so that no run is refused for what a step before its last checkpoint
+    did.
+    """
+    update, before = optimizer.step, _unsaved(optimizer)
 
     def step(*arguments: Any) -> Any:
         try:
             result = update(*arguments)
         except (QuinticError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise QuinticError(f"{own} its step raised {_words(error)}") from error
-        if before:  # in the first step
-            after = _attributes(optimizer)
-            if changed := [name for name in after if before.get(name) != after[name]]:
-                raise QuinticError(
-                    f"{own} its step changes self.{changed[0]}, which no checkpoint holds: keep "
-                    "what a step must remember in self.state[p], by the parameter p"
-                )
-            before.clear()
+        after = _unsaved(optimizer)
+        # In lists, since a NaN equals itself there.
+        if changed := [n for n in {**before, **after} if [before.get(n)] != [after.get(n)]]:
+            raise QuinticError(
+                f"{own} its step changes self.{changed[0]}, which no checkpoint holds: keep "
+                "what a step must remember in self.state[p], by the parameter p"
+            )
         return result
 
     optimizer.step = step  # type: ignore[method-assign, assignment]
 
 
-def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what tells a change of each attribute that a checkpoint does not hold."""
+def _parameters(groups: Groups) -> list[list[int]]:
+    """Return the identities of the parameters of each group."""
+    return [[id(p) for p in group["params"]] for group in groups]
+
+
+def _unsaved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what tells a change of each attribute that a checkpoint does not hold, and of what is
+    no number in the parameter groups."""
     held = ("state", "param_groups")
-    return {name: _mark(value) for name, value in vars(optimizer).items() if name not in held}
+    attributes = {name: _mark(v) for name, v in vars(optimizer).items() if name not in held}
+    return attributes | {
+        f"param_groups[{i}][{key!r}]": _mark(value)
+        for i, group in enumerate(optimizer.param_groups)
+        for key, value in group.items()
+        if not isinstance(value, bool | int | float)
+    }
 
 
 def _mark(value: Any) -> Any:
