@@ -336,6 +336,20 @@ def test_what_is_wrong_with_it_is_one_line(
     monkeypatch.delitem(sys.modules, "own", raising=False)
 
 
+def test_a_run_whose_class_was_refused_in_a_later_step_goes_on_once_it_is_mended(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(f"{OWN}{LATER}")
+    run = tmp_path / "run"
+    with pytest.raises(AssertionError, match=r"its step changes self\.late"):
+        command(tmp_path, *arguments(tiny_data, {"optim.matrices": "own:Own"}), "--out", str(run))
+    assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["step-00000001"]
+    mended = LATER.replace("self.late = 1", "pass  # not kept in self any more")
+    (tmp_path / "own.py").write_text(f"{OWN}{mended}")
+    command(tmp_path, "train", "--resume", str(run))
+    assert checkpoint(run, 8)["number.layers.0.mlp.up.weight.n"] == 8
+
+
 # Within the package -------------------------------------------------------------------------------
 
 
