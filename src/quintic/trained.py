@@ -95,6 +95,8 @@ def _load_trained(folder: Path, which: str, device: str) -> Trained:
     root = folder / run_dir.CHECKPOINTS
     if which == "best":
         best = best_checkpoint(root)
+        if best is None:
+            newest_whole(root)  # raises where there are checkpoints and none of them is whole
         found = WholeCheckpoint(best, read_state(best), []) if best else None
     else:
         found = newest_whole(root)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from quintic.config.schema import (
+    ABOVE_0,
+    FINITE,
     ON,
     Accepted,
     Beta,
@@ -122,7 +124,8 @@ class MuonConfig(Section, name="optim.muon"):
 class AdamWConfig(Section, name="optim.adamw"):
     """AdamW, for everything that Muon does not take."""
 
-    lr: PositiveFloat = 3.6e-3
+    # Without a bound: PyTorch's AdamW computes with doubles, and the loss says that it diverged.
+    lr: Annotated[float, FINITE, ABOVE_0] = 3.6e-3
     """Learning rate of embeddings, head and vectors."""
     matrix_lr: PositiveFloat | None = setting(None, part_of={"optim.matrices": "adamw"})
     """Learning rate of the block matrices where AdamW has them; None: lr."""
