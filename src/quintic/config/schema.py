@@ -83,10 +83,16 @@ def section(cls: type[T], *, part_of: Needs | None = None) -> T:
 
 
 @functools.cache
+def _type_hints(section: Any, *, include_extras: bool = False) -> Mapping[str, Any]:
+    """Return the annotations of a class; evaluating their text is most of the time of a config."""
+    return typing.get_type_hints(section, include_extras=include_extras)
+
+
+@functools.cache
 def field_facts(root: Any) -> Mapping[str, Facts]:
     """Return what is true of every field, by the dotted names of `flatten`."""
     found: dict[str, Facts] = {}
-    hints = typing.get_type_hints(root)
+    hints = _type_hints(root)
     for one in fields(root):
         if is_dataclass(hints[one.name]):
             outer = one.metadata.get("part_of")
@@ -191,7 +197,8 @@ class Section:
 
     def __post_init__(self) -> None:
         """Raise `QuinticError` where a value is not allowed, whatever the others are."""
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+        cls: Any = type(self)  # Any, since mypy finds no hash of a type[Self]
+        for name, hint in _type_hints(cls, include_extras=True).items():
             _check_value(f"{self._name}.{name}", hint, getattr(self, name))
 
 
@@ -254,7 +261,7 @@ def flatten(config: Any) -> dict[str, Any]:
 def field_types(section: Any, prefix: str = "") -> dict[str, Any]:
     """Return the type of every field, by the dotted names of `flatten`."""
     found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(section).items():
+    for name, hint in _type_hints(section).items():
         if is_dataclass(hint):
             found |= field_types(hint, f"{prefix}{name}.")
         else:
@@ -293,7 +300,7 @@ def build(root: Any, values: Mapping[str, Any]) -> Any:
 
 def _section_of(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     arguments = {}
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _type_hints(cls).items():
         if is_dataclass(hint):
             arguments[name] = _section_of(hint, values, f"{prefix}{name}.")
         elif f"{prefix}{name}" in values:
