@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import tiny_options
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -17,11 +18,16 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 def output_of(script: str, *arguments: str) -> str:
     """Return what an example prints; it must end well."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    program = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    with warm.Popen(
+        [sys.executable, "-c", program, str(EXAMPLES / script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    return str(out)
 
 
 def test_every_example_is_run_by_a_test() -> None:
@@ -55,6 +61,7 @@ def test_a_notebook_is_stored_without_outputs_and_runs(path: Path) -> None:
     nbclient.NotebookClient(
         notebook,
         timeout=600,
+        startup_timeout=600,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute(env={**os.environ})
     text = "".join(o.get("text", "") for cell in code for o in cell.outputs)

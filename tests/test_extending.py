@@ -18,6 +18,7 @@ from quintic.console import Console
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import set_up
 from quintic.train import forward_backward
+from tests import warm
 from tests.conftest import main, tiny_options
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -81,18 +82,20 @@ def arguments(data: Path, changes: dict[str, Any]) -> list[str]:
     return ["train", "laptop", *sum(pairs, ()), "--train.no-tensorboard"]
 
 
-def command(folder: Path, *arguments: str, tree: Path | None = None) -> str:
+def command(folder: Path, *arguments: str, plain: bool = False) -> str:
     """Run `quintic` as installed, in a folder that is not on Python's path by itself."""
-    path = [str(tree or Path(quintic.__file__).parents[1])]
-    done = subprocess.run(
+    start = subprocess.Popen if plain else warm.Popen
+    with start(
         [sys.executable, "-P", "-m", "quintic", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(quintic.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    ) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    return str(out)
 
 
 def checkpoint(run: Path, step: int) -> dict[str, Tensor]:
@@ -123,7 +126,8 @@ LION_OPTIONS = {"optim.matrices": "lion:Lion", "optim.custom.lr": 0.01}
 @pytest.fixture(scope="module")
 def lion_run(folder: Path, tiny_data: Path) -> Path:
     own = ["--optim.custom.options", "beta1=0.8", "weight_decay=0.5"]
-    out = command(folder, *arguments(tiny_data, LION_OPTIONS), *own, "--out", "lion-run")
+    run = [*arguments(tiny_data, LION_OPTIONS), *own, "--out", "lion-run"]
+    out = command(folder, *run, plain=True)
     assert "optim   lion:Lion on 12 parameters (24,576 elements), lr 0.01, beta1=0.8" in out
     return folder / "lion-run"
 
@@ -367,7 +371,6 @@ def test_the_edits_of_the_docs_add_each_thing_to_the_tree(folder: Path, tmp_path
         (tmp_path / name).write_text(source.replace(old, new))
         added += "lion" in new
     assert added == 1
-    subprocess.run([sys.executable, "-c", SHARDS], cwd=tmp_path, check=True)
     changes = {
         "optim.matrices": "lion",
         "optim.lion.lr": 0.01,
@@ -380,7 +383,20 @@ def test_the_edits_of_the_docs_add_each_thing_to_the_tree(folder: Path, tmp_path
     options = arguments(Path("counting"), changes)
     index = options.index("--optim.schedule.cooldown-fraction")
     own = ["--optim.lion.options", "beta1=0.8", "--out", "run"]
-    out = command(tmp_path, *options[:index], *options[index + 2 :], *own, tree=tree)
+    started = [*options[:index], *options[index + 2 :], *own]
+    program = (
+        f"{SHARDS}\nfrom quintic.cli.main import main\nmain({started})\n"
+        "print('HELP')\nmain(['train', '--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    out, shown = done.stdout.split("HELP\n")
     assert "optim   Lion on 12 parameters (16,384 elements), lr 0.01, beta1=0.8" in out
     saved = checkpoint(tmp_path / "run", 1)
     assert saved["model.layers.0.mlp.up.weight"].shape == (64, 32)
@@ -388,6 +404,5 @@ def test_the_edits_of_the_docs_add_each_thing_to_the_tree(folder: Path, tmp_path
     lines = [*(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     factors = [float(f) for line in lines for f in re.findall(r'"lr_factor": ([\d.]+)', line)]
     assert factors == pytest.approx([0.5, 1.0, (2 / 3) ** 0.5, 0.5**0.5])
-    shown = command(tmp_path, "train", "--help", tree=tree)
     assert "--optim.lion.lr FLOAT" in shown
     assert "--model.mlp-ratio INT" in shown

@@ -62,7 +62,7 @@ class _Call:
         asked = _ASKED.bind(process, *arguments).arguments
         command = asked["args"]
         self.command = [command] if isinstance(command, str) else [os.fspath(a) for a in command]
-        python, *program = [argument for argument in self.command if argument != "-u"]
+        python, *program = [argument for argument in self.command if argument not in OPTIONS]
         self.forks = python == sys.executable and (
             program[0] == "-c" or program[:2] in (["-m", "quintic"], ["-m", TORCHRUN])
         )
@@ -76,6 +76,8 @@ class _Call:
 
 _ASKED = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 TORCHRUN = "torch.distributed.run"
+OPTIONS = ("-u", "-P")
+"""Those of Python's options that these processes heed."""
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 
@@ -206,7 +208,9 @@ def _run(arguments: list[str], environment: Mapping[str, str], folder: str) -> i
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    unbuffered = "PYTHONUNBUFFERED" in environment or arguments[0] == "-u"
+    unbuffered = "PYTHONUNBUFFERED" in environment or "-u" in arguments[:2]
+    if "-P" in arguments[:2]:
+        sys.path[:] = [entry for entry in sys.path if entry]  # not the current folder
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(
@@ -226,7 +230,7 @@ def _run(arguments: list[str], environment: Mapping[str, str], folder: str) -> i
                 sys.path.insert(0, entry)
             if (own := Path(entry) / "sitecustomize.py").is_file():
                 runpy.run_path(str(own))
-        _execute([argument for argument in arguments if argument != "-u"])
+        _execute([argument for argument in arguments if argument not in OPTIONS])
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return end.code or 0
