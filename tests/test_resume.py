@@ -205,7 +205,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_continues_from_what_was_saved
 def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
     tiny_data: Path, tmp_path: Path
 ) -> None:
-    """In processes of their own, which share the compiler's cache as two starts of a user do."""
+    """The resume in a process of its own, with the compiler's cache of the run that was stopped."""
     try:
         check_compiler(torch.device("cpu"))
     except QuinticError as error:
@@ -223,21 +223,17 @@ def test_a_compiled_run_stopped_and_continued_equals_one_never_stopped(
     scalar = "import torch._inductor.config as inductor; inductor.cpp.vec_isa_ok = False"
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*tiny_arguments(tiny_data), *smallest]
-    with quintic_process(
-        [*arguments, "--out", str(stopped)], f"hold_at(24); {scalar}", environment
-    ) as process:
+    begin = f"hold_at(24); {scalar}; main({[*arguments, '--out', str(stopped)]})"
+    # Once it has stopped, the same process trains the whole run, with what it has compiled.
+    with quintic_process([*arguments, "--out", str(whole)], begin, environment) as process:
         wait_for_step(process, stopped, 23)
         process.send_signal(signal.SIGTERM)
-        outputs(process)
-        assert process.returncode == 0
+        _, err = outputs(process)
+        assert (process.returncode, err) == (0, "")  # no "hit recompile_limit" either
     assert 23 < losses(stopped)[-1][0] + 1 < 60
-    with (
-        quintic_process(["train", "--resume", str(stopped)], scalar, environment) as resumed,
-        quintic_process([*arguments, "--out", str(whole)], scalar, environment) as never_ended,
-    ):
-        for process in (resumed, never_ended):
-            _, err = outputs(process)
-            assert (process.returncode, err) == (0, "")  # no "hit recompile_limit" either
+    with quintic_process(["train", "--resume", str(stopped)], scalar, environment) as process:
+        _, err = outputs(process)
+        assert (process.returncode, err) == (0, "")
     assert len(losses(whole)) == 64
     assert losses(stopped) == losses(whole)
     assert_in_order(stopped)
