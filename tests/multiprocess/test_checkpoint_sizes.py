@@ -20,7 +20,7 @@ from tests.multiprocess.test_same_result import (
 )
 from tests.multiprocess.worlds import run_world
 
-SAVED_AT = 10
+SAVED_AT = 20
 
 
 def world_of(size: int, function: Any, *arguments: Any) -> list[Any]:
