@@ -70,12 +70,12 @@ def undisturbed(epoch_data: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def assert_same(folder: Path, expected: Path) -> None:
-    """The same losses, and at the end bit for bit the same weights and optimizer state."""
+    """The same losses, and bit for bit the same state at the end."""
     assert losses(folder) == losses(expected)
     (file,) = (expected / CHECKPOINTS / f"step-{STEPS:08d}").glob("*.safetensors")
     again = load_file(folder / file.relative_to(expected))
     for name, tensor in load_file(file).items():
-        assert name == "rng.cpu" or torch.equal(tensor, again[name]), name
+        assert torch.equal(tensor, again[name]), name
 
 
 @pytest.mark.parametrize("order", ["stream", "shuffle"])

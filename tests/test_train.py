@@ -377,6 +377,18 @@ def test_each_group_of_adamw_keeps_its_own_learning_rate_under_the_schedule(
         assert logged["lr"] == pytest.approx(0.001 * factor)
 
 
+def test_what_draws_at_random_in_training_begins_at_the_seed(tiny_data: Path) -> None:
+    """An optimizer of one's own may draw, and two runs of a seed are equal in any process."""
+    drawn = []
+    with torch.random.fork_rng(devices=[]):
+        for before, seed in ((1, 7), (2, 7), (1, 8)):
+            torch.manual_seed(before)
+            built(tiny_config(tiny_data, {"train.seed": seed}))
+            drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 # Precision.
 
 
