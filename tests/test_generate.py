@@ -1,21 +1,24 @@
 """Generation: the cache, the draw, the end, and text that comes in pieces."""
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from quintic.config import ModelConfig
+from quintic.config import ModelConfig, field_facts
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.generate import generate_ids, stream_text
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
 from quintic.model.loss import plain_cross_entropy
+from tests.model.test_gpt import SWITCHES
 
 VOCAB, CONTEXT = 40, 8
 SIZES = ModelConfig(layers=2, width=24, heads=2, context=CONTEXT, vocab_size=VOCAB)
@@ -77,6 +80,59 @@ def test_greedy_with_the_cache_equals_greedy_without_also_past_the_context(
     assert len(found) == 30
     if context > 1:
         assert len(set(found)) > 2  # the model does not just repeat itself
+
+
+GREEDY = SWITCHES | {
+    "gpt2": {"architecture": "gpt2"},
+    "init": {"init": "classic"},
+    "window_start": {"window": 6, "window_start": 2},
+}
+SAME_TEXT = {"none", "init", "logit_softcap"}
+"""What leaves the likeliest token of given weights as it is."""
+
+
+def test_every_switch_of_the_model_is_tried_with_the_cache() -> None:
+    switches = {name for name, facts in field_facts(ModelConfig).items() if facts.needs}
+    tried = {name for changes in GREEDY.values() for name in changes}
+    assert tried == switches | {"architecture", "eot_id"}
+
+
+def with_switch(switch: str) -> LanguageModel:
+    """A float64 model in which everything that a switch has shows in the logits; what two of them
+    both have is the same."""
+    model = build_model(replace(SIZES, **GREEDY[switch]), compute_dtype=torch.float64)
+    model.set_window(3)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            random = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            # A bias of the last norm would favour one token for ever, and blocks drown embeddings.
+            scale = 0.1 if name.endswith("bias") else 4.0 if name == "embed.weight" else 1.0
+            p.copy_(scale * torch.randn(p.shape, generator=random, dtype=p.dtype))
+    return model
+
+
+LONG_PROMPT = [(7 * i + i // 5 + 3) % VOCAB for i in range(3 * CONTEXT)]
+BEGINNINGS = [(LONG_PROMPT[:n], 3 * CONTEXT if n == 1 else 3) for n in range(1, 3 * CONTEXT + 1)]
+"""Prompts of every length to three contexts, and how many tokens are to follow."""
+
+
+@cache
+def greedy_texts(switch: str) -> list[list[int]]:
+    model = with_switch(switch)
+    return [greedy_without_cache(model, prompt, tokens) for prompt, tokens in BEGINNINGS]
+
+
+@pytest.mark.parametrize("switch", GREEDY)
+def test_greedy_with_the_cache_equals_greedy_without_at_every_length_to_three_contexts(
+    switch: str,
+) -> None:
+    model, expected = with_switch(switch), greedy_texts(switch)
+    for (prompt, tokens), text in zip(BEGINNINGS, expected, strict=True):
+        found = list(generate_ids(model, prompt, tokens=tokens, temperature=0))
+        assert found == text, len(prompt)
+    # It says much, and not what the model says without the switch.
+    assert len({token for text in expected for token in text}) > VOCAB / 4
+    assert switch in SAME_TEXT or expected != greedy_texts("none")
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])

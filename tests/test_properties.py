@@ -223,3 +223,17 @@ def test_imports_have_no_cycle() -> None:
 
 def test_there_is_no_utils_file() -> None:
     assert not [name for name in MODULES if name.rsplit(".", 1)[-1] in ("utils", "util", "helpers")]
+
+
+def test_no_assert_does_anything() -> None:
+    """`python -O` leaves them out, so they compare and never act; nor does code depend on them."""
+    harmless = {"isinstance", "len", "all", "is_contiguous", "element_size", "stride"}
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Name):
+                assert node.id not in ("__debug__", "AssertionError"), path
+            for inner in ast.walk(node.test) if isinstance(node, ast.Assert) else ():
+                assert not isinstance(inner, ast.NamedExpr | ast.Await | ast.Yield), path
+                if isinstance(inner, ast.Call):
+                    called = ast.unparse(inner.func).rpartition(".")[2]
+                    assert called in harmless, f"{path}: assert {ast.unparse(node)}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ import quintic.train
 from quintic.checkpoint import CheckpointWriter, TrainState, checkpoints, read_state
 from quintic.config import Config
 from quintic.console import Console
+from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, MetricsRecord, read_metrics
 from quintic.optim.muon import Muon
@@ -25,6 +27,7 @@ from quintic.setup import Run, resume, set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from quintic.trained import load_trained
 from tests.conftest import tiny_config
+from tests.model.test_gpt import EVERY_TECHNIQUE, reference_logits
 
 MICRO_BATCHES = [1, 2, 4, 8]
 
@@ -210,6 +213,45 @@ def test_validation_loss_does_not_depend_on_the_micro_batch_and_counts_each_toke
         assert gradients(run) == {}
 
 
+def test_validation_to_the_streams_last_token_is_its_mean_in_numpy_and_the_same_again(
+    tmp_path: Path,
+) -> None:
+    """The last token is a target and no input, so all but one can be evaluated on."""
+    tokens = np.random.default_rng(2).integers(0, 128, 65)
+    write_shard(tmp_path / "x_train_000001.bin", tokens)
+    write_shard(tmp_path / "x_val_000000.bin", tokens[:21])  # ends within a sequence
+    write_shard(tmp_path / "x_val_000001.bin", tokens[21:])
+    options = {
+        **FLOAT64,
+        **{f"model.{name}": value for name, value in EVERY_TECHNIQUE.items()},
+        **{"model.layers": 3, "model.width": 16, "model.context": 8},
+        **{"train.batch_tokens": 24, "train.micro_batch": 3, "train.mtp_tokens": 2},
+    }
+    config = tiny_config(tmp_path, {**options, "train.eval_tokens": 64})
+    run = after_steps(built(config), 3)
+    own, seen = run.loss, []
+
+    def watched(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        seen.append(targets_BT)
+        return own(inputs_BT, targets_BT)
+
+    run.loss = watched
+    found = evaluate_run(run)
+    assert torch.cat(seen).flatten().tolist() == tokens[1:].tolist()
+    weights = {n: p.detach().numpy() for n, p in run.state.model.named_parameters()}
+    inputs = tokens[:-1].reshape(8, 8)
+    logits = np.concatenate(
+        [reference_logits(weights, row, config.model) for row in inputs.tolist()]
+    )
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(64), tokens[1:]]
+    assert found == pytest.approx(losses.mean(), rel=1e-12)
+    assert evaluate_run(run) == found
+    with pytest.raises(QuinticError, match=r"validation on 72 tokens needs 73 .* use at most 64"):
+        built(config.override({"train.eval_tokens": 72}))
+    with pytest.raises(QuinticError, match="eval_tokens 65 is not a multiple"):
+        config.override({"train.eval_tokens": 65})
+
+
 def test_a_window_that_grows_is_that_of_its_step_in_training_validation_and_a_checkpoint(
     tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +375,18 @@ def test_each_group_of_adamw_keeps_its_own_learning_rate_under_the_schedule(
         assert lr.pop("embed.weight") == pytest.approx(0.004 * factor)
         assert list(lr.values()) == pytest.approx([0.001 * factor] * 12)
         assert logged["lr"] == pytest.approx(0.001 * factor)
+
+
+def test_what_draws_at_random_in_training_begins_at_the_seed(tiny_data: Path) -> None:
+    """An optimizer of one's own may draw, and two runs of a seed are equal in any process."""
+    drawn = []
+    with torch.random.fork_rng(devices=[]):
+        for before, seed in ((1, 7), (2, 7), (1, 8)):
+            torch.manual_seed(before)
+            built(tiny_config(tiny_data, {"train.seed": seed}))
+            drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 # Precision.

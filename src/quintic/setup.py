@@ -149,7 +149,8 @@ def open_data(config: Config, console: Console) -> Dataset:
 
 
 def set_up(config: Config, folder: Path, console: Console, world: World = ALONE) -> Run:
-    """Resolve, check and build, on every process; writes nothing.
+    """Resolve, check and build, on every process; writes nothing. PyTorch's global random numbers
+    begin at `train.seed`.
 
     Raises `QuinticError` for anything a user can get wrong.
     """
@@ -160,6 +161,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
         linears = [module for module in model.modules() if isinstance(module, Linear)]
         cached = config.train.cache_bf16_weights
         weight_cache = WeightCache(linears, model.compute_dtype) if cached else None
+    torch.manual_seed(config.train.seed)  # for what draws, such as an optimizer of one's own
     return Run(
         config=config,
         folder=folder,

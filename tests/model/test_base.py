@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from quintic.config import ModelConfig
+from quintic.errors import QuinticError
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model, meta_model
 
@@ -91,15 +92,15 @@ def test_logits_with_a_cache_token_by_token_equal_the_full_forward(
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", MASKED)
-def test_with_a_mask_several_tokens_at_once_may_follow_those_in_the_cache(
-    architecture: str,
-) -> None:
+@pytest.mark.parametrize("architecture", [*CONFIGS, *MASKED])
+def test_several_tokens_at_once_may_follow_those_in_the_cache(architecture: str) -> None:
     model, ids = drawn(architecture), tokens(3)
     cache = KVCache(model.config, batch=3, dtype=torch.float64, device=torch.device("cpu"))
     with torch.no_grad():
         parts = [model(part, cache) for part in ids.split(5, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=0, atol=1e-12)
+        with pytest.raises(QuinticError, match="1 tokens after 16 in the cache are more than"):
+            model(ids[:, :1], cache)
 
 
 @both

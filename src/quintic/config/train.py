@@ -34,7 +34,8 @@ class TrainConfig(Section, name="train"):
     seed: Annotated[int, Rule(lambda seed: 0 <= seed < 2**64, "it must be from 0 to 2**64 - 1")] = (
         setting(1337, not_swept="give --seeds N")
     )
-    """Seed of the initialisation and, with data.order shuffle, of the data order."""
+    """Seed of the initialisation, of random numbers in training and, with data.order shuffle, of
+    the data order."""
     device: Literal["auto", "cuda", "mps", "cpu"] = setting("auto", resume="free")
     """auto: the first of cuda, mps, cpu that is there."""
     precision: Precision = "auto"

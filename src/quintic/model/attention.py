@@ -26,17 +26,16 @@ def attend(
 ) -> Tensor:
     """Return attention with softmax scale 1/sqrt(K); the queries are the last T of S positions.
 
-    Without a mask it is causal. In that case either all positions are new (T = S), or one is
-    (T = 1, generation): a single query attends to every key and needs no mask. Blocks do not train
-    on a CPU, and are fast in compiled code only.
+    Without a mask it is causal. Blocks do not train on a CPU, and are fast in compiled code only.
     """
     if isinstance(attn_mask, BlockMask):
         y_BHTK: Tensor = flex_attention(q_BHTK, k_BHSK, v_BHSK, block_mask=attn_mask)
         return y_BHTK
+    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+    if attn_mask is None and 1 < T < S:  # PyTorch's causal mask is for T = S; one sees all
+        attn_mask = torch.ones((T, S), dtype=torch.bool, device=q_BHTK.device).tril(S - T)
     if attn_mask is not None:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=attn_mask)
-    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-    assert T in (1, S), "several new positions behind a filled cache need a mask"
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=T == S)
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintic.config import ModelConfig
+from quintic.errors import QuinticError
 from quintic.model.attention import mean_attention_span
 from quintic.model.head import logits_of
 from quintic.model.loss import CrossEntropy
@@ -43,7 +44,6 @@ class KVCache:
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the new positions; return those of all, [B, H, S, K]."""
         end = self.length + k_BHTK.shape[2]
-        assert end <= self.keys.shape[3], "the caller rebuilds a full cache"
         self.keys[layer, :, :, self.length : end] = k_BHTK
         self.values[layer, :, :, self.length : end] = v_BHTK
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
@@ -51,9 +51,17 @@ class KVCache:
     def append_tokens(self, tokens_BT: Tensor) -> Tensor:
         """Store the tokens of the new positions; return those of all, [B, S]."""
         end = self.length + tokens_BT.shape[1]
-        assert end <= self.tokens.shape[1], "the caller rebuilds a full cache"
         self.tokens[:, self.length : end] = tokens_BT
         return self.tokens[:, :end]
+
+    def require_room(self, new: int) -> None:
+        """Raise `QuinticError` where so many new positions would be beyond the context."""
+        context = self.tokens.shape[1]
+        if self.length + new > context:
+            raise QuinticError(
+                f"{new} tokens after {self.length} in the cache are more than the context of "
+                f"{context}: begin another cache with the newest ones"
+            )
 
 
 class Head(nn.Module):
@@ -110,7 +118,12 @@ class LanguageModel(nn.Module, ABC):
         """Return the final normed activations x_BTD, the head's input, in `compute_dtype`."""
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return logits_BTV in float32 (float64 for float64), with a cache those of new tokens."""
+        """Return logits_BTV in float32 (float64 for float64), with a cache those of new tokens.
+
+        Raises `QuinticError` where the cache has no room for them.
+        """
+        if cache is not None:
+            cache.require_room(tokens_BT.shape[1])
         x_BTD = self.features(tokens_BT, cache)
         if cache is not None:
             cache.length += tokens_BT.shape[1]

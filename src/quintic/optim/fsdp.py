@@ -22,7 +22,7 @@ from quintic.distributed.world import World, local_rows
 from quintic.model.base import LanguageModel
 from quintic.optim.matrix_optimizer import Orthogonalize, facts_of
 from quintic.optim.param_groups import ParamSpec
-from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
+from quintic.optim.step import BuildOptimizers, Stepper, clip_shards, require_gradients
 
 
 def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
@@ -100,9 +100,9 @@ class FsdpStepper(Stepper):
 
     def step(self, clip_norm: float | None) -> Tensor | None:
         """Clip over all ranks and update; drop the gradients."""
+        require_gradients(name for name, p in self._parameters.items() if p.grad is None)
         for name, p in self._parameters.items():
-            assert p.grad is not None, f"{name} has no gradient"
-            self._shards[name].grad = local_rows(p.grad)
+            self._shards[name].grad = None if p.grad is None else local_rows(p.grad)
         gradients = [s.grad for s in self._shards.values() if s.grad is not None and s.numel()]
         norm = None
         if clip_norm is not None:

@@ -8,12 +8,13 @@ part in it (`zero1.py`, `fsdp.py`), it does not know.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from quintic.distributed.world import World
+from quintic.errors import QuinticError
 from quintic.optim.param_groups import ParamSpec
 
 BuildOptimizers = Callable[
@@ -40,6 +41,18 @@ class Stepper(ABC):
         needed it."""
 
 
+def require_gradients(missing: Iterable[str]) -> None:
+    """Raise `QuinticError` with the names of parameters without a gradient, if there are any.
+
+    Optimizers would leave them as they are without a word.
+    """
+    if names := ", ".join(missing):
+        raise QuinticError(
+            f"the backward pass gave no gradient to {names}: use it in the model's forward pass, "
+            "or take it out of the model"
+        )
+
+
 class LocalStepper(Stepper):
     """Updates all parameters on one process.
 
@@ -56,10 +69,10 @@ class LocalStepper(Stepper):
         keep_gradients: bool = False,
     ) -> None:
         self.optimizers = build(parameters, specs)
-        self._parameters = list(parameters.values())
+        self._parameters = dict(parameters)
         self._keep_gradients = keep_gradients
         if keep_gradients:
-            for p in self._parameters:
+            for p in parameters.values():
                 p.grad = torch.zeros_like(p)
 
     def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
@@ -67,9 +80,10 @@ class LocalStepper(Stepper):
 
     def step(self, clip_norm: float | None) -> Tensor | None:
         """Clip and update; drop the gradients."""
+        require_gradients(name for name, p in self._parameters.items() if p.grad is None)
         norm = None
         if clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=not self._keep_gradients)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quintic.distributed.world import AsyncCollective, World
 from quintic.optim.bucket_plan import Bucket, Piece, plan_buckets
 from quintic.optim.param_groups import ParamSpec
-from quintic.optim.step import BuildOptimizers, Stepper, clip_shards
+from quintic.optim.step import BuildOptimizers, Stepper, clip_shards, require_gradients
 
 
 class Zero1Stepper(Stepper):
@@ -43,21 +43,19 @@ class Zero1Stepper(Stepper):
         self._launched = 0
         for bucket in self._buckets:
             for name in bucket.plan.names:
-                parameters[name].register_post_accumulate_grad_hook(self._hook(bucket))
+                parameters[name].register_post_accumulate_grad_hook(self._hook(bucket, name))
 
     def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
         """Let complete buckets leave as soon as it is their turn, in the last pass only."""
         self._requires_gradient_sync, self._launched = requires_gradient_sync, 0
 
-    def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
+    def _hook(self, bucket: _Bucket, name: str) -> Callable[[Tensor], None]:
         def accumulated(parameter: Tensor) -> None:
             if not self._requires_gradient_sync:
                 return
-            bucket.missing -= 1
+            bucket.missing.discard(name)
             # In the plan's order, since all ranks must start the same collectives one by one.
-            while (
-                self._launched < len(self._buckets) and self._buckets[self._launched].missing == 0
-            ):
+            while self._launched < len(self._buckets) and not self._buckets[self._launched].missing:
                 self._buckets[self._launched].send_gradients()
                 self._launched += 1
 
@@ -65,7 +63,8 @@ class Zero1Stepper(Stepper):
 
     def step(self, clip_norm: float | None) -> Tensor | None:
         """Receive, clip, update and give back, a bucket at a time."""
-        assert self._launched == len(self._buckets), "a parameter has no gradient"
+        unsent = self._buckets[self._launched :]
+        require_gradients(name for bucket in unsent for name in sorted(bucket.missing))
         self._requires_gradient_sync = False
         norm = None
         if clip_norm is not None:
@@ -90,7 +89,7 @@ class _Bucket:
         world: World,
     ) -> None:
         self.plan, self._world = plan, world
-        self.missing = len(plan.names)
+        self.missing = set(plan.names)
         self._parameters = {name: parameters[name] for name in plan.names}
         first = next(iter(self._parameters.values()))
         self.like = first.detach()
@@ -112,7 +111,7 @@ class _Bucket:
         for parameter in self._parameters.values():
             parameter.grad = None
         self._gradients = self._world.reduce_scatter(parts_NL)
-        self.missing = len(self.plan.names)
+        self.missing = set(self.plan.names)
 
     def _gradient(self, name: str) -> Tensor:
         gradient = self._parameters[name].grad
