@@ -30,8 +30,8 @@ STRIP_ROWS = 128
 """Rows of a strip: products of fewer are slower by more than they save."""
 
 GRAM_ITERATIONS = 3
-"""Iterations with one Gram matrix: five are 3 + 2, with at most twice the plain iteration's error in
-float32 whatever the spectrum (`tests/optim/test_newton_schulz_cpu.py`); 4 + 1 have 2.6 times."""
+"""Iterations with one Gram matrix: five are 3 + 2, with at most twice the plain iteration's error
+in float32 whatever the spectrum (`tests/optim/test_newton_schulz_cpu.py`); 4 + 1: 2.6 times."""
 
 GRAM_RATIO = 2
 """Ratio C / R from which on iterations share a Gram matrix. From 1.2 on there is something to gain,
