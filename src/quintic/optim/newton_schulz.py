@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_triton
+from quintic.optim import newton_schulz_cpu
 
 Coefficients = tuple[float, float, float]
 """(a, b, c) of one iteration, x -> a x + b x^3 + c x^5 on every singular value."""
@@ -100,6 +101,7 @@ def newton_schulz(
     Dividing by the Frobenius norm puts every singular value into [0, 1], where the iteration
     X <- a X + (b A + c A A) X with A = X X^T moves them towards 1. It works on the wide
     orientation, where A is the smaller of the two Gram matrices. A zero matrix stays zero.
+    Large matrices on a CPU go another way to the same result (`newton_schulz_cpu`).
     Source: Bernstein & Newhouse, https://arxiv.org/abs/2409.20325, and the Muon post above.
     """
     tall = G_nrc.shape[-2] > G_nrc.shape[-1]
@@ -107,10 +109,13 @@ def newton_schulz(
     X_nRC = X.reshape(-1, *X.shape[-2:])
     # Contiguous, since products of a transposed view are up to a third slower on a CPU.
     X_nRC = (X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)).contiguous()
-    for step in range(steps):
-        a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        B_nRR = polynomial(X_nRC, b, c)
-        X_nRC = torch.baddbmm(X_nRC, B_nRR, X_nRC, beta=a)
+    sequence = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
+    if X_nRC.device.type == "cpu" and X_nRC.shape[1] >= newton_schulz_cpu.SMALLEST_ROWS:
+        newton_schulz_cpu.iterate_in_place(X_nRC, sequence)
+    else:
+        for a, b, c in sequence:
+            B_nRR = polynomial(X_nRC, b, c)
+            X_nRC = torch.baddbmm(X_nRC, B_nRR, X_nRC, beta=a)
     X = X_nRC.reshape(X.shape)
     return X.mT if tall else X
 
