@@ -156,4 +156,4 @@ def cross_entropy(
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
-    return losses_C.sum(), grad_CV
+    return losses_C, grad_CV
