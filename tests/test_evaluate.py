@@ -183,18 +183,18 @@ def test_tokens_without_text_have_no_bits_per_byte() -> None:
         score_text(LossSums(3, 1.0, 0.0), np.full(3, bpe.eot_id), bpe, None)
 
 
-# A document of any length ---------------------------------------------------------------------------
+# A document of any length -------------------------------------------------------------------------
 
 
 def rolling_nats(model: LanguageModel, ids: Sequence[int]) -> list[float]:
     """The loss of each token of a document behind end of text, token by token, as
     lm-evaluation-harness conditions it: windows of the context adjoin, and one that would not be
     full begins as much earlier."""
-    tokens, losses = len(ids) - 1, []
+    tokens, context, losses = len(ids) - 1, model.config.context, []
     for position in range(1, tokens + 1):
-        begin = (position - 1) // CONTEXT * CONTEXT
-        if begin + CONTEXT > tokens:
-            begin = max(0, tokens - CONTEXT)
+        begin = (position - 1) // context * context
+        if begin + context > tokens:
+            begin = max(0, tokens - context)
         losses.append(nats_of(model, ids[begin:position], ids[position]))
     return losses
 
