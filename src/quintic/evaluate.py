@@ -71,8 +71,8 @@ def sum_losses(
     """Return the sums over all batches, each a pair of [B, T] ids; targets below zero are none.
 
     `loss` is `LanguageModel.loss`. `special_ids` are the ids without bytes. Every process takes its
-    share of the sequences of each batch. The sums are in float64, and read from the device once, at
-    the end.
+    share of the sequences of each batch. The batches' sums are added up in float64, and read from
+    the device once, at the end.
     """
     special, sums, tokens = torch.tensor(sorted(special_ids)), [], 0
     for batch in batches:
