@@ -105,13 +105,21 @@ def chunked_cross_entropy(
     """
     gradient = torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad)
     assert reduction == "mean" or not gradient, "the gradient is that of the mean"
+    assert reduction == "mean" or weights_M is None, "validation is of the next token alone"
     compute = _loss_operator if kernel or float8 else loss_and_gradients
     targets_NM = targets[:, None] if weights_M is None else targets
     with torch.no_grad():
-        losses_N, grad_x_ND, grad_weight_VD = compute(
-            x_ND, weight_VD, targets_NM, softcap, weights_M, gradient, kernel, float8 and gradient
+        loss, grad_x_ND, grad_weight_VD = compute(
+            x_ND,
+            weight_VD,
+            targets_NM,
+            softcap,
+            weights_M,
+            gradient,
+            kernel,
+            float8 and gradient,
+            reduction == "mean",
         )
-        loss = losses_N.mean() if reduction == "mean" else losses_N
     if gradient:
         loss = _WithGradients.apply(loss, x_ND, weight_VD, grad_x_ND, grad_weight_VD)
     return loss
@@ -143,9 +151,10 @@ def loss_and_gradients(
     gradient: bool,
     kernel: bool,
     float8: bool,
+    mean: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each token's loss, [N], and the gradients of their mean by x and the weight, empty
-    where none is asked for."""
+    """Return the mean loss, or else that of each token, [N], and the gradients of the mean by x and
+    the weight, empty where none is asked for."""
     cross_entropy = torch_cross_entropy
     if kernel:
         from quintic.kernels.cross_entropy import cross_entropy
@@ -159,15 +168,16 @@ def loss_and_gradients(
     for start in range(0, tokens, size):
         rows = slice(start, min(start + size, tokens))
         x_CD, targets_CM = x_ND[rows], targets_NM[rows]
-        losses_C, grad_CV = cross_entropy(
+        losses_CM, grad_CV = cross_entropy(
             products.logits(x_CD), targets_CM, weights_M, softcap, grad_dtype, products.grad_divisor
         )
-        losses.append(losses_C)
+        losses.append(losses_CM.sum() if mean else losses_CM.flatten())
         if grad_CV is not None:
             grad_x_ND[rows] = products.grad_x(grad_CV)
             # Each chunk's product is added in the weight's own precision.
             grad_weight_VD += products.grad_weight(grad_CV, x_CD).to(weight_VD.dtype)
-    return torch.cat(losses), grad_x_ND, grad_weight_VD
+    loss = torch.stack(losses).sum() / tokens if mean else torch.cat(losses)
+    return loss, grad_x_ND, grad_weight_VD
 
 
 _loss_operator = torch.library.custom_op(
@@ -179,9 +189,10 @@ further, and the compiled program does not grow with the number of chunks."""
 
 @_loss_operator.register_fake
 def _(x_ND: Tensor, weight_VD: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, _, gradient, _, _ = options
-    losses_N = x_ND.new_empty(len(x_ND), dtype=torch.promote_types(x_ND.dtype, torch.float32))
-    return losses_N, *_gradient_buffers(x_ND, weight_VD, gradient)
+    _, _, _, gradient, _, _, mean = options
+    shape = () if mean else (len(x_ND),)
+    loss = x_ND.new_empty(shape, dtype=torch.promote_types(x_ND.dtype, torch.float32))
+    return loss, *_gradient_buffers(x_ND, weight_VD, gradient)
 
 
 def _gradient_buffers(x_ND: Tensor, weight_VD: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -200,7 +211,7 @@ def torch_cross_entropy(
     grad_dtype: torch.dtype | None,
     divisor: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a chunk's losses, [C], and, in `grad_dtype`, the gradient of their sum / divisor.
+    """Return a chunk's losses, [C, M], and, in `grad_dtype`, the gradient of their sum / divisor.
 
     The gradient, [C, V], is that by the logits, which are given without their softcap.
     """
@@ -213,9 +224,9 @@ def torch_cross_entropy(
     log_p_CV = F.log_softmax(logits_CV, dim=-1)
     del logits_CV  # so that no more chunks are alive than it takes
     log_p_CM = log_p_CV.gather(1, targets_CM)
-    losses_C = -(log_p_CM if weights_CM is None else log_p_CM * weights_CM).sum(1)
+    losses_CM = -(log_p_CM if weights_CM is None else log_p_CM * weights_CM)
     if grad_dtype is None:
-        return losses_C, None
+        return losses_CM, None
     grad_CV = log_p_CV.exp_()
     if weights_CM is None:
         weights_CM = torch.ones_like(log_p_CM)
@@ -224,7 +235,7 @@ def torch_cross_entropy(
     grad_CV.scatter_add_(1, targets_CM, -weights_CM)
     if slope_CV is not None:
         grad_CV.mul_(slope_CV)
-    return losses_C, grad_CV.mul_(1 / divisor).to(grad_dtype)
+    return losses_CM, grad_CV.mul_(1 / divisor).to(grad_dtype)
 
 
 fused_cross_entropy = partial(chunked_cross_entropy, kernel=True)
