@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -44,6 +45,7 @@ class PlainLoop:
 
     def __init__(self, config: Config, model: LanguageModel, *, compiled: bool = False) -> None:
         self.config, self.model = config, model
+        self.loss: Callable[..., Tensor]
         self.loss = torch.compile(model.loss, dynamic=False) if compiled else model.loss
         self.orthogonalize = torch.compile(newton_schulz_one) if compiled else newton_schulz_one
         muon = config.optim.matrices == "muon"

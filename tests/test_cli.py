@@ -1,6 +1,8 @@
 """The command line: what each command prints, writes and refuses to import."""
 
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -22,11 +24,17 @@ from quintic.cli.options import COMMANDS
 from quintic.cli.parsing import parse
 from quintic.config import Config, DataConfig, MuonConfig, differing_fields
 from quintic.console import Console
+from quintic.data.dataset import open_dataset
+from quintic.data.shards import write_shard
+from quintic.data.tokenizer import load_tokenizer, train_bpe
+from quintic.evaluate import gzip_bytes
 from quintic.metrics import read_metrics
 from quintic.recipes import RECIPES
 from quintic.setup import start
 from quintic.train import train_run
+from quintic.trained import load_trained
 from tests.conftest import TINY_VOCAB, refusal, tiny_config
+from tests.test_evaluate import rolling_nats
 
 Capture = pytest.CaptureFixture[str]
 
@@ -424,9 +432,147 @@ def test_evaluate_of_a_moved_dataset_gives_the_same_loss_and_of_another_one_is_r
         (tmp_path / "moved" / f"renamed_{split}_{number}.bin").write_bytes(shard.read_bytes())
     expected = loss_in(output(command, capsys))
     assert loss_in(output([*command, "--data", "moved"], capsys)) == expected
-    message = refusal([*command, "--data", str(text_data)], capsys)
-    assert "is not the data that" in message
-    assert message.endswith(": name the folder where that data lies now with --data")
+    message = refusal([*command, "--data", text_data], capsys)
+    assert message == (
+        f"{tiny_run} does not say which tokenizer it was trained with: name it, gpt2 or a "
+        "tokenizer.json, with --tokenizer"
+    )
+
+
+LONG = "".join(f"def other_{i}(x):\n    return x * {i} - 'ünseen'\n\n" for i in range(9))
+SHORT = "def f(x):"
+
+
+def documents(folder: Path) -> tuple[str, str]:
+    """Two files of text: one of several contexts and a part of one, one of less than one."""
+    (folder / "long.py").write_text(LONG)
+    (folder / "short.txt").write_bytes(b"\xef\xbb\xbf" + SHORT.encode())  # with a byte order mark
+    return "long.py", "short.txt"
+
+
+def rows_of(text: str) -> dict[str, list[float]]:
+    """The numbers of a table, by the names of its rows."""
+    rows = [
+        line.split("  ") for line in text.splitlines() if re.search(r"\d\.\d{4}$", line.strip())
+    ]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    return {name: [float(cell.replace(",", "")) for cell in row] for name, *row in cells}
+
+
+def test_evaluate_of_files_scores_every_byte_of_them_once(
+    text_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    files = documents(tmp_path)
+    text = output(["evaluate", str(text_run), "--device", "cpu", "--text", *files], capsys)
+    found = rows_of(text)
+    assert list(found) == [*files, "total"]
+    tokenizer, model = load_tokenizer(str(text_run)), load_trained(text_run, device="cpu").model
+    tokens, size, nats, packed = 0, 0, 0.0, 0
+    for name, content in zip(files, (LONG, SHORT), strict=True):
+        losses = rolling_nats(model, [tokenizer.eot_id, *tokenizer.encode(content)])
+        assert (len(losses) > 3 * 32 and len(losses) % 32) if content is LONG else len(losses) < 32
+        row = len(losses), len(content.encode()), math.fsum(losses), gzip_bytes(content.encode())
+        assert found[name] == pytest.approx(scores_of(*row), abs=1e-4)
+        tokens, size, nats, packed = tokens + row[0], size + row[1], nats + row[2], packed + row[3]
+    assert found["total"] == pytest.approx(scores_of(tokens, size, nats, packed), abs=1e-4)
+
+
+def scores_of(tokens: int, size: int, nats: float, packed: int) -> list[float]:
+    mean = nats / tokens
+    perplexity = round(math.exp(mean), 2)
+    return [tokens, size, mean, perplexity, nats / math.log(2) / size, 8 * packed / size]
+
+
+def test_evaluate_of_standard_input_and_of_a_dataset_of_one_document_are_those_of_its_file(
+    text_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was moved, and whose data is gone, needs neither."""
+    shutil.copytree(text_run, tmp_path / "moved")
+    path = tmp_path / "moved" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": {"path": "gone"}}))
+    command = ["evaluate", "moved", "--device", "cpu"]
+    name, _ = documents(tmp_path)
+    ((_, (tokens, size, mean, _, bits, _)),) = rows_of(
+        output([*command, "--text", name], capsys)
+    ).items()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(LONG.encode())))
+    found = rows_of(output([*command, "--text", "-"], capsys))
+    assert found["standard input"][:3] == [tokens, size, mean]
+
+    (tmp_path / "long.txt").write_text(LONG)
+    build = ["data", "build", "long.txt", "--out", "data", "--val-share", "1", "--workers", "1"]
+    main([*build, "--tokenizer", "moved/tokenizer.json"])
+    text = output([*command, "--data", "data"], capsys)
+    assert f"step-00000012, {tokens:.0f} validation tokens of data\n" in text
+    assert f"validation loss {mean:.4f} nats per token" in text
+    assert f", {bits:.4f} bits per byte\non the same text: gzip -9 " in text
+    assert f"the {tokens:.0f} tokens that are text, over their {size:.0f} bytes; 0 are" in text
+    assert "unigram" not in text, "whose frequencies are those of the run's own data"
+    assert loss_in(output([*command, "--data", "data", "--tokens", "64"], capsys)) != mean
+    # Ready-made shards say nothing of their tokenizer, but the user can.
+    (tmp_path / "data" / "manifest.json").unlink()
+    (tmp_path / "data" / "tokenizer.json").unlink()
+    assert refusal([*command, "--data", "data"], capsys) == (
+        "dataset data does not say which tokenizer made it: if it was that of moved, name that, "
+        "gpt2 or a tokenizer.json, with --tokenizer"
+    )
+    assert output([*command, "--data", "data", "--tokenizer", "moved"], capsys) == text
+
+
+def test_evaluate_on_the_training_tokens(text_run: Path, text_data: Path, capsys: Capture) -> None:
+    text = output(["evaluate", str(text_run), "--device", "cpu", "--split", "train"], capsys)
+    assert "step-00000012, 512 training tokens\ntraining loss " in text
+    trained, stream = load_trained(text_run, device="cpu"), open_dataset(text_data).train
+    tokens = torch.from_numpy(stream.read(0, 513))
+    with torch.no_grad():
+        loss = trained.model.loss(tokens[:-1].view(16, 32), tokens[1:].view(16, 32))
+    assert f"training loss {loss:.4f} nats per token" in text
+
+
+def test_what_evaluate_cannot_use_is_refused_in_one_line(
+    text_run: Path, text_data: Path, tiny_data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    name, _ = documents(tmp_path)
+    for file, content in {
+        "empty": b"",
+        "mark": b"\xef\xbb\xbf",
+        "binary": b"text\xff\x00\x01",
+        "utf16": LONG.encode("utf-16"),
+    }.items():
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "foreign").mkdir()
+    eot = load_tokenizer(str(text_data)).eot_id
+    write_shard(tmp_path / "foreign" / "x_val_000000.bin", [eot, 5, 5, 400])
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one" / "x_val_000000.bin", [eot])
+    other = train_bpe([LONG], 280).save(tmp_path)
+    build = ["data", "build", "short.txt", "--out", "built", "--val-share", "1", "--workers", "1"]
+    main([*build, "--tokenizer", "tokenizer.json"])
+    command = ["evaluate", text_run, "--device", "cpu"]
+    own = ["--tokenizer", text_data]
+    for options, message in {
+        ("--text", name, "gone"): "gone cannot be read (No such file or directory): name a text",
+        ("--text", "foreign"): "foreign is a folder: name its files, or build a dataset of it",
+        ("--text", "empty"): "empty is empty: name a file that has text",
+        ("--text", "mark"): "mark is empty: name a file that has text",
+        ("--text", "binary"): "binary is not UTF-8 from byte 4 on: name a text file, or convert it",
+        ("--text", "utf16"): "utf16 is UTF-16 and not UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+        ("--text",): "--text names no file: give one or more, - for standard input",
+        ("--text", name, "--data", "built"): "--data is for a dataset and --text for files: leave",
+        ("--text", name, "--tokens", "32"): "--tokens is for a dataset and --text for files",
+        ("--text", name, "--split", "train"): "--split is for a dataset and --text for files",
+        ("--text", name, "--tokenizer", other): f"{text_run} was trained with the tokenizer",
+        ("--data", "built"): "dataset built was made with another tokenizer than that of "
+        f"{text_run}: build it with quintic data build --tokenizer {text_run}/tokenizer.json, or "
+        "evaluate its text with --text",
+        ("--data", "gone"): "dataset gone does not exist: name a folder with",
+        ("--data", "built", "--split", "train"): "dataset built has no train shards",
+        ("--data", "foreign", *own): "foreign/x_val_000000.bin holds the token id 400 as its token "
+        "3, counted from 0, the vocabulary has only the ids 0 to 319",
+        ("--data", "one", *own): "one has one val token, which no other precedes: name a dataset",
+        ("--data", "foreign", *own, "--tokens", "32"): "validation on 32 tokens needs 33",
+    }.items():
+        assert message in refusal([*command, *options], capsys), options
 
 
 def test_evaluate_with_another_standard_library_names_the_python_whose_it_was(

@@ -11,6 +11,7 @@ from quintic.data.dataset import open_dataset
 from quintic.data.shards import write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
+from quintic.evaluate import LossSums
 from quintic.report import PROMPT_TOKENS, SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
 from quintic.setup import set_up, start
 from quintic.train import train_run
@@ -65,12 +66,20 @@ def test_every_learning_rate_of_adamw_is_named(tiny_data: Path, tmp_path: Path) 
 def test_the_scores_stand_beside_gzip_and_unigram(text_data: Path) -> None:
     dataset = open_dataset(text_data, str(text_data))
     tokens = 960
-    lines = list(score_lines(dataset, 1.5, tokens))
-    assert len(lines) == 2
-    size = len(dataset.load_tokenizer().decode_bytes(dataset.val.read(1, tokens)))
-    bits = 1.5 / math.log(2) * tokens / size
+    tokenizer = dataset.load_tokenizer()
+    targets = dataset.val.read(1, tokens)
+    ends = int((targets == tokenizer.eot_id).sum())
+    sums = LossSums(tokens, 1.5 * tokens, 1.25 * tokens)
+    lines = list(score_lines(dataset, "val", sums, unigram=True))
+    assert len(lines) == 3
+    size = len(tokenizer.decode_bytes(targets))
+    bits = 1.25 / math.log(2) * tokens / size
     expected = f"validation loss 1.5000 nats per token, perplexity 4.48, {bits:.4f} bits per byte"
     assert lines[0] == expected
+    assert lines[2] == (
+        f"bits per byte: the loss of the {tokens - ends:,} tokens that are text, over their "
+        f"{size:,} bytes; {ends} are end of text and have none"
+    )
     found = re.fullmatch(
         r"on the same text: gzip -9 (\d\.\d{4}), unigram model (\d\.\d{4}) bits per byte", lines[1]
     )
@@ -83,7 +92,8 @@ def test_the_scores_stand_beside_gzip_and_unigram(text_data: Path) -> None:
 def test_without_a_tokenizer_the_loss_is_told_and_why_no_bytes(
     tiny_data: Path, loss: float, perplexity: str
 ) -> None:
-    lines = list(score_lines(open_dataset(tiny_data), loss, 512))
+    sums = LossSums(512, 512 * loss, 512 * loss)
+    lines = list(score_lines(open_dataset(tiny_data), "val", sums, unigram=True))
     assert lines[0] == f"validation loss {loss:.4f} nats per token, perplexity {perplexity}"
     assert lines[1].startswith("no bits per byte: ")
     assert "--data.tokenizer" in lines[1]
@@ -99,17 +109,18 @@ def test_the_closing_has_scores_a_sample_and_where_the_figure_lies(
     assert run.state.val_loss is not None
     assert lines[0].startswith(f"validation loss {run.state.val_loss:.4f} nats per token")
     assert lines[1].startswith("on the same text: gzip -9")
-    assert lines[2].startswith(f"sample: the first {PROMPT_TOKENS} tokens of the validation text")
-    assert all(line.startswith("    ") for line in lines[3].splitlines())
-    shown = "\n".join(line.removeprefix("    ") for line in lines[3].splitlines())
+    assert lines[2].startswith("bits per byte: the loss of the ")
+    assert lines[3].startswith(f"sample: the first {PROMPT_TOKENS} tokens of the validation text")
+    assert all(line.startswith("    ") for line in lines[4].splitlines())
+    shown = "\n".join(line.removeprefix("    ") for line in lines[4].splitlines())
     prompt, _, continuation = shown.partition("|")
     tokenizer = run.dataset.load_tokenizer()
     seen = tokenizer.decode_bytes(run.dataset.val.read(0, PROMPT_TOKENS).tolist()).decode()
     assert prompt.strip() == seen.strip()
     assert 0 < len(continuation) <= SAMPLE_TOKENS * 30
-    assert lines[4] == f"figure  {tmp_path / 'run' / 'loss.png'}"
+    assert lines[5] == f"figure  {tmp_path / 'run' / 'loss.png'}"
     assert (tmp_path / "run" / "loss.png").exists()
-    assert lines[5].startswith(f"more    quintic generate {tmp_path / 'run'} ")
+    assert lines[6].startswith(f"more    quintic generate {tmp_path / 'run'} ")
 
 
 def test_the_closing_without_a_tokenizer_has_no_sample(tiny_data: Path, tmp_path: Path) -> None:

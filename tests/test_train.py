@@ -21,6 +21,7 @@ from quintic.console import Console
 from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, MetricsRecord, read_metrics
+from quintic.model.loss import Reduction
 from quintic.optim.muon import Muon
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import Run, resume, set_up, start
@@ -198,11 +199,12 @@ def test_validation_loss_does_not_depend_on_the_micro_batch_and_counts_each_toke
         def watched(
             inputs_BT: Tensor,
             targets_BT: Tensor,
-            own: Callable[[Tensor, Tensor], Tensor] = own,
+            reduction: Reduction,
+            own: Callable[..., Tensor] = own,
             sizes: list[int] = sizes,
         ) -> Tensor:
             sizes.append(targets_BT.numel())
-            loss = own(inputs_BT, targets_BT)
+            loss = own(inputs_BT, targets_BT, reduction)
             assert not loss.requires_grad, "validation keeps no graph"
             return loss
 
@@ -260,9 +262,9 @@ def test_a_window_that_grows_is_that_of_its_step_in_training_validation_and_a_ch
     run = start(config, tmp_path / "run", Console(quiet=True))
     seen, own = [], run.loss
 
-    def watched(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def watched(*batch: Tensor, **options: Reduction) -> Tensor:
         seen.append((run.state.step, torch.is_grad_enabled(), int(run.state.model.window)))
-        return own(inputs_BT, targets_BT)
+        return own(*batch, **options)
 
     run.loss = watched
     train_run(run, Console(quiet=True))

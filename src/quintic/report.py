@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from quintic import run_dir
 from quintic.config import Config, CustomConfig, ModelConfig, field_facts
 from quintic.data.dataset import Dataset
+from quintic.data.manifest import Split
 from quintic.device import device_name
 from quintic.errors import QuinticError
-from quintic.evaluate import perplexity, score_text
+from quintic.evaluate import LossSums, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
@@ -112,34 +113,38 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
     )
 
 
-def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterator[str]:
-    """Yield a validation loss per token and per byte, beside gzip and a unigram model."""
-    loss = f"validation loss {loss_nats:.4f} nats per token, perplexity {perplexity(loss_nats):.2f}"
+def score_lines(dataset: Dataset, split: Split, sums: LossSums, *, unigram: bool) -> Iterator[str]:
+    """Yield the loss on the first tokens of a split, per token and per byte, beside gzip and, if
+    asked for, a unigram model of the dataset's training tokens."""
+    loss = f"loss {sums.mean:.4f} nats per token, perplexity {sums.perplexity:.2f}"
+    loss = f"{'validation' if split == 'val' else 'training'} {loss}"
     try:
-        tokenizer = dataset.load_tokenizer()
+        scores = score_text(
+            sums,
+            targets=dataset.streams[split].read(1, sums.tokens),
+            tokenizer=dataset.load_tokenizer(),
+            train=dataset.train if unigram else None,
+        )
     except QuinticError as error:
         yield loss
         yield f"no bits per byte: {error}"
         return
-    scores = score_text(
-        loss_nats,
-        train=dataset.train,
-        validation=dataset.val,
-        tokens=eval_tokens,
-        tokenizer=tokenizer,
-    )
     yield f"{loss}, {scores.bits_per_byte:.4f} bits per byte"
+    others = [f"gzip -9 {scores.gzip_bits_per_byte:.4f}"]
+    if scores.unigram_bits_per_byte is not None:
+        others.append(f"unigram model {scores.unigram_bits_per_byte:.4f}")
+    yield f"on the same text: {', '.join(others)} bits per byte"
     yield (
-        f"on the same text: gzip -9 {scores.gzip_bits_per_byte:.4f}, "
-        f"unigram model {scores.unigram_bits_per_byte:.4f} bits per byte"
+        f"bits per byte: the loss of the {scores.text_tokens:,} tokens that are text, over their "
+        f"{scores.text_bytes:,} bytes; {sums.tokens - scores.text_tokens:,} are end of text and "
+        "have none"
     )
 
 
 def closing_lines(run: Run) -> Iterator[str]:
     """Yield scores, a sample and the place of the figure, for a run that reached its last step."""
-    state, dataset = run.state, run.dataset
-    assert state.val_loss is not None, "the last step validates"
-    yield from score_lines(dataset, state.val_loss, run.config.train.eval_tokens)
+    assert run.validation is not None, "the last step validates"
+    yield from score_lines(run.dataset, "val", run.validation, unigram=True)
     if run.sharded:
         yield "no sample: the weights are divided among processes; generate from the run instead"
     else:

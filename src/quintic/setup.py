@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ from quintic.device import (
 )
 from quintic.distributed.world import ALONE, World, check_identical
 from quintic.errors import QuinticError
+from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
@@ -84,13 +85,15 @@ class Run:
     device: torch.device
     dataset: Dataset
     loader: Loader
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """(inputs_BT, targets_BT) -> mean nats per token; the model's own, or that compiled."""
+    loss: Callable[..., Tensor]
+    """`LanguageModel.loss`; the model's own, or that compiled."""
     specs: list[ParamSpec]
     stepper: Stepper
     state: TrainState
     weight_cache: WeightCache | None = None
     """Where `train.cache_bf16_weights` is on."""
+    validation: LossSums | None = None
+    """Of the newest validation."""
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -142,8 +145,9 @@ def open_data(config: Config, console: Console) -> Dataset:
     fetching = fetch_command(path, config.tokens)
     if fetching and not any(path.glob("*.bin")):
         raise QuinticError(
-            f"dataset {path} is not there: fetch it with `{fetching}`, or give --data.path a "
-            "folder with *_train_*.bin and *_val_*.bin"
+            f"dataset {path} is not there: fetch it with `{fetching}`, or name a folder with "
+            "*_train_*.bin and *_val_*.bin, with --data.path when training, with --data in other "
+            "commands"
         )
     return open_dataset(path, config.data.tokenizer)
 
@@ -332,7 +336,7 @@ def _memory_suffices(model: ModelConfig) -> Iterator[None]:
         ) from error
 
 
-def _loss(model: LanguageModel, train: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(model: LanguageModel, train: TrainConfig) -> Callable[..., Tensor]:
     """Return the model's loss, compiled and each micro-batch a replay of its graph where that is
     asked for."""
     if not train.compile:
@@ -345,10 +349,10 @@ def _loss(model: LanguageModel, train: TrainConfig) -> Callable[[Tensor, Tensor]
         return torch.compile(model.loss, dynamic=False)
     replayed = torch.compile(model.loss, dynamic=False, mode="reduce-overhead")
 
-    def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def loss(inputs_BT: Tensor, targets_BT: Tensor, **options: Any) -> Tensor:
         # What the micro-batch before left in the graph's memory is no longer needed.
         torch.compiler.cudagraph_mark_step_begin()
-        value: Tensor = replayed(inputs_BT, targets_BT)
+        value: Tensor = replayed(inputs_BT, targets_BT, **options)
         return value
 
     return loss

@@ -22,7 +22,7 @@ from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
 from quintic.errors import QuinticError
-from quintic.evaluate import split_batch, validation_loss
+from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
@@ -191,7 +191,8 @@ def apply_schedule(run: Run, step: int) -> dict[str, Value]:
 
 
 def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
-    """Return the validation loss in nats per token on the first `train.eval_tokens` of the stream.
+    """Return the validation loss in nats per token on the first `train.eval_tokens` of the stream;
+    `run.validation` has its sums.
 
     The model is taken as it is at `state.step`: a window that grows is that of this step.
     """
@@ -212,7 +213,9 @@ def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
             watchdog.at(run.state.step, "validation")
             yield batch
 
-    return validation_loss(run.loss, noted(), run.device, run.world)
+    special_ids = run.dataset.special_ids
+    run.validation = sum_losses(run.loss, noted(), run.device, run.world, special_ids)
+    return run.validation.mean
 
 
 def _open_metrics(run: Run, progress: RunProgress) -> Metrics:

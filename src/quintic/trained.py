@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,17 @@ from quintic.checkpoint import (
     newest_whole,
     read_state,
 )
-from quintic.config import EMBEDDED, Config, resolve_vocabulary
+from quintic.config import EMBEDDED, Config
 from quintic.console import Console
-from quintic.data.dataset import Dataset
-from quintic.data.tokenizer import Tokenizer, load_tokenizer
+from quintic.data.dataset import Dataset, open_dataset
+from quintic.data.manifest import Split
+from quintic.data.tokenizer import (
+    TOKENIZER_FILE,
+    Tokenizer,
+    TokenizerInfo,
+    load_tokenizer,
+    tokenizer_info,
+)
 from quintic.device import choose_device, compute_dtype
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
@@ -56,9 +64,21 @@ class Trained:
                 f" use that Python, or copy the dataset from its cache and {way_out}"
             )
         check_same_data(dataset, self.checkpoint, way_out)
-        config = resolve_vocabulary(config, dataset.vocab_size)
-        assert config.model.vocab_size is not None
-        return dataset.for_model(config.model.vocab_size)
+        if dataset.tokenizer_spec is not None:
+            self._check_vocabulary(tokenizer_info(dataset.tokenizer_spec), dataset.tokenizer_spec)
+        return dataset.for_model(self._vocab_size)
+
+    @property
+    def _vocab_size(self) -> int:
+        assert self.config.model.vocab_size is not None, "training has filled it in"
+        return self.config.model.vocab_size
+
+    def _check_vocabulary(self, info: TokenizerInfo, spec: str) -> None:
+        if info.vocab_size > self._vocab_size:
+            raise QuinticError(
+                f"the tokenizer {spec} has {info.vocab_size} tokens and the model of {self.folder} "
+                f"knows {self._vocab_size}: name the one it was trained with, with --tokenizer"
+            )
 
     def load_tokenizer(
         self, console: Console, *, path: str | None = None, tokenizer: str | None = None
@@ -72,6 +92,61 @@ class Trained:
         if kept is not None and path is None and tokenizer is None:
             return load_tokenizer(kept)
         return self.open_data(console, path=path, tokenizer=tokenizer).load_tokenizer()
+
+    def tokenizer_spec(self, console: Console, named: str | None = None) -> str:
+        """Return the run's tokenizer as `load_tokenizer` takes it: that which its folder keeps, or
+        its dataset's; where neither says which, the one named.
+
+        Raises `QuinticError` where nobody says which, where another one is named, and where it has
+        more ids than the model.
+        """
+        own = run_dir.kept_tokenizer(self.folder)
+        if own is None:
+            with suppress(QuinticError):  # the data is gone, and with it what it says
+                own = self.open_data(console).tokenizer_spec
+        spec = own or named
+        if spec is None:
+            raise QuinticError(
+                f"{self.folder} does not say which tokenizer it was trained with: name it, gpt2 or "
+                f"a {TOKENIZER_FILE}, with --tokenizer"
+            )
+        info = tokenizer_info(spec)
+        if named is not None and tokenizer_info(named).fingerprint != info.fingerprint:
+            raise QuinticError(
+                f"{self.folder} was trained with the tokenizer {spec} and not with {named}: leave "
+                "--tokenizer out"
+            )
+        self._check_vocabulary(info, spec)
+        return spec
+
+    def open_other_data(
+        self, path: Path, split: Split, console: Console, tokenizer: str | None = None
+    ) -> Dataset:
+        """Open any dataset that has a split and was made with the run's tokenizer.
+
+        Raises `QuinticError` as `open_dataset` and `tokenizer_spec` do, and where the dataset was
+        made with another tokenizer or does not say with which.
+        """
+        dataset = open_dataset(path, tokenizer, splits=[split])
+        if self.trained_on(dataset):
+            return self.open_data(console, path=str(path), tokenizer=tokenizer)
+        own = self.tokenizer_spec(console, tokenizer)
+        if dataset.tokenizer_spec is None:
+            raise QuinticError(
+                f"dataset {path} does not say which tokenizer made it: if it was that of "
+                f"{self.folder}, name that, gpt2 or a {TOKENIZER_FILE}, with --tokenizer"
+            )
+        made_with, known = (tokenizer_info(s).fingerprint for s in (dataset.tokenizer_spec, own))
+        if made_with != known:
+            raise QuinticError(
+                f"dataset {path} was made with another tokenizer than that of {self.folder}: build "
+                f"it with quintic data build --tokenizer {own}, or evaluate its text with --text"
+            )
+        return dataset.for_model(self._vocab_size)
+
+    def trained_on(self, dataset: Dataset) -> bool:
+        """Return whether it is the dataset of the run."""
+        return bool(self.checkpoint.state["fingerprint"] == dataset.fingerprint)
 
 
 def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -> Trained:

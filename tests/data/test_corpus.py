@@ -164,7 +164,10 @@ def test_the_slower_of_two_builds_takes_the_faster_ones(small_tree: Path, tmp_pa
 
 def test_python_without_sources(tmp_path: Path) -> None:
     (tmp_path / "library").mkdir()
-    with pytest.raises(QuinticError, match=r"no sources .*library: give --data\.path"):
+    with pytest.raises(
+        QuinticError,
+        match=r"no sources .*library: .*with --data\.path when training",
+    ):
         _dataset_of_tree(tmp_path / "library", 320, tmp_path / "cache")
 
 

@@ -205,6 +205,10 @@ def test_settings_without_effect_are_no_fault(tmp_path: Path) -> None:
     text = "hello  <mark> x"
     loaded = load_tokenizer(str(path))
     assert loaded.decode(loaded.encode(text)) == text
+    # So the special token itself stands for no bytes of any text.
+    assert loaded.special_ids == (loaded.eot_id, 300)
+    assert loaded.byte_lengths[300] == 0
+    assert loaded.decode([300]) == "<mark>", "for a reader"
 
 
 @pytest.mark.usefixtures("gpt2_vocabulary")
@@ -376,7 +380,7 @@ class TestGpt2WithoutNetwork:
 
     def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(tokenizer_module, "_r50k")
-        assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2")
+        assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2", (50256,))
 
 
 def test_a_definition_in_the_format_with_text_merges_has_the_same_fingerprint() -> None:

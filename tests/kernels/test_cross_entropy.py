@@ -165,7 +165,9 @@ def test_the_kernel_is_plain_pytorch_row_by_row(
             function(*row, weights_M, softcap, dtype, GRADIENT_SCALE)
             for row in zip(logits.split(1), targets.split(1), strict=True)
         ]
-        return torch.stack([loss for loss, _ in rows]), torch.cat([g.float() for _, g in rows])
+        return torch.cat([losses.sum(1) for losses, _ in rows]), torch.cat(
+            [g.float() for _, g in rows]
+        )
 
     expected = computed(torch_cross_entropy)
     assert torch.equal(logits, before)
@@ -175,10 +177,10 @@ def test_the_kernel_is_plain_pytorch_row_by_row(
         # Where the last digits differ, a gradient may round to the next number.
         rounding = {torch.float32: 2e-6, torch.bfloat16: 2**-7}.get(dtype, 1e-2)
         assert (a - b).norm() <= rounding * b.norm()
-    loss, grad = cross_entropy(before, targets, weights_M, softcap, dtype, GRADIENT_SCALE)
+    losses, grad = cross_entropy(before, targets, weights_M, softcap, dtype, GRADIENT_SCALE)
     assert grad is not None
     assert torch.equal(grad.float(), found[1])
-    torch.testing.assert_close(loss, found[0].sum())
+    torch.testing.assert_close(losses.sum(1), found[0])
 
 
 class FloatRecorder(Recorder):
@@ -208,12 +210,15 @@ def test_without_gradients_none_is_computed(device: torch.device, chunk: int, gu
     x, weight, targets = (t.to(device) for t in inputs(N=N, D=D, V=V))
     with guard():
         value = fused_cross_entropy(x, weight, targets)
+        losses = fused_cross_entropy(x, weight, targets, reduction="none")
         with Recorder() as recorder:
             loss_and_gradients(
                 x.detach(), weight.detach(), targets[:, None], None, None, False, True, False
             )
     assert not value.requires_grad
     torch.testing.assert_close(value, plain_cross_entropy(x, weight, targets).detach())
+    expected = plain_cross_entropy(x, weight, targets, reduction="none").detach()
+    torch.testing.assert_close(losses, expected)
     # One product a chunk; inference mode records the function before it is taken apart.
     products = [name for name in recorder.names if name.split(".")[1] in ("mm", "matmul")]
     assert len(products) == -(-N // chunk)

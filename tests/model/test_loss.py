@@ -173,8 +173,13 @@ def test_without_gradients_none_is_computed(chunk: int, guard: Any) -> None:
     x, weight, targets = inputs()
     with guard(), Recorder() as recorder:
         value = chunked_cross_entropy(x, weight, targets)
+    with guard():
+        losses = chunked_cross_entropy(x, weight, targets, reduction="none")
     assert not value.requires_grad
-    torch.testing.assert_close(value, plain_cross_entropy(x, weight, targets).detach())
+    expected = torch.nn.functional.cross_entropy(x @ weight.T, targets, reduction="none").detach()
+    torch.testing.assert_close(value, expected.mean())
+    for found in (losses, plain_cross_entropy(x, weight, targets, reduction="none")):
+        torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-12)
     # One product a chunk; inference mode records the function before it is taken apart.
     products = [name for name in recorder.names if name.split(".")[1] in ("mm", "matmul")]
     assert len(products) == -(-N // chunk)

@@ -119,10 +119,10 @@ def train_slowly(world: World, data: Path, folder: Path) -> None:
     own_everybody, own_store = Watchdog._everybody, World.another_store
     if world.rank == 1:
 
-        def slow(self: LanguageModel, *arguments: object) -> object:
+        def slow(self: LanguageModel, *arguments: object, **options: object) -> object:
             time.sleep(0.3)
             passes_s[0] += 0.3
-            return own(self, *arguments)  # type: ignore[arg-type]
+            return own(self, *arguments, **options)  # type: ignore[arg-type]
 
         LanguageModel.loss = slow  # type: ignore[method-assign, assignment]
         vars(quintic.distributed.watchdog)["time"] = SimpleNamespace(monotonic=lambda: passes_s[0])

@@ -5,26 +5,103 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quintic.cli.options import Evaluate
-from quintic.console import Console
-from quintic.data.loader import validation_batches
-from quintic.evaluate import validation_loss
+from quintic.console import Console, Table
+from quintic.data.document import read_document
+from quintic.data.loader import rolling_batches, validation_batches
+from quintic.data.tokenizer import load_tokenizer
+from quintic.errors import QuinticError
+from quintic.evaluate import add_up, gzip_bytes, sum_losses
 from quintic.report import score_lines
-from quintic.trained import load_trained
+from quintic.trained import Trained, load_trained
 
 
 def run(command: Evaluate, _arguments: Sequence[str]) -> None:
-    """Print the validation loss of a run's checkpoint."""
+    """Print the loss of a run's checkpoint, on a dataset or on files."""
+    _check(command)
     console = Console()
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
-    dataset = trained.open_data(console, path=command.data, tokenizer=command.tokenizer)
-    config = trained.config
-    tokens = config.train.eval_tokens if command.tokens is None else command.tokens
-    batches = validation_batches(
-        dataset.val, config.model.context, tokens, config.train.micro_batch or 1
-    )
-    loss = validation_loss(trained.model.loss, batches, trained.device)
     for problem in trained.checkpoint.damaged:
         console.line(f"skipped: {problem}")
-    console.line(f"{trained.checkpoint.path}, {tokens:,} validation tokens")
-    for line in score_lines(dataset, loss, tokens):
+    (_evaluate_dataset if command.text is None else _evaluate_files)(command, trained, console)
+
+
+def _check(command: Evaluate) -> None:
+    """Raise `QuinticError` where options contradict each other."""
+    if command.text is None:
+        return
+    if not command.text:
+        raise QuinticError("--text names no file: give one or more, - for standard input")
+    for option, given in {
+        "--data": command.data is not None,
+        "--split": command.split != "val",
+        "--tokens": command.tokens is not None,
+    }.items():
+        if given:
+            raise QuinticError(f"{option} is for a dataset and --text for files: leave one out")
+
+
+def _evaluate_dataset(command: Evaluate, trained: Trained, console: Console) -> None:
+    if command.data is None:
+        dataset = trained.open_data(console, tokenizer=command.tokenizer)
+    else:
+        dataset = trained.open_other_data(
+            command.data, command.split, console, tokenizer=command.tokenizer
+        )
+    own, stream = trained.trained_on(dataset), dataset.streams[command.split]
+    train, context = trained.config.train, trained.config.model.context
+    if command.tokens is not None or (own and command.split == "val"):
+        tokens = train.eval_tokens if command.tokens is None else command.tokens
+        batches = validation_batches(stream, context, tokens, train.micro_batch or 1)
+    else:
+        tokens = min(train.eval_tokens, len(stream) - 1)
+        if not tokens:
+            raise QuinticError(
+                f"{dataset.path} has one {command.split} token, which no other precedes: name a "
+                "dataset with more"
+            )
+        batches = rolling_batches(stream, context, tokens, train.micro_batch or 1)
+    sums = sum_losses(trained.model.loss, batches, trained.device, special_ids=dataset.special_ids)
+    part = "validation" if command.split == "val" else "training"
+    where = "" if own else f" of {dataset.path}"
+    console.line(f"{trained.checkpoint.path}, {tokens:,} {part} tokens{where}")
+    for line in score_lines(dataset, command.split, sums, unigram=own):
         console.line(line)
+
+
+def _evaluate_files(command: Evaluate, trained: Trained, console: Console) -> None:
+    assert command.text is not None
+    tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
+    documents = [read_document(path, tokenizer) for path in command.text]
+    train, context = trained.config.train, trained.config.model.context
+    names, sums, sizes, gzipped = [], [], [], []
+    for document in documents:
+        tokens = len(document.ids) - 1  # all but the end of text before them
+        batches = rolling_batches(document, context, tokens, train.micro_batch or 1)
+        names.append(document.name)
+        sums.append(sum_losses(trained.model.loss, batches, trained.device))
+        sizes.append(len(document.text))
+        gzipped.append(gzip_bytes(document.text))
+    if len(documents) > 1:
+        names.append("total")
+        sums.append(add_up(sums))
+        sizes.append(sum(sizes))
+        gzipped.append(sum(gzipped))
+    header = ["file", "tokens", "bytes", "loss", "perplexity", "bits per byte", "gzip -9"]
+    rows = [
+        [
+            name,
+            f"{losses.tokens:,}",
+            f"{size:,}",
+            f"{losses.mean:.4f}",
+            f"{losses.perplexity:.2f}",
+            f"{losses.bits_per_byte(size):.4f}",
+            f"{8 * packed / size:.4f}",
+        ]
+        for name, losses, size, packed in zip(names, sums, sizes, gzipped, strict=True)
+    ]
+    console.line(f"{trained.checkpoint.path}, each file a document behind end of text")
+    console.table(Table(header, rows))
+    console.line(
+        "loss: nats per token; bits per byte: of the file, by the model and by gzip -9; the model "
+        f"sees at most {context:,} tokens at once"
+    )

@@ -39,8 +39,6 @@ class _TrainedOptions:
     """Folder of the run."""
     checkpoint: Literal["newest", "best"] = "newest"
     """Newest, or best by validation loss."""
-    data: str | None = None
-    """Where the run's dataset lies now, if it moved."""
     tokenizer: str | None = None
     """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -101,16 +99,26 @@ class Sweep(_ConfigOptions):
 
 @dataclass(frozen=True)
 class Evaluate(_TrainedOptions):
-    """Validation loss of a trained model, on the tokens the run validated on."""
+    """Loss, perplexity and bits per byte of a trained model, on the tokens the run validated on, on
+    another dataset, or on files of text: quintic evaluate RUN --text FILE ..."""
 
+    data: Path | None = None
+    """Folder of shards made with the run's tokenizer; default the run's own."""
+    split: Literal["val", "train"] = "val"
+    """Which part of the dataset."""
     tokens: int | None = None
-    """Validation tokens; default as the run."""
+    """Tokens of the dataset, from its beginning, a multiple of the context; default as the run, or
+    all where another dataset has fewer."""
+    text: tuple[Path, ...] | None = None
+    """FILE: files of text instead, each of them a document; - is standard input."""
 
 
 @dataclass(frozen=True)
 class Generate(_TrainedOptions):
     """Text from a trained model."""
 
+    data: str | None = None
+    """Where the run's dataset lies now, if it moved."""
     prompt: str = ""
     """Text to continue; empty: begin a document."""
     tokens: int = 200

@@ -82,8 +82,9 @@ def _dataset_of_tree(
     sources = _read_sources(root)
     if not sources:
         raise QuinticError(
-            f"this Python has no sources of its standard library in {root}: give --data.path a "
-            f"dataset of your own, or use a Python that is installed with its sources"
+            f"this Python has no sources of its standard library in {root}: name a dataset of your "
+            f"own, with --data.path when training, with --data in other commands, or use a Python "
+            f"that is installed with its sources"
         )
     folder = cache / "corpus" / _cache_key(sources, vocab_size)
     # Built beside its place and renamed, so that nobody sees half a dataset. Of two processes that

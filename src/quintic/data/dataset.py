@@ -28,7 +28,7 @@ class Dataset:
 
     `streams` has the tokens of each split that the folder has. A foreign folder has no `manifest`,
     and without a tokenizer named, none of `tokenizer_spec`, as `load_tokenizer` takes it,
-    `vocab_size` and `eot_id`.
+    `vocab_size`, `eot_id` and `special_ids`.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class Dataset:
     tokenizer_spec: str | None
     vocab_size: int | None
     eot_id: int | None
+    special_ids: tuple[int, ...]
 
     @property
     def train(self) -> TokenStream:
@@ -144,6 +145,7 @@ def open_dataset(
         tokenizer_spec=spec,
         vocab_size=info.vocab_size if info else None,
         eot_id=info.eot_id if info else None,
+        special_ids=info.special_ids if info else (),
     )
 
 

@@ -8,7 +8,7 @@ Shapes: B sequences of a batch, T tokens of a sequence (its context).
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,16 @@ from quintic.data.shards import TokenStream
 from quintic.errors import QuinticError
 
 Batch = tuple[Tensor, Tensor]
+
+NO_TARGET = -1
+"""Stands for a target that is not counted."""
+
+
+class TokenReader(Protocol):
+    """Tokens to read: a `TokenStream`, or a `Document`."""
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Return a copy of the `count` tokens from position `start` on, [count]."""
 
 
 class Loader:
@@ -121,16 +131,33 @@ def validation_batches(
         way_out = f"use at most {most}" if most else "bring more text, or make the context smaller"
         raise QuinticError(
             f"validation on {tokens} tokens needs {tokens + 1} (1 for the last target), and "
-            f"{folder} has {len(stream)} validation tokens: {way_out}"
+            f"{folder} has {len(stream)} for it: {way_out}"
         )
-    batch_tokens = batch_sequences * context
-    return (
-        _windows(stream, start, min(batch_tokens, tokens - start) // context, context)
-        for start in range(0, tokens, batch_tokens)
-    )
+    return rolling_batches(stream, context, tokens, batch_sequences)
 
 
-def _windows(stream: TokenStream, start: int, count: int, context: int) -> Batch:
+def rolling_batches(
+    stream: TokenReader, context: int, tokens: int, batch_sequences: int
+) -> Iterator[Batch]:
+    """Iterate over the first `tokens` tokens behind a stream's first, each once as a target.
+
+    Windows of `context` inputs adjoin. Where the last one is not full it begins earlier, and is a
+    batch of its own: [1, context], or [1, tokens] of fewer than that. Its targets that were those
+    of the window before are `NO_TARGET`. lm-evaluation-harness cuts documents in the same way
+    (0.4.13, `get_rolling_token_windows` with a `context_len` of 1, and `make_disjoint_window`).
+    """
+    whole, batch_tokens = tokens // context * context, batch_sequences * context
+    for start in range(0, whole, batch_tokens):
+        yield _windows(stream, start, min(batch_tokens, whole - start) // context, context)
+    if whole < tokens:
+        start = max(0, tokens - context)
+        inputs_1T, targets_1T = _windows(stream, start, 1, tokens - start)
+        targets_1T = targets_1T.clone()  # the two are views of the same tokens
+        targets_1T[0, : whole - start] = NO_TARGET
+        yield inputs_1T, targets_1T
+
+
+def _windows(stream: TokenReader, start: int, count: int, context: int) -> Batch:
     """Read `count` adjoining windows from token `start` on at once: inputs and targets [B, T]."""
     tokens = torch.from_numpy(stream.read(start, count * context + 1))
     return tokens[:-1].view(count, context), tokens[1:].view(count, context)

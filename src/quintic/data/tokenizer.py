@@ -39,6 +39,7 @@ class TokenizerInfo(NamedTuple):
     vocab_size: int
     eot_id: int
     fingerprint: str
+    special_ids: tuple[int, ...]
 
 
 class Tokenizer(ABC):
@@ -46,12 +47,14 @@ class Tokenizer(ABC):
 
     `name` is "gpt2" or "bpe"; `eot_id` is the end-of-text token, which precedes every document; the
     fingerprints of two tokenizers are equal exactly if they give the same ids, on any machine.
+    `special_ids` are end of text and the other special tokens, which no text is encoded to.
     """
 
     name: str
     vocab_size: int
     eot_id: int
     fingerprint: str
+    special_ids: tuple[int, ...]
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -81,15 +84,19 @@ class Tokenizer(ABC):
 
     @property
     def info(self) -> TokenizerInfo:
-        return TokenizerInfo(self.name, self.vocab_size, self.eot_id, self.fingerprint)
+        return TokenizerInfo(
+            self.name, self.vocab_size, self.eot_id, self.fingerprint, self.special_ids
+        )
 
     @cached_property
     def byte_lengths(self) -> npt.NDArray[np.int64]:
-        """Bytes of text behind each id, [vocab_size]; 0 for end of text.
+        """Bytes of text behind each id, [vocab_size]; 0 for special tokens.
 
         `byte_lengths[token_ids].sum()` is what bits per byte divides by.
         """
-        return np.array([len(token) for token in self._bytes_by_id], dtype=np.int64)
+        lengths = np.array([len(token) for token in self._bytes_by_id], dtype=np.int64)
+        lengths[list(self.special_ids)] = 0
+        return lengths
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the exact bytes of text behind the ids; end of text is no text and adds none.
@@ -119,7 +126,9 @@ class Tokenizer(ABC):
 
 # GPT-2's vocabulary -------------------------------------------------------------------------------
 
-GPT2 = TokenizerInfo(name="gpt2", vocab_size=50257, eot_id=50256, fingerprint="gpt2")
+GPT2 = TokenizerInfo(
+    name="gpt2", vocab_size=50257, eot_id=50256, fingerprint="gpt2", special_ids=(50256,)
+)
 
 _GPT2_FILE = "r50k_base.tiktoken"
 _GPT2_ADDRESS = f"https://openaipublic.blob.core.windows.net/encodings/{_GPT2_FILE}"
@@ -147,7 +156,7 @@ class Gpt2Tokenizer(Tokenizer):
     Raises `QuinticError` where it is not in tiktoken's cache and cannot be downloaded.
     """
 
-    name, vocab_size, eot_id, fingerprint = GPT2
+    name, vocab_size, eot_id, fingerprint, special_ids = GPT2
 
     def __init__(self) -> None:
         self._encoding = _load_r50k()
@@ -286,6 +295,7 @@ class BpeTokenizer(Tokenizer):
                 for merge in content["model"]["merges"]
             ]
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
+            special = {token["id"] for token in content["added_tokens"] if token["special"]}
             dropout = content["model"].get("dropout")
             # Special tokens in a text are text, and strip nothing.
             stripping = [
@@ -320,6 +330,7 @@ class BpeTokenizer(Tokenizer):
             )
         self.vocab_size = len(self._ids)
         self.eot_id = added[END_OF_TEXT]
+        self.special_ids = tuple(sorted({self.eot_id, *special}))
         self.fingerprint = hashlib.sha256(
             json.dumps(
                 [sorted(self._ids.items()), merges, content.get("pre_tokenizer")], sort_keys=True

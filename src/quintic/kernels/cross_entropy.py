@@ -119,7 +119,8 @@ def cross_entropy(
     grad_dtype: torch.dtype | None,
     divisor: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute `quintic.model.loss.torch_cross_entropy` by a kernel that reads a row at most twice.
+    """Compute `quintic.model.loss.torch_cross_entropy` by a kernel that reads a row at most twice;
+    the losses are [C, 1], those of a token's targets added up.
 
     The gradient, (softmax - one_hot) / divisor for one target, takes the logits' own memory if
     `grad_dtype` is theirs. Targets below zero are none; all others must be in [0, V). With a
@@ -156,4 +157,4 @@ def cross_entropy(
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
-    return losses_C.sum(), grad_CV
+    return losses_C[:, None], grad_CV

@@ -20,7 +20,7 @@ from quintic.config import ModelConfig
 from quintic.errors import QuinticError
 from quintic.model.attention import mean_attention_span
 from quintic.model.head import logits_of
-from quintic.model.loss import CrossEntropy
+from quintic.model.loss import CrossEntropy, Reduction
 from quintic.model.multi_token import mtp_targets
 
 
@@ -130,8 +130,9 @@ class LanguageModel(nn.Module, ABC):
         products_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
         return logits_of(products_BTV, self.config.logit_softcap)
 
-    def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the mean next-token cross-entropy in nats per token, a scalar.
+    def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
+        """Return the mean next-token cross-entropy in nats per token, a scalar; where `reduction`
+        is "none", which is for evaluation, that of each token, [B T].
 
         After `enable_mtp`, where there is a gradient, it is the weighted mean of that and of those
         of further tokens; validation is of the next token alone.
@@ -142,7 +143,7 @@ class LanguageModel(nn.Module, ABC):
             targets = mtp_targets(targets_BT, len(self.mtp_weights))
             weights_M = self.mtp_weights
         return self.cross_entropy(
-            x_ND, self.head_weight, targets, self.config.logit_softcap, weights_M
+            x_ND, self.head_weight, targets, self.config.logit_softcap, weights_M, reduction
         )
 
     def enable_mtp(self, tokens: int) -> None:

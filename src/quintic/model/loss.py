@@ -10,7 +10,7 @@ Shapes: N tokens, C of them in a chunk, M targets of each, D model width, V voca
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,12 @@ from torch import Tensor
 from quintic.model.head import Float8Products, Products, logits_of
 from quintic.model.multi_token import NO_TOKEN
 
+Reduction = Literal["mean", "none"]
+
 
 class CrossEntropy(Protocol):
-    """The mean cross-entropy in nats of `softmax(x @ weight.T)` against targets [N], a scalar.
+    """The mean cross-entropy in nats of `softmax(x @ weight.T)` against targets [N], a scalar; with
+    `reduction` "none", which is for evaluation and has no gradient, that of each target, [N].
 
     It is computed in float32 (float64 for float64 input). With `weights_M` the targets are [N, M],
     as `quintic.model.multi_token` makes them, and it is the sum of M cross-entropies times these
@@ -40,6 +43,7 @@ class CrossEntropy(Protocol):
         targets: Tensor,
         softcap: float | None = None,
         weights_M: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> Tensor: ...
 
 
@@ -62,11 +66,13 @@ def plain_cross_entropy(
     targets: Tensor,
     softcap: float | None = None,
     weights_M: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the loss as `CrossEntropy` defines it."""
     logits_NV = logits_of(F.linear(x_ND, weight_VD.to(x_ND.dtype)), softcap)
     if weights_M is None:
-        return F.cross_entropy(logits_NV, targets)
+        return F.cross_entropy(logits_NV, targets, reduction=reduction)
+    assert reduction == "mean", "validation is of the next token alone"
     losses = [
         F.cross_entropy(logits_NV, targets_N, ignore_index=NO_TOKEN, reduction="sum")
         for targets_N in targets.unbind(-1)
@@ -80,6 +86,7 @@ def chunked_cross_entropy(
     targets: Tensor,
     softcap: float | None = None,
     weights_M: Tensor | None = None,
+    reduction: Reduction = "mean",
     *,
     kernel: bool = False,
     float8: bool = False,
@@ -97,11 +104,21 @@ def chunked_cross_entropy(
     without, since that is how a trained model is evaluated, exported and generates.
     """
     gradient = torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad)
+    assert reduction == "mean" or not gradient, "the gradient is that of the mean"
+    assert reduction == "mean" or weights_M is None, "validation is of the next token alone"
     compute = _loss_operator if kernel or float8 else loss_and_gradients
     targets_NM = targets[:, None] if weights_M is None else targets
     with torch.no_grad():
         loss, grad_x_ND, grad_weight_VD = compute(
-            x_ND, weight_VD, targets_NM, softcap, weights_M, gradient, kernel, float8 and gradient
+            x_ND,
+            weight_VD,
+            targets_NM,
+            softcap,
+            weights_M,
+            gradient,
+            kernel,
+            float8 and gradient,
+            reduction == "mean",
         )
     if gradient:
         loss = _WithGradients.apply(loss, x_ND, weight_VD, grad_x_ND, grad_weight_VD)
@@ -134,8 +151,10 @@ def loss_and_gradients(
     gradient: bool,
     kernel: bool,
     float8: bool,
+    mean: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean loss and its gradients by x and the weight, empty where none is asked for."""
+    """Return the mean loss, or else that of each token, [N], and the gradients of the mean by x and
+    the weight, empty where none is asked for."""
     cross_entropy = torch_cross_entropy
     if kernel:
         from quintic.kernels.cross_entropy import cross_entropy
@@ -149,15 +168,16 @@ def loss_and_gradients(
     for start in range(0, tokens, size):
         rows = slice(start, min(start + size, tokens))
         x_CD, targets_CM = x_ND[rows], targets_NM[rows]
-        loss, grad_CV = cross_entropy(
+        losses_CM, grad_CV = cross_entropy(
             products.logits(x_CD), targets_CM, weights_M, softcap, grad_dtype, products.grad_divisor
         )
-        losses.append(loss)
+        losses.append(losses_CM.sum() if mean else losses_CM.flatten())
         if grad_CV is not None:
             grad_x_ND[rows] = products.grad_x(grad_CV)
             # Each chunk's product is added in the weight's own precision.
             grad_weight_VD += products.grad_weight(grad_CV, x_CD).to(weight_VD.dtype)
-    return torch.stack(losses).sum() / tokens, grad_x_ND, grad_weight_VD
+    loss = torch.stack(losses).sum() / tokens if mean else torch.cat(losses)
+    return loss, grad_x_ND, grad_weight_VD
 
 
 _loss_operator = torch.library.custom_op(
@@ -169,8 +189,9 @@ further, and the compiled program does not grow with the number of chunks."""
 
 @_loss_operator.register_fake
 def _(x_ND: Tensor, weight_VD: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, _, gradient, _, _ = options
-    loss = x_ND.new_empty((), dtype=torch.promote_types(x_ND.dtype, torch.float32))
+    _, _, _, gradient, _, _, mean = options
+    shape = () if mean else (len(x_ND),)
+    loss = x_ND.new_empty(shape, dtype=torch.promote_types(x_ND.dtype, torch.float32))
     return loss, *_gradient_buffers(x_ND, weight_VD, gradient)
 
 
@@ -190,7 +211,7 @@ def torch_cross_entropy(
     grad_dtype: torch.dtype | None,
     divisor: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the sum of a chunk's losses and, in `grad_dtype`, its gradient / divisor.
+    """Return a chunk's losses, [C, M], and, in `grad_dtype`, the gradient of their sum / divisor.
 
     The gradient, [C, V], is that by the logits, which are given without their softcap.
     """
@@ -203,9 +224,9 @@ def torch_cross_entropy(
     log_p_CV = F.log_softmax(logits_CV, dim=-1)
     del logits_CV  # so that no more chunks are alive than it takes
     log_p_CM = log_p_CV.gather(1, targets_CM)
-    loss = -(log_p_CM if weights_CM is None else log_p_CM * weights_CM).sum()
+    losses_CM = -(log_p_CM if weights_CM is None else log_p_CM * weights_CM)
     if grad_dtype is None:
-        return loss, None
+        return losses_CM, None
     grad_CV = log_p_CV.exp_()
     if weights_CM is None:
         weights_CM = torch.ones_like(log_p_CM)
@@ -214,7 +235,7 @@ def torch_cross_entropy(
     grad_CV.scatter_add_(1, targets_CM, -weights_CM)
     if slope_CV is not None:
         grad_CV.mul_(slope_CV)
-    return loss, grad_CV.mul_(1 / divisor).to(grad_dtype)
+    return losses_CM, grad_CV.mul_(1 / divisor).to(grad_dtype)
 
 
 fused_cross_entropy = partial(chunked_cross_entropy, kernel=True)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 
 from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
+from quintic.data.document import encoding_problem
 from quintic.errors import QuinticError, one_line
 
 # A worker is busy with this much text for about a twentieth of a second.
@@ -127,8 +128,8 @@ def _without_documents(file: TextFile, start: Position, problem: str) -> Chunk:
 
 def _problem(kind: FileKind, content: bytes) -> str:
     """Return why a file that begins with this content has no documents; "" where it may have."""
-    if encoding := _foreign_encoding(content[:1000]):
-        return f"{encoding} and not UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW converts it"
+    if problem := encoding_problem(content):
+        return problem
     if kind == "lines":
         first, _, rest = content.strip().partition(b"\n")
         # An array that ends before others follow is a line like them.
@@ -136,21 +137,6 @@ def _problem(kind: FileKind, content: bytes) -> str:
             return "a JSON array, not an object per line: jq -c '.[]' OLD > NEW.jsonl converts it"
         if first.rstrip() == b"{":
             return "an object over many lines, not one: jq -c . OLD > NEW.jsonl converts it"
-    return ""
-
-
-def _foreign_encoding(head: bytes) -> str:
-    """Return how text is encoded that is not UTF-8, by its first bytes; "" where they do not say.
-
-    English in UTF-16 without a byte order mark is valid UTF-8; but every second byte of it is 0.
-    """
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "UTF-32"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "UTF-16"
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if 3 * max(even, odd) > len(head) > 16 and max(even, odd) > 4 * min(even, odd):
-        return "UTF-16LE" if odd > even else "UTF-16BE"
     return ""
 
 

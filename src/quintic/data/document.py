@@ -1,0 +1,89 @@
+"""A file of one's own text as one document, and what is wrong with a file that is none."""
+
+import codecs
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quintic.data.tokenizer import Tokenizer
+from quintic.errors import QuinticError, one_line
+
+STDIN = Path("-")
+"""Stands for standard input."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Holds a text as training has it: `ids` are end of text and then those of the text, [1 +
+    tokens]; `text` is the bytes behind them."""
+
+    name: str
+    text: bytes
+    ids: npt.NDArray[np.int64]
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Return a copy of the `count` tokens from position `start` on, [count]."""
+        return self.ids[start : start + count].copy()
+
+
+def read_document(path: Path, tokenizer: Tokenizer) -> Document:
+    """Read a file, or standard input, as one document; a byte order mark is no text.
+
+    Raises `QuinticError` for a file that is not there or not a file, is empty or is not UTF-8, and
+    for a text that the tokenizer does not give back.
+    """
+    name = "standard input" if path == STDIN else str(path)
+    try:
+        content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+    except IsADirectoryError:
+        raise QuinticError(
+            f"{name} is a folder: name its files, or build a dataset of it with quintic data build "
+            "and evaluate that with --data"
+        ) from None
+    except OSError as error:
+        raise QuinticError(
+            f"{name} cannot be read ({error.strerror or error}): name a text file"
+        ) from error
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if not content:
+        raise QuinticError(f"{name} is empty: name a file that has text")
+    if problem := encoding_problem(content):
+        raise QuinticError(f"{name} is {problem}")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise QuinticError(
+            f"{name} is not UTF-8 from byte {error.start} on: name a text file, or convert it"
+        ) from error
+    try:
+        ids = tokenizer.encode_to_array(text)
+    except ValueError as error:  # tiktoken gives up on a million blanks before a word
+        raise QuinticError(f"{name} cannot be tokenized ({one_line(error)}): cut it") from error
+    if not tokenizer.gives_back(text, ids, compare=len(ids)):
+        raise QuinticError(
+            f"{name} is not what the tokenizer gives back of it: use a byte-level vocabulary that "
+            "keeps every byte"
+        )
+    return Document(name, content, np.concatenate([[tokenizer.eot_id], ids.astype(np.int64)]))
+
+
+def encoding_problem(content: bytes) -> str:
+    """Return what a text is encoded as that is not UTF-8, by its first bytes, and how to convert
+    it; "" where they do not say.
+
+    English in UTF-16 without a byte order mark is valid UTF-8; but every second byte of it is 0.
+    """
+    head, encoding = content[:1000], ""
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "UTF-32"
+    elif head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "UTF-16"
+    elif 3 * max(even, odd) > len(head) > 16 and max(even, odd) > 4 * min(even, odd):
+        encoding = "UTF-16LE" if odd > even else "UTF-16BE"
+    return encoding and (
+        f"{encoding} and not UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW converts it"
+    )
