@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from quintic import run_dir
-from quintic.config import Config, CustomConfig, ModelConfig, field_facts
+from quintic.config import Config, CustomConfig, ModelConfig, TrainConfig, field_facts
 from quintic.data.dataset import Dataset
 from quintic.device import device_name
 from quintic.errors import QuinticError
@@ -60,12 +60,22 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"({tokens / len(train):.2f} epochs), micro-batches of {t.micro_batch} sequences, "
         f"in {run.folder}"
     )
+    if rules := [*_early_stops(t)]:
+        yield f"        stops early {' or '.join(rules)}"
 
 
 def _batch_tokens(config: Config) -> str:
     """Return the tokens of one step, or those of the first and the last stage."""
     first, last = (config.batches.at(s) * config.model.context for s in (0, config.train.steps))
     return f"{last:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _early_stops(train: TrainConfig) -> Iterator[str]:
+    """Yield the rules by which a run stops early."""
+    if train.target_loss is not None:
+        yield f"at a validation loss of {train.target_loss:g}"
+    if train.patience is not None:
+        yield f"after {train.patience} validations in a row without a new lowest loss"
 
 
 def _step_choices(run: Run) -> Iterator[str]:
@@ -136,9 +146,13 @@ def score_lines(dataset: Dataset, loss_nats: float, eval_tokens: int) -> Iterato
 
 
 def closing_lines(run: Run) -> Iterator[str]:
-    """Yield scores, a sample and the place of the figure, for a run that reached its last step."""
+    """Yield why it stopped early where it did, scores, a sample and the place of the figure, for a
+    run that came to its end."""
     state, dataset = run.state, run.dataset
-    assert state.val_loss is not None, "the last step validates"
+    assert state.val_loss is not None, "the end validates"
+    if run.stopped_early:
+        steps = run.config.train.steps
+        yield f"stopped early at step {state.step} of {steps}: {run.stopped_early}"
     yield from score_lines(dataset, state.val_loss, run.config.train.eval_tokens)
     if run.sharded:
         yield "no sample: the weights are divided among processes; generate from the run instead"
