@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
+
 from quintic import run_dir
 from quintic.config import Config, CustomConfig, ModelConfig, TrainConfig, field_facts
 from quintic.data.dataset import Dataset
@@ -14,6 +16,7 @@ from quintic.evaluate import perplexity, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
+from quintic.openmp import SPIN_COUNT, spins_less
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.newton_schulz import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
@@ -31,6 +34,11 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"{'compiled' if t.compile else 'eager'}, {choose_loss(t.loss, run.device)} "
         f"loss{_float8_note(run)}"
     )
+    if run.device.type == "cpu" and torch.get_num_threads() > 1 and spins_less():
+        yield (
+            f"threads spin {SPIN_COUNT:,} times before they sleep, not GNU OpenMP's 300,000, for "
+            "cores that other programs use too; GOMP_SPINCOUNT sets it"
+        )
     yield f"step    {', '.join(_step_choices(run))}"
     yield (
         f"model   {c.architecture}, {c.layers} layers x {c.width}, {c.heads} heads of "

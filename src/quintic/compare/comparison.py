@@ -323,12 +323,11 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         )
     for result in results:
         group = result.group
-        if (stopped := group.runs[0].stopped_at) is not None and group.runs[
-            0
-        ].stopped_early is None:
+        first = group.runs[0]
+        if first.stopped_at is not None and first.stopped_early is None:
             yield (
-                f"the {len(group.runs)} runs of {group.label} all stop at step {stopped:,} of "
-                f"{group.runs[0].steps_planned:,}: that is taken as their end"
+                f"the {len(group.runs)} runs of {group.label} all stop at step "
+                f"{first.stopped_at:,} of {first.steps_planned:,}: that is taken as their end"
             )
         for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
