@@ -23,7 +23,7 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import start
+from quintic.setup import resume, start
 from quintic.sweep.plan import Choices, PlannedRun, make_plan
 from quintic.sweep.record import Outcome, outcome_in
 from quintic.train import train_run
@@ -154,6 +154,9 @@ def test_a_resume_of_what_stopped_early_says_why_and_how_to_go_on_and_going_on_i
     assert out.count(f"{folder} stopped early, at step 5 of 12: {before[-1][STOPPED_EARLY]}") == 1
     assert "is at train.target_loss 100 or below" in out
     assert "give another --train.target-loss or --train.patience with --resume, or None" in out
+    assert without_times(folder) == before
+    again = resume(folder, read_config(folder), Console(quiet=True))
+    assert train_run(again, Console(quiet=True)), "a program need not ask whether it is done"
     assert without_times(folder) == before
 
     main(["train", "--resume", str(folder), "--train.target-loss", "None"])

@@ -158,7 +158,7 @@ def _why_stop(run: Run, losses: list[float]) -> str | None:
     """Return why the run stops early; rank 0, which has all of its validation losses, decides for
     every process."""
     train, world = run.config.train, run.world
-    if run.done or (train.target_loss is None and train.patience is None):
+    if run.state.step >= train.steps or (train.target_loss is None and train.patience is None):
         return None
     why = why_stop(train, losses) if world.is_main else None
     # Not `on_main`, whose group a checkpoint that is still being written may be using.
