@@ -52,6 +52,8 @@ def configs(draw: st.DrawFn) -> Config:
     rows, whole = ["muon", "adamw", "sgd", "lion:Lion"], ["soap", "shampoo"]
     matrices = draw(st.sampled_from(rows if fsdp else rows + whole))
     stages = draw(st.integers(1, min(steps, 4)))
+    eval_every = draw(st.integers(1, 1_000))
+    between = (steps - 1) // eval_every  # validations at which a run may stop early
     compiled = draw(st.booleans())
     architecture: Literal["gpt", "gpt2"] = draw(st.sampled_from(["gpt", "gpt2"]))
 
@@ -176,8 +178,10 @@ def configs(draw: st.DrawFn) -> Config:
             cuda_graphs=compiled and draw(st.booleans()),
             cache_bf16_weights=not fsdp and draw(st.booleans()),
             prefetch_to_gpu=draw(st.sampled_from(["auto", "on", "off"])),
-            eval_every=draw(st.integers(1, 1_000)),
+            eval_every=eval_every,
             eval_tokens=context * draw(st.integers(1, 100)),
+            target_loss=draw(st.none() | st.floats(0.1, 20)) if between else None,
+            patience=draw(st.none() | st.integers(1, between)) if between else None,
             checkpoint_every=draw(st.integers(1, 1_000)),
             keep_checkpoints=draw(st.integers(1, 10)),
             log_every=draw(st.integers(1, 10)),

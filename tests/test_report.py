@@ -2,9 +2,11 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from quintic.console import Console
 from quintic.data.dataset import open_dataset
@@ -12,6 +14,7 @@ from quintic.data.shards import write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.evaluate import LossSums
+from quintic.openmp import SPIN_COUNT
 from quintic.report import PROMPT_TOKENS, SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
 from quintic.setup import set_up, start
 from quintic.train import train_run
@@ -53,6 +56,25 @@ def test_the_opening_names_device_model_optimizers_data_and_run(
     assert "12 steps of 256 tokens = 0.0M (0.26 epochs)" in text
     assert str(folder) in text
     assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch brings GNU OpenMP on Linux")
+@pytest.mark.parametrize(
+    ("count", "threads", "said"),
+    [(str(SPIN_COUNT), 2, True), (str(SPIN_COUNT), 1, False), ("5", 2, False)],
+)
+def test_how_threads_wait_is_said_where_quintic_chose_it(
+    count: str,
+    threads: int,
+    said: bool,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", count)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    lines = [*opening_lines(set_up(tiny_config(tiny_data), tmp_path / "run", Console()))]
+    assert any(line.startswith("threads spin 10,000 times") for line in lines) == said
 
 
 def test_every_learning_rate_of_adamw_is_named(tiny_data: Path, tmp_path: Path) -> None:

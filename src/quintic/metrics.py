@@ -31,6 +31,8 @@ from quintic.files import replacing
 METRICS = "metrics.jsonl"
 DIVERGED = "diverged"
 """Field of a record with the values that are not finite, by name, as text."""
+STOPPED_EARLY = "stopped_early"
+"""Field of the validation with which a run ended before its last step: the reason, in words."""
 MetricsRecord = dict[str, Any]
 Value = float | Tensor | DeviceTimer
 """Values that may be logged of a step; all but numbers are read once the device is done with it."""
@@ -83,10 +85,13 @@ class Metrics:
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.device, self.on_record = device, on_record
         self.log_every = log_every
+        self.val_losses: list[float] = []
+        """All of the run so far, where they are written."""
         self._file: TextIO | None = None
         self._events: Any = None
         if folder is not None:
-            truncate_metrics(folder / METRICS, step)
+            kept = truncate_metrics(folder / METRICS, step)
+            self.val_losses = [record["val_loss"] for record in kept if "val_loss" in record]
             self._file = (folder / METRICS).open("a")
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -116,17 +121,22 @@ class Metrics:
         if self._events is not None:
             self._events.flush()
 
-    def validation(self, step: int, val_loss: float, seconds: float) -> None:
-        """Write a validation loss, with the seconds of training before it; restart the clock."""
-        self._write(
-            {
-                "step": step,
-                "tokens": self.tokens_before(step),
-                "val_loss": val_loss,
-                "val_s": round(seconds, 3),
-                "elapsed_s": round(self.elapsed_s, 3),
-            }
-        )
+    def validation(
+        self, step: int, val_loss: float, seconds: float, *, stopped_early: str | None = None
+    ) -> None:
+        """Write a validation loss, with the seconds of training before it, and why the run ends
+        with it where it does so early; restart the clock."""
+        self.val_losses.append(val_loss)
+        record: MetricsRecord = {
+            "step": step,
+            "tokens": self.tokens_before(step),
+            "val_loss": val_loss,
+            "val_s": round(seconds, 3),
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+        if stopped_early is not None:
+            record[STOPPED_EARLY] = stopped_early
+        self._write(record)
         if not math.isfinite(val_loss):
             raise NonFiniteLossError(step, val_loss)
         self.restart_clock()
@@ -175,7 +185,7 @@ class Metrics:
         self._file.flush()
         if self._events is not None:
             for name, value in record.items():
-                if name not in ("step", "tokens"):
+                if name not in ("step", "tokens", STOPPED_EARLY):
                     self._events.add_scalar(name, value, record["step"])
         self.on_record(record)
 
@@ -226,16 +236,18 @@ def read_metrics(path: Path) -> list[MetricsRecord]:
     return records
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the records from `step` on, which a run resumed there will measure again.
+def truncate_metrics(path: Path, step: int) -> list[MetricsRecord]:
+    """Drop the records from `step` on, which a run resumed there will measure again; return those
+    before.
 
-    That includes a validation at `step` itself, with which the resumed run begins.
+    What is dropped includes a validation at `step` itself, with which the resumed run begins.
     """
     if not path.exists():
-        return
+        return []
     kept = [record for record in read_metrics(path) if record["step"] < step]
     with replacing(path) as file:
         file.writelines(_to_line(record).encode() for record in kept)
+    return kept
 
 
 def _to_line(record: MetricsRecord) -> str:

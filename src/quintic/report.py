@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
+
 from quintic import run_dir
-from quintic.config import Config, CustomConfig, ModelConfig, field_facts
+from quintic.config import Config, CustomConfig, ModelConfig, TrainConfig, field_facts
 from quintic.data.dataset import Dataset
 from quintic.data.manifest import Split
 from quintic.device import device_name
@@ -15,6 +17,7 @@ from quintic.evaluate import LossSums, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
+from quintic.openmp import SPIN_COUNT, spins_less
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.newton_schulz import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
@@ -32,6 +35,11 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"{'compiled' if t.compile else 'eager'}, {choose_loss(t.loss, run.device)} "
         f"loss{_float8_note(run)}"
     )
+    if run.device.type == "cpu" and torch.get_num_threads() > 1 and spins_less():
+        yield (
+            f"threads spin {SPIN_COUNT:,} times before they sleep, not GNU OpenMP's 300,000, for "
+            "cores that other programs use too; GOMP_SPINCOUNT sets it"
+        )
     yield f"step    {', '.join(_step_choices(run))}"
     yield (
         f"model   {c.architecture}, {c.layers} layers x {c.width}, {c.heads} heads of "
@@ -61,12 +69,22 @@ def opening_lines(run: Run) -> Iterator[str]:
         f"({tokens / len(train):.2f} epochs), micro-batches of {t.micro_batch} sequences, "
         f"in {run.folder}"
     )
+    if rules := [*_early_stops(t)]:
+        yield f"        stops early {' or '.join(rules)}"
 
 
 def _batch_tokens(config: Config) -> str:
     """Return the tokens of one step, or those of the first and the last stage."""
     first, last = (config.batches.at(s) * config.model.context for s in (0, config.train.steps))
     return f"{last:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _early_stops(train: TrainConfig) -> Iterator[str]:
+    """Yield the rules by which a run stops early."""
+    if train.target_loss is not None:
+        yield f"at a validation loss of {train.target_loss:g}"
+    if train.patience is not None:
+        yield f"after {train.patience} validations in a row without a new lowest loss"
 
 
 def _step_choices(run: Run) -> Iterator[str]:
@@ -142,8 +160,12 @@ def score_lines(dataset: Dataset, split: Split, sums: LossSums, *, unigram: bool
 
 
 def closing_lines(run: Run) -> Iterator[str]:
-    """Yield scores, a sample and the place of the figure, for a run that reached its last step."""
-    assert run.validation is not None, "the last step validates"
+    """Yield why it stopped early where it did, scores, a sample and the place of the figure, for a
+    run that came to its end."""
+    if run.stopped_early:
+        steps = run.config.train.steps
+        yield f"stopped early at step {run.state.step} of {steps}: {run.stopped_early}"
+    assert run.validation is not None, "the end validates"
     yield from score_lines(run.dataset, "val", run.validation, unigram=True)
     if run.sharded:
         yield "no sample: the weights are divided among processes; generate from the run instead"

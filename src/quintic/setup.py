@@ -55,6 +55,7 @@ from quintic.device import (
     reproducible,
 )
 from quintic.distributed.world import ALONE, World, check_identical
+from quintic.early_stop import stopped_early
 from quintic.errors import QuinticError
 from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
@@ -94,6 +95,8 @@ class Run:
     """Where `train.cache_bf16_weights` is on."""
     validation: LossSums | None = None
     """Of the newest validation."""
+    stopped_early: str | None = None
+    """Why the run ended before its last step, in words, where it did."""
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -130,8 +133,8 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """True where all steps are trained."""
-        return self.state.step >= self.config.train.steps
+        """True where all steps are trained, or the run has stopped early."""
+        return self.state.step >= self.config.train.steps or self.stopped_early is not None
 
 
 def open_data(config: Config, console: Console) -> Dataset:
@@ -389,11 +392,13 @@ def resume(
     as `check_same_config` does.
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
+    early = world.on_main(lambda: stopped_early(folder, config.train))
+    last_step, why = early or (config.train.steps, None)
     with ExitStack() as stack:
 
         def hold() -> None:
             # A finished run is only looked at, and may lie where nobody can write.
-            if not (root / folder_name(config.train.steps)).exists():
+            if not (root / folder_name(last_step)).exists():
                 stack.callback(run_dir.lock(folder).release)
 
         world.on_main(hold)
@@ -415,6 +420,7 @@ def resume(
                 "--resume and --force-data",
             )
         load_state(found, run.state, world)
+        run.stopped_early = why if run.state.step == last_step else None
         console.line(f"resuming from {found.path}")
         return run
 

@@ -21,6 +21,7 @@ from quintic.device import DeviceTimer, peak_flops
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
+from quintic.early_stop import why_stop
 from quintic.errors import QuinticError
 from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
@@ -34,8 +35,8 @@ UNWATCHED = Watchdog(ALONE, math.inf)
 
 
 def train_run(run: Run, console: Console) -> bool:
-    """Train a run to its end and return True, or False where a signal stopped it first; either way
-    it is saved.
+    """Train a run to its end, which may be early, and return True, or False where a signal stopped
+    it first; either way it is saved.
 
     Raises `QuinticError` where the loss is not finite, memory does not suffice or a checkpoint
     cannot be written; every checkpoint on disk is whole then.
@@ -119,14 +120,16 @@ def _loop(run: Run, console: Console) -> None:
                 metrics.flush()
                 began = time.perf_counter()
                 state.val_loss = evaluate_run(run, watchdog)
-                metrics.validation(step, state.val_loss, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                run.stopped_early = _why_stop(run, [*metrics.val_losses, state.val_loss])
+                metrics.validation(step, state.val_loss, seconds, stopped_early=run.stopped_early)
                 if world.is_main:
                     drawer.submit(_draw, run, console)
                 stop.cast_vote()
                 stopping = stop.agreed()
 
             due = step % config.train.checkpoint_every == 0 or run.done or stopping
-            if due and step != saved_step:
+            if due and (step != saved_step or run.stopped_early):
                 watchdog.at(step, "the checkpoint", waits=True)
                 metrics.flush()
                 state.elapsed_s = metrics.elapsed_s
@@ -149,6 +152,18 @@ def _loop(run: Run, console: Console) -> None:
                 values["grad_norm"] = grad_norm
             state.step, state.val_loss = step + 1, None
             metrics.train(step, loss, **values)
+
+
+def _why_stop(run: Run, losses: list[float]) -> str | None:
+    """Return why the run stops early; rank 0, which has all of its validation losses, decides for
+    every process."""
+    train, world = run.config.train, run.world
+    if run.state.step >= train.steps or (train.target_loss is None and train.patience is None):
+        return None
+    why = why_stop(train, losses) if world.is_main else None
+    # Not `on_main`, whose group a checkpoint that is still being written may be using.
+    stops = bool(world.all_reduce(torch.tensor([float(why is not None)])).item())
+    return why or "rank 0 said so" if stops else None
 
 
 def forward_backward(run: Run, batch: Batch, watchdog: Watchdog = UNWATCHED) -> Tensor:

@@ -1,6 +1,7 @@
 """Which length of run ends where another run ends, and the interval of the ratio."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -48,6 +49,13 @@ def test_the_ratio_is_the_mean_over_seeds_with_the_interval_of_a_paired_t_test()
     assert found.ratio.low == pytest.approx(math.exp(interval.low))
     assert found.ratio.high == pytest.approx(math.exp(interval.high))
     assert found.ratio.p == pytest.approx(stats.ttest_1samp(logs, 0.0).pvalue)
+
+
+def test_a_run_that_stopped_early_has_no_length() -> None:
+    runs = runs_of({20: [4.0], 80: [3.0]}, [3.5])
+    for place in (0, 1):
+        early = replace(runs[place], stopped_at=10, stopped_early="it was at its target")
+        assert compare([early if run is runs[place] else run for run in runs]).matched == ()
 
 
 def test_the_sentence_names_the_lengths_the_ratio_and_its_interval() -> None:

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from quintic import __version__
 from quintic.errors import QuinticError
+from quintic.openmp import spin_less
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from quintic.cli.parsing import parse
 
         command = parse(arguments)
+        spin_less()  # before PyTorch is imported
         # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
         import_module(f"quintic.cli.{arguments[0]}").run(command, arguments)
     except QuinticError as error:

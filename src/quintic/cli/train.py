@@ -72,6 +72,13 @@ def train_here(command: Train, world: World) -> None:
         )
     if command.resume is not None:
         run = resume(command.resume, command.config, console, world, force_data=command.force_data)
+        if run.stopped_early:
+            console.line(
+                f"{run.folder} stopped early, at step {run.state.step} of "
+                f"{run.config.train.steps}: {run.stopped_early}; to go on, give another "
+                "--train.target-loss or --train.patience with --resume, or None for none"
+            )
+            return
         if run.done:
             console.line(f"{run.folder} is complete: all {run.config.train.steps} steps are done")
             return

@@ -323,10 +323,11 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         )
     for result in results:
         group = result.group
-        if (stopped := group.runs[0].stopped_at) is not None:
+        first = group.runs[0]
+        if first.stopped_at is not None and first.stopped_early is None:
             yield (
-                f"the {len(group.runs)} runs of {group.label} all stop at step {stopped:,} of "
-                f"{group.runs[0].steps_planned:,}: that is taken as their end"
+                f"the {len(group.runs)} runs of {group.label} all stop at step "
+                f"{first.stopped_at:,} of {first.steps_planned:,}: that is taken as their end"
             )
         for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
@@ -335,6 +336,12 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                 yield (
                     f"{run.path} is unfinished, {run.steps_done:,} of {run.steps_planned:,} steps: "
                     "it has no final loss"
+                )
+            if run.stopped_early is not None:
+                yield (
+                    f"{run.path} stopped early at step {run.stopped_at:,} of "
+                    f"{run.steps_planned:,}, by a rule of its own, and its final loss is that of "
+                    f"there: {run.stopped_early}"
                 )
         for run in group.repeated:
             yield (

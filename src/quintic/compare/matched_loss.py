@@ -50,11 +50,13 @@ class MatchedLoss:
 
 
 def match_losses(groups: Sequence[Group]) -> list[MatchedLoss]:
-    """Match every series of lengths among the groups with every other group."""
+    """Match every series of lengths among the groups with every other group; those with a run that
+    stopped early have no length of their own."""
+    whole = [group for group in groups if all(run.stopped_early is None for run in group.runs)]
     return [
         _match(series, reference)
-        for series in _series(groups)
-        for reference in groups
+        for series in _series(whole)
+        for reference in whole
         if reference not in series and reference.runs[0].settings
     ]
 

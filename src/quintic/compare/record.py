@@ -70,7 +70,10 @@ class RunRecord:
     """SHA-256 of the source code with which a log opens; it is the config of such a run."""
     steps_planned: int | None = None
     stopped_at: int | None = None
-    """Step before the planned end that is the end, since all runs of the group stop at it."""
+    """Step before the planned end that is the end, since the run stopped early, or since all logs
+    of the group stop at it."""
+    stopped_early: str | None = None
+    """Why, in words, where it is a rule of the run."""
     diverged_at: int | None = None
     """Step of the first loss that is not finite, where no finite one follows."""
     tokens_per_s: float | None = None

@@ -12,7 +12,7 @@ from quintic.compare.logs import read_logs
 from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, MetricsRecord, read_metrics
+from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
 
 
 def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
@@ -50,6 +50,7 @@ def read_run(path: Path) -> RunRecord:
     environment = [{}, *run_dir.read_environments(path)][-1]
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
+    stopped_early = [{}, *records][-1].get(STOPPED_EARLY)
     fields = flatten(config)
     idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
@@ -59,6 +60,8 @@ def read_run(path: Path) -> RunRecord:
         data=_identity(config, environment),
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
+        stopped_at=None if stopped_early is None else records[-1]["step"],
+        stopped_early=stopped_early,
         diverged_at=diverged_at,
         # The median, since the first step compiles and others wait for the machine.
         tokens_per_s=statistics.median(speeds) if speeds else None,
@@ -78,6 +81,8 @@ def _read_numbers(path: Path) -> list[MetricsRecord]:
     records = read_metrics(path)
     for record in records:
         for name, value in record.items():
+            if name == STOPPED_EARLY:
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise QuinticError(
                     f"{path}: {name} of step {record['step']} is {str(value)[:40]!r} and not a "

@@ -78,6 +78,15 @@ class TrainConfig(Section, name="train"):
     """Steps between validations; the last step always validates."""
     eval_tokens: PositiveInt = setting(10_485_760, not_swept=OTHER_TEXT)
     """Tokens of one validation, from the start of the validation stream."""
+    target_loss: PositiveFloat | None = setting(
+        None,
+        resume="free",
+        not_swept="each run would end at it; see quintic compare --target for the steps to a loss",
+    )
+    """Validation loss, in nats per token, at which the run stops early; None: it does not."""
+    patience: PositiveInt | None = setting(None, resume="free")
+    """Validations in a row without a loss below the lowest before, after which the run stops early;
+    None: it does not."""
     checkpoint_every: PositiveInt = setting(1000, resume="free", compare="ignored")
     """Steps between checkpoints; the end and a stop always save one."""
     keep_checkpoints: PositiveInt = setting(2, resume="free", compare="ignored")
@@ -98,6 +107,18 @@ class TrainConfig(Section, name="train"):
             self.mtp_tokens <= self.steps,
             f"train.mtp_tokens is {self.mtp_tokens} and train.steps {self.steps}: each "
             "number of tokens has a part of the run, so predict fewer or train longer",
+        )
+        between = (self.steps - 1) // self.eval_every
+        require(
+            self.target_loss is None or between > 0,
+            f"train.target_loss is {self.target_loss} and no validation lies between the first and "
+            f"the last step: use a --train.eval-every below {self.steps}, or leave it out",
+        )
+        require(
+            self.patience is None or self.patience <= between,
+            f"train.patience is {self.patience}, more than the validations between the first and "
+            f"the last step ({between}), so it never stops the run: use a smaller one, a smaller "
+            "--train.eval-every, or leave it out",
         )
         require(
             self.sharding != "fsdp" or not self.cache_bf16_weights,

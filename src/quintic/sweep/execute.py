@@ -167,6 +167,7 @@ def run_environment(jobs: int) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in left_over}
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // jobs)))
-        # Threads that spin while they wait slow those of the other runs ten times and more.
+        # Threads that spin while they wait slow those of the other runs ten times and more; GNU
+        # OpenMP's heed what `quintic.openmp` has told them.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
     return environment

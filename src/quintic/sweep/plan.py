@@ -101,6 +101,12 @@ def make_plan(
     for option, count in (("--seeds", seeds), ("--random", draws)):
         if count is not None and count < 1:
             raise QuinticError(f"{option} is {count}: it must be at least 1")
+    if base.train.target_loss is not None:
+        raise QuinticError(
+            f"train.target_loss is {base.train.target_loss}, at which each run would end, and a "
+            "sweep ranks the runs by where they end: leave it out; quintic compare --target finds "
+            "the steps to a loss"
+        )
     if not varied:
         raise QuinticError("sweep needs something to vary: --vary optim.muon.lr=1e-3,2e-3")
     for one in varied:

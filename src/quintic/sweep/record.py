@@ -40,7 +40,7 @@ class Outcome:
 
     kind: Literal["finished", "diverged", "failed", "unfinished"] = "unfinished"
     val_loss: float | None = None
-    """Validation loss at the last step, in nats per token, of a finished run."""
+    """Validation loss at the end, in nats per token, of a finished run."""
     message: str | None = None
     """Why it diverged or failed, in one line."""
 
@@ -56,7 +56,6 @@ Outcomes = dict[str, Outcome]
 
 def outcome_in(folder: Path, run: PlannedRun) -> Outcome:
     """Return what the folder of a run says became of it, whoever trained it."""
-    steps = run.config.train.steps
     try:
         record = read_run(folder)
     except QuinticError:
@@ -64,7 +63,8 @@ def outcome_in(folder: Path, run: PlannedRun) -> Outcome:
     if record.diverged_at is not None:
         return Outcome("diverged", message=f"the loss is not finite at step {record.diverged_at}")
     # A run that was killed after its last validation still has to save its last state.
-    whole = (folder / run_dir.CHECKPOINTS / folder_name(steps)).is_dir()
+    last_step = run.config.train.steps if record.stopped_at is None else record.stopped_at
+    whole = (folder / run_dir.CHECKPOINTS / folder_name(last_step)).is_dir()
     if record.final_loss is None or not whole:
         return Outcome()
     return Outcome("finished", record.final_loss)
