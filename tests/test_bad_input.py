@@ -335,8 +335,8 @@ def test_other_peoples_folders_and_files_are_not_written_into(
 
 def test_a_file_in_the_way_of_the_folder(refuse: Refuse, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    assert "choose another folder" in refuse(*tiny)
-    assert "choose another folder" in refuse(*tiny, "--out", "runs/one")
+    assert refuse(*tiny) == "runs/laptop-1: Not a directory: choose another place"
+    assert refuse(*tiny, "--out", "runs/a") == "runs/a: Not a directory: choose another place"
 
 
 def test_a_folder_that_cannot_be_written(refuse: Refuse, tiny: list[str], tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_folder_that_cannot_be_written(refuse: Refuse, tiny: list[str], tmp_pa
             pytest.skip("the superuser can write everywhere here")
     message = refuse(*tiny, "--out", sealed / "run")
     assert message.startswith(f"{sealed / 'run'}: ")
-    assert message.endswith("choose another folder")
+    assert message.endswith(": check its permissions, or choose another place")
 
 
 def test_a_run_folder_that_does_not_fit_on_the_disk_is_taken_away_again(
@@ -356,7 +356,10 @@ def test_a_run_folder_that_does_not_fit_on_the_disk_is_taken_away_again(
 ) -> None:
     with largest_file(400):
         message = refuse(*tiny, "--out", "run")
-    assert "File too large: make room or choose another folder" in message
+    assert message == (
+        "run: File too large: raise the limit on the size of a file (ulimit -f), "
+        "or use another file system"
+    )
 
 
 def test_out_beside_resume(refuse: Refuse, run: Path) -> None:
@@ -381,6 +384,17 @@ def test_a_folder_that_holds_no_run(command: list[str], refuse: Refuse, tmp_path
     way_out = "(config.json is missing): name the folder that quintic train wrote"
     assert refuse(*command, "empty") == f"empty holds no run {way_out}"
     assert refuse(*command, "nowhere") == f"nowhere does not exist {way_out}"
+
+
+def test_a_file_or_a_folder_within_a_run_where_its_folder_is_asked_for(
+    refuse: Refuse, run: Path
+) -> None:
+    (run / "README.md").write_text("not a run")
+    name = "name the folder that quintic train wrote, which is run"
+    for command in (["train", "--resume"], ["evaluate"], ["generate"]):
+        assert refuse(*command, "run/README.md") == f"run/README.md is a file: {name}"
+    found = refuse("evaluate", "run/checkpoints/step-00000012")
+    assert found == f"run/checkpoints/step-00000012 holds no run (config.json is missing): {name}"
 
 
 def test_a_run_without_checkpoint_begins_again_at_step_0_and_says_so(
@@ -481,6 +495,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_newest_whole_one(
     main(["evaluate", str(run), "--device", "cpu", "--tokens", "32"])
     out = capsys.readouterr().out
     assert re.search(rf"^skipped: {re.escape(str(newest))}.* (is damaged|format)", out, re.M)
+    assert not re.search(r"^skipped: .*(Error|Errno|'NoneType')", out, re.M)
     assert f"{run / 'checkpoints' / 'step-00000008'}, 32 validation tokens" in out
 
 
@@ -717,8 +732,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones_whole(
         )
     assert message == (
         f"could not write a checkpoint to {run_at_8}/checkpoints: File too large; what is there is "
-        f"whole (the last checkpoint is {run_at_8}/checkpoints/step-00000008): make room, then "
-        "continue with --resume"
+        f"whole (the last checkpoint is {run_at_8}/checkpoints/step-00000008): raise the limit on "
+        "the size of a file (ulimit -f), or use another file system, then continue with --resume "
+        f"{run_at_8}"
     )
     assert files_below(run_at_8 / "checkpoints") == before
     main(["train", "--resume", str(run_at_8)])
@@ -741,7 +757,8 @@ def test_metrics_that_cannot_be_written_are_named_and_the_run_continues_afterwar
         )
     assert message == (
         f"{run_at_8}: File too large; the last checkpoint is {run_at_8}/checkpoints/step-00000008: "
-        f"make room or repair it, then continue with --resume {run_at_8}"
+        "raise the limit on the size of a file (ulimit -f), or use another file system, then "
+        f"continue with --resume {run_at_8}"
     )
     assert_whole(run_at_8, [8])
     main(["train", "--resume", str(run_at_8)])
@@ -788,6 +805,19 @@ exit $code
     assert_whole(tmp_path / "after", [8])
     main(["train", "--resume", str(tmp_path / "after")])
     assert losses(tmp_path / "after") == losses(tiny_run)
+
+
+def test_memory_that_does_not_suffice_for_a_step_is_said_without_an_allocators_words(
+    refuse: Refuse, run_at_8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quintic.train.forward_backward", lambda *_: torch.empty(2**50))
+    does_not_fit = "does not fit into the memory of cpu (4194304.00 GiB more were asked for): use"
+    for micro_batch, smaller in ((8, "--train.micro-batch 4"), (1, "a smaller --model.context")):
+        found = refuse(
+            *("train", "--resume", run_at_8, "--train.micro-batch", micro_batch),
+            writes=r"(environment|metrics|config)\.\w+$",
+        )
+        assert found == f"train.micro_batch {micro_batch} {does_not_fit} {smaller}"
 
 
 # The machine --------------------------------------------------------------------------------------

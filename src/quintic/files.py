@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The bytes go to a hidden neighbour first, so a reader sees the old file or the new one, never
     a part of either, and a crash or a full disk leaves the old one as it was. Raises `OSError`
-    where the folder cannot be written, or the disk is full.
+    with the name of `path` where the folder cannot be written, or the disk is full.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,6 +27,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             # Without this a power cut after the rename can leave the new name on empty blocks.
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        # A write names no file, and nobody knows the hidden one.
+        if error.filename in (None, str(aside)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ Everything a user can get wrong is found here, before step 0 and before anything
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -55,7 +54,7 @@ from quintic.device import (
     reproducible,
 )
 from quintic.distributed.world import ALONE, World, check_identical
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, memory_reason
 from quintic.kernels.runnable import choose_loss, require_float8
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
@@ -321,12 +320,13 @@ def _memory_suffices(model: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        if not isinstance(error, MemoryError) and not re.search("memory|overflow", reason):
+        # A size beyond 64 bits overflows before anybody is asked for memory.
+        found = "its size" if "overflow" in str(error) else memory_reason(error)
+        if found is None:
             raise
         raise QuinticError(
             f"the model of {model.layers} layers x {model.width}, context {model.context:,}, does "
-            f"not fit into memory ({reason}): make it smaller"
+            f"not fit into memory ({found}): make it smaller"
         ) from error
 
 

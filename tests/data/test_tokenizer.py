@@ -145,7 +145,7 @@ PADDING = {
     [
         ("{", "not a byte-level BPE"),
         ("[]", "not a byte-level BPE"),
-        ("\udcff", "cannot be read"),
+        ("\udcff", "is no UTF-8"),
         (_damaged(model={"type": "BPE"}), "not a byte-level BPE"),
         (_damaged(added_tokens=[]), "no token <|endoftext|>"),
         (_damaged(normalizer={"type": "Lowercase"}), "does not give back every text"),

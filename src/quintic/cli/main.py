@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from quintic import __version__
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, memory_reason, reason, way_out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}: make room or choose another folder")
+        _fail(f"{where}{reason(error)}: {way_out(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if (found := memory_reason(error)) is None:
+            raise
+        _fail(f"the memory does not suffice ({found}): make the model or its batch smaller")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

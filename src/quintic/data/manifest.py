@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason, way_out
 from quintic.files import write_json
 
 Split = Literal["train", "val"]
@@ -67,7 +67,9 @@ class Manifest:
         try:
             return cls.parse(path.read_bytes(), str(path))
         except OSError as error:
-            raise QuinticError(f"manifest {path} cannot be read ({error}): {_WAY_OUT}") from error
+            raise QuinticError(
+                f"manifest {path} cannot be read ({reason(error)}): {way_out(error)}"
+            ) from error
 
     @classmethod
     def parse(cls, text: bytes, path: str) -> Self:

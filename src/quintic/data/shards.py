@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason, way_out
 from quintic.files import replacing
 
 HEADER_INTS = 256
@@ -190,7 +190,7 @@ def open_shard(path: Path) -> Shard:
             header_bytes = file.read(HEADER_BYTES)
     except OSError as error:
         raise QuinticError(
-            f"shard {path} cannot be read ({error.strerror}): check the path and its permissions"
+            f"shard {path} cannot be read ({reason(error)}): {way_out(error)}"
         ) from error
     if len(header_bytes) < HEADER_BYTES:
         raise QuinticError(

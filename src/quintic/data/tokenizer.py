@@ -25,7 +25,7 @@ from tiktoken.load import read_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from quintic.data.background import in_background
-from quintic.errors import QuinticError, one_line
+from quintic.errors import QuinticError, one_line, reason, way_out
 from quintic.files import replacing
 
 END_OF_TEXT = "<|endoftext|>"
@@ -455,10 +455,13 @@ def load_tokenizer(spec: str) -> Tokenizer:
             f"tokenizer '{spec}' is neither 'gpt2' nor a {TOKENIZER_FILE}: no file {path}; name "
             f"one of the two"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise QuinticError(
-            f"tokenizer {path} cannot be read ({one_line(error)}): name a readable "
-            f"{TOKENIZER_FILE}, or 'gpt2'"
+            f"tokenizer {path} cannot be read ({reason(error)}): {way_out(error)}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise QuinticError(
+            f"tokenizer {path} is no UTF-8: name a {TOKENIZER_FILE}, or 'gpt2'"
         ) from error
     return BpeTokenizer(definition, source=str(path))
 

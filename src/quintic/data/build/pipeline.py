@@ -36,7 +36,7 @@ from quintic.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason, way_out
 
 # Part of the plan: to be raised when the same input gives other bytes.
 _BUILD_VERSION = 1
@@ -127,8 +127,8 @@ def build_dataset(
         ) from error
     except OSError as error:
         raise QuinticError(
-            f"--out {out} cannot be written ({error.strerror or error}): make room or check its "
-            f"permissions, and run the same command again"
+            f"--out {out} cannot be written ({reason(error)}): {way_out(error)}, and run the same "
+            f"command again"
         ) from error
 
 
