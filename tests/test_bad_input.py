@@ -926,7 +926,7 @@ def test_a_run_that_diverges_names_step_and_last_checkpoint_and_saves_no_such_we
         writes="^run",
     )
     assert re.search(rule, message)
-    assert message.endswith("; lower the learning rate")
+    assert message.endswith("; start again with a lower --optim.muon.lr or --optim.adamw.lr")
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
         for tensor in weights_of(path):
             assert not tensor.is_floating_point() or torch.isfinite(tensor).all()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quintic.errors import memory_reason, one_line, reason, system_error, way_out
+from quintic.errors import counted, memory_reason, one_line, reason, system_error, way_out
 
 
 def os_error(number: int) -> OSError:
@@ -44,3 +44,10 @@ def test_memory_is_asked_for_in_gib_and_not_in_the_words_of_an_allocator() -> No
     assert memory_reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB."))
     assert memory_reason(MemoryError()) == "more was asked for than there is"
     assert memory_reason(RuntimeError("shape mismatch")) is None
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2, 1100)] == [
+        *("0 steps", "1 step", "2 steps", "1,100 steps")
+    ]
+    assert [counted(n, "matrix", "matrices") for n in (1, 2)] == ["1 matrix", "2 matrices"]

@@ -407,7 +407,7 @@ class CheckpointWriter:
 
         def copy() -> None:
             tensors.update(state.on_cpu(self.world, copy=True))
-            check_finite(tensors, state.step, self.root)
+            check_finite(tensors, state.step, self.root, self.config)
 
         self.world.together(copy)
         values = {key: getattr(state, key) for key in KEYS} | {"config": self.config.to_dict()}
@@ -453,7 +453,7 @@ def last_checkpoint(root: Path) -> str:
     return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
 
 
-def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
+def check_finite(tensors: dict[str, Tensor], step: int, root: Path, config: Config) -> None:
     """Raise `QuinticError` rather than save a state that training has already lost."""
     for name, tensor in tensors.items():
         if name.startswith(("number.", "group.")):  # the best loss so far may begin at inf
@@ -461,7 +461,7 @@ def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
         if tensor.is_floating_point() and not torch.isfinite(local_rows(tensor)).all():
             raise QuinticError(
                 f"{name} is not finite after step {step} and was not saved: "
-                f"{last_checkpoint(root)}; lower the learning rate"
+                f"{last_checkpoint(root)}; start again with a lower {config.optim.lr_options}"
             )
 
 

@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from quintic.errors import counted
+
 if TYPE_CHECKING:
     # The last imports PyTorch, which takes seconds and which the data commands do without.
     from quintic.data.build.pipeline import BuildStatus
@@ -139,7 +141,7 @@ class TransferProgress(_Bar):
 
     def show(self, now: Transfer) -> None:
         """Show how far it has come; safe to call from any thread, one at a time."""
-        text = f"{self._verb} {now.files_done}/{now.files_total} files"
+        text = f"{self._verb} {now.files_done}/{counted(now.files_total, 'file')}"
         if not self.tasks:
             self._begin(now.bytes_total, now.bytes_done)
         done, total = now.bytes_done / 1e6, now.bytes_total / 1e6
@@ -164,7 +166,7 @@ class BuildProgress(_Bar):
         seconds = time.monotonic() - self._began_s
         text = ""
         if now.documents:
-            text = f"{now.documents:,} documents, {now.tokens:,} tokens"
+            text = f"{counted(now.documents, 'document')}, {counted(now.tokens, 'token')}"
             if now.tokens > self._first.tokens:
                 text += f", {(now.tokens - self._first.tokens) / seconds:,.0f} tokens/s"
             if now.skipped:
@@ -187,7 +189,7 @@ class SweepProgress(_Bar):
 
     def show(self, runs_done: int, steps_done: int, text: str) -> None:
         """Show how many runs and steps are done, and what goes on; on a terminal."""
-        done = f"{runs_done}/{self.runs} runs"
+        done = f"{runs_done}/{counted(self.runs, 'run')}"
         self.update(self._task, completed=steps_done, description=done, text=text)
 
     def ended(self, runs_done: int, steps_done: int, text: str) -> None:
@@ -197,4 +199,4 @@ class SweepProgress(_Bar):
             # As if each step takes as long as those that were done here.
             seconds = (time.monotonic() - self._began_s) / (steps_done - self._first)
             left = f"  about {timedelta(seconds=round(seconds * (self.steps - steps_done)))} left"
-        self.out.line(f"{runs_done}/{self.runs} runs  {text}{left}")
+        self.out.line(f"{runs_done}/{counted(self.runs, 'run')}  {text}{left}")

@@ -91,6 +91,11 @@ def memory_reason(error: BaseException) -> str | None:
     return None
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun: 1 step, 1,100 steps."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def require_package(module: str, extra: str, what: str) -> None:
     """Raise `QuinticError` where a module that one of quintic's extras installs is missing.
 

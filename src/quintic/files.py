@@ -29,8 +29,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
     except OSError as error:
         # A write names no file, and nobody knows the hidden one.
-        if error.filename in (None, str(aside)):
-            error.filename, error.filename2 = str(path), None
+        if error.errno is not None and error.filename in (None, str(aside)):
+            error.filename = str(path)
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -40,6 +40,24 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a file by a value as JSON; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def parse_json(text: bytes) -> Any:
+    """Return what a JSON text says.
+
+    Raises `QuinticError` where an object has a key twice, of which Python takes the last without a
+    word, and `ValueError` where it is no JSON, or no UTF-8.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise QuinticError(f"it has {twice!r} twice in one object: keep one")
+        return found
+
+    return json.loads(text.decode(), object_pairs_hook=once)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -54,7 +54,7 @@ from quintic.device import (
     reproducible,
 )
 from quintic.distributed.world import ALONE, World, check_identical
-from quintic.errors import QuinticError, memory_reason
+from quintic.errors import QuinticError, counted, memory_reason
 from quintic.kernels.runnable import choose_loss, require_float8
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
@@ -197,8 +197,8 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     cuda = device.type == "cuda"
     require(
         cuda or train.prefetch_to_gpu != "on",
-        f"train.prefetch_to_gpu on is for CUDA devices and this run is on {device.type}: leave it "
-        "at auto",
+        f"train.prefetch_to_gpu on is for CUDA devices and this run is on {device.type}: use "
+        "--train.prefetch-to-gpu auto",
     )
     require(
         cuda or not train.cuda_graphs,
@@ -232,8 +232,8 @@ def _check_data(
     enough = world.size * config.train.batch_stages * context
     require(
         smallest >= world.size,
-        f"a batch of {smallest} sequences cannot be divided among {world.size} processes: start at "
-        f"most {smallest}, or use --train.batch-tokens {enough}",
+        f"a batch of {counted(smallest, 'sequence')} cannot be divided among {world.size} "
+        f"processes: start at most {smallest}, or use --train.batch-tokens {enough}",
     )
     with world.first_on_each_node():
         dataset = open_data(config, console)
@@ -325,8 +325,9 @@ def _memory_suffices(model: ModelConfig) -> Iterator[None]:
         if found is None:
             raise
         raise QuinticError(
-            f"the model of {model.layers} layers x {model.width}, context {model.context:,}, does "
-            f"not fit into memory ({found}): make it smaller"
+            f"the model of {counted(model.layers, 'layer')} x {model.width}, context "
+            f"{model.context:,}, does not fit into memory ({found}): use fewer --model.layers, "
+            "or a smaller --model.width or --model.context"
         ) from error
 
 

@@ -67,7 +67,8 @@ def _errors_in_words(run: Run) -> Iterator[None]:
         yield
     except NonFiniteLossError as error:
         raise QuinticError(
-            f"{error}: training has diverged, {last_checkpoint(root)}; lower the learning rate"
+            f"{error}: training has diverged, {last_checkpoint(root)}; start again with a lower "
+            f"{run.config.optim.lr_options}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if (found := memory_reason(error)) is None:
@@ -239,4 +240,4 @@ def _draw(run: Run, console: Console) -> None:
     try:
         draw_loss(read_metrics(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
     except Exception as error:  # a picture is not worth a run
-        console.line(f"{run_dir.FIGURE} was not drawn: {error}")
+        console.line(f"{run_dir.FIGURE} was not drawn: {reason(error)}")

@@ -101,8 +101,11 @@ def test_damaged_shard(make_foreign: MakeForeign) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("eot_id"), "'eot_id' is None, expected a int"),
-        (lambda content: content.update(vocab_size="9"), "'vocab_size' is '9', expected a int"),
+        (lambda content: content.pop("eot_id"), "'eot_id' is None, expected an integer"),
+        (
+            lambda content: content.update(vocab_size="9"),
+            "'vocab_size' is '9', expected an integer",
+        ),
         (lambda content: content.update(vocab_size=True), "'vocab_size' is True"),
         (lambda content: content.update(shards=3), "'shards' is 3, expected a list"),
         (lambda content: content["shards"][0].pop("sha256"), "'sha256' is None"),
@@ -124,6 +127,13 @@ def test_manifest_that_is_wrong(
     with pytest.raises(QuinticError, match=message) as caught:
         open_dataset(own)
     assert str(path) in str(caught.value)
+
+
+def test_a_manifest_with_a_key_twice_is_refused_by_name(own: Path) -> None:
+    path = own / "manifest.json"
+    path.write_text(path.read_text().replace('"eot_id"', '"eot_id": 1, "eot_id"', 1))
+    with pytest.raises(QuinticError, match=f"manifest {path}: it has 'eot_id' twice"):
+        open_dataset(own)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"text"', "\xff"])

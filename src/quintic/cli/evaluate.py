@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from quintic.cli.options import Evaluate
 from quintic.console import Console
 from quintic.data.loader import validation_batches
+from quintic.errors import counted
 from quintic.evaluate import validation_loss
 from quintic.report import score_lines
 from quintic.trained import load_trained
@@ -25,6 +26,6 @@ def run(command: Evaluate, _arguments: Sequence[str]) -> None:
     loss = validation_loss(trained.model.loss, batches, trained.device)
     for problem in trained.checkpoint.damaged:
         console.line(f"skipped: {problem}")
-    console.line(f"{trained.checkpoint.path}, {tokens:,} validation tokens")
+    console.line(f"{trained.checkpoint.path}, {counted(tokens, 'validation token')}")
     for line in score_lines(dataset, loss, tokens):
         console.line(line)

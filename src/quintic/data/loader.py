@@ -18,7 +18,7 @@ from torch import Tensor
 from quintic.config import BatchSizes
 from quintic.data.permutation import ROUNDS, permute
 from quintic.data.shards import TokenStream
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 
 Batch = tuple[Tensor, Tensor]
 
@@ -54,9 +54,10 @@ class Loader:
         needed = batches.sequences * context + 1
         if len(stream) < needed:
             raise QuinticError(
-                f"{stream.shards[0].path.parent} has {len(stream)} training tokens, one batch "
-                f"needs {needed} ({batches.sequences} sequences of {context}, and 1 for the last "
-                f"target): bring more text, or make batch or context smaller"
+                f"{stream.shards[0].path.parent} has {counted(len(stream), 'training token')}, one "
+                f"batch needs {needed:,} ({counted(batches.sequences, 'sequence')} of {context:,}, "
+                "and 1 for the last target): bring more text, or make --train.batch-tokens or "
+                "--model.context smaller"
             )
         self.stream, self.context, self.batches = stream, context, batches
         self.seed, self.order = seed, order
@@ -121,7 +122,7 @@ def validation_batches(
         way_out = f"use at most {most}" if most else "bring more text, or make the context smaller"
         raise QuinticError(
             f"validation on {tokens} tokens needs {tokens + 1} (1 for the last target), and "
-            f"{folder} has {len(stream)} validation tokens: {way_out}"
+            f"{folder} has {counted(len(stream), 'validation token')}: {way_out}"
         )
     batch_tokens = batch_sequences * context
     return (
