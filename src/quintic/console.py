@@ -54,17 +54,40 @@ class Console:
         self.rich.print(text, markup=False)
 
     def table(self, table: Table, title: str | None = None) -> None:
-        """Print a table, as wide as it is where nobody's terminal limits it."""
-        rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
-        for heading in table.header:
-            rich.add_column(Text(heading))  # as Text, since brackets would be markup
-        for row in table.rows:
-            rich.add_row(*(Text(cell) for cell in row))
+        """Print a table, as wide as it is where nobody's terminal limits it.
+
+        Where a terminal is narrower the columns that do not fit follow below, beside the names of
+        their rows: nothing is cut.
+        """
         out = self.rich
+        parts = self._parts(table) if out.is_terminal else [table]
         if not out.is_terminal:
-            width = Measurement.get(out, out.options.update(max_width=100_000), rich).maximum
-            out = RichConsole(file=out.file, quiet=out.quiet, width=max(width, out.width))
-        out.print(rich)
+            wide = max(self._width(table), out.width)
+            out = RichConsole(file=out.file, quiet=out.quiet, width=wide)
+        for number, part in enumerate(parts):
+            # Not softly wrapped, since that cuts the cells of a column that is too wide.
+            out.print(_rich_table(part, None if number else title), soft_wrap=False)
+
+    def _parts(self, table: Table) -> list[Table]:
+        """Return a table as one or several that fit the terminal, each with the column that names
+        the rows; a column that is too wide even so is alone beside it, and its cells wrap."""
+        if self._width(table) <= self.rich.width:
+            return [table]
+        names = [row[0] for row in table.rows]
+        if len(set(names)) < len(names):  # of a sweep over several fields
+            numbered = [[str(number), *row] for number, row in enumerate(table.rows, start=1)]
+            table = Table(["", *table.header], numbered)
+        parts: list[list[int]] = [[0]]
+        for column in range(1, len(table.header)):
+            wider = self._width(_columns(table, [*parts[-1], column])) > self.rich.width
+            if wider and len(parts[-1]) > 1:
+                parts.append([0])
+            parts[-1].append(column)
+        return [_columns(table, part) for part in parts]
+
+    def _width(self, table: Table) -> int:
+        unbounded = self.rich.options.update(max_width=100_000)
+        return Measurement.get(self.rich, unbounded, _rich_table(table)).maximum
 
     def stage(self, name: str, fraction: float) -> None:
         """Show how far a preparation has come, for example that of the embedded corpus."""
@@ -74,6 +97,20 @@ class Console:
                 self.rich.print()
         elif fraction in (0, 1):
             self.line(f"{name}: {'done' if fraction else 'started'}")
+
+
+def _columns(table: Table, columns: list[int]) -> Table:
+    header, *rows = ([row[column] for column in columns] for row in (table.header, *table.rows))
+    return Table(header, rows)
+
+
+def _rich_table(table: Table, title: str | None = None) -> RichTable:
+    rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for heading in table.header:
+        rich.add_column(Text(heading), overflow="fold")  # as Text, since brackets would be markup
+    for row in table.rows:
+        rich.add_row(*(Text(cell) for cell in row))
+    return rich
 
 
 class _Bar(Progress):
