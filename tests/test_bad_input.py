@@ -155,7 +155,7 @@ def test_unknown_field_is_answered_with_the_nearest(
         (
             "--model.width 66",
             "the head width model.width / model.heads = 66 / 2 = 33 is odd, and rotary "
-            "embeddings rotate pairs: make it even",
+            "embeddings rotate pairs: make it even, for example with --model.width 64",
         ),
         (
             "--train.batch-tokens 250",
@@ -165,7 +165,7 @@ def test_unknown_field_is_answered_with_the_nearest(
         (
             "--train.micro-batch 3",
             "train.batch_tokens 256 is not a multiple of train.micro_batch 3 times model.context "
-            "32: the batch has 8 sequences, so the micro-batch must divide that",
+            "32: the batch has 8 sequences, so --train.micro-batch must divide that",
         ),
         (
             "--train.eval-tokens 500",
@@ -175,12 +175,13 @@ def test_unknown_field_is_answered_with_the_nearest(
         (
             "--optim.schedule.warmup-steps 8",
             "optim.schedule.warmup_steps 8 and 5 steps of cooldown do not fit in train.steps 12: "
-            "shorten the warm-up",
+            "use --optim.schedule.warmup-steps 7, or a smaller --optim.schedule.cooldown-fraction",
         ),
         (
             "--optim.schedule.kind cosine --optim.schedule.cooldown-fraction 0.28 "
             "--optim.schedule.warmup-steps 13",
-            "optim.schedule.warmup_steps 13 and 0 steps of cooldown do not fit",
+            "optim.schedule.warmup_steps 13 and 0 steps of cooldown do not fit in train.steps 12: "
+            "use --optim.schedule.warmup-steps 12",
         ),
     ],
 )
@@ -193,7 +194,9 @@ def test_values_of_the_wrong_type_out_of_range_or_inconsistent(
 def test_a_model_too_large_for_any_memory(refuse: Refuse, tiny: list[str]) -> None:
     message = refuse(*tiny, "--model.width", 2**62)
     assert message.startswith(f"the model of 2 layers x {2**62}, context 32, does not fit into mem")
-    assert message.endswith("make it smaller")
+    assert message.endswith(
+        "use fewer --model.layers, or a smaller --model.width or --model.context"
+    )
 
 
 # The data -----------------------------------------------------------------------------------------
@@ -266,8 +269,8 @@ def test_a_token_id_beyond_the_vocabulary_is_named_with_its_shard(
 def test_too_few_tokens_for_one_batch(refuse: Refuse, tiny: list[str], data: Path) -> None:
     message = refuse(*tiny, "--data.path", data, "--train.batch-tokens", 12_000)
     assert message == (
-        f"{data} has 12000 training tokens, one batch needs 12001 (375 sequences of 32, and 1 for "
-        "the last target): bring more text, or make batch or context smaller"
+        f"{data} has 12,000 training tokens, one batch needs 12,001 (375 sequences of 32, and 1 for "
+        "the last target): bring more text, or make --train.batch-tokens or --model.context smaller"
     )
 
 

@@ -322,7 +322,7 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"model.width": 45, "model.heads": 5},
             "the head width model.width / model.heads = 45 / 5 = 9 is odd, and rotary embeddings "
-            "rotate pairs: make it even",
+            "rotate pairs: make it even, for example with --model.width 40",
         ),
         ({"data.path": ""}, "data.path is empty: name a folder of shards, or `embedded`"),
         (
@@ -339,8 +339,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"optim.muon.momentum": 0.5, "optim.muon.momentum_warmup_steps": 300},
-            "optim.muon.momentum is 0.5 and its warm-up rises from 0.85: choose a larger momentum, "
-            "or --optim.muon.momentum-warmup-steps 0",
+            "optim.muon.momentum is 0.5 and its warm-up rises from 0.85: use "
+            "--optim.muon.momentum 0.85 or more, or --optim.muon.momentum-warmup-steps 0",
         ),
         (
             {"optim.adamw.betas": (0.9, 1.0)},

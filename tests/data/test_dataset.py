@@ -12,7 +12,7 @@ import pytest
 from quintic.data.dataset import check_tokens, open_dataset
 from quintic.data.manifest import Manifest
 from quintic.data.shards import HEADER_BYTES, TokenStream, write_shard
-from quintic.data.tokenizer import train_bpe
+from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.errors import QuinticError
 from tests.conftest import refusal, tiny_arguments
 
@@ -173,6 +173,21 @@ def test_another_tokenizer_than_the_manifests(own: Path, tmp_path: Path) -> None
         open_dataset(own)
     (own / "tokenizer.json").unlink()
     with pytest.raises(QuinticError, match=r"tokenizer\.json"):
+        open_dataset(own)
+
+
+def test_a_manifest_of_0_1_keeps_its_tokenizer_whatever_that_ignores(own: Path) -> None:
+    path, manifest = own / "tokenizer.json", own / "manifest.json"
+    definition = json.loads(path.read_text())
+    definition["model"]["ignore_merges"] = True
+    path.write_text(json.dumps(definition))
+    assert open_dataset(own).vocab_size == 320, "its fingerprint of then"
+    new, old = load_tokenizer(str(path)).fingerprint, load_tokenizer(str(path)).fingerprint_0_1
+    manifest.write_text(manifest.read_text().replace(old, new))
+    assert open_dataset(own).vocab_size == 320
+    definition["model"]["ignore_merges"] = False
+    path.write_text(json.dumps(definition))
+    with pytest.raises(QuinticError, match="fingerprint"):
         open_dataset(own)
 
 

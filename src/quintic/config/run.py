@@ -98,8 +98,8 @@ class Config:
             f"optim.schedule.warmup_steps {schedule.warmup_steps} and "
             f"{counted(self.cooldown_steps, 'step')} of cooldown do not fit in train.steps "
             f"{self.train.steps}: use --optim.schedule.warmup-steps "
-            f"{max(0, self.train.steps - self.cooldown_steps)}, or a smaller "
-            "--optim.schedule.cooldown-fraction",
+            f"{max(0, self.train.steps - self.cooldown_steps)}"
+            + (", or a smaller --optim.schedule.cooldown-fraction" if self.cooldown_steps else ""),
         )
 
     @property

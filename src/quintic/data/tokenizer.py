@@ -39,6 +39,8 @@ class TokenizerInfo(NamedTuple):
     vocab_size: int
     eot_id: int
     fingerprint: str
+    fingerprint_0_1: str
+    """The one that quintic 0.1 wrote into manifests, which some that encode differently share."""
 
 
 class Tokenizer(ABC):
@@ -52,6 +54,7 @@ class Tokenizer(ABC):
     vocab_size: int
     eot_id: int
     fingerprint: str
+    fingerprint_0_1: str
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -81,7 +84,9 @@ class Tokenizer(ABC):
 
     @property
     def info(self) -> TokenizerInfo:
-        return TokenizerInfo(self.name, self.vocab_size, self.eot_id, self.fingerprint)
+        return TokenizerInfo(
+            *(self.name, self.vocab_size, self.eot_id, self.fingerprint, self.fingerprint_0_1)
+        )
 
     @cached_property
     def byte_lengths(self) -> npt.NDArray[np.int64]:
@@ -119,7 +124,7 @@ class Tokenizer(ABC):
 
 # GPT-2's vocabulary -------------------------------------------------------------------------------
 
-GPT2 = TokenizerInfo(name="gpt2", vocab_size=50257, eot_id=50256, fingerprint="gpt2")
+GPT2 = TokenizerInfo("gpt2", 50257, 50256, fingerprint="gpt2", fingerprint_0_1="gpt2")
 
 _GPT2_FILE = "r50k_base.tiktoken"
 _GPT2_ADDRESS = f"https://openaipublic.blob.core.windows.net/encodings/{_GPT2_FILE}"
@@ -147,7 +152,7 @@ class Gpt2Tokenizer(Tokenizer):
     Raises `QuinticError` where it is not in tiktoken's cache and cannot be downloaded.
     """
 
-    name, vocab_size, eot_id, fingerprint = GPT2
+    name, vocab_size, eot_id, fingerprint, fingerprint_0_1 = GPT2
 
     def __init__(self) -> None:
         self._encoding = _load_r50k()
@@ -287,6 +292,13 @@ class BpeTokenizer(Tokenizer):
             ]
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
             dropout = content["model"].get("dropout")
+            names = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+            settings = {name: v for name in names if (v := content["model"].get(name))}
+            in_text = sorted(
+                [token["content"], token["single_word"]]
+                for token in content["added_tokens"]
+                if not token["special"]
+            )
             # Special tokens in a text are text, and strip nothing.
             stripping = [
                 token["content"]
@@ -320,11 +332,10 @@ class BpeTokenizer(Tokenizer):
             )
         self.vocab_size = len(self._ids)
         self.eot_id = added[END_OF_TEXT]
-        self.fingerprint = hashlib.sha256(
-            json.dumps(
-                [sorted(self._ids.items()), merges, content.get("pre_tokenizer")], sort_keys=True
-            ).encode()
-        ).hexdigest()
+        facts = [sorted(self._ids.items()), merges, content.get("pre_tokenizer")]
+        self.fingerprint_0_1 = _digest(facts)
+        # What else decides about ids, and what few tokenizers have: the others keep the older one.
+        self.fingerprint = _digest(facts + [own for own in (settings, in_text) if own])
         normalizer = content.get("normalizer") or {"normalizers": []}
         if (
             normalizer.get("normalizers") != []
@@ -371,6 +382,10 @@ class BpeTokenizer(Tokenizer):
             return self.decode_bytes(self.encode(text)) == text.encode()
         except KeyError:  # a token with characters outside the byte alphabet
             return False
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
