@@ -269,8 +269,9 @@ def test_a_token_id_beyond_the_vocabulary_is_named_with_its_shard(
 def test_too_few_tokens_for_one_batch(refuse: Refuse, tiny: list[str], data: Path) -> None:
     message = refuse(*tiny, "--data.path", data, "--train.batch-tokens", 12_000)
     assert message == (
-        f"{data} has 12,000 training tokens, one batch needs 12,001 (375 sequences of 32, and 1 for "
-        "the last target): bring more text, or make --train.batch-tokens or --model.context smaller"
+        f"{data} has 12,000 training tokens, one batch needs 12,001 (375 sequences of 32, and 1 "
+        "for the last target): bring more text, or make --train.batch-tokens or --model.context "
+        "smaller"
     )
 
 

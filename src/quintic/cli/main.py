@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from quintic import __version__
+from quintic.cli.interrupt import keeping_interrupts
 from quintic.errors import QuinticError, memory_reason, reason, way_out
 
 
@@ -26,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         # Here, since processes that are spawned import what the command began with and need none of
         # it; and within, since a Ctrl-C may come while it is imported.
-        from quintic.cli.parsing import parse
+        with keeping_interrupts():
+            from quintic.cli.parsing import parse
 
-        command = parse(arguments)
-        # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
-        import_module(f"quintic.cli.{arguments[0]}").run(command, arguments)
+            command = parse(arguments)
+            # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
+            module = import_module(f"quintic.cli.{arguments[0]}")
+        module.run(command, arguments)
     except QuinticError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
