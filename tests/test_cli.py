@@ -160,6 +160,8 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ("generate --toknes 3", "there is no option --toknes: did you mean --tokens?"),
         ("generate run --model.width 3", "there is no option --model.width: see quintic generate"),
         ("generate", "generate needs the folder of the run: see quintic generate --help"),
+        ("data push d --to hub:a/b", "there is no option --to: see quintic data push --help"),
+        ("generate --run d", "there is no option --run: see quintic generate --help"),
         ("data check", "data check needs the folder of shards: see quintic data check --help"),
         ("generate run other", "generate does not understand 'other': see quintic generate --help"),
         ("train laptop extra", "train does not understand 'extra': see quintic train --help"),

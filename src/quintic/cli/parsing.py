@@ -22,7 +22,7 @@ from tyro._errors import (
     UnrecognizedArgs,
     on_parse_error,
 )
-from tyro.conf import arg, subcommand
+from tyro.conf import Positional, arg, subcommand
 
 from quintic.cli.options import (
     COMMANDS,
@@ -189,10 +189,15 @@ def _no_command(arguments: list[str]) -> str:
 
 
 def _options(command: Any, prefix: str = "--") -> list[str]:
-    """Return the options of a command; a switch also by the name that denies it."""
+    """Return the options of a command, without what it takes by position; a switch also by the name
+    that denies it."""
     options: list[str] = []
+    marked = typing.get_type_hints(command, include_extras=True)
     for name, hint in typing.get_type_hints(command).items():
+        by_position = marked[name] == typing.cast(Any, Positional)[hint]
         name = name.replace("_", "-")
+        if by_position:
+            continue
         if is_dataclass(hint):
             options += _options(hint, f"{prefix}{name}.")
         else:

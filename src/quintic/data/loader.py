@@ -114,14 +114,18 @@ def validation_batches(
     folder = stream.shards[0].path.parent
     if tokens < 1 or tokens % context:
         raise QuinticError(
-            f"validation on {tokens} tokens cannot be cut into sequences of {context}: use a "
+            f"validation on {tokens:,} tokens cannot be cut into sequences of {context}: use a "
             f"multiple of the context, such as {max(1, tokens // context) * context}"
         )
     if len(stream) < tokens + 1:
         most = (len(stream) - 1) // context * context
-        way_out = f"use at most {most}" if most else "bring more text, or make the context smaller"
+        way_out = (
+            f"use at most {most}, with --train.eval-tokens or evaluate's --tokens"
+            if most
+            else "bring more text, or make the context smaller"
+        )
         raise QuinticError(
-            f"validation on {tokens} tokens needs {tokens + 1} (1 for the last target), and "
+            f"validation on {tokens:,} tokens needs {tokens + 1:,} (1 for the last target), and "
             f"{folder} has {counted(len(stream), 'validation token')}: {way_out}"
         )
     batch_tokens = batch_sequences * context
