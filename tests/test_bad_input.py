@@ -4,6 +4,7 @@ Each test gives the command one kind of bad input. `refuse` runs a command and c
 below the test's folder before and after.
 """
 
+import errno
 import json
 import os
 import re
@@ -515,6 +516,17 @@ def test_a_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before_an
     assert f"resuming from {run / 'checkpoints' / 'step-00000008'}" in out
     assert losses(run) == losses(tiny_run)
     assert read_state(newest)["step"] == 12, "written anew"
+
+
+def test_a_disk_that_fails_is_no_checkpoint_that_does_not_fit(
+    refuse: Refuse, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "some/file")
+
+    monkeypatch.setattr("quintic.checkpoint.load", fail)
+    message = refuse("evaluate", run, "--device", "cpu")
+    assert message == "some/file: Input/output error: check the path and the disk"
 
 
 def test_a_run_of_which_no_checkpoint_is_whole(refuse: Refuse, run: Path) -> None:

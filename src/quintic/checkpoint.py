@@ -303,11 +303,14 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World = AL
 
     Every rank asks for what it needs, whatever number of ranks wrote the checkpoint.
 
-    Raises `QuinticError` where a name is missing or a shape differs.
+    Raises `QuinticError` where a name is missing or a shape differs, and `OSError` where the disk
+    does not give it.
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     try:
         _run_dcp(load, tensors, world, storage_reader=reader)
+    except (OSError, MemoryError):
+        raise  # neither says anything of the checkpoint
     except Exception as error:
         raise QuinticError(f"{checkpoint} does not fit this model: {reason(error)}") from error
 
