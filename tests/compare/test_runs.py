@@ -83,6 +83,16 @@ def test_an_edited_config_is_refused_by_field_and_one_that_a_resume_may_have_is_
     assert read_run(folder).settings["train.keep_checkpoints"] == 7
 
 
+def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path) -> None:
+    path = folder / "environment.json"
+    (start,) = json.loads(path.read_text())
+    found = set()
+    for device in ("cpu (some processor, 1 threads)", "cpu (some processor, 1 thread)"):
+        path.write_text(json.dumps([{**start, "device": device}]))
+        found.add(read_run(folder).device)
+    assert found == {"cpu (some processor, 1 thread)"}
+
+
 def test_the_stored_result_of_laptop_is_readable_without_checkpoints() -> None:
     run = read_run(RESULT)
     assert run.finished

@@ -73,7 +73,8 @@ def read_run(path: Path) -> RunRecord:
             if timed
             else None
         ),
-        device=environment.get("device"),
+        # As quintic 0.1 spelled it, whose machine is no other for that.
+        device=str(environment.get("device", "")).replace(" 1 threads)", " 1 thread)") or None,
         commit=environment.get("commit"),
     )
 
