@@ -4,6 +4,7 @@ Each test gives the command one kind of bad input. `refuse` runs a command and c
 below the test's folder before and after.
 """
 
+import errno
 import json
 import os
 import re
@@ -155,7 +156,7 @@ def test_unknown_field_is_answered_with_the_nearest(
         (
             "--model.width 66",
             "the head width model.width / model.heads = 66 / 2 = 33 is odd, and rotary "
-            "embeddings rotate pairs: make it even",
+            "embeddings rotate pairs: make it even, for example with --model.width 64",
         ),
         (
             "--train.batch-tokens 250",
@@ -165,7 +166,7 @@ def test_unknown_field_is_answered_with_the_nearest(
         (
             "--train.micro-batch 3",
             "train.batch_tokens 256 is not a multiple of train.micro_batch 3 times model.context "
-            "32: the batch has 8 sequences, so the micro-batch must divide that",
+            "32: the batch has 8 sequences, so --train.micro-batch must divide that",
         ),
         (
             "--train.eval-tokens 500",
@@ -175,12 +176,13 @@ def test_unknown_field_is_answered_with_the_nearest(
         (
             "--optim.schedule.warmup-steps 8",
             "optim.schedule.warmup_steps 8 and 5 steps of cooldown do not fit in train.steps 12: "
-            "shorten the warm-up",
+            "use --optim.schedule.warmup-steps 7, or a smaller --optim.schedule.cooldown-fraction",
         ),
         (
             "--optim.schedule.kind cosine --optim.schedule.cooldown-fraction 0.28 "
             "--optim.schedule.warmup-steps 13",
-            "optim.schedule.warmup_steps 13 and 0 steps of cooldown do not fit",
+            "optim.schedule.warmup_steps 13 and 0 steps of cooldown do not fit in train.steps 12: "
+            "use --optim.schedule.warmup-steps 12",
         ),
     ],
 )
@@ -193,7 +195,9 @@ def test_values_of_the_wrong_type_out_of_range_or_inconsistent(
 def test_a_model_too_large_for_any_memory(refuse: Refuse, tiny: list[str]) -> None:
     message = refuse(*tiny, "--model.width", 2**62)
     assert message.startswith(f"the model of 2 layers x {2**62}, context 32, does not fit into mem")
-    assert message.endswith("make it smaller")
+    assert message.endswith(
+        "use fewer --model.layers, or a smaller --model.width or --model.context"
+    )
 
 
 # The data -----------------------------------------------------------------------------------------
@@ -266,14 +270,15 @@ def test_a_token_id_beyond_the_vocabulary_is_named_with_its_shard(
 def test_too_few_tokens_for_one_batch(refuse: Refuse, tiny: list[str], data: Path) -> None:
     message = refuse(*tiny, "--data.path", data, "--train.batch-tokens", 12_000)
     assert message == (
-        f"{data} has 12000 training tokens, one batch needs 12001 (375 sequences of 32, and 1 for "
-        "the last target): bring more text, or make batch or context smaller"
+        f"{data} has 12,000 training tokens, one batch needs 12,001 (375 sequences of 32, and 1 "
+        "for the last target): bring more text, or make --train.batch-tokens or --model.context "
+        "smaller"
     )
 
 
 def test_too_few_tokens_for_the_validation(refuse: Refuse, tiny: list[str], data: Path) -> None:
     message = refuse(*tiny, "--data.path", data, "--train.eval-tokens", 3200)
-    assert "2000" in message
+    assert "has 2,000 validation tokens: use at most 1984, with --train.eval-tokens" in message
     assert "use at most 1984" in message
 
 
@@ -335,8 +340,8 @@ def test_other_peoples_folders_and_files_are_not_written_into(
 
 def test_a_file_in_the_way_of_the_folder(refuse: Refuse, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    assert "choose another folder" in refuse(*tiny)
-    assert "choose another folder" in refuse(*tiny, "--out", "runs/one")
+    assert refuse(*tiny) == "runs/laptop-1: Not a directory: choose another place"
+    assert refuse(*tiny, "--out", "runs/a") == "runs/a: Not a directory: choose another place"
 
 
 def test_a_folder_that_cannot_be_written(refuse: Refuse, tiny: list[str], tmp_path: Path) -> None:
@@ -348,7 +353,7 @@ def test_a_folder_that_cannot_be_written(refuse: Refuse, tiny: list[str], tmp_pa
             pytest.skip("the superuser can write everywhere here")
     message = refuse(*tiny, "--out", sealed / "run")
     assert message.startswith(f"{sealed / 'run'}: ")
-    assert message.endswith("choose another folder")
+    assert message.endswith(": check its permissions, or choose another place")
 
 
 def test_a_run_folder_that_does_not_fit_on_the_disk_is_taken_away_again(
@@ -356,7 +361,10 @@ def test_a_run_folder_that_does_not_fit_on_the_disk_is_taken_away_again(
 ) -> None:
     with largest_file(400):
         message = refuse(*tiny, "--out", "run")
-    assert "File too large: make room or choose another folder" in message
+    assert message == (
+        "run: File too large: raise the limit on the size of a file (ulimit -f), "
+        "or use another file system"
+    )
 
 
 def test_out_beside_resume(refuse: Refuse, run: Path) -> None:
@@ -381,6 +389,17 @@ def test_a_folder_that_holds_no_run(command: list[str], refuse: Refuse, tmp_path
     way_out = "(config.json is missing): name the folder that quintic train wrote"
     assert refuse(*command, "empty") == f"empty holds no run {way_out}"
     assert refuse(*command, "nowhere") == f"nowhere does not exist {way_out}"
+
+
+def test_a_file_or_a_folder_within_a_run_where_its_folder_is_asked_for(
+    refuse: Refuse, run: Path
+) -> None:
+    (run / "README.md").write_text("not a run")
+    name = "name the folder that quintic train wrote, which is run"
+    for command in (["train", "--resume"], ["evaluate"], ["generate"]):
+        assert refuse(*command, "run/README.md") == f"run/README.md is a file: {name}"
+    found = refuse("evaluate", "run/checkpoints/step-00000012")
+    assert found == f"run/checkpoints/step-00000012 holds no run (config.json is missing): {name}"
 
 
 def test_a_run_without_checkpoint_begins_again_at_step_0_and_says_so(
@@ -481,6 +500,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_newest_whole_one(
     main(["evaluate", str(run), "--device", "cpu", "--tokens", "32"])
     out = capsys.readouterr().out
     assert re.search(rf"^skipped: {re.escape(str(newest))}.* (is damaged|format)", out, re.M)
+    assert not re.search(r"^skipped: .*(Error|Errno|'NoneType')", out, re.M)
     assert f"{run / 'checkpoints' / 'step-00000008'}, 32 validation tokens" in out
 
 
@@ -496,6 +516,17 @@ def test_a_run_with_a_damaged_newest_checkpoint_continues_from_the_one_before_an
     assert f"resuming from {run / 'checkpoints' / 'step-00000008'}" in out
     assert losses(run) == losses(tiny_run)
     assert read_state(newest)["step"] == 12, "written anew"
+
+
+def test_a_disk_that_fails_is_no_checkpoint_that_does_not_fit(
+    refuse: Refuse, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "some/file")
+
+    monkeypatch.setattr("quintic.checkpoint.load", fail)
+    message = refuse("evaluate", run, "--device", "cpu")
+    assert message == "some/file: Input/output error: check the path and the disk"
 
 
 def test_a_run_of_which_no_checkpoint_is_whole(refuse: Refuse, run: Path) -> None:
@@ -719,8 +750,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones_whole(
         )
     assert message == (
         f"could not write a checkpoint to {run_at_8}/checkpoints: File too large; what is there is "
-        f"whole (the last checkpoint is {run_at_8}/checkpoints/step-00000008): make room, then "
-        "continue with --resume"
+        f"whole (the last checkpoint is {run_at_8}/checkpoints/step-00000008): raise the limit on "
+        "the size of a file (ulimit -f), or use another file system, then continue with --resume "
+        f"{run_at_8}"
     )
     assert files_below(run_at_8 / "checkpoints") == before
     main(["train", "--resume", str(run_at_8)])
@@ -743,7 +775,8 @@ def test_metrics_that_cannot_be_written_are_named_and_the_run_continues_afterwar
         )
     assert message == (
         f"{run_at_8}: File too large; the last checkpoint is {run_at_8}/checkpoints/step-00000008: "
-        f"make room or repair it, then continue with --resume {run_at_8}"
+        "raise the limit on the size of a file (ulimit -f), or use another file system, then "
+        f"continue with --resume {run_at_8}"
     )
     assert_whole(run_at_8, [8])
     main(["train", "--resume", str(run_at_8)])
@@ -790,6 +823,19 @@ exit $code
     assert_whole(tmp_path / "after", [8])
     main(["train", "--resume", str(tmp_path / "after")])
     assert losses(tmp_path / "after") == losses(tiny_run)
+
+
+def test_memory_that_does_not_suffice_for_a_step_is_said_without_an_allocators_words(
+    refuse: Refuse, run_at_8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quintic.train.forward_backward", lambda *_: torch.empty(2**50))
+    does_not_fit = "does not fit into the memory of cpu (4194304.00 GiB more were asked for): use"
+    for micro_batch, smaller in ((8, "--train.micro-batch 4"), (1, "a smaller --model.context")):
+        found = refuse(
+            *("train", "--resume", run_at_8, "--train.micro-batch", micro_batch),
+            writes=r"(environment|metrics|config)\.\w+$",
+        )
+        assert found == f"train.micro_batch {micro_batch} {does_not_fit} {smaller}"
 
 
 # The machine --------------------------------------------------------------------------------------
@@ -898,7 +944,7 @@ def test_a_run_that_diverges_names_step_and_last_checkpoint_and_saves_no_such_we
         writes="^run",
     )
     assert re.search(rule, message)
-    assert message.endswith("; lower the learning rate")
+    assert message.endswith("; start again with a lower --optim.muon.lr or --optim.adamw.lr")
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
         for tensor in weights_of(path):
             assert not tensor.is_floating_point() or torch.isfinite(tensor).all()

@@ -314,11 +314,11 @@ def damage_list(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_missing, "No such file"),
+        (damage_missing, "it has no shard-"),
         (damage_truncate, r"expected [\d,]+ bytes, found [\d,]+"),
         (damage_bit, "SHA-256"),
         (damage_state, "is damaged"),
-        (damage_no_state, "No such file"),
+        (damage_no_state, "it has no state.json"),
         (damage_format, "format 99 and this quintic reads 1"),
         (damage_list, "is damaged"),
     ],

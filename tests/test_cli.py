@@ -168,6 +168,8 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ("generate --toknes 3", "there is no option --toknes: did you mean --tokens?"),
         ("generate run --model.width 3", "there is no option --model.width: see quintic generate"),
         ("generate", "generate needs the folder of the run: see quintic generate --help"),
+        ("data push d --to hub:a/b", "there is no option --to: see quintic data push --help"),
+        ("generate --run d", "there is no option --run: see quintic generate --help"),
         ("data check", "data check needs the folder of shards: see quintic data check --help"),
         ("generate run other", "generate does not understand 'other': see quintic generate --help"),
         ("train laptop extra", "train does not understand 'extra': see quintic train --help"),
@@ -285,6 +287,23 @@ def test_what_an_option_switches_off_takes_the_recipes_settings_of_it_along() ->
     assert command.data == DataConfig(path="some/folder", order="shuffle")
 
 
+def test_an_option_without_effect_is_refused_also_where_it_says_what_the_file_says(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """Fails where a value that is the recipe's counts as not given."""
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps({"optim": {"muon": {"lr": 0.007, "normuon": True}}}))
+    for options in (["--optim.muon.lr=0.007"], ["--optim.muon.normuon"]):
+        message = refusal(["train", path, "--optim.matrices", "sgd", *options], capsys)
+        field, value = ("lr", 0.007) if "lr" in options[0] else ("normuon", True)
+        assert message == (
+            f"optim.muon.{field} is {value}, which has no effect with optim.matrices sgd: leave it "
+            "out, or use --optim.matrices muon"
+        )
+    command = parse(["train", str(path), "--optim.matrices", "sgd"])
+    assert command.optim.muon == MuonConfig()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -321,7 +340,7 @@ def test_a_run_says_what_was_chosen_and_what_to_do_next(tiny: list[str], capsys:
     text = output([*tiny, "--train.steps", "2", "--out", "run"], capsys)
     for beginning in ("device  cpu", "model   gpt, 2 layers x 32", "optim   Muon on", "data    "):
         assert re.search(rf"^{re.escape(beginning)}", text, re.MULTILINE)
-    assert "AdamW on 1 parameters (4,096 elements), lr 0.005" in text
+    assert "AdamW on 1 parameter (4,096 elements), lr 0.005" in text
     assert "step 0/2  validation loss " in text
     assert "step 2/2  validation loss " in text
     assert "figure  run/loss.png" in text
@@ -769,6 +788,7 @@ def test_data_check_passes_what_is_whole_and_lists_what_is_not(
 ) -> None:
     text = output(["data", "check", str(text_data)], capsys)
     assert re.search(rf"{re.escape(str(text_data))} is in order: 2 shards, [\d,]+ tokens", text)
+    assert text.startswith("check: started\ncheck: done\n")
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in text_data.iterdir():

@@ -326,7 +326,7 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"model.width": 45, "model.heads": 5},
             "the head width model.width / model.heads = 45 / 5 = 9 is odd, and rotary embeddings "
-            "rotate pairs: make it even",
+            "rotate pairs: make it even, for example with --model.width 40",
         ),
         ({"data.path": ""}, "data.path is empty: name a folder of shards, or `embedded`"),
         (
@@ -343,8 +343,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"optim.muon.momentum": 0.5, "optim.muon.momentum_warmup_steps": 300},
-            "optim.muon.momentum is 0.5 and its warm-up rises from 0.85: choose a larger momentum, "
-            "or --optim.muon.momentum-warmup-steps 0",
+            "optim.muon.momentum is 0.5 and its warm-up rises from 0.85: use "
+            "--optim.muon.momentum 0.85 or more, or --optim.muon.momentum-warmup-steps 0",
         ),
         (
             {"optim.adamw.betas": (0.9, 1.0)},
@@ -381,8 +381,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         ),
         (
             {"optim.custom.lr": 0.5},
-            "optim.custom.lr is 0.5, which has no effect with optim.matrices muon: leave it at "
-            "0.001, or use --optim.matrices MODULE:Class",
+            "optim.custom.lr is 0.5, which has no effect with optim.matrices muon: leave it "
+            "out, or use --optim.matrices MODULE:Class",
         ),
         (
             {"train.sharding": "fsdp", "optim.matrices": "soap"},
@@ -402,42 +402,43 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"optim.adamw.head_lr": 0.008},
             "optim.adamw.head_lr is 0.008, which has no effect with model.tied_head True: leave it "
-            "at None, or use --model.no-tied-head",
+            "out, or use --model.no-tied-head",
         ),
         (
             {"optim.adamw.scalar_lr": 0.04},
             "optim.adamw.scalar_lr is 0.04, which has no effect with model.value_embeddings 0, "
-            "model.x0_skip False, model.unet_skips False: leave it at None, or use "
+            "model.x0_skip False, model.unet_skips False: leave it out, or use "
             "--model.value-embeddings, --model.x0-skip or --model.unet-skips",
         ),
         (
             {"model.value_embeddings": 4, "model.layers": 7},
-            "model.value_embeddings is 4: each serves two of the 7 layers, so there can be at most "
-            "3",
+            "model.value_embeddings is 4: each serves two of the 7 layers, so use "
+            "--model.value-embeddings 3",
         ),
         (
             {"model.unet_skips": True, "model.layers": 1},
-            "model.unet_skips is True and there is one layer: a skip needs two",
+            "model.unet_skips is True and there is one layer: a skip needs two, so use "
+            "--model.no-unet-skips or more --model.layers",
         ),
         (
             {"model.window": 2000},
             "model.window is 2000 and model.context 1024: a token sees no more than the context, "
-            "so choose a smaller window or leave it out",
+            "so use --model.window 1024, or None for no window",
         ),
         (
             {"model.window_start": 64},
-            "model.window_start is 64, which has no effect with model.window None: leave it at "
-            "None, or use --model.window",
+            "model.window_start is 64, which has no effect with model.window None: leave it "
+            "out, or use --model.window",
         ),
         (
             {"model.window_start": 64, "model.window": 63},
-            "model.window_start is 64 and model.window 63: the window grows, so --model.window "
-            "must be at least as large",
+            "model.window_start is 64 and model.window 63: the window grows, so use "
+            "--model.window-start 63, or a larger --model.window",
         ),
         (
             {"model.eot_id": 0},
-            "model.eot_id is 0, which has no effect with model.document_mask False: leave it at "
-            "None, or use --model.document-mask",
+            "model.eot_id is 0, which has no effect with model.document_mask False: leave it "
+            "out, or use --model.document-mask",
         ),
         (
             {"model.eot_id": 512, "model.document_mask": True, "model.vocab_size": 512},
@@ -455,32 +456,32 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"optim.muon.beta2": 0.9},
             "optim.muon.beta2 is 0.9, which has no effect with optim.muon.normuon False: leave it "
-            "at 0.95, or use --optim.muon.normuon",
+            "out, or use --optim.muon.normuon",
         ),
         (
             {"optim.sgd.lr": 0.5},
-            "optim.sgd.lr is 0.5, which has no effect with optim.matrices muon: leave it at 0.03, "
+            "optim.sgd.lr is 0.5, which has no effect with optim.matrices muon: leave it out, "
             "or use --optim.matrices sgd",
         ),
         (
             {"optim.matrices": "sgd", "optim.muon.normuon": True},
-            "optim.muon.normuon is True, which has no effect with optim.matrices sgd: leave it at "
-            "False, or use --optim.matrices muon",
+            "optim.muon.normuon is True, which has no effect with optim.matrices sgd: leave it "
+            "out, or use --optim.matrices muon",
         ),
         (
             {"optim.adamw.matrix_lr": 0.1},
             "optim.adamw.matrix_lr is 0.1, which has no effect with optim.matrices muon: leave it "
-            "at None, or use --optim.matrices adamw",
+            "out, or use --optim.matrices adamw",
         ),
         (
             {"optim.schedule.kind": "cosine", "optim.schedule.cooldown_fraction": 0.5},
             "optim.schedule.cooldown_fraction is 0.5, which has no effect with "
-            "optim.schedule.kind cosine: leave it at 0.28, or use --optim.schedule.kind trapezoid",
+            "optim.schedule.kind cosine: leave it out, or use --optim.schedule.kind trapezoid",
         ),
         (
             {"data.path": "some/folder", "data.embedded_vocab": 512},
             "data.embedded_vocab is 512, which has no effect with data.path some/folder: leave it "
-            "at 4096, or use --data.path embedded",
+            "out, or use --data.path embedded",
         ),
         (
             {"train.float8_head": True, "train.loss": "plain"},
@@ -505,19 +506,19 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"train.batch_tokens": 6 * 1024, "train.micro_batch": 4},
             "train.batch_tokens 6,144 is not a multiple of train.micro_batch 4 times model.context "
-            "1,024: the batch has 6 sequences, so the micro-batch must divide that",
+            "1,024: the batch has 6 sequences, so --train.micro-batch must divide that",
         ),
         (
             {"train.batch_tokens": 8 * 1024, "train.batch_stages": 3},
-            "train.batch_stages is 3: it must divide the 8 sequences of a batch, and there are "
-            "5100 steps to cut into stages; use --train.batch-stages 1, or another "
+            "train.batch_stages is 3: it must divide the 8 sequences of a batch, and "
+            "5,100 steps are to be cut into stages; use --train.batch-stages 1, or another "
             "--train.batch-tokens",
         ),
         (
             {"train.batch_tokens": 8 * 1024, "train.batch_stages": 4, "train.micro_batch": 4},
             "train.batch_tokens 8,192 is not a multiple of train.micro_batch 4 times "
-            "model.context 1,024 in each of 4 stages: the smallest batch has 2 sequences, so the "
-            "micro-batch must divide that",
+            "model.context 1,024 in each of 4 stages: the smallest batch has 2 sequences, so "
+            "--train.micro-batch must divide that",
         ),
         (
             {"train.attention": "flex", "train.compile": False},
@@ -532,12 +533,12 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"train.mtp_tokens": 3, "train.steps": 2},
             "train.mtp_tokens is 3 and train.steps 2: each number of tokens has a part of the "
-            "run, so predict fewer or train longer",
+            "run, so use --train.mtp-tokens 2, or more --train.steps",
         ),
         (
             {"train.mtp_tokens": 1025},
             "train.mtp_tokens is 1025 and model.context 1024: no sequence has as many tokens "
-            "ahead, so predict fewer",
+            "ahead, so use --train.mtp-tokens 1024",
         ),
         (
             {"train.eval_tokens": 5000},
@@ -547,7 +548,8 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"train.steps": 100, "optim.schedule.warmup_steps": 90},
             "optim.schedule.warmup_steps 90 and 28 steps of cooldown do not fit in train.steps "
-            "100: shorten the warm-up",
+            "100: use --optim.schedule.warmup-steps 72, or a smaller "
+            "--optim.schedule.cooldown-fraction",
         ),
     ],
 )

@@ -144,6 +144,20 @@ def test_a_config_in_a_file_is_a_recipe_and_keeps_its_name(tmp_path: Path) -> No
         ("[]", "config section config is not an object"),
         ('{"train": {"stesp": 3}}', "there is no field train.stesp: did you mean train.steps?"),
         ('{"train": {"steps": -1}}', "train.steps is -1: it must be positive"),
+        ('{"train": {"steps": 8, "steps": 9}}', "it has 'steps' twice in one object: keep one"),
+        ('{"train": {}, "model": {}, "train": {}}', "it has 'train' twice in one object: keep one"),
+        (
+            '{"model": {"width": 10, "heads": 3}}',
+            "choose a multiple, for example model.width 9\n",
+        ),
+        (
+            '{"train": {"cuda_graphs": true}}',
+            "leave it at False, or use train.compile true\n",
+        ),
+        (
+            '{"train": {"cache_bf16_weights": true, "sharding": "fsdp"}}',
+            "use train.sharding zero1, or train.cache_bf16_weights false\n",
+        ),
         (
             '{"recipe": "../away"}',
             "recipe is '../away': it names the folder of the run, so it must",

@@ -51,7 +51,7 @@ def test_the_opening_names_device_model_optimizers_data_and_run(
     assert f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token" in text
     assert "Muon on 12 matrices (24,576 elements), lr 0.02, scale aspect" in text
     assert "5 Newton-Schulz steps in float32" in text
-    assert "AdamW on 1 parameters (4,096 elements)" in text
+    assert "AdamW on 1 parameter (4,096 elements)" in text
     assert "12,000 training tokens in 3 shards, 2,000 for validation, stream order" in text
     assert "12 steps of 256 tokens = 0.0M (0.26 epochs)" in text
     assert str(folder) in text
@@ -75,6 +75,18 @@ def test_how_threads_wait_is_said_where_quintic_chose_it(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     lines = [*opening_lines(set_up(tiny_config(tiny_data), tmp_path / "run", Console()))]
     assert any(line.startswith("threads spin 10,000 times") for line in lines) == said
+
+
+def test_one_of_anything_is_no_plural(tiny_data: Path, tmp_path: Path) -> None:
+    tokens = dict.fromkeys(["train.batch_tokens", "train.eval_tokens"], 32)
+    sizes = dict.fromkeys(["model.layers", "model.heads", "train.steps", "train.micro_batch"], 1)
+    changes = {**tokens, **sizes, "optim.muon.ns_steps": 1}
+    run = set_up(tiny_config(tiny_data, changes), tmp_path / "run", Console())
+    text = "\n".join(opening_lines(run))
+    assert "1 layer x 32, 1 head of 32" in text
+    assert "1 Newton-Schulz step in" in text
+    assert "1 step of 32 tokens" in text
+    assert not re.search(r"\b1 \w+s\b", text)
 
 
 def test_every_learning_rate_of_adamw_is_named(tiny_data: Path, tmp_path: Path) -> None:
@@ -152,6 +164,7 @@ def test_the_closing_without_a_tokenizer_has_no_sample(tiny_data: Path, tmp_path
     assert "no bits per byte" in text
     assert "sample" not in text
     assert "figure" in text
+    assert "quintic generate" not in text, "which needs a tokenizer"
 
 
 def test_a_tokenizer_too_large_for_the_model_is_refused_before_the_first_step(

@@ -300,7 +300,8 @@ def test_cuda_graphs_and_uploads_ahead_are_refused_without_cuda(tiny_data: Path)
         ),
         (
             {"train.prefetch_to_gpu": "on"},
-            "train.prefetch_to_gpu on is for CUDA devices and this run is on cpu: leave it at auto",
+            "train.prefetch_to_gpu on is for CUDA devices and this run is on cpu: use "
+            "--train.prefetch-to-gpu auto",
         ),
     ):
         with pytest.raises(QuinticError) as caught:

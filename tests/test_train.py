@@ -441,7 +441,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(
     run = start(tiny_config(tiny_data), folder, Console())
     with pytest.raises(QuinticError, match=rf"{value} at step 6.*step-00000004") as caught:
         train_run(run, Console())
-    assert "learning rate" in str(caught.value)
+    assert "a lower --optim.muon.lr or --optim.adamw.lr" in str(caught.value)
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000004"]
     assert read_state(folder / CHECKPOINTS / "step-00000004")["step"] == 4
     assert column(read_metrics(folder / METRICS), "step")[-1] == 6

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from quintic.config import Config
 from quintic.distributed.world import ALONE, World, local_rows
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason, way_out
 from quintic.files import check_name, file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
 
@@ -283,10 +283,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
                 )
             if file_sha256(path) != expected["sha256"]:
                 raise QuinticError(f"{path} is damaged: its SHA-256 is not the recorded one")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise QuinticError(f"{checkpoint} is damaged: it has no {missing}") from error
+    except OSError as error:
+        raise QuinticError(
+            f"{error.filename or checkpoint} cannot be read ({reason(error)}): {way_out(error)}"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, QuinticError):
             raise
-        raise QuinticError(f"{checkpoint} is damaged: {type(error).__name__}: {error}") from error
+        what = "no JSON" if isinstance(error, ValueError) else "not that of a checkpoint"
+        raise QuinticError(f"{checkpoint} is damaged: its {STATE} is {what}") from error
     return state
 
 
@@ -295,23 +303,27 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], world: World = AL
 
     Every rank asks for what it needs, whatever number of ranks wrote the checkpoint.
 
-    Raises `QuinticError` where a name is missing or a shape differs.
+    Raises `QuinticError` where a name is missing or a shape differs, and `OSError` where the disk
+    does not give it.
     """
     reader = HuggingFaceStorageReader(str(checkpoint))
     try:
         _run_dcp(load, tensors, world, storage_reader=reader)
+    except (OSError, MemoryError):
+        raise  # neither says anything of the checkpoint
     except Exception as error:
-        message = str(error).strip().splitlines()[-1]
-        raise QuinticError(f"{checkpoint} does not fit this model: {message}") from error
+        raise QuinticError(f"{checkpoint} does not fit this model: {reason(error)}") from error
 
 
 def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first, whole or not.
 
-    Raises `QuinticError` where the run's folder has a name under which none can be read.
+    Raises `QuinticError` where the run's folder has a name under which none can be read, and
+    `OSError` where it may not be looked into.
     """
     check_name(root.parent)
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
+    inside = root.iterdir() if root.exists() else ()  # glob finds nothing where it may not look
+    return sorted(path for path in inside if path.name.startswith("step-") and path.is_dir())
 
 
 @dataclass(frozen=True)
@@ -398,7 +410,7 @@ class CheckpointWriter:
 
         def copy() -> None:
             tensors.update(state.on_cpu(self.world, copy=True))
-            check_finite(tensors, state.step, self.root)
+            check_finite(tensors, state.step, self.root, self.config)
 
         self.world.together(copy)
         values = {key: getattr(state, key) for key in KEYS} | {"config": self.config.to_dict()}
@@ -425,8 +437,9 @@ class CheckpointWriter:
             return pending.result()
         except Exception as error:
             raise QuinticError(
-                f"could not write a checkpoint to {self.root}: {_reason(error)}; what is there is "
-                f"whole ({last_checkpoint(self.root)}): make room, then continue with --resume"
+                f"could not write a checkpoint to {self.root}: {reason(error)}; what is there is "
+                f"whole ({last_checkpoint(self.root)}): {way_out(error)}, then continue with "
+                f"--resume {self.root.parent}"
             ) from error
 
     def close(self) -> None:
@@ -443,7 +456,7 @@ def last_checkpoint(root: Path) -> str:
     return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
 
 
-def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
+def check_finite(tensors: dict[str, Tensor], step: int, root: Path, config: Config) -> None:
     """Raise `QuinticError` rather than save a state that training has already lost."""
     for name, tensor in tensors.items():
         if name.startswith(("number.", "group.")):  # the best loss so far may begin at inf
@@ -451,18 +464,8 @@ def check_finite(tensors: dict[str, Tensor], step: int, root: Path) -> None:
         if tensor.is_floating_point() and not torch.isfinite(local_rows(tensor)).all():
             raise QuinticError(
                 f"{name} is not finite after step {step} and was not saved: "
-                f"{last_checkpoint(root)}; lower the learning rate"
+                f"{last_checkpoint(root)}; start again with a lower {config.optim.lr_options}"
             )
-
-
-def _reason(error: BaseException) -> str:
-    """Return the operating system's own words where there are any, at whatever depth they lie."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def _run_dcp(function: Any, tensors: dict[str, Tensor], world: World, **options: Any) -> None:

@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from quintic.errors import counted
+
 if TYPE_CHECKING:
     # The last imports PyTorch, which takes seconds and which the data commands do without.
     from quintic.data.build.pipeline import BuildStatus
@@ -52,17 +54,40 @@ class Console:
         self.rich.print(text, markup=False)
 
     def table(self, table: Table, title: str | None = None) -> None:
-        """Print a table, as wide as it is where nobody's terminal limits it."""
-        rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
-        for heading in table.header:
-            rich.add_column(Text(heading))  # as Text, since brackets would be markup
-        for row in table.rows:
-            rich.add_row(*(Text(cell) for cell in row))
+        """Print a table, as wide as it is where nobody's terminal limits it.
+
+        Where a terminal is narrower the columns that do not fit follow below, beside the names of
+        their rows: nothing is cut.
+        """
         out = self.rich
+        parts = self._parts(table) if out.is_terminal else [table]
         if not out.is_terminal:
-            width = Measurement.get(out, out.options.update(max_width=100_000), rich).maximum
-            out = RichConsole(file=out.file, quiet=out.quiet, width=max(width, out.width))
-        out.print(rich)
+            wide = max(self._width(table), out.width)
+            out = RichConsole(file=out.file, quiet=out.quiet, width=wide)
+        for number, part in enumerate(parts):
+            # Not softly wrapped, since that cuts the cells of a column that is too wide.
+            out.print(_rich_table(part, None if number else title), soft_wrap=False)
+
+    def _parts(self, table: Table) -> list[Table]:
+        """Return a table as one or several that fit the terminal, each with the column that names
+        the rows; a column that is too wide even so is alone beside it, and its cells wrap."""
+        if self._width(table) <= self.rich.width:
+            return [table]
+        names = [row[0] for row in table.rows]
+        if len(set(names)) < len(names):  # of a sweep over several fields
+            numbered = [[str(number), *row] for number, row in enumerate(table.rows, start=1)]
+            table = Table(["", *table.header], numbered)
+        parts: list[list[int]] = [[0]]
+        for column in range(1, len(table.header)):
+            wider = self._width(_columns(table, [*parts[-1], column])) > self.rich.width
+            if wider and len(parts[-1]) > 1:
+                parts.append([0])
+            parts[-1].append(column)
+        return [_columns(table, part) for part in parts]
+
+    def _width(self, table: Table) -> int:
+        unbounded = self.rich.options.update(max_width=100_000)
+        return Measurement.get(self.rich, unbounded, _rich_table(table)).maximum
 
     def stage(self, name: str, fraction: float) -> None:
         """Show how far a preparation has come, for example that of the embedded corpus."""
@@ -72,6 +97,20 @@ class Console:
                 self.rich.print()
         elif fraction in (0, 1):
             self.line(f"{name}: {'done' if fraction else 'started'}")
+
+
+def _columns(table: Table, columns: list[int]) -> Table:
+    header, *rows = ([row[column] for column in columns] for row in (table.header, *table.rows))
+    return Table(header, rows)
+
+
+def _rich_table(table: Table, title: str | None = None) -> RichTable:
+    rich = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for heading in table.header:
+        rich.add_column(Text(heading), overflow="fold")  # as Text, since brackets would be markup
+    for row in table.rows:
+        rich.add_row(*(Text(cell) for cell in row))
+    return rich
 
 
 class _Bar(Progress):
@@ -139,7 +178,7 @@ class TransferProgress(_Bar):
 
     def show(self, now: Transfer) -> None:
         """Show how far it has come; safe to call from any thread, one at a time."""
-        text = f"{self._verb} {now.files_done}/{now.files_total} files"
+        text = f"{self._verb} {now.files_done}/{counted(now.files_total, 'file')}"
         if not self.tasks:
             self._begin(now.bytes_total, now.bytes_done)
         done, total = now.bytes_done / 1e6, now.bytes_total / 1e6
@@ -164,7 +203,7 @@ class BuildProgress(_Bar):
         seconds = time.monotonic() - self._began_s
         text = ""
         if now.documents:
-            text = f"{now.documents:,} documents, {now.tokens:,} tokens"
+            text = f"{counted(now.documents, 'document')}, {counted(now.tokens, 'token')}"
             if now.tokens > self._first.tokens:
                 text += f", {(now.tokens - self._first.tokens) / seconds:,.0f} tokens/s"
             if now.skipped:
@@ -187,7 +226,7 @@ class SweepProgress(_Bar):
 
     def show(self, runs_done: int, steps_done: int, text: str) -> None:
         """Show how many runs and steps are done, and what goes on; on a terminal."""
-        done = f"{runs_done}/{self.runs} runs"
+        done = f"{runs_done}/{counted(self.runs, 'run')}"
         self.update(self._task, completed=steps_done, description=done, text=text)
 
     def ended(self, runs_done: int, steps_done: int, text: str) -> None:
@@ -197,4 +236,4 @@ class SweepProgress(_Bar):
             # As if each step takes as long as those that were done here.
             seconds = (time.monotonic() - self._began_s) / (steps_done - self._first)
             left = f"  about {timedelta(seconds=round(seconds * (self.steps - steps_done)))} left"
-        self.out.line(f"{runs_done}/{self.runs} runs  {text}{left}")
+        self.out.line(f"{runs_done}/{counted(self.runs, 'run')}  {text}{left}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from quintic.config import Config, ModelConfig
 from quintic.cores import available_cores
 from quintic.distributed.world import ALONE, World
-from quintic.errors import QuinticError, one_line
+from quintic.errors import QuinticError, counted, one_line
 
 PEAK_BFLOAT16_FLOPS = {
     "B200": 2250e12,
@@ -83,7 +83,7 @@ def device_name(device: torch.device) -> str:
     """Return what a person calls the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({_processor()}, {counted(torch.get_num_threads(), 'thread')})"
 
 
 def _processor() -> str:

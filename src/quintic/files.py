@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The bytes go to a hidden neighbour first, so a reader sees the old file or the new one, never
     a part of either, and a crash or a full disk leaves the old one as it was. Raises `OSError`
-    where the folder cannot be written, or the disk is full.
+    with the name of `path` where the folder cannot be written, or the disk is full.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,6 +27,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             # Without this a power cut after the rename can leave the new name on empty blocks.
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        # A write names no file, and nobody knows the hidden one.
+        if error.errno is not None and error.filename in (None, str(aside)):
+            error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -35,6 +40,24 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a file by a value as JSON; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def parse_json(text: bytes) -> Any:
+    """Return what a JSON text says.
+
+    Raises `QuinticError` where an object has a key twice, of which Python takes the last without a
+    word, and `ValueError` where it is no JSON, or no UTF-8.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise QuinticError(f"it has {twice!r} twice in one object: keep one")
+        return found
+
+    return json.loads(text.decode(), object_pairs_hook=once)
 
 
 def fsync_folder(folder: Path) -> None:

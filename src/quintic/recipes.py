@@ -9,7 +9,6 @@ on the command line as `--section.field value`. A config in a file is a recipe t
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from quintic.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from quintic.config.schema import advice_for_file
 from quintic.errors import QuinticError
+from quintic.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def read_recipe(path: Path) -> Config:
             "a run"
         )
     try:
-        config = Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        config = Config.from_dict(parse_json(path.read_bytes()))
     except QuinticError as error:
-        raise QuinticError(f"{path}: {error}") from error
+        raise QuinticError(f"{path}: {advice_for_file(Config, str(error))}") from error
     except (ValueError, RecursionError) as error:
         raise QuinticError(f"{path} is not valid JSON: {error}; restore it") from error
     name = config.recipe

@@ -12,7 +12,7 @@ from quintic.config import Config, CustomConfig, ModelConfig, TrainConfig, field
 from quintic.data.dataset import Dataset
 from quintic.data.manifest import Split
 from quintic.device import device_name
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 from quintic.evaluate import LossSums, score_text
 from quintic.generate import generate_ids, stream_text
 from quintic.kernels.runnable import choose_loss
@@ -42,8 +42,9 @@ def opening_lines(run: Run) -> Iterator[str]:
         )
     yield f"step    {', '.join(_step_choices(run))}"
     yield (
-        f"model   {c.architecture}, {c.layers} layers x {c.width}, {c.heads} heads of "
-        f"{c.head_width}, context {c.context:,}, vocabulary {c.vocab_size:,}: "
+        f"model   {c.architecture}, {counted(c.layers, 'layer')} x {c.width}, "
+        f"{counted(c.heads, 'head')} of {c.head_width}, context {c.context:,}, "
+        f"vocabulary {c.vocab_size:,}: "
         f"{model.parameter_count():,} parameters, "
         f"{model.flops_per_token() / 1e6:,.1f} MFLOP a token"
     )
@@ -53,21 +54,22 @@ def opening_lines(run: Run) -> Iterator[str]:
     if run.world.size > 1:
         yield (
             f"procs   {run.world.size} processes, {t.sharding}, each with up to "
-            f"{len(run.rows(t.steps))} sequences of a batch in {run.micro_batches(t.steps)} "
-            "micro-batches"
+            f"{counted(len(run.rows(t.steps)), 'sequence')} of a batch in "
+            f"{counted(run.micro_batches(t.steps), 'micro-batch', 'micro-batches')}"
         )
     for optimizer in dict.fromkeys([config.optim.matrices, "adamw"]):
         if own := [spec for spec in run.specs if spec.optimizer == optimizer]:
             yield f"optim   {_optimizer_line(optimizer, own, run)}"
     train, tokens = run.dataset.train, config.tokens
     yield (
-        f"data    {run.dataset.path}: {len(train):,} training tokens in {len(train.shards)} "
-        f"shards, {len(run.dataset.val):,} for validation, {config.data.order} order"
+        f"data    {run.dataset.path}: {counted(len(train), 'training token')} in "
+        f"{counted(len(train.shards), 'shard')}, {len(run.dataset.val):,} for validation, "
+        f"{config.data.order} order"
     )
     yield (
-        f"run     {t.steps:,} steps of {_batch_tokens(config)} tokens = {tokens / 1e6:,.1f}M "
-        f"({tokens / len(train):.2f} epochs), micro-batches of {t.micro_batch} sequences, "
-        f"in {run.folder}"
+        f"run     {counted(t.steps, 'step')} of {_batch_tokens(config)} tokens = "
+        f"{tokens / 1e6:,.1f}M ({tokens / len(train):.2f} epochs), micro-batches of "
+        f"{counted(t.micro_batch or 1, 'sequence')}, in {run.folder}"
     )
     if rules := [*_early_stops(t)]:
         yield f"        stops early {' or '.join(rules)}"
@@ -116,7 +118,8 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
         settings = run.config.optim.matrix_settings if optimizer != "adamw" else None
         options = settings.options if isinstance(settings, CustomConfig) else ()
         return (
-            f"{facts_of(optimizer).label} on {len(specs)} parameters ({elements:,} elements), "
+            f"{facts_of(optimizer).label} on {counted(len(specs), 'parameter')} "
+            f"({counted(elements, 'element')}), "
             f"{', '.join([f'lr {lrs}', *options])}"
         )
     muon = run.config.optim.muon
@@ -125,8 +128,8 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
     precision = str(ns_dtype).removeprefix("torch.")
     kind = "Newton-Schulz" if muon.ns_coefficients == "quintic" else muon.ns_coefficients
     return (
-        f"Muon on {len(specs)} matrices ({elements:,} elements), lr {lrs}, scale "
-        f"{muon.scale}, {muon.ns_steps} {kind} steps in {precision}"
+        f"Muon on {counted(len(specs), 'matrix', 'matrices')} ({elements:,} elements), lr {lrs}, "
+        f"scale {muon.scale}, {counted(muon.ns_steps, f'{kind} step')} in {precision}"
         f"{', Triton kernel' if muon.kernel == 'triton' else ''}"
     )
 
@@ -172,7 +175,8 @@ def closing_lines(run: Run) -> Iterator[str]:
     else:
         yield from _sample_lines(run)
     yield f"figure  {run.folder / run_dir.FIGURE}"
-    yield f"more    quintic generate {run.folder} --prompt 'def '"
+    if run.dataset.tokenizer_spec is not None:
+        yield f"more    quintic generate {run.folder} --prompt 'def '"
 
 
 def _sample_lines(run: Run) -> Iterator[str]:

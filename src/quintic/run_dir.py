@@ -75,7 +75,8 @@ def create(folder: Path, config: Config, param_groups: str) -> None:
         (folder / PARAM_GROUPS).write_text(param_groups)
         # Last, since its presence is what makes the folder a run.
         write_config(folder, config)
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a write names no file
         (folder / PARAM_GROUPS).unlink(missing_ok=True)
         folder.rmdir()
         raise
@@ -91,8 +92,11 @@ def read_config(folder: Path) -> Config:
     path = folder / CONFIG
     if not path.exists():
         what = "holds no run" if folder.is_dir() else "does not exist"
+        what = f"{what} ({CONFIG} is missing)" if not folder.is_file() else "is a file"
+        around = next((outer for outer in folder.parents if holds_run(outer)), None)
         raise QuinticError(
-            f"{folder} {what} ({CONFIG} is missing): name the folder that quintic train wrote"
+            f"{folder} {what}: name the folder that quintic train wrote"
+            + (f", which is {around}" if around else "")
         )
     return read_recipe(path)
 

@@ -5,7 +5,6 @@ Everything a user can get wrong is found here, before step 0 and before anything
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -56,7 +55,7 @@ from quintic.device import (
 )
 from quintic.distributed.world import ALONE, World, check_identical
 from quintic.early_stop import stopped_early
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted, memory_reason
 from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
 from quintic.model.attention_backend import attention_backend, check_attention
@@ -207,8 +206,8 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     cuda = device.type == "cuda"
     require(
         cuda or train.prefetch_to_gpu != "on",
-        f"train.prefetch_to_gpu on is for CUDA devices and this run is on {device.type}: leave it "
-        "at auto",
+        f"train.prefetch_to_gpu on is for CUDA devices and this run is on {device.type}: use "
+        "--train.prefetch-to-gpu auto",
     )
     require(
         cuda or not train.cuda_graphs,
@@ -242,8 +241,8 @@ def _check_data(
     enough = world.size * config.train.batch_stages * context
     require(
         smallest >= world.size,
-        f"a batch of {smallest} sequences cannot be divided among {world.size} processes: start at "
-        f"most {smallest}, or use --train.batch-tokens {enough}",
+        f"a batch of {counted(smallest, 'sequence')} cannot be divided among {world.size} "
+        f"processes: start at most {smallest}, or use --train.batch-tokens {enough}",
     )
     with world.first_on_each_node():
         dataset = open_data(config, console)
@@ -330,12 +329,14 @@ def _memory_suffices(model: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        if not isinstance(error, MemoryError) and not re.search("memory|overflow", reason):
+        # A size beyond 64 bits overflows before anybody is asked for memory.
+        found = "its size" if "overflow" in str(error) else memory_reason(error)
+        if found is None:
             raise
         raise QuinticError(
-            f"the model of {model.layers} layers x {model.width}, context {model.context:,}, does "
-            f"not fit into memory ({reason}): make it smaller"
+            f"the model of {counted(model.layers, 'layer')} x {model.width}, context "
+            f"{model.context:,}, does not fit into memory ({found}): use fewer --model.layers, "
+            "or a smaller --model.width or --model.context"
         ) from error
 
 

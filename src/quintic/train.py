@@ -22,7 +22,7 @@ from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
 from quintic.early_stop import why_stop
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, memory_reason, reason, way_out
 from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
@@ -68,21 +68,25 @@ def _errors_in_words(run: Run) -> Iterator[None]:
         yield
     except NonFiniteLossError as error:
         raise QuinticError(
-            f"{error}: training has diverged, {last_checkpoint(root)}; lower the learning rate"
+            f"{error}: training has diverged, {last_checkpoint(root)}; start again with a lower "
+            f"{run.config.optim.lr_options}"
         ) from error
-    except torch.OutOfMemoryError as error:
-        micro_batch = run.config.train.micro_batch
+    except (MemoryError, RuntimeError) as error:
+        if (found := memory_reason(error)) is None:
+            raise
+        micro_batch, smallest = run.config.train.micro_batch or 1, run.config.batches.smallest
+        halves = (m for m in range(micro_batch // 2, 0, -1) if smallest % m == 0)
+        smaller = next((f"--train.micro-batch {m}" for m in halves), "a smaller --model.context")
         raise QuinticError(
-            f"train.micro_batch {micro_batch} does not fit into the memory of {run.device}: use a "
-            f"smaller one that divides {run.config.batches.smallest}, such as --train.micro-batch "
-            f"{max(1, (micro_batch or 1) // 2)}"
+            f"train.micro_batch {micro_batch} does not fit into the memory of {run.device} "
+            f"({found}): use {smaller}"
         ) from error
     except BrokenPipeError:
         raise  # whoever read the output went away; nothing is wrong with the run
     except OSError as error:
         raise QuinticError(
-            f"{error.filename or run.folder}: {error.strerror or error}; {last_checkpoint(root)}: "
-            f"make room or repair it, then continue with --resume {run.folder}"
+            f"{error.filename or run.folder}: {reason(error)}; {last_checkpoint(root)}: "
+            f"{way_out(error)}, then continue with --resume {run.folder}"
         ) from error
 
 
@@ -254,4 +258,4 @@ def _draw(run: Run, console: Console) -> None:
     try:
         draw_loss(read_metrics(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
     except Exception as error:  # a picture is not worth a run
-        console.line(f"{run_dir.FIGURE} was not drawn: {error}")
+        console.line(f"{run_dir.FIGURE} was not drawn: {reason(error)}")

@@ -150,7 +150,7 @@ def test_the_runs_still_needed_are_those_beyond_the_ones_there() -> None:
     needed = below_target(finals, 3.28).runs_needed
     assert needed is not None
     text = text_of(group_of("run", finals), 3.28)
-    assert f"{needed - 4} more runs, {needed} in all, have a chance of 80% to be" in text
+    assert f"{needed - 4} more runs, {needed} in all, there is a chance of 80% to be" in text
 
 
 def test_a_mean_above_the_target_asks_for_no_further_runs() -> None:
@@ -194,7 +194,7 @@ def test_a_group_of_which_some_reach_the_target_has_no_mean_to_reach_it() -> Non
     assert len(reach.values) == 1
     assert reach.mean is None
     assert reach.ratio is None
-    assert "1 of the 3 runs of muon reach 3.195." in said(comparison)
+    assert "1 of the 3 runs of muon reaches 3.195." in said(comparison)
 
 
 def test_a_target_above_the_first_loss_gives_no_ratio() -> None:
@@ -209,7 +209,7 @@ def test_a_run_that_diverged_is_not_left_out_of_a_mean_silently() -> None:
     assert muon.below_target is None
     assert muon.difference_to_first is None
     text = said(comparison)
-    assert "1 of 3 runs diverged and have no final loss, so nothing is tested against 3.5" in text
+    assert "1 of 3 runs diverged and has no final loss, so nothing is tested against 3.5" in text
     assert "muon against adamw: 1 of 3 runs of muon diverged" in text
     assert comparison.notes == ("muon-seed2 diverged: its loss is not finite at step 20",)
     # Nor where the reference diverged.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,37 @@ def test_the_data_is_known_by_the_fingerprint_in_the_environment(folder: Path) -
     assert bare.fingerprint is None
     assert bare.described is not None
     assert "vocabulary 128" in bare.described
+
+
+def test_an_edited_config_is_refused_by_field_and_one_that_a_resume_may_have_is_not(
+    folder: Path,
+) -> None:
+    """Fails where the config of a folder is believed though its checkpoints know better."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    newest = folder / "checkpoints" / "step-00000012"
+    config["optim"]["muon"]["lr"] = 0.5
+    path.write_text(json.dumps(config))
+    message = f"{newest} was trained with optim.muon.lr 0.02, not 0.5 as the config.json of its run"
+    with pytest.raises(QuinticError, match=re.escape(message)):
+        read_run(folder)
+    (newest / "state.json").write_text("{")
+    assert read_run(folder).settings["optim.muon.lr"] == 0.5, "nothing is known against it"
+    config["optim"]["muon"]["lr"] = 0.02
+    config["train"]["keep_checkpoints"] = 7
+    path.write_text(json.dumps(config))
+    shutil.copy(folder / "checkpoints/step-00000008/state.json", newest)
+    assert read_run(folder).settings["train.keep_checkpoints"] == 7
+
+
+def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path) -> None:
+    path = folder / "environment.json"
+    (start,) = json.loads(path.read_text())
+    found = set()
+    for device in ("cpu (some processor, 1 threads)", "cpu (some processor, 1 thread)"):
+        path.write_text(json.dumps([{**start, "device": device}]))
+        found.add(read_run(folder).device)
+    assert found == {"cpu (some processor, 1 thread)"}
 
 
 def test_the_stored_result_of_laptop_is_readable_without_checkpoints() -> None:

@@ -488,7 +488,7 @@ main(sys.argv[1:])
     )
     assert full.returncode == 2
     (line,) = full.stderr.splitlines()
-    assert "cannot be written (File too large): make room" in line
+    assert "cannot be written (File too large): raise the limit on the size of a file" in line
     main([*command, "--out", str(tmp_path / "out")])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

@@ -12,7 +12,7 @@ import pytest
 from quintic.data.dataset import check_tokens, open_dataset
 from quintic.data.manifest import Manifest
 from quintic.data.shards import HEADER_BYTES, TokenStream, write_shard
-from quintic.data.tokenizer import train_bpe
+from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.errors import QuinticError
 from tests.conftest import refusal, tiny_arguments
 
@@ -101,8 +101,11 @@ def test_damaged_shard(make_foreign: MakeForeign) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("eot_id"), "'eot_id' is None, expected a int"),
-        (lambda content: content.update(vocab_size="9"), "'vocab_size' is '9', expected a int"),
+        (lambda content: content.pop("eot_id"), "'eot_id' is None, expected an integer"),
+        (
+            lambda content: content.update(vocab_size="9"),
+            "'vocab_size' is '9', expected an integer",
+        ),
         (lambda content: content.update(vocab_size=True), "'vocab_size' is True"),
         (lambda content: content.update(shards=3), "'shards' is 3, expected a list"),
         (lambda content: content["shards"][0].pop("sha256"), "'sha256' is None"),
@@ -124,6 +127,13 @@ def test_manifest_that_is_wrong(
     with pytest.raises(QuinticError, match=message) as caught:
         open_dataset(own)
     assert str(path) in str(caught.value)
+
+
+def test_a_manifest_with_a_key_twice_is_refused_by_name(own: Path) -> None:
+    path = own / "manifest.json"
+    path.write_text(path.read_text().replace('"eot_id"', '"eot_id": 1, "eot_id"', 1))
+    with pytest.raises(QuinticError, match=f"manifest {path}: it has 'eot_id' twice"):
+        open_dataset(own)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"text"', "\xff"])
@@ -163,6 +173,21 @@ def test_another_tokenizer_than_the_manifests(own: Path, tmp_path: Path) -> None
         open_dataset(own)
     (own / "tokenizer.json").unlink()
     with pytest.raises(QuinticError, match=r"tokenizer\.json"):
+        open_dataset(own)
+
+
+def test_a_manifest_of_0_1_keeps_its_tokenizer_whatever_that_ignores(own: Path) -> None:
+    path, manifest = own / "tokenizer.json", own / "manifest.json"
+    definition = json.loads(path.read_text())
+    definition["model"]["ignore_merges"] = True
+    path.write_text(json.dumps(definition))
+    assert open_dataset(own).vocab_size == 320, "its fingerprint of then"
+    new, old = load_tokenizer(str(path)).fingerprint, load_tokenizer(str(path)).fingerprint_0_1
+    manifest.write_text(manifest.read_text().replace(old, new))
+    assert open_dataset(own).vocab_size == 320
+    definition["model"]["ignore_merges"] = False
+    path.write_text(json.dumps(definition))
+    with pytest.raises(QuinticError, match="fingerprint"):
         open_dataset(own)
 
 

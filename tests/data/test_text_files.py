@@ -409,7 +409,7 @@ def names(root: Path, *inputs: str) -> list[str]:
 def test_folders_are_searched_by_name_without_hidden_files_and_the_output(tree: Path) -> None:
     assert names(tree, ".") == ["B/x.parquet", "a/c.md", "a/z.jsonl", "b.txt"]
     _, notes = find_text_files([str(tree)], leave_out=tree / "out")
-    assert notes == [f"{tree}: 3 files of other kinds are left out"]
+    assert notes == [f"{tree}: 3 files of other kinds left out"]
 
 
 def test_arguments_keep_their_order_and_a_file_counts_once(tree: Path) -> None:

@@ -145,7 +145,7 @@ PADDING = {
     [
         ("{", "not a byte-level BPE"),
         ("[]", "not a byte-level BPE"),
-        ("\udcff", "cannot be read"),
+        ("\udcff", "is no UTF-8"),
         (_damaged(model={"type": "BPE"}), "not a byte-level BPE"),
         (_damaged(added_tokens=[]), "no token <|endoftext|>"),
         (_damaged(normalizer={"type": "Lowercase"}), "does not give back every text"),
@@ -181,6 +181,28 @@ def test_truncation_and_padding_are_left_out_and_not_passed_on(tmp_path: Path) -
     again = load_tokenizer(str(path))
     assert isinstance(again, BpeTokenizer)
     assert again.switched_off == []
+
+
+def test_tokenizers_that_encode_differently_differ_also_where_their_vocabularies_do_not() -> None:
+    """Fails where merges that are ignored, or a token that is found in text, are no difference."""
+    *merges, last = MODEL["merges"]
+    fewer = {**MODEL, "merges": merges}  # the last token comes of no merge
+    found = {}
+    for name, definition in {
+        "plain": _damaged(model=fewer, added_tokens=[END, {**MARK, "special": True}]),
+        "in text": _damaged(model=fewer, added_tokens=[END, MARK]),
+        "alone": _damaged(model=fewer, added_tokens=[END, {**MARK, "single_word": True}]),
+        "ignoring": _damaged(
+            model={**fewer, "ignore_merges": True}, added_tokens=[END, {**MARK, "special": True}]
+        ),
+    }.items():
+        found[name] = BpeTokenizer(definition, source=name)
+    texts = "".join(last).replace("Ġ", " "), "<mark>", "a<mark>b"
+    assert len({str([one.encode(text) for text in texts]) for one in found.values()}) == 4
+    assert len({tokenizer.fingerprint for tokenizer in found.values()}) == 4
+    assert len({tokenizer.fingerprint_0_1 for tokenizer in found.values()}) == 1
+    plain = found["plain"]
+    assert plain.fingerprint == plain.fingerprint_0_1 != BPE.fingerprint
 
 
 def test_round_trip_is_judged_by_length_and_by_the_bytes_of_the_beginning() -> None:
@@ -380,7 +402,7 @@ class TestGpt2WithoutNetwork:
 
     def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(tokenizer_module, "_r50k")
-        assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2", (50256,))
+        assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2", (50256,), "gpt2")
 
 
 def test_a_definition_in_the_format_with_text_merges_has_the_same_fingerprint() -> None:

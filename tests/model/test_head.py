@@ -227,8 +227,8 @@ def test_what_cannot_be_heeded_is_refused(
         "or use --train.loss auto, --train.loss chunked or --train.loss fused"
     )
     assert refused("--model.width", "40").startswith(
-        "model.width is 40, and train.float8_head multiplies 16 numbers at a time: choose a "
-        "multiple, for example 48"
+        "model.width is 40, and train.float8_head multiplies 16 numbers at a time: use a "
+        "multiple, for example --model.width 48"
     )
     assert refused("--train.precision", "float64") == (
         "train.float8_head multiplies in float8, and all else is to be float64: use "

@@ -200,7 +200,7 @@ def test_a_disk_full_on_one_rank_is_said_once_and_leaves_the_other_checkpoints_w
     assert re.fullmatch(
         rf"rank \d: could not write a checkpoint to {folder / CHECKPOINTS}: No space left on "
         rf"device; what is there is whole \(the last checkpoint is {last}\): make room, then "
-        "continue with --resume",
+        f"continue with --resume {folder}",
         message,
     )
     assert read_state(last)["step"] == 20

@@ -183,7 +183,7 @@ def test_a_run_that_fails_is_told_of_at_the_end_and_the_best_of_the_others_is_a_
     assert said.err.count("\n") == 1
     failed, finished = record_of(tmp_path / "runs" / "laptop-sweep")["runs"]
     assert (failed["outcome"], finished["outcome"]) == ("failed", "finished")
-    assert "has 12000 training tokens, one batch needs 16385" in failed["message"]
+    assert "has 12,000 training tokens, one batch needs 16,385" in failed["message"]
     assert f"failed: {failed['name']}: {failed['message']}" in said.out
 
     best = "runs/laptop-sweep/best.json"

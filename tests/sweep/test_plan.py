@@ -62,6 +62,13 @@ def test_values_have_the_type_of_their_field(
     assert len(make_plan(LAPTOP, [found]).runs) == len(values), "and a config takes them"
 
 
+def test_options_of_an_own_optimizer_are_as_many_as_there_are() -> None:
+    found = parse_vary("optim.custom.options=beta=0.9,beta=0.8 eps=1e-8,a=1 b=2 c=3")
+    assert found == Choices(
+        "optim.custom.options", (("beta=0.9",), ("beta=0.8", "eps=1e-8"), ("a=1", "b=2", "c=3"))
+    )
+
+
 def test_fields_that_depend_on_each_other_change_together() -> None:
     base = LAPTOP.override({"optim.schedule.cooldown_fraction": 0.0})
     found = plan("train.steps=10,20", "optim.schedule.warmup_steps=10", base=base)

@@ -10,10 +10,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from quintic.cli.options import Data, DataBuild, DataCheck, DataFetch, DataInfo, DataPush
-from quintic.errors import QuinticError, require_package
+from quintic.errors import QuinticError, counted, require_package
 
 
 def run(command: Data, _arguments: Sequence[str]) -> None:
@@ -44,7 +45,9 @@ def _fetch(command: DataFetch) -> None:
             log=console.line,
         )
     for split, stream in dataset.streams.items():
-        console.line(f"{split:<6} {len(stream.shards):,} shards, {len(stream):,} tokens")
+        console.line(
+            f"{split:<6} {counted(len(stream.shards), 'shard')}, {counted(len(stream), 'token')}"
+        )
     console.line(f"{dataset.path} is whole; train on it with --data.path {dataset.path}")
 
 
@@ -85,7 +88,8 @@ def _build(command: DataBuild) -> None:
         console.line(f"note: {note}")
     if report.skipped:
         path = command.out / SKIPPED_FILE
-        console.line(f"skipped {report.skipped:,} bad documents, all listed in {path}; the first:")
+        bad = counted(report.skipped, "bad document")
+        console.line(f"skipped {bad}, all listed in {path}; the first:")
         with path.open(encoding="utf-8") as file:
             for line in itertools.islice(file, 10):
                 console.line(f"  {line.rstrip()}")
@@ -93,7 +97,8 @@ def _build(command: DataBuild) -> None:
         records = [record for record in report.shards if record.split == split]
         documents, tokens = sum(r.documents for r in records), sum(r.tokens for r in records)
         console.line(
-            f"{split}: {documents:,} documents, {tokens:,} tokens in {len(records):,} shards"
+            f"{split}: {counted(documents, 'document')}, {counted(tokens, 'token')} in "
+            f"{counted(len(records), 'shard')}"
         )
     done = "is built" if report.built else "was built before"
     next_step = f"train on it with: quintic train --data.path {command.out}"
@@ -157,7 +162,7 @@ def _check(command: DataCheck) -> None:
     from quintic.data.verify import check_dataset
 
     console = Console()
-    on_progress = None if command.json else console.stage
+    on_progress = None if command.json else partial(console.stage, "check")
     report = check_dataset(command.path, command.tokenizer, on_progress=on_progress)
     if command.json:
         print(json.dumps({**asdict(report), "path": str(report.path), "ok": report.ok}))
@@ -169,5 +174,8 @@ def _check(command: DataCheck) -> None:
     for problem in report.problems:
         console.line(f"problem: {problem}")
     if not report.ok:
-        raise QuinticError(f"{report.path} has {len(report.problems)} problems: see above")
-    console.line(f"{report.path} is in order: {report.shards} shards, {report.tokens:,} tokens")
+        raise QuinticError(
+            f"{report.path} has {counted(len(report.problems), 'problem')}: see above"
+        )
+    size = f"{counted(report.shards, 'shard')}, {counted(report.tokens, 'token')}"
+    console.line(f"{report.path} is in order: {size}")

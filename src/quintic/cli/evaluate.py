@@ -9,7 +9,7 @@ from quintic.console import Console, Table
 from quintic.data.document import read_document
 from quintic.data.loader import rolling_batches, validation_batches
 from quintic.data.tokenizer import load_tokenizer
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 from quintic.evaluate import add_up, gzip_bytes, sum_losses
 from quintic.report import score_lines
 from quintic.trained import Trained, load_trained
@@ -63,7 +63,7 @@ def _evaluate_dataset(command: Evaluate, trained: Trained, console: Console) -> 
     sums = sum_losses(trained.model.loss, batches, trained.device, special_ids=dataset.special_ids)
     part = "validation" if command.split == "val" else "training"
     where = "" if own else f" of {dataset.path}"
-    console.line(f"{trained.checkpoint.path}, {tokens:,} {part} tokens{where}")
+    console.line(f"{trained.checkpoint.path}, {counted(tokens, f'{part} token')}{where}")
     for line in score_lines(dataset, command.split, sums, unigram=own):
         console.line(line)
 

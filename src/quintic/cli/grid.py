@@ -50,8 +50,9 @@ def _convert(hint: Any, text: str) -> Any:
     if type(None) in parts:
         return None if text == "None" else _convert(parts[0], text)
     if origin is tuple:
-        members = zip(parts, text.split(), strict=True)
-        return tuple(_convert(part, member) for part, member in members)
+        members = text.split()
+        kinds = parts[:1] * len(members) if parts[1:] == (Ellipsis,) else parts
+        return tuple(_convert(kind, one) for kind, one in zip(kinds, members, strict=True))
     if origin is Literal:
         return parts[parts.index(text)]
     if hint is bool:

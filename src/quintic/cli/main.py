@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from quintic import __version__
-from quintic.errors import QuinticError
+from quintic.cli.interrupt import keeping_interrupts
+from quintic.errors import QuinticError, memory_reason, reason, way_out
 from quintic.openmp import spin_less
 
 
@@ -27,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         # Here, since processes that are spawned import what the command began with and need none of
         # it; and within, since a Ctrl-C may come while it is imported.
-        from quintic.cli.parsing import parse
+        with keeping_interrupts():
+            from quintic.cli.parsing import parse
 
-        command = parse(arguments)
-        spin_less()  # before PyTorch is imported
-        # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
-        import_module(f"quintic.cli.{arguments[0]}").run(command, arguments)
+            command = parse(arguments)
+            spin_less()  # before PyTorch is imported
+            # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
+            module = import_module(f"quintic.cli.{arguments[0]}")
+        module.run(command, arguments)
     except QuinticError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
@@ -41,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}: make room or choose another folder")
+        _fail(f"{where}{reason(error)}: {way_out(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if (found := memory_reason(error)) is None:
+            raise
+        _fail(f"the memory does not suffice ({found}): make the model or its batch smaller")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -22,7 +22,7 @@ from tyro._errors import (
     UnrecognizedArgs,
     on_parse_error,
 )
-from tyro.conf import arg, subcommand
+from tyro.conf import Positional, arg, subcommand
 
 from quintic.cli.options import (
     COMMANDS,
@@ -82,20 +82,23 @@ def parse(arguments: list[str]) -> Any:
                 else f"{name} does not understand {given!r}: a recipe comes first, and a switch "
                 "such as --train.compile or --train.no-compile takes no value"
             )
-        command = replace(_checked(command, base), recipe=base.recipe)
+        command = replace(_checked(command, base, rest), recipe=base.recipe)
     if isinstance(command, Train) and command.resume is None and _continues(rest):
         return replace(command, resume=command.out, out=None)
     return command
 
 
-def _checked(command: Train | Sweep, base: Config) -> Train | Sweep:
+def _checked(command: Train | Sweep, base: Config, arguments: list[str]) -> Train | Sweep:
     """Return the command with its sections checked as one config; what the command line switches
-    off takes the recipe's settings of it along."""
+    off takes the recipe's settings of it along, but none that an option names."""
     given = {
         name: value for name, value in flatten(command).items() if name.split(".")[0] in SECTIONS
     }
     before = flatten(base)
-    config = base.override({name: v for name, v in given.items() if v != before[name]})
+    options = (a.partition("=")[0].removeprefix("--") for a in arguments if a.startswith("--"))
+    named = {option.replace("-", "_").replace(".no_", ".") for option in options}
+    changes = {name: v for name, v in given.items() if v != before[name] or name in named}
+    config = base.override(changes)
     return replace(command, **{name: getattr(config, name) for name in SECTIONS})
 
 
@@ -186,10 +189,15 @@ def _no_command(arguments: list[str]) -> str:
 
 
 def _options(command: Any, prefix: str = "--") -> list[str]:
-    """Return the options of a command; a switch also by the name that denies it."""
+    """Return the options of a command, without what it takes by position; a switch also by the name
+    that denies it."""
     options: list[str] = []
+    marked = typing.get_type_hints(command, include_extras=True)
     for name, hint in typing.get_type_hints(command).items():
+        by_position = marked[name] == typing.cast(Any, Positional)[hint]
         name = name.replace("_", "-")
+        if by_position:
+            continue
         if is_dataclass(hint):
             options += _options(hint, f"{prefix}{name}.")
         else:
@@ -206,6 +214,8 @@ def kind_of(hint: Any) -> str:
         return kind_of(parts[0])
     if type(None) in parts:
         return f"{kind_of(parts[0])} or None"
+    if typing.get_origin(hint) is tuple and parts[1:] == (Ellipsis,):
+        return "values with spaces between them"
     if typing.get_origin(hint) is tuple:
         return f"{len(parts)} values, each {kind_of(parts[0])}"
     if typing.get_origin(hint) is Literal:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quintic.cli.grid import parse_vary
+from quintic.cli.interrupt import keeping_interrupts
 from quintic.cli.options import Sweep
 from quintic.errors import QuinticError
 from quintic.files import check_name
@@ -21,6 +22,7 @@ def run(command: Sweep, _arguments: Sequence[str]) -> None:
     folder = command.out or Path("runs") / f"{command.recipe}-sweep"
     check_name(folder)
     # Here, since it imports PyTorch, which takes seconds: not for a mistyped value.
-    from quintic.sweep.run import run_sweep
+    with keeping_interrupts():
+        from quintic.sweep.run import run_sweep
 
     run_sweep(plan, folder, jobs=command.jobs)

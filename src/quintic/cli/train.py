@@ -80,7 +80,9 @@ def train_here(command: Train, world: World) -> None:
             )
             return
         if run.done:
-            console.line(f"{run.folder} is complete: all {run.config.train.steps} steps are done")
+            steps = run.config.train.steps
+            all_steps = "its one step is" if steps == 1 else f"all {steps} steps are"
+            console.line(f"{run.folder} is complete: {all_steps} done")
             return
     else:
         folder = command.out or world.on_main(lambda: default_folder(command.recipe))

@@ -30,7 +30,7 @@ from quintic.compare.statistics import (
     track3_margin,
     track3_pairwise_margin,
 )
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 
 FORMAT = 1
 
@@ -326,7 +326,7 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         first = group.runs[0]
         if first.stopped_at is not None and first.stopped_early is None:
             yield (
-                f"the {len(group.runs)} runs of {group.label} all stop at step "
+                f"all runs of {group.label} ({len(group.runs)}) stop at step "
                 f"{first.stopped_at:,} of {first.steps_planned:,}: that is taken as their end"
             )
         for run in group.diverged:
@@ -334,8 +334,8 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         for run in group.counted:
             if run.diverged_at is None and not run.finished:
                 yield (
-                    f"{run.path} is unfinished, {run.steps_done:,} of {run.steps_planned:,} steps: "
-                    "it has no final loss"
+                    f"{run.path} is unfinished, {run.steps_done:,} of "
+                    f"{counted(run.steps_planned or 0, 'step')}: it has no final loss"
                 )
             if run.stopped_early is not None:
                 yield (

@@ -16,6 +16,7 @@ from quintic.compare.statistics import (
     TRACK3_TARGET,
     Ratio,
 )
+from quintic.errors import counted
 
 
 def conclusions(comparison: Comparison) -> Iterator[str]:
@@ -72,7 +73,7 @@ def _matched_loss(matched: MatchedLoss) -> str:
         return f"{opening}: no seed is finished on both sides, so their lengths are not compared."
     if matched.steps is None or matched.ratio is None:
         missed = [
-            f"{count} of {matched.pairs} seeds even the {which} run ends {where} it"
+            f"{count} of {counted(matched.pairs, 'seed')} even the {which} run ends {where} it"
             for count, which, where in (
                 (matched.too_short, "longest", "above"),
                 (matched.too_long, "shortest", "below"),
@@ -85,8 +86,8 @@ def _matched_loss(matched: MatchedLoss) -> str:
         evidence = "from one seed, so without an interval"
     else:
         evidence = (
-            f"{CONFIDENCE:.0%} interval {found.low:.2f} to {found.high:.2f} over {matched.pairs} "
-            "seeds, paired"
+            f"{CONFIDENCE:.0%} interval {found.low:.2f} to {found.high:.2f} over "
+            f"{counted(matched.pairs, 'seed')}, paired"
         )
     return (
         f"{opening}: a run of {matched.steps:,.0f} steps ends where {wanted} ends, "
@@ -124,7 +125,8 @@ def _below_target(result: GroupResult, target: float) -> str:
         )
     return (
         f"{opening}: not significant at {ALPHA:g}. If mean and spread stay as they are, "
-        f"{test.runs_needed - seen.count} more runs, {test.runs_needed} in all, have a chance of "
+        f"with {counted(test.runs_needed - seen.count, 'more run', 'more runs')}, "
+        f"{test.runs_needed} in all, there is a chance of "
         f"{POWER:.0%} to be."
     )
 
@@ -229,8 +231,8 @@ def _never_reached(result: GroupResult, comparison: Comparison) -> str:
     lowest = min((v.loss for r in result.group.counted for v in r.validations), default=None)
     if reach.values:
         return (
-            f"{len(reach.values)} of the {reach.runs} runs of {result.group.label} reach "
-            f"{comparison.target:g}"
+            f"{len(reach.values)} of the {reach.runs} runs of {result.group.label} "
+            f"{'reaches' if len(reach.values) == 1 else 'reach'} {comparison.target:g}"
         )
     near = "" if lowest is None else f", its lowest loss is {lowest:.4f}"
     return f"{result.group.label} does not reach {comparison.target:g}{near}"
@@ -239,7 +241,8 @@ def _never_reached(result: GroupResult, comparison: Comparison) -> str:
 def _no_mean(result: GroupResult, *, named: bool = False) -> str:
     whose = f" of {result.group.label}" if named else ""
     runs = len(result.group.counted)
-    if result.group.diverged:
-        return f"{len(result.group.diverged)} of {runs} runs{whose} diverged and have no final loss"
+    if diverged := len(result.group.diverged):
+        have = "has" if diverged == 1 else "have"
+        return f"{diverged} of {counted(runs, 'run')}{whose} diverged and {have} no final loss"
     which = "the one run" if runs == 1 else f"none of the {runs} runs"
     return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 from quintic import run_dir
+from quintic.checkpoint import STATE, WholeCheckpoint
 from quintic.compare.logs import read_logs
 from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
+from quintic.setup import check_same_config
 
 
 def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
@@ -25,8 +28,10 @@ def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]
 
 
 def read_run(path: Path) -> RunRecord:
-    """Return the record of a run folder; raises `QuinticError` as `read_runs` does."""
+    """Return the record of a run folder; raises `QuinticError` as `read_runs` does, and where its
+    config is not the one that its checkpoints were trained with."""
     config = run_dir.read_config(path)
+    _check_config(path, config)
     records = _read_numbers(path / METRICS)
     validations: list[Validation] = []
     elapsed_s, diverged_at = 0.0, None
@@ -71,9 +76,27 @@ def read_run(path: Path) -> RunRecord:
             if timed
             else None
         ),
-        device=environment.get("device"),
+        # As quintic 0.1 spelled it, whose machine is no other for that.
+        device=str(environment.get("device", "")).replace(" 1 threads)", " 1 thread)") or None,
         commit=environment.get("commit"),
     )
+
+
+def _check_config(path: Path, config: Config) -> None:
+    """Raise `QuinticError` where the newest checkpoint was trained with another config than the
+    folder's, which somebody has edited; the losses are then of that other one.
+
+    Where no checkpoint is left, or none that can be read, the folder's is believed.
+    """
+    newest = max(path.glob(f"{run_dir.CHECKPOINTS}/step-*/{STATE}"), default=None)
+    if newest is None:
+        return
+    try:
+        state = json.loads(newest.read_text())
+        found = WholeCheckpoint(newest.parent, {**state, "step": int(state["step"])}, [])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    check_same_config(config, found)
 
 
 def _read_numbers(path: Path) -> list[MetricsRecord]:

@@ -9,6 +9,7 @@ from quintic.compare.comparison import Comparison, GroupResult
 from quintic.compare.record import AXES, Axis
 from quintic.compare.statistics import Summary
 from quintic.console import Table
+from quintic.errors import counted
 
 UNKNOWN = "–"
 
@@ -87,7 +88,7 @@ def _to_target(result: GroupResult, axis: Axis) -> str:
     if reach is None:
         return UNKNOWN
     if reach.mean is None:
-        return f"{len(reach.values)} of {reach.runs} runs" if reach.values else "never"
+        return f"{len(reach.values)} of {counted(reach.runs, 'run')}" if reach.values else "never"
     times = "" if reach.ratio is None else f" ({reach.ratio.value:.3g}×)"
     return f"{quantity(reach.mean, axis)}{times}"
 

@@ -14,6 +14,7 @@ from quintic.config.schema import (
     require,
     setting,
 )
+from quintic.errors import counted
 
 GPT = {"model.architecture": "gpt"}
 """What the fields need that take a part of the modernised GPT away or add a technique to it; gpt2
@@ -81,26 +82,29 @@ class ModelConfig(Section, name="model"):
         require(
             self.architecture != "gpt" or self.positions != "rotary" or self.head_width % 2 == 0,
             f"the head width model.width / model.heads = {self.width} / {self.heads} = "
-            f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even",
+            f"{self.head_width} is odd, and rotary embeddings rotate pairs: make it even, for "
+            f"example with --model.width {max(1, round(self.head_width / 2)) * 2 * self.heads}",
         )
         require(
             2 * self.value_embeddings <= self.layers,
             f"model.value_embeddings is {self.value_embeddings}: each serves two of the "
-            f"{self.layers} layers, so there can be at most {self.layers // 2}",
+            f"{counted(self.layers, 'layer')}, so use --model.value-embeddings "
+            f"{self.layers // 2}",
         )
         require(
             not self.unet_skips or self.layers > 1,
-            "model.unet_skips is True and there is one layer: a skip needs two",
+            "model.unet_skips is True and there is one layer: a skip needs two, so use "
+            "--model.no-unet-skips or more --model.layers",
         )
         require(
             self.window is None or self.window <= self.context,
             f"model.window is {self.window} and model.context {self.context}: a token sees no more "
-            "than the context, so choose a smaller window or leave it out",
+            f"than the context, so use --model.window {self.context}, or None for no window",
         )
         require(
             self.window_start is None or self.window is None or self.window_start <= self.window,
             f"model.window_start is {self.window_start} and model.window {self.window}: the window "
-            "grows, so --model.window must be at least as large",
+            f"grows, so use --model.window-start {self.window}, or a larger --model.window",
         )
         require(
             self.eot_id is None or 0 <= self.eot_id < (self.vocab_size or 2**63),

@@ -116,7 +116,8 @@ class MuonConfig(Section, name="optim.muon"):
         require(
             self.momentum_warmup_steps == 0 or self.momentum >= MOMENTUM_START,
             f"optim.muon.momentum is {self.momentum} and its warm-up rises from {MOMENTUM_START}: "
-            "choose a larger momentum, or --optim.muon.momentum-warmup-steps 0",
+            f"use --optim.muon.momentum {MOMENTUM_START} or more, or "
+            "--optim.muon.momentum-warmup-steps 0",
         )
 
 
@@ -286,6 +287,12 @@ class OptimConfig(Section, name="optim"):
         own = self.adamw.matrix_lr if self.matrices == "adamw" else None
         lr: float = own or self.matrix_settings.lr
         return lr
+
+    @property
+    def lr_options(self) -> str:
+        """Return the options for the learning rates in words, for messages."""
+        own = "custom" if self.is_custom else self.matrices
+        return " or ".join(f"--optim.{name}.lr" for name in dict.fromkeys([own, "adamw"]))
 
 
 def matrix_optimizers() -> dict[str, MatrixOptimizer]:

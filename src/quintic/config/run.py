@@ -23,7 +23,7 @@ from quintic.config.schema import (
     without_effect,
 )
 from quintic.config.train import BatchSizes, TrainConfig
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 
 FORMAT, FORMAT_SINCE = 2, "0.2.0"
 """Number of the format in which a config is saved, and the first release that reads it."""
@@ -51,8 +51,9 @@ class Config:
         stages = self.train.batch_stages
         require(
             stages <= self.train.steps and self.batch_sequences % stages == 0,
-            f"train.batch_stages is {stages}: it must divide the {self.batch_sequences} sequences "
-            f"of a batch, and there are {self.train.steps} steps to cut into stages; use "
+            f"train.batch_stages is {stages}: it must divide the "
+            f"{counted(self.batch_sequences, 'sequence')} of a batch, and "
+            f"{counted(self.train.steps, 'step')} are to be cut into stages; use "
             "--train.batch-stages 1, or another --train.batch-tokens",
         )
         smallest = self.batches.smallest
@@ -61,8 +62,8 @@ class Config:
             f"train.batch_tokens {batch:,} is not a multiple of train.micro_batch {micro} times "
             f"model.context {context:,}"
             + (f" in each of {stages} stages" if stages > 1 else "")
-            + f": the {'smallest ' if stages > 1 else ''}batch has {smallest} sequences, so the "
-            "micro-batch must divide that",
+            + f": the {'smallest ' if stages > 1 else ''}batch has "
+            f"{counted(smallest, 'sequence')}, so --train.micro-batch must divide that",
         )
         require(
             self.train.eval_tokens % context == 0,
@@ -83,18 +84,22 @@ class Config:
             require(
                 size is None or size % 16 == 0,
                 f"model.{name} is {size}, and train.float8_head multiplies 16 numbers at a time: "
-                f"choose a multiple, for example {-(-(size or 0) // 16) * 16}",
+                f"use a multiple, for example --model.{name.replace('_', '-')} "
+                f"{-(-(size or 0) // 16) * 16}",
             )
         require(
             self.train.mtp_tokens <= context,
             f"train.mtp_tokens is {self.train.mtp_tokens} and model.context {context}: no "
-            "sequence has as many tokens ahead, so predict fewer",
+            f"sequence has as many tokens ahead, so use --train.mtp-tokens {context}",
         )
         schedule = self.optim.schedule
         require(
             schedule.warmup_steps + self.cooldown_steps <= self.train.steps,
-            f"optim.schedule.warmup_steps {schedule.warmup_steps} and {self.cooldown_steps} steps "
-            f"of cooldown do not fit in train.steps {self.train.steps}: shorten the warm-up",
+            f"optim.schedule.warmup_steps {schedule.warmup_steps} and "
+            f"{counted(self.cooldown_steps, 'step')} of cooldown do not fit in train.steps "
+            f"{self.train.steps}: use --optim.schedule.warmup-steps "
+            f"{max(0, self.train.steps - self.cooldown_steps)}"
+            + (", or a smaller --optim.schedule.cooldown-fraction" if self.cooldown_steps else ""),
         )
 
     @property

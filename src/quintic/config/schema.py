@@ -10,6 +10,7 @@ import difflib
 import functools
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -114,9 +115,11 @@ def check_effects(config: Any) -> None:
         for needs in (facts.needs, *facts.part_of) if values[name] != facts.default else ():
             if needs and not _met(needs, values):
                 state = ", ".join(f"{other} {values[other]}" for other in needs)
+                # A recipe's own value of what is switched off goes with it, whatever it was.
+                leave = f"at {facts.default!r}" if needs is facts.needs else "out"
                 raise QuinticError(
-                    f"{name} is {values[name]!r}, which has no effect with {state}: leave it at "
-                    f"{facts.default!r}, or use {_ways_to(needs)}"
+                    f"{name} is {values[name]!r}, which has no effect with {state}: leave it "
+                    f"{leave}, or use {_ways_to(needs)}"
                 )
 
 
@@ -152,6 +155,21 @@ def _ways_to(needs: Needs) -> str:
             choices = wanted if isinstance(wanted, tuple) else (wanted,)
             ways += [f"--{'.'.join([*path, last])} {choice}" for choice in choices]
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+
+
+def advice_for_file(root: Any, message: str) -> str:
+    """Return a message with the options that it advises as fields of a config file, where an option
+    comes too late: the file must be right by itself."""
+    types = field_types(root)
+
+    def field_of(option: re.Match[str]) -> str:
+        *path, last = option[1].replace("-", "_").split(".")
+        name = ".".join([*path, last.removeprefix("no_")])
+        if types.get(name) is bool:
+            return f"{name} {'false' if last.startswith('no_') else 'true'}"
+        return name if name in types else option[0]
+
+    return re.sub(r"--(\w[\w.-]*\w)", field_of, message)
 
 
 def require(condition: bool, message: str) -> None:

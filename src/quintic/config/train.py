@@ -106,7 +106,8 @@ class TrainConfig(Section, name="train"):
         require(
             self.mtp_tokens <= self.steps,
             f"train.mtp_tokens is {self.mtp_tokens} and train.steps {self.steps}: each "
-            "number of tokens has a part of the run, so predict fewer or train longer",
+            f"number of tokens has a part of the run, so use --train.mtp-tokens {self.steps}, or "
+            "more --train.steps",
         )
         between = (self.steps - 1) // self.eval_every
         require(

@@ -23,7 +23,7 @@ from quintic.data.manifest import Manifest, ShardRecord, Split
 from quintic.data.shard_stats import TokenCounter, record_shard
 from quintic.data.shards import write_shard
 from quintic.data.tokenizer import TOKENIZER_FILE, BpeTokenizer, train_bpe
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason
 
 OnProgress = Callable[[str, float], None]
 """Called with the stage and the fraction of it that is done."""
@@ -102,7 +102,7 @@ def _dataset_of_tree(
                 raise
     except OSError as error:
         raise QuinticError(
-            f"the embedded corpus cannot be written to {cache} ({error.strerror}): set "
+            f"the embedded corpus cannot be written to {cache} ({reason(error)}): set "
             f"QUINTIC_CACHE to a folder that can be written and has 50 MB free"
         ) from error
     finally:

@@ -132,7 +132,8 @@ def open_dataset(
         _check_against_manifest(path, manifest, shards)
     spec = tokenizer if tokenizer is not None else _own_tokenizer(path, manifest)
     info = tokenizer_info(spec) if spec is not None else None
-    if manifest and info and info.fingerprint != manifest.tokenizer_fingerprint:
+    same = info and (info.fingerprint, info.fingerprint_0_1)
+    if manifest and info and same and manifest.tokenizer_fingerprint not in same:
         raise QuinticError(
             f"dataset {path} was made with the tokenizer '{manifest.tokenizer}' (fingerprint "
             f"{manifest.tokenizer_fingerprint[:12]}), not with '{spec}' (fingerprint "

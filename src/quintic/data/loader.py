@@ -18,7 +18,7 @@ from torch import Tensor
 from quintic.config import BatchSizes
 from quintic.data.permutation import ROUNDS, permute
 from quintic.data.shards import TokenStream
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 
 Batch = tuple[Tensor, Tensor]
 
@@ -64,9 +64,10 @@ class Loader:
         needed = batches.sequences * context + 1
         if len(stream) < needed:
             raise QuinticError(
-                f"{stream.shards[0].path.parent} has {len(stream)} training tokens, one batch "
-                f"needs {needed} ({batches.sequences} sequences of {context}, and 1 for the last "
-                f"target): bring more text, or make batch or context smaller"
+                f"{stream.shards[0].path.parent} has {counted(len(stream), 'training token')}, one "
+                f"batch needs {needed:,} ({counted(batches.sequences, 'sequence')} of {context:,}, "
+                "and 1 for the last target): bring more text, or make --train.batch-tokens or "
+                "--model.context smaller"
             )
         self.stream, self.context, self.batches = stream, context, batches
         self.seed, self.order = seed, order
@@ -123,15 +124,19 @@ def validation_batches(
     folder = stream.shards[0].path.parent
     if tokens < 1 or tokens % context:
         raise QuinticError(
-            f"validation on {tokens} tokens cannot be cut into sequences of {context}: use a "
+            f"validation on {tokens:,} tokens cannot be cut into sequences of {context}: use a "
             f"multiple of the context, such as {max(1, tokens // context) * context}"
         )
     if len(stream) < tokens + 1:
         most = (len(stream) - 1) // context * context
-        way_out = f"use at most {most}" if most else "bring more text, or make the context smaller"
+        way_out = (
+            f"use at most {most}, with --train.eval-tokens or evaluate's --tokens"
+            if most
+            else "bring more text, or make the context smaller"
+        )
         raise QuinticError(
-            f"validation on {tokens} tokens needs {tokens + 1} (1 for the last target), and "
-            f"{folder} has {len(stream)} for it: {way_out}"
+            f"validation on {tokens:,} tokens needs {tokens + 1:,} (1 for the last target), and "
+            f"{folder} has {counted(len(stream), 'token')} for it: {way_out}"
         )
     return rolling_batches(stream, context, tokens, batch_sequences)
 

@@ -1,12 +1,11 @@
 """The manifest: what a dataset that quintic built says of its shards."""
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from quintic.errors import QuinticError
-from quintic.files import write_json
+from quintic.errors import QuinticError, reason, way_out
+from quintic.files import parse_json, write_json
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -67,7 +66,9 @@ class Manifest:
         try:
             return cls.parse(path.read_bytes(), str(path))
         except OSError as error:
-            raise QuinticError(f"manifest {path} cannot be read ({error}): {_WAY_OUT}") from error
+            raise QuinticError(
+                f"manifest {path} cannot be read ({reason(error)}): {way_out(error)}"
+            ) from error
 
     @classmethod
     def parse(cls, text: bytes, path: str) -> Self:
@@ -77,7 +78,9 @@ class Manifest:
         or of the wrong type.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
+        except QuinticError as error:
+            raise QuinticError(f"manifest {path}: {error}") from error
         except ValueError as error:
             raise QuinticError(f"manifest {path} cannot be read ({error}): {_WAY_OUT}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
@@ -100,14 +103,15 @@ class Manifest:
 def _typed(content: Any, kind: type[Manifest | ShardRecord], path: str) -> dict[str, Any]:
     """Return the fields of a manifest's object, which are there and of their type."""
     json_types: dict[Any, type] = {int: int, str: str, Split: str}
+    called = {int: "an integer", str: "a text", list: "a list"}
     values = {}
     for field in fields(kind):
         expected = json_types.get(field.type, list)
         value = content.get(field.name) if isinstance(content, dict) else None
         if type(value) is not expected:
             raise QuinticError(
-                f"manifest {path}: field '{field.name}' is {value!r}, expected a "
-                f"{expected.__name__}; {_WAY_OUT}"
+                f"manifest {path}: field '{field.name}' is {value!r}, expected "
+                f"{called[expected]}; {_WAY_OUT}"
             )
         values[field.name] = value
     return values

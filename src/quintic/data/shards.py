@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted, reason, way_out
 from quintic.files import replacing
 
 HEADER_INTS = 256
@@ -141,8 +141,8 @@ class ShardWriter:
             path.rename(self._part)
         if not self._part.exists() or self._part.stat().st_size < end:
             raise QuinticError(
-                f"shard {path} cannot be continued: {self._part} does not hold the {kept} tokens "
-                f"that were written; delete {path.parent} and build it again"
+                f"shard {path} cannot be continued: of the {counted(kept, 'token')} written there "
+                f"are fewer; delete {path.parent} and build it again"
             )
         self._file = self._part.open("r+b")
         self._file.truncate(end)
@@ -190,7 +190,7 @@ def open_shard(path: Path) -> Shard:
             header_bytes = file.read(HEADER_BYTES)
     except OSError as error:
         raise QuinticError(
-            f"shard {path} cannot be read ({error.strerror}): check the path and its permissions"
+            f"shard {path} cannot be read ({reason(error)}): {way_out(error)}"
         ) from error
     if len(header_bytes) < HEADER_BYTES:
         raise QuinticError(

@@ -25,7 +25,7 @@ from tiktoken.load import read_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from quintic.data.background import in_background
-from quintic.errors import QuinticError, one_line
+from quintic.errors import QuinticError, one_line, reason, way_out
 from quintic.files import replacing
 
 END_OF_TEXT = "<|endoftext|>"
@@ -40,6 +40,8 @@ class TokenizerInfo(NamedTuple):
     eot_id: int
     fingerprint: str
     special_ids: tuple[int, ...]
+    fingerprint_0_1: str
+    """The one that quintic 0.1 wrote into manifests, which some that encode differently share."""
 
 
 class Tokenizer(ABC):
@@ -55,6 +57,7 @@ class Tokenizer(ABC):
     eot_id: int
     fingerprint: str
     special_ids: tuple[int, ...]
+    fingerprint_0_1: str
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -85,7 +88,8 @@ class Tokenizer(ABC):
     @property
     def info(self) -> TokenizerInfo:
         return TokenizerInfo(
-            self.name, self.vocab_size, self.eot_id, self.fingerprint, self.special_ids
+            *(self.name, self.vocab_size, self.eot_id, self.fingerprint),
+            *(self.special_ids, self.fingerprint_0_1),
         )
 
     @cached_property
@@ -127,7 +131,12 @@ class Tokenizer(ABC):
 # GPT-2's vocabulary -------------------------------------------------------------------------------
 
 GPT2 = TokenizerInfo(
-    name="gpt2", vocab_size=50257, eot_id=50256, fingerprint="gpt2", special_ids=(50256,)
+    name="gpt2",
+    vocab_size=50257,
+    eot_id=50256,
+    fingerprint="gpt2",
+    special_ids=(50256,),
+    fingerprint_0_1="gpt2",
 )
 
 _GPT2_FILE = "r50k_base.tiktoken"
@@ -156,7 +165,7 @@ class Gpt2Tokenizer(Tokenizer):
     Raises `QuinticError` where it is not in tiktoken's cache and cannot be downloaded.
     """
 
-    name, vocab_size, eot_id, fingerprint, special_ids = GPT2
+    name, vocab_size, eot_id, fingerprint, special_ids, fingerprint_0_1 = GPT2
 
     def __init__(self) -> None:
         self._encoding = _load_r50k()
@@ -297,6 +306,13 @@ class BpeTokenizer(Tokenizer):
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
             special = {token["id"] for token in content["added_tokens"] if token["special"]}
             dropout = content["model"].get("dropout")
+            names = ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+            settings = {name: v for name in names if (v := content["model"].get(name))}
+            in_text = sorted(
+                [token["content"], token["single_word"]]
+                for token in content["added_tokens"]
+                if not token["special"]
+            )
             # Special tokens in a text are text, and strip nothing.
             stripping = [
                 token["content"]
@@ -331,11 +347,10 @@ class BpeTokenizer(Tokenizer):
         self.vocab_size = len(self._ids)
         self.eot_id = added[END_OF_TEXT]
         self.special_ids = tuple(sorted({self.eot_id, *special}))
-        self.fingerprint = hashlib.sha256(
-            json.dumps(
-                [sorted(self._ids.items()), merges, content.get("pre_tokenizer")], sort_keys=True
-            ).encode()
-        ).hexdigest()
+        facts = [sorted(self._ids.items()), merges, content.get("pre_tokenizer")]
+        self.fingerprint_0_1 = _digest(facts)
+        # What else decides about ids, and what few tokenizers have: the others keep the older one.
+        self.fingerprint = _digest(facts + [own for own in (settings, in_text) if own])
         normalizer = content.get("normalizer") or {"normalizers": []}
         if (
             normalizer.get("normalizers") != []
@@ -382,6 +397,10 @@ class BpeTokenizer(Tokenizer):
             return self.decode_bytes(self.encode(text)) == text.encode()
         except KeyError:  # a token with characters outside the byte alphabet
             return False
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
@@ -466,10 +485,13 @@ def load_tokenizer(spec: str) -> Tokenizer:
             f"tokenizer '{spec}' is neither 'gpt2' nor a {TOKENIZER_FILE}: no file {path}; name "
             f"one of the two"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise QuinticError(
-            f"tokenizer {path} cannot be read ({one_line(error)}): name a readable "
-            f"{TOKENIZER_FILE}, or 'gpt2'"
+            f"tokenizer {path} cannot be read ({reason(error)}): {way_out(error)}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise QuinticError(
+            f"tokenizer {path} is no UTF-8: name a {TOKENIZER_FILE}, or 'gpt2'"
         ) from error
     return BpeTokenizer(definition, source=str(path))
 

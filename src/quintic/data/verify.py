@@ -51,15 +51,15 @@ class CheckReport:
 def check_dataset(
     path: Path,
     tokenizer: str | None = None,
-    on_progress: Callable[[str, float], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> CheckReport:
     """Read every token of a dataset and compare it with its manifest and tokenizer.
 
     Checked are the checksums, the counts of tokens, documents and bytes of text, that ids are of
     the vocabulary, and that each split begins with end of text. A foreign dataset has no manifest
     to compare with, and may begin in the middle of a document; that is noted. Shards are read in
-    parallel. `tokenizer` is as in `open_dataset`; `on_progress` is called with a shard's name and
-    the fraction of all tokens that is done.
+    parallel. `tokenizer` is as in `open_dataset`; `on_progress` is called with the fraction of all
+    tokens that is done.
     """
     try:
         dataset = open_dataset(path, tokenizer, splits=())
@@ -86,11 +86,11 @@ def check_dataset(
         counting = [readers.submit(shard_stats, shard, counter, helper) for shard in shards]
         for shard, counted in zip(shards, counting, strict=True):
             if on_progress:
-                on_progress(shard.path.name, done / total)
+                on_progress(done / total)
             problems += _problems(dataset, shard, counted.result(), records, vocabulary is not None)
             done += shard.count
     if on_progress:
-        on_progress("", 1.0)
+        on_progress(1.0)
     for split, stream in dataset.streams.items():
         if dataset.eot_id is not None and stream.read(0, 1)[0] != dataset.eot_id:
             line = f"the {split} split begins in the middle of a document"

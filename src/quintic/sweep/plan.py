@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quintic.config import Config, field_facts
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 
 SEED = "train.seed"
 MOST_RUNS = 2000
@@ -128,8 +128,9 @@ def make_plan(
         combinations = list(itertools.islice(_draw(varied, base.train.seed), draws))
         if len(combinations) < draws:
             raise QuinticError(
-                f"--random is {draws} and there are only {len(combinations)} combinations: draw "
-                "fewer, or leave it out for all of them"
+                f"--random is {draws} and there {'is' if len(combinations) == 1 else 'are'} only "
+                f"{counted(len(combinations), 'combination')}: draw fewer, or leave it out for all "
+                "of them"
             )
     runs = [
         _planned(base, values, base.train.seed + number)

@@ -8,7 +8,7 @@ from pathlib import Path
 from quintic.config import resolve_vocabulary
 from quintic.console import Console, SweepProgress
 from quintic.device import choose_device, compute_dtype
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 from quintic.files import write_json
 from quintic.run_dir import lock
 from quintic.setup import open_data
@@ -52,8 +52,8 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
     done = sum(outcome.final for outcome in outcomes.values())
     first = plan.base.train.seed
     console.line(
-        f"sweep   {len(plan.runs)} runs in {folder}: {', '.join(plan.fields)} in "
-        f"{len(plan.runs) // plan.seeds} combinations, "
+        f"sweep   {counted(len(plan.runs), 'run')} in {folder}: {', '.join(plan.fields)} in "
+        f"{counted(len(plan.runs) // plan.seeds, 'combination')}, "
         f"{f'seeds {first} to {first + plan.seeds - 1}' if plan.seeds > 1 else f'seed {first}'}, "
         f"{jobs} at once{f'; {done} done' if done else ''}"
     )
@@ -73,8 +73,8 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
         console.line(f"failed: {name}: {outcomes[name].message}")
     if failed:
         raise QuinticError(
-            f"{len(failed)} of {len(outcomes)} runs failed, see above and {folder / failed[0]}.log:"
-            " the same command tries them again"
+            f"{len(failed)} of {counted(len(outcomes), 'run')} failed, see above and "
+            f"{folder / failed[0]}.log: the same command tries them again"
         )
 
 

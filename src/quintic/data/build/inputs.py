@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from quintic.data.build.text_files import READABLE, TextFile, kind_and_packing, unreadable
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 
 
 def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFile], list[str]]:
@@ -34,7 +34,8 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
         except OSError as error:
             raise unreadable(argument, error) from error
         if passed_over:
-            notes.append(f"{argument}: {passed_over} files of other kinds are left out")
+            kinds = counted(passed_over, "file of another kind", "files of other kinds")
+            notes.append(f"{argument}: {kinds} left out")
         # A file that is named itself is taken at its word.
         named = paths == [Path(argument).expanduser()]
         empty = 0
@@ -46,7 +47,7 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
             else:
                 empty += 1
         if empty:
-            notes.append(f"{argument}: {empty} empty file{'s' * (empty > 1)} left out")
+            notes.append(f"{argument}: {counted(empty, 'empty file')} left out")
     return list(found.values()), notes
 
 

@@ -36,7 +36,7 @@ from quintic.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted, reason, way_out
 
 # Part of the plan: to be raised when the same input gives other bytes.
 _BUILD_VERSION = 1
@@ -127,8 +127,8 @@ def build_dataset(
         ) from error
     except OSError as error:
         raise QuinticError(
-            f"--out {out} cannot be written ({error.strerror or error}): make room or check its "
-            f"permissions, and run the same command again"
+            f"--out {out} cannot be written ({reason(error)}): {way_out(error)}, and run the same "
+            f"command again"
         ) from error
 
 
@@ -291,8 +291,8 @@ class _Build:
             lines.append(f"{self._files[bad.file].name}:{bad.line}: {bad.reason}")
             if self._done.bad > self._max_bad:
                 raise QuinticError(
-                    f"{lines[-1]}; --max-bad allows {self._max_bad} bad documents: mend the input, "
-                    f"or give a larger --max-bad to skip them"
+                    f"{lines[-1]}; --max-bad allows {counted(self._max_bad, 'bad document')}: mend "
+                    "the input, or give a larger --max-bad to skip them"
                 )
         content = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         with (self._folder.path / SKIPPED_FILE).open("ab") as file:

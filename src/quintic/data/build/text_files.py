@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason, way_out
 
 FileKind = Literal["text", "lines", "rows"]
 
@@ -57,7 +57,4 @@ def kind_and_packing(name: str) -> tuple[FileKind, str] | None:
 
 def unreadable(name: str, error: OSError) -> QuinticError:
     """Return the error for an input that the system does not let us read."""
-    return QuinticError(
-        f"input {name} cannot be read ({error.strerror or error}): check the path and its "
-        f"permissions"
-    )
+    return QuinticError(f"input {name} cannot be read ({reason(error)}): {way_out(error)}")

@@ -29,7 +29,7 @@ from quintic.data.hub.client import HUB_PREFIX, HubRepo, Log, StoppedError, Tran
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest
 from quintic.data.shards import open_shard
 from quintic.data.tokenizer import TOKENIZER_FILE
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, counted
 from quintic.files import file_sha256, fsync_folder, write_json
 
 STATE_FOLDER = ".fetch"
@@ -160,8 +160,8 @@ def _list_repo(repo: HubRepo, train_shards: int | None, log: Log) -> _Listing:
         )
     if train_shards is not None and not 1 <= train_shards <= len(train):
         raise QuinticError(
-            f"{repo} has {len(train)} training shards, {train_shards} cannot be fetched: ask for "
-            f"1 to {len(train)} with --shards, or leave it out for all"
+            f"{repo} has {counted(len(train), 'training shard')}, {train_shards} cannot be "
+            f"fetched: ask for 1 to {len(train)} with --shards, or leave it out for all"
         )
     names = [name for name in files if name == TOKENIZER_FILE] + val + train[:train_shards]
     wanted = [files[name] for name in names]
