@@ -213,8 +213,8 @@ def test_the_same_command_again_continues_the_new_run_with_auto_resume_and_is_re
     arguments = ["train", "laptop", "--out", str(run), "--auto-resume", *LONGER]
     message = refusal(arguments, capsys)
     assert message == (
-        f"{run} is finished, with 12 steps, and stays as it is: go on in a new folder, with "
-        f"--resume {run} and --out"
+        f"{run} stays as it is, and what goes on from it has a folder of its own, which "
+        f"--auto-resume must know: give --resume {run} and another --out"
     )
 
 
@@ -234,7 +234,7 @@ def test_the_folder_is_chosen_before_processes_start(
     new = run.with_name("run-to-20")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert chosen(*LONGER, "--out", str(new)) == new
-    shutil.copytree(run, new)
+    continue_run(run, read_config(run).override({"train.steps": 20}), new, Console())
     assert chosen(*LONGER, "--fresh-cooldown", "--out", str(new)) is None
 
 

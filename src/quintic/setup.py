@@ -374,8 +374,8 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
     a process that trains in it takes checkpoints away.
 
     Raises `QuinticError` where the folder is in use, where the replacement would change what was
-    already computed or prolong what is finished, where the data is another, where no checkpoint is
-    whole, and as `check_same_config` does.
+    already computed, where the data is another, where no checkpoint is whole, and as
+    `check_same_config` does.
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
     config = replace(config, continued_from=saved.continued_from, init_from=saved.init_from)
@@ -384,12 +384,6 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         found = world.on_main(lambda: newest_whole(root))
         if found:
             check_same_config(saved, found)
-        require(
-            not world.on_main(lambda: is_finished(folder, saved))
-            or not changed_schedule(saved, config),
-            f"{folder} is finished, with {saved.train.steps} steps, and stays as it is: go on in a "
-            f"new folder, with --resume {folder} and --out",
-        )
         _check_continues(saved, config, found.state["step"] if found else 0)
         run = set_up(config, folder, console, world)
         if found is None:

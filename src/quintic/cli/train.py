@@ -76,16 +76,23 @@ def run(command: Train, arguments: Sequence[str]) -> None:
 
 
 def new_folder(command: Train) -> Path | None:
-    """Return the folder of the run that begins; None where one continues in its own."""
+    """Return the folder of the run that begins; None where one continues in its own.
+
+    Raises `QuinticError` where a scheduler's next start would not find it.
+    """
     if command.resume is None:
         return command.out or default_folder(command.recipe)
     if command.out is not None:
         return command.out
-    begins = command.force_data or command.fresh_cooldown
-    # A scheduler's next start would find the folder there and begin another: let --out name it.
-    if begins or (not command.auto_resume and needs_new_folder(command.resume, command.config)):
-        return continued_folder(command.resume, command.config.train.steps)
-    return None
+    folder, config = command.resume, command.config
+    begins = command.force_data or command.fresh_cooldown or needs_new_folder(folder, config)
+    require(
+        not (begins and command.auto_resume),
+        # The next start would have to find what this one began.
+        f"{folder} stays as it is, and what goes on from it has a folder of its own, which "
+        f"--auto-resume must know: give --resume {folder} and another --out",
+    )
+    return continued_folder(folder, config.train.steps) if begins else None
 
 
 def train_here(command: Train, world: World) -> None:
