@@ -398,7 +398,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 ) -> None:
     """The writer is held until a step after the checkpoint is done: else this would never end."""
     blocked = Blocked(monkeypatch)
-    config: Config = tiny_config(tiny_data, {"train.steps": 8, "train.checkpoint_every": 4})
+    every4 = {"train.checkpoint_every": 4, "train.keep_before_cooldown": False}
+    config: Config = tiny_config(tiny_data, {"train.steps": 8, **every4})
     run: Run = start(config, tmp_path / "run", Console())
     steps_meanwhile: list[int] = []
 

@@ -14,8 +14,10 @@ from quintic import __version__
 from quintic.config import (
     AdamWConfig,
     Config,
+    ContinuedFrom,
     CustomConfig,
     DataConfig,
+    InitFrom,
     ModelConfig,
     MuonConfig,
     OptimConfig,
@@ -184,8 +186,22 @@ def configs(draw: st.DrawFn) -> Config:
             patience=draw(st.none() | st.integers(1, between)) if between else None,
             checkpoint_every=draw(st.integers(1, 1_000)),
             keep_checkpoints=draw(st.integers(1, 10)),
+            keep_before_cooldown=draw(st.booleans()),
             log_every=draw(st.integers(1, 10)),
             tensorboard=draw(st.booleans()),
+        ),
+        continued_from=ContinuedFrom(
+            run=draw(st.none() | st.text()),
+            at_step=draw(st.integers(0, 99)),
+            config_sha256=draw(st.none() | st.text()),
+            fingerprint=draw(st.none() | st.text()),
+            anew=draw(st.integers(0, 99)),
+            before=draw(st.none() | st.text()),
+        ),
+        init_from=InitFrom(
+            run=draw(st.none() | st.text()),
+            at_step=draw(st.integers(0, 99)),
+            checkpoint=draw(st.none() | st.text()),
         ),
     )
 
@@ -206,7 +222,7 @@ def test_the_round_trip_covers_every_field() -> None:
     strategy = Path(__file__).read_text().split("def configs", 1)[1].split("@given", 1)[0]
     sections = (
         *(ModelConfig, DataConfig, MuonConfig, AdamWConfig, SGDConfig, SOAPConfig, ShampooConfig),
-        *(CustomConfig, ScheduleConfig, TrainConfig),
+        *(CustomConfig, ScheduleConfig, TrainConfig, ContinuedFrom, InitFrom),
     )
     for section in (Config, OptimConfig, *sections):
         assert {name for name in names(section) if f"{name}=" not in strategy} == set()

@@ -128,7 +128,7 @@ def test_stopping_early_is_an_ordinary_end_and_says_so(
     out = capsys.readouterr().out
     assert "stops early at a validation loss of" in out
     assert f"stopped early at step 5 of 12: {reason}\n" in out
-    assert "more    quintic generate" in out
+    assert "figure  " in out
 
 
 def test_a_resume_of_what_stopped_early_says_why_and_how_to_go_on_and_going_on_is_exact(

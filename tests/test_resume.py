@@ -383,7 +383,8 @@ def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(
 ) -> None:
     """Else one damaged, newer checkpoint would push out the only whole one."""
     folder = tmp_path / "run"
-    main([*tiny, "--train.keep-checkpoints", "2", "--out", str(folder)])
+    only = ["--train.keep-checkpoints", "2", "--train.no-keep-before-cooldown"]
+    main([*tiny, *only, "--out", str(folder)])
     (tensors,) = (folder / CHECKPOINTS / "step-00000012").glob("*.safetensors")
     tensors.write_bytes(b"")
     with monkeypatch.context() as patch:
@@ -402,36 +403,15 @@ def test_a_setting_that_goes_with_what_is_changed_is_no_change_of_its_own() -> N
         _check_continues(laptop, laptop.override({"optim.matrices": "sgd"}), 4)
 
 
-def test_a_prolonged_run_equals_one_that_was_long_from_the_start(
-    tiny: list[str], tmp_path: Path
-) -> None:
+def test_a_run_without_a_cooldown_goes_on_from_its_end(tiny: list[str], tmp_path: Path) -> None:
     constant = [*tiny, "--optim.schedule.cooldown-fraction", "0"]
     long, short = tmp_path / "long", tmp_path / "short"
     main([*constant, "--out", str(long)])
     main([*constant, "--train.steps", "7", "--out", str(short)])
     assert losses(short)[-1][:2] == (7, "val_loss")
     main(["train", "--resume", str(short), "--train.steps", "12"])
-    assert losses(short) == losses(long)
-    # The run is one of 12 steps from now on: a second --resume need not say it again.
-    assert read_config(short).train.steps == 12
-
-
-def test_a_prolonged_run_that_is_stopped_continues_with_the_line_it_printed(
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    constant = [*tiny, "--optim.schedule.cooldown-fraction", "0"]
-    long, short = tmp_path / "long", tmp_path / "short"
-    main([*constant, "--out", str(long)])
-    main([*constant, "--train.steps", "4", "--out", str(short)])
-    with monkeypatch.context() as patch:
-        stop_when(patch, lambda record: record["step"] == 6, signal.SIGTERM)
-        main(["train", "--resume", str(short), "--train.steps", "12"])
-    line = capsys.readouterr().out.strip().splitlines()[-1]
-    main(line.partition("continue with: quintic ")[2].split())
-    assert losses(short) == losses(long)
+    assert losses(tmp_path / "short-to-12") == losses(long)
+    assert losses(short)[-1][:2] == (7, "val_loss")
 
 
 def test_another_micro_batch_on_resume_gives_the_same_losses_to_rounding(

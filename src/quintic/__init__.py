@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quintic.config import Config
+    from quintic.continuation import continue_run, start_from
     from quintic.errors import QuinticError
     from quintic.metrics import read_metrics
     from quintic.optim.muon import Muon
@@ -30,11 +31,13 @@ __all__ = [
     "Config",
     "Muon",
     "QuinticError",
+    "continue_run",
     "get_recipe",
     "load_trained",
     "read_metrics",
     "resume",
     "start",
+    "start_from",
     "train_run",
 ]
 
@@ -42,11 +45,13 @@ _MODULES = {
     "Config": "quintic.config",
     "Muon": "quintic.optim.muon",
     "QuinticError": "quintic.errors",
+    "continue_run": "quintic.continuation",
     "get_recipe": "quintic.recipes",
     "load_trained": "quintic.trained",
     "read_metrics": "quintic.metrics",
     "resume": "quintic.setup",
     "start": "quintic.setup",
+    "start_from": "quintic.continuation",
     "train_run": "quintic.train",
 }
 

@@ -35,6 +35,7 @@ from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError, reason, way_out
 from quintic.files import check_name, file_sha256, fsync_folder
 from quintic.model.base import LanguageModel
+from quintic.optim.schedule import steps_before_cooldown
 
 FORMAT = 1
 STATE = "state.json"
@@ -343,13 +344,16 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def newest_whole(root: Path) -> WholeCheckpoint | None:
-    """Find the newest checkpoint that is whole; None where the run has none at all.
+def newest_whole(root: Path, until: int | None = None) -> WholeCheckpoint | None:
+    """Find the newest checkpoint that is whole, of no later step than `until`; None where the run
+    has none at all.
 
     Raises `QuinticError` where there are checkpoints and none of them is whole.
     """
     damaged: list[str] = []
     for path in reversed(checkpoints(root)):
+        if until is not None and path.name > folder_name(until):
+            continue
         try:
             return WholeCheckpoint(path, read_state(path), damaged)
         except QuinticError as error:
@@ -375,6 +379,27 @@ def best_checkpoint(root: Path) -> Path | None:
     return min(measured)[1] if measured else None
 
 
+def chosen_checkpoint(root: Path, which: str) -> WholeCheckpoint | None:
+    """Find the newest whole checkpoint, or the `best` by validation loss; None where there is none.
+
+    Raises `QuinticError` where there are checkpoints and none of them is whole.
+    """
+    if which != "best":
+        return newest_whole(root)
+    if (best := best_checkpoint(root)) is not None:
+        return WholeCheckpoint(best, read_state(best), [])
+    newest_whole(root)  # raises where there are checkpoints and none of them is whole
+    return None
+
+
+def load_weights(found: WholeCheckpoint, state: TrainState, world: World = ALONE) -> None:
+    """Fill the model of a `TrainState` in place from a checkpoint, and nothing else."""
+    tensors = state.on_cpu(world)
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    load_tensors(found.path, weights, world)
+    state.fill(tensors | weights)
+
+
 def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) -> None:
     """Fill a `TrainState` in place from a checkpoint."""
     saved = HuggingFaceStorageReader(str(found.path)).read_metadata().state_dict_metadata
@@ -389,7 +414,7 @@ def load_state(found: WholeCheckpoint, state: TrainState, world: World = ALONE) 
 
 class CheckpointWriter:
     """Saves in the background while training goes on, with the config that trains; keeps the newest
-    `train.keep_checkpoints` and the best.
+    `train.keep_checkpoints`, the best, and the one from which a longer run can go on.
 
     A step waits only for the copy of the state to the CPU, and for the checkpoint before where
     that is still being written. A failed write raises `QuinticError` at the next call.
@@ -422,9 +447,11 @@ class CheckpointWriter:
             for other in checkpoints(self.root):
                 if other > path:  # damaged, or the run would have continued from there
                     _remove(other)
-            keep = self.config.train.keep_checkpoints
-            kept = {best_checkpoint(self.root), *checkpoints(self.root)[-keep:]}
-            for other in set(checkpoints(self.root)) - kept:
+            found, train = checkpoints(self.root), self.config.train
+            kept = {best_checkpoint(self.root), *found[-train.keep_checkpoints :]}
+            if train.keep_before_cooldown and (steps := steps_before_cooldown(self.config)):
+                kept |= {*[path for path in found if path.name <= folder_name(steps)][-1:]}
+            for other in set(found) - kept:
                 _remove(other)
         return path
 

@@ -35,7 +35,7 @@ from quintic.files import check_name, write_json
 from quintic.recipes import read_recipe
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
-FIGURE, CHECKPOINTS = "loss.png", "checkpoints"
+FIGURE, CHECKPOINTS, TENSORBOARD = "loss.png", "checkpoints", "tensorboard"
 
 
 def default_folder(recipe: str) -> Path:

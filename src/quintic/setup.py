@@ -34,6 +34,7 @@ from quintic.config import (
     differing_fields,
     field_facts,
     flatten,
+    from_the_start,
     resolve_eot,
     resolve_vocabulary,
     without_effect,
@@ -70,7 +71,7 @@ from quintic.optim.param_groups import (
     optimizers_for,
     param_groups_table,
 )
-from quintic.optim.schedule import scheduled
+from quintic.optim.schedule import steps_alike
 from quintic.optim.step import LocalStepper, Stepper
 from quintic.optim.zero1 import Zero1Stepper
 
@@ -367,21 +368,15 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def start(config: Config, folder: Path, console: Console, world: World = ALONE) -> Run:
-    """Set up a new run and create its folder."""
+    """Set up a new run, with weights drawn from its seed, and create its folder."""
+    config = from_the_start(config)
     world.on_main(lambda: run_dir.check_free(folder))
     run = set_up(config, folder, console, world)
     world.on_main(lambda: run_dir.create(folder, run.config, param_groups_table(run.specs)))
     return run
 
 
-def resume(
-    folder: Path,
-    config: Config,
-    console: Console,
-    world: World = ALONE,
-    *,
-    force_data: bool = False,
-) -> Run:
+def resume(folder: Path, config: Config, console: Console, world: World = ALONE) -> Run:
     """Set up the run in `folder` and load its newest whole checkpoint.
 
     `config` is the run's own with what the user replaced. A run that was killed before its first
@@ -389,41 +384,68 @@ def resume(
     a process that trains in it takes checkpoints away.
 
     Raises `QuinticError` where the folder is in use, where the replacement would change what was
-    already computed, where the data is another (unless forced), where no checkpoint is whole, and
-    as `check_same_config` does.
+    already computed, where the data is another, where no checkpoint is whole, and as
+    `check_same_config` does.
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
+    config = replace(config, continued_from=saved.continued_from, init_from=saved.init_from)
     early = world.on_main(lambda: stopped_early(folder, config.train))
     last_step, why = early or (config.train.steps, None)
     with ExitStack() as stack:
-
-        def hold() -> None:
-            # A finished run is only looked at, and may lie where nobody can write.
-            if not (root / folder_name(last_step)).exists():
-                stack.callback(run_dir.lock(folder).release)
-
-        world.on_main(hold)
+        stack.enter_context(held_unless_finished(folder, config, world))
         found = world.on_main(lambda: newest_whole(root))
         if found:
             check_same_config(saved, found)
         _check_continues(saved, config, found.state["step"] if found else 0)
         run = set_up(config, folder, console, world)
         if found is None:
+            _check_begins_at_0(folder, saved)
             console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
             return run
         for problem in found.damaged:
             console.line(f"skipped: {problem}")
-        if not force_data:
-            check_same_data(
-                run.dataset,
-                found,
-                "name the folder where that data lies now, or train on this one all the same with "
-                "--resume and --force-data",
-            )
+        check_same_data(
+            run.dataset,
+            found,
+            "name the folder where that data lies now, or train on with this one in a new run with "
+            "--resume and --force-data",
+        )
         load_state(found, run.state, world)
         run.stopped_early = why if run.state.step == last_step else None
         console.line(f"resuming from {found.path}")
         return run
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Return whether the run has the checkpoint of its last step, or of that where it stopped."""
+    last_step, _ = stopped_early(folder, config.train) or (config.train.steps, "")
+    return (folder / run_dir.CHECKPOINTS / folder_name(last_step)).exists()
+
+
+@contextmanager
+def held_unless_finished(folder: Path, config: Config, world: World) -> Iterator[None]:
+    """Hold the folder of a run, since a process that trains in it takes checkpoints away.
+
+    A finished run is only looked at, and may lie where nobody can write.
+    """
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            if not is_finished(folder, config):
+                stack.callback(run_dir.lock(folder).release)
+
+        world.on_main(hold)
+        yield
+
+
+def _check_begins_at_0(folder: Path, config: Config) -> None:
+    """Raise `QuinticError` where a run without a checkpoint did not begin with drawn weights."""
+    began = config.init_from.run or config.continued_from.run
+    require(
+        began is None,
+        f"{folder} began with a checkpoint of {began} and has none any more: restore one, or begin "
+        f"again from {began} with another --out",
+    )
 
 
 def check_same_data(dataset: Dataset, found: WholeCheckpoint, way_out: str) -> None:
@@ -467,19 +489,22 @@ def _check_continues(saved: Config, config: Config, done: int) -> None:
 
 
 def _changed(saved: Config, config: Config, done: int) -> set[str]:
-    """Return the fields in which `config` would have trained the steps already done otherwise.
+    """Return the fields in which `config` would have trained the steps already done otherwise."""
+    changed, schedule = changed_fields(saved, config), changed_schedule(saved, config)
+    alike = schedule and done <= config.train.steps and done <= steps_alike(saved, config)
+    return changed - schedule if alike else changed
 
-    The number of steps may change as long as it leaves the schedules of the steps already done
-    as they were: a trapezoid can be prolonged until its cooldown begins.
-    """
+
+def changed_fields(saved: Config, config: Config) -> set[str]:
+    """Return the fields in which two configs differ and which matter to what is computed."""
     facts = field_facts(Config)
-    changed = {f for f in differing_fields(saved, config) if facts[f].resume == "fixed"}
+    changed = {f for f in differing_fields(saved, config) if facts[f].resume != "free"}
     # What has no effect any more goes with the field that took it away.
-    changed -= set(without_effect(Config, flatten(config)))
-    if "train.steps" in changed:
-        past = range(done)
-        if done <= config.train.steps and all(
-            scheduled(saved, step) == scheduled(config, step) for step in past
-        ):
-            changed.remove("train.steps")
-    return changed
+    return changed - set(without_effect(Config, flatten(config)))
+
+
+def changed_schedule(saved: Config, config: Config) -> set[str]:
+    """Return those of the changed fields that may change as long as the schedules of the steps
+    already done are as they were: a trapezoid can be prolonged until its cooldown begins."""
+    facts = field_facts(Config)
+    return {f for f in changed_fields(saved, config) if facts[f].resume == "schedule"}

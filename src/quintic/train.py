@@ -27,7 +27,7 @@ from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
-from quintic.optim.schedule import scheduled
+from quintic.optim.schedule import scheduled, steps_before_cooldown
 from quintic.setup import Run
 
 UNWATCHED = Watchdog(ALONE, math.inf)
@@ -93,7 +93,7 @@ def _errors_in_words(run: Run) -> Iterator[None]:
 def _loop(run: Run, console: Console) -> None:
     config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
-    root = run.folder / run_dir.CHECKPOINTS
+    root, before_cooldown = run.folder / run_dir.CHECKPOINTS, steps_before_cooldown(config)
     with ExitStack() as stack:
         stack.enter_context(run.computing())
         # First, since it guards the closing of the rest.
@@ -119,7 +119,8 @@ def _loop(run: Run, console: Console) -> None:
             watchdog.at(step, "the vote on stopping", waits=True)
             stopping = stop.agreed()
             # A resumed run begins with the validation of its step, so a stop need not wait for it.
-            if run.done or (step % config.train.eval_every == 0 and not stopping):
+            measured = step % config.train.eval_every == 0 or step == config.continued_from.anew
+            if run.done or (measured and not stopping):
                 watchdog.at(step, "validation")
                 metrics.flush()
                 began = time.perf_counter()
@@ -133,6 +134,7 @@ def _loop(run: Run, console: Console) -> None:
                 stopping = stop.agreed()
 
             due = step % config.train.checkpoint_every == 0 or run.done or stopping
+            due = due or (config.train.keep_before_cooldown and step == before_cooldown)
             if due and (step != saved_step or run.stopped_early):
                 watchdog.at(step, "the checkpoint", waits=True)
                 metrics.flush()

@@ -9,14 +9,7 @@ from pathlib import Path
 import torch
 
 from quintic import run_dir
-from quintic.checkpoint import (
-    WholeCheckpoint,
-    best_checkpoint,
-    checkpoints,
-    load_tensors,
-    newest_whole,
-    read_state,
-)
+from quintic.checkpoint import WholeCheckpoint, checkpoints, chosen_checkpoint, load_tensors
 from quintic.config import EMBEDDED, Config
 from quintic.console import Console
 from quintic.data.dataset import Dataset, open_dataset
@@ -168,13 +161,7 @@ def load_trained(folder: Path, *, which: str = "newest", device: str = "auto") -
 def _load_trained(folder: Path, which: str, device: str) -> Trained:
     config = run_dir.read_config(folder)
     root = folder / run_dir.CHECKPOINTS
-    if which == "best":
-        best = best_checkpoint(root)
-        if best is None:
-            newest_whole(root)  # raises where there are checkpoints and none of them is whole
-        found = WholeCheckpoint(best, read_state(best), []) if best else None
-    else:
-        found = newest_whole(root)
+    found = chosen_checkpoint(root, which)
     if found is None:
         raise QuinticError(
             f"{folder} has no checkpoint to load: train further with --resume {folder}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quintic.compare.comparison import compare
 from quintic.compare.groups import same_data
 from quintic.compare.runs import read_run
 from quintic.errors import QuinticError
@@ -91,6 +92,18 @@ def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path)
         path.write_text(json.dumps([{**start, "device": device}]))
         found.add(read_run(folder).device)
     assert found == {"cpu (some processor, 1 thread)"}
+
+
+def test_a_run_of_several_datasets_in_one_folder_is_noted(folder: Path) -> None:
+    path = folder / "environment.json"
+    (first,) = json.loads(path.read_text())
+    assert not any("datasets" in note for note in compare([read_run(folder)]).notes)
+    path.write_text(json.dumps([{**first, "data": "another"}, first]))
+    (note,) = (note for note in compare([read_run(folder)]).notes if "datasets" in note)
+    assert note == (
+        f"{folder} was trained on 2 datasets one after the other: its curve joins losses on "
+        "different text"
+    )
 
 
 def test_the_stored_result_of_laptop_is_readable_without_checkpoints() -> None:

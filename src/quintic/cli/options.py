@@ -64,9 +64,18 @@ class Train(_ConfigOptions):
     out: Path | None = None
     """Folder of the run; default runs/RECIPE-N with the next free N."""
     resume: Path | None = None
-    """Continue the run in this folder."""
+    """Continue the run in this folder. With --train.steps, a finished run goes on in a new folder,
+    --out or by default DIR-to-STEPS, from the newest checkpoint that a run of so many steps has
+    too: the one before the cooldown."""
+    fresh_cooldown: bool = False
+    """With --resume and --train.steps: go on from the newest checkpoint, with the learning rate
+    that a run of so many steps has there."""
     force_data: bool = False
-    """Resume on data with another fingerprint."""
+    """Resume on data with another fingerprint: in a new folder, with a new curve."""
+    init_from: Path | None = None
+    """Begin a new run with the weights of the run in this folder, whose model it takes."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """With --init-from: newest, or best by validation loss."""
     auto_resume: bool = False
     """Continue the run in --out where there is one, else start it: for schedulers that run the
     same command again."""

@@ -35,7 +35,7 @@ from quintic.cli.options import (
     Sweep,
     Train,
 )
-from quintic.config import Config, flatten, nearest_name
+from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe
 
@@ -51,6 +51,8 @@ def parse(arguments: list[str]) -> Any:
     name, *rest = arguments or ["--help"]
     recipe, base = _defaults(name, rest) if name in ("train", "sweep") else ("", Config())
     sections: dict[str, Any] = {name: getattr(base, name) for name in SECTIONS}
+    if name == "train" and (init_from := _init_from(rest)) is not None:
+        sections["model"] = init_from.model
     commands = (
         Annotated[Train, subcommand("train", default=Train(recipe, **sections)), arg(name="")]
         | Annotated[Sweep, subcommand("sweep", default=Sweep(recipe, **sections)), arg(name="")]
@@ -83,7 +85,10 @@ def parse(arguments: list[str]) -> Any:
                 "such as --train.compile or --train.no-compile takes no value"
             )
         command = replace(_checked(command, base, rest), recipe=base.recipe)
-    if isinstance(command, Train) and command.resume is None and _continues(rest):
+    if isinstance(command, Train) and _continues(rest):
+        # However it began, it is a run like any other now, and a launcher may start it once more.
+        command = replace(command, force_data=False, fresh_cooldown=False, init_from=None)
+        command = replace(command, checkpoint="newest", auto_resume=True)
         return replace(command, resume=command.out, out=None)
     return command
 
@@ -107,11 +112,12 @@ def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
     of the run to be resumed."""
     named = arguments[0] if arguments and not arguments[0].startswith("-") else None
     resumed = value_of("--resume", arguments) if name == "train" else None
-    if name == "train" and resumed is None and _continues(arguments):
+    if name == "train" and _continues(arguments):
         resumed = value_of("--out", arguments)
     if resumed is None or resumed == "None":
         recipe = named or DEFAULT_RECIPE
-        return recipe, get_recipe(recipe)
+        base = get_recipe(recipe)
+        return recipe, base if _init_from(arguments) else from_the_start(base)
 
     from quintic.run_dir import read_config
 
@@ -125,8 +131,18 @@ def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
     return named or config.recipe, config
 
 
+def _init_from(arguments: list[str]) -> Config | None:
+    """Return the config of the run whose weights a new run begins with."""
+    origin = value_of("--init-from", arguments) or value_of("--init_from", arguments)
+    if origin is None or origin == "None" or _continues(arguments):
+        return None
+    from quintic.run_dir import read_config
+
+    return read_config(Path(origin))
+
+
 def _continues(arguments: list[str]) -> bool:
-    """Return whether a run without --resume continues what is in its --out all the same.
+    """Return whether a run continues what is in its --out, however that began.
 
     Asked for by --auto-resume, and true of every restart that torchrun makes of its own.
     """
@@ -135,6 +151,8 @@ def _continues(arguments: list[str]) -> bool:
         return False
     out = value_of("--out", arguments)
     if out is None:
+        if value_of("--resume", arguments) is not None:
+            return False
         asks = "a restart by torchrun" if restarted else "--auto-resume"
         raise QuinticError(f"{asks} continues the run in --out: name its folder with --out")
     from quintic.run_dir import holds_run

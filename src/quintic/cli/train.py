@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from quintic.cli.options import Train
 from quintic.config.schema import require
 from quintic.console import Console
+from quintic.continuation import continue_run, continued_folder, needs_new_folder, start_from
 from quintic.device import choose_device
 from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.rendezvous import connect, launched_size
@@ -25,11 +27,23 @@ def run(command: Train, arguments: Sequence[str]) -> None:
 
     Of several, this is called once to start them, and once in each of them.
     """
-    if command.resume is not None and command.out is not None:
-        raise QuinticError("--resume continues in its own folder: leave --out away")
+    resumes = command.resume is not None or command.auto_resume
+    for option, given in (
+        ("force-data", command.force_data),
+        ("fresh-cooldown", command.fresh_cooldown),
+    ):
+        require(
+            resumes or not given,
+            f"--{option} is for a run that continues: give --resume, or leave it out",
+        )
     require(
-        command.resume is not None or not command.force_data or command.auto_resume,
-        "--force-data is for a run that continues: give --resume, or leave it out",
+        command.resume is None or command.init_from is None,
+        "--init-from begins a new run and --resume continues one: leave one of them out",
+    )
+    require(
+        command.init_from is not None or command.checkpoint == "newest",
+        f"--checkpoint {command.checkpoint} chooses the weights of --init-from: give that, or "
+        "leave it out",
     )
     require(
         command.max_restarts >= 0, f"--max-restarts is {command.max_restarts}: it must be 0 or more"
@@ -48,9 +62,9 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     if command.procs is not None and not launched:
         from quintic.distributed.launch import launch, process_count
 
-        if command.resume is None and command.out is None:
+        if command.out is None and (out := new_folder(command)) is not None:
             # Chosen here, so that all processes and their restarts have the same.
-            arguments = [*arguments, "--out", str(default_folder(command.recipe))]
+            arguments = [*arguments, "--out", str(out)]
         code = launch(arguments, process_count(command.procs), command.max_restarts)
         raise SystemExit(code)
 
@@ -59,6 +73,26 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     world = connect(choose_device(command.train.device).type)
     with first_failure_speaks(world):
         train_here(command, world)
+
+
+def new_folder(command: Train) -> Path | None:
+    """Return the folder of the run that begins; None where one continues in its own.
+
+    Raises `QuinticError` where a scheduler's next start would not find it.
+    """
+    if command.resume is None:
+        return command.out or default_folder(command.recipe)
+    if command.out is not None:
+        return command.out
+    folder, config = command.resume, command.config
+    begins = command.force_data or command.fresh_cooldown or needs_new_folder(folder, config)
+    require(
+        not (begins and command.auto_resume),
+        # The next start would have to find what this one began.
+        f"{folder} stays as it is, and what goes on from it has a folder of its own, which "
+        f"--auto-resume must know: give --resume {folder} and another --out",
+    )
+    return continued_folder(folder, config.train.steps) if begins else None
 
 
 def train_here(command: Train, world: World) -> None:
@@ -70,8 +104,19 @@ def train_here(command: Train, world: World) -> None:
             "some processes would continue a run and others begin one: give all of them "
             "--auto-resume, the same --out, and a file system that all of them see"
         )
-    if command.resume is not None:
-        run = resume(command.resume, command.config, console, world, force_data=command.force_data)
+    config, folder = command.config, world.on_main(lambda: new_folder(command))
+    if command.resume is not None and folder is not None:
+        run = continue_run(
+            command.resume,
+            config,
+            folder,
+            console,
+            world,
+            force_data=command.force_data,
+            fresh_cooldown=command.fresh_cooldown,
+        )
+    elif command.resume is not None:
+        run = resume(command.resume, config, console, world)
         if run.stopped_early:
             console.line(
                 f"{run.folder} stopped early, at step {run.state.step} of "
@@ -84,9 +129,13 @@ def train_here(command: Train, world: World) -> None:
             all_steps = "its one step is" if steps == 1 else f"all {steps} steps are"
             console.line(f"{run.folder} is complete: {all_steps} done")
             return
+    elif command.init_from is not None:
+        assert folder is not None, "a new run has one"
+        which = command.checkpoint
+        run = start_from(command.init_from, config, folder, console, world, which=which)
     else:
-        folder = command.out or world.on_main(lambda: default_folder(command.recipe))
-        run = start(command.config, folder, console, world)
+        assert folder is not None, "a new run has one"
+        run = start(config, folder, console, world)
     for line in opening_lines(run):
         console.line(line)
     done = train_run(run, console)

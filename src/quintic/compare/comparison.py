@@ -343,6 +343,22 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                     f"{run.steps_planned:,}, by a rule of its own, and its final loss is that of "
                     f"there: {run.stopped_early}"
                 )
+        for run in group.counted:
+            if run.datasets > 1:
+                yield (
+                    f"{run.path} was trained on {run.datasets} datasets one after the other: its "
+                    "curve joins losses on different text"
+                )
+            if anew := run.settings.get("continued_from.anew"):
+                yield (
+                    f"{run.path} goes on from {run.settings['continued_from.run']}, which trained "
+                    f"its first {anew:,} steps otherwise: on other data or at other learning rates"
+                )
+            if origin := run.settings.get("init_from.run"):
+                yield (
+                    f"{run.path} began with the weights of {origin} at step "
+                    f"{run.settings['init_from.at_step']:,}"
+                )
         for run in group.repeated:
             yield (
                 f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"

@@ -64,6 +64,8 @@ class RunRecord:
     validations: tuple[Validation, ...]
     """Finite losses, in the order of their steps; at least one unless the run diverged."""
     data: DatasetIdentity = field(default_factory=DatasetIdentity)
+    datasets: int = 1
+    """Datasets that it was trained on in one folder, which quintic 0.1 let --force-data do."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The config by dotted names; empty for a log."""
     program_sha256: str | None = None

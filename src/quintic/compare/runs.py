@@ -52,7 +52,8 @@ def read_run(path: Path) -> RunRecord:
             f"{'without one' if records else 'empty or missing'}): train it further with "
             f"--resume {path}, or leave it out"
         )
-    environment = [{}, *run_dir.read_environments(path)][-1]
+    starts = run_dir.read_environments(path)
+    environment = [{}, *starts][-1]
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
     stopped_early = [{}, *records][-1].get(STOPPED_EARLY)
@@ -63,6 +64,7 @@ def read_run(path: Path) -> RunRecord:
         source="quintic",
         validations=tuple(validations),
         data=_identity(config, environment),
+        datasets=len({start["data"] for start in starts if start.get("data")}) or 1,
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
         stopped_at=None if stopped_early is None else records[-1]["step"],

@@ -21,7 +21,10 @@ from quintic.config.optim import SGDConfig as SGDConfig
 from quintic.config.optim import ShampooConfig as ShampooConfig
 from quintic.config.optim import SOAPConfig as SOAPConfig
 from quintic.config.optim import matrix_optimizers as matrix_optimizers
+from quintic.config.origin import ContinuedFrom as ContinuedFrom
+from quintic.config.origin import InitFrom as InitFrom
 from quintic.config.run import Config as Config
+from quintic.config.run import from_the_start as from_the_start
 from quintic.config.run import resolve_eot as resolve_eot
 from quintic.config.run import resolve_vocabulary as resolve_vocabulary
 from quintic.config.schema import differing_fields as differing_fields

@@ -223,13 +223,13 @@ CUSTOM = Accepted(_names_a_class, "MODULE:Class")
 class ScheduleConfig(Section, name="optim.schedule"):
     """Learning rate over the run, as a factor of each optimizer's own."""
 
-    kind: Literal["trapezoid", "cosine"] = "trapezoid"
+    kind: Literal["trapezoid", "cosine"] = setting("trapezoid", resume="schedule")
     """trapezoid: warm-up, constant, linear to zero; cosine: warm-up, half a cosine to zero."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: NonNegativeInt = setting(0, resume="schedule")
     """Steps of linear warm-up."""
     cooldown_fraction: Annotated[
         float, Rule(lambda share: 0 <= share <= 1, "it must be from 0 to 1")
-    ] = setting(0.28, part_of={"optim.schedule.kind": "trapezoid"})
+    ] = setting(0.28, resume="schedule", part_of={"optim.schedule.kind": "trapezoid"})
     """Share of all steps over which the trapezoid falls to zero."""
 
 

@@ -11,6 +11,7 @@ from quintic import __version__
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
 from quintic.config.optim import OptimConfig, matrix_optimizers
+from quintic.config.origin import ContinuedFrom, InitFrom
 from quintic.config.schema import (
     RENAMED,
     build,
@@ -39,6 +40,8 @@ class Config:
     data: DataConfig = section(DataConfig)
     optim: OptimConfig = section(OptimConfig)
     train: TrainConfig = section(TrainConfig)
+    continued_from: ContinuedFrom = section(ContinuedFrom)
+    init_from: InitFrom = section(InitFrom)
 
     def __post_init__(self) -> None:
         check_effects(self)
@@ -185,6 +188,27 @@ def _from_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in without_effect(Config, found):
         found.pop(name, None)
     return found
+
+
+def from_the_start(config: Config) -> Config:
+    """Return the config for a run that begins at step 0 with drawn weights, although it may be that
+    of one which goes on from another, exactly.
+
+    Raises `QuinticError` where it says only how a run went on.
+    """
+    origin, init = config.continued_from, config.init_from
+    require(
+        init.run is None,
+        f"the config is that of a run which began with the weights of {init.run}: name its folder "
+        "with --init-from",
+    )
+    require(
+        origin.anew == 0,
+        f"the config is that of a run which went on from {origin.run} at step {origin.anew}, on "
+        "other data or at other learning rates, and says nothing of the steps before: take "
+        "continued_from out of it",
+    )
+    return replace(config, continued_from=ContinuedFrom())
 
 
 def resolve_vocabulary(config: Config, dataset_vocabulary: int | None) -> Config:

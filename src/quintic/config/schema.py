@@ -57,8 +57,9 @@ class Facts:
     """Says what is true of a field, whatever its value is."""
 
     default: Any = None
-    resume: Literal["fixed", "free"] = "fixed"
-    """free: a resume may change it, since it changes nothing of what is computed but rounding."""
+    resume: Literal["fixed", "free", "schedule"] = "fixed"
+    """free: a resume may change it, since it changes nothing of what is computed but rounding;
+    schedule: as long as everything that changes from step to step was the same so far."""
     compare: Literal["shown", "ignored"] = "shown"
     """ignored: it tells no runs apart, since it changes neither a loss nor the time counted."""
     ranks: Literal["same", "own"] = "same"

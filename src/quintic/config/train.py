@@ -22,7 +22,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float64"]
 class TrainConfig(Section, name="train"):
     """How long, how fast, on what, and what is kept."""
 
-    steps: PositiveInt = 5100
+    steps: PositiveInt = setting(5100, resume="schedule")
     """Optimizer steps."""
     batch_tokens: PositiveInt = 524_288
     """Tokens of the global batch of one step."""
@@ -91,6 +91,9 @@ class TrainConfig(Section, name="train"):
     """Steps between checkpoints; the end and a stop always save one."""
     keep_checkpoints: PositiveInt = setting(2, resume="free", compare="ignored")
     """Newest checkpoints kept; the best by validation loss is kept besides."""
+    keep_before_cooldown: bool = setting(True, resume="free", compare="ignored")
+    """Save a checkpoint where the trapezoid is about to fall, and keep it: a run of more steps goes
+    on from there."""
     log_every: PositiveInt = setting(1, resume="free", compare="ignored")
     """Steps between the training losses that are written; all are checked for being finite."""
     tensorboard: bool = setting(True, resume="free", compare="ignored")

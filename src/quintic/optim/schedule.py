@@ -100,11 +100,7 @@ class Scheduled(NamedTuple):
 
 
 def scheduled(config: Config, step: int) -> Scheduled:
-    """Return all of a step; the one after the last is that of a trained model.
-
-    A checkpoint may be continued with another number of steps exactly where the steps already done
-    would have been the same.
-    """
+    """Return all of a step; the one after the last is that of a trained model."""
     muon, model = config.optim.muon, config.model
     return Scheduled(
         lr_factor=lr_factor(config, step),
@@ -117,3 +113,28 @@ def scheduled(config: Config, step: int) -> Scheduled:
             step, steps=config.train.steps, tokens=config.train.mtp_tokens
         ),
     )
+
+
+def steps_alike(one: Config, other: Config) -> int:
+    """Return how many steps from the first on two runs have in common, as far as schedules decide.
+
+    A checkpoint of one of them is a checkpoint of the other too, exactly where it is of no later
+    step. Steps that were trained otherwise than the config says do not count as different.
+    """
+    most = min(one.train.steps, other.train.steps)
+    steps = range(one.continued_from.anew, most)
+    return next((step for step in steps if scheduled(one, step) != scheduled(other, step)), most)
+
+
+def steps_before_cooldown(config: Config) -> int | None:
+    """Return the steps of a trapezoid after which it falls, which every longer run has too; None
+    where there are none.
+
+    The cooldown's first step is still at the full rate. Where something else depends on the length
+    of the run, longer runs have no steps in common with it.
+    """
+    steps, cooldown = config.train.steps, config.cooldown_steps
+    others = config.train.batch_stages > 1 or config.train.mtp_tokens > 1
+    if not 0 < cooldown < steps or others or config.model.window_start is not None:
+        return None
+    return steps - cooldown + 1
