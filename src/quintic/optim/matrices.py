@@ -25,22 +25,14 @@ class Matrices:
     """Of each part that is orthogonalised apart."""
     columns: int
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Return the (rows, columns) of every matrix."""
-        each = 1 if self.batch is None else self.batch
-        return [(rows, self.columns) for rows in self.rows] * each
+    def views(self, tensor: Tensor, rows: Sequence[int]) -> list[list[Tensor]]:
+        """Return the parts of every matrix of the parameter, or of what is cut as it is, as views.
 
-    def views(self, tensor: Tensor) -> list[Tensor]:
-        """Return every matrix of the parameter, or of what is cut as it is, as a view.
-
-        Kernels of a convolution keep their axes. Where a matrix has one part, the tensor may hold
-        some rows of it only.
+        `rows` has how many of each part the tensor has, which may be a process's share of a larger
+        one. Kernels of a convolution keep their axes.
         """
-        each = [tensor] if self.batch is None else list(tensor.unbind())
-        if len(self.rows) == 1:
-            return each
-        return [part for one in each for part in one.split(self.rows)]
+        each = [tensor] if self.batch is None else tensor.unbind()
+        return [list(one.split(list(rows))) for one in each]
 
 
 def matrices_of(shape: Sequence[int], *, flatten: bool = False, split: Split = None) -> Matrices:

@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from quintic.config import MuonConfig
 from quintic.errors import QuinticError
-from quintic.optim.matrices import Split, matrices_of
-from quintic.optim.matrix_optimizer import Groups, Orthogonalize, Placement, WholeMatrices
+from quintic.optim.dtensor import finite_everywhere, like, zeros
+from quintic.optim.foreign_state import momenta_of
+from quintic.optim.matrices import Split
+from quintic.optim.matrix_optimizer import Groups, Placement
 from quintic.optim.muon_checks import (
     NONFINITE,
     check_gradient,
@@ -36,7 +38,6 @@ from quintic.optim.muon_checks import (
     check_options,
     check_state_dict,
     name_of,
-    whole_shapes,
 )
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
@@ -46,13 +47,11 @@ from quintic.optim.newton_schulz import (
     newton_schulz_dtype,
     polynomial_for,
 )
+from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
+from quintic.optim.whole import Orthogonalize, WholeMatrices, shared_work
 
 STATE = ("momentum", "second_moment")
 """The names of a parameter's state; the second is NorMuon's."""
-
-STACK_ELEMENTS = 2**24
-"""Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
-stacks or so, stay small beside the weights."""
 
 
 def update_scale(scale: str, rows: int, columns: int) -> float:
@@ -112,6 +111,9 @@ NORMUON_EPS = 1e-10
 frobenius_norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
 """The norm of each matrix of a stack, [n, 1, 1]."""
 
+row_mean_of = partial(torch.mean, dim=-1, keepdim=True)
+"""The mean of each row of a stack, [n, r, 1]."""
+
 
 def normalize_neurons(
     update_nrc: Tensor,
@@ -119,6 +121,7 @@ def normalize_neurons(
     *,
     beta2: float,
     norm: Callable[[Tensor], Tensor] = frobenius_norm,
+    row_mean: Callable[[Tensor], Tensor] = row_mean_of,
 ) -> Tensor:
     """Divide the rows of an update [n, r, c] by their root second moment, NorMuon's other half.
 
@@ -134,11 +137,11 @@ def normalize_neurons(
     it is off by the same factor in every row, which the last line cancels. That line keeps the norm
     that the update came with, as the authors' code does, so that Muon's scales and learning rates
     stay valid. The paper gives all entries a root mean square of 0.2 instead: the scale `rms`.
-    Where the stack holds some rows only, `norm` gives the norms of the whole matrices.
+    Where the stack holds parts only, `norm` and `row_mean` are those of the whole matrices.
     Source: Li et al., https://arxiv.org/abs/2510.05491
     """
     norm_n11 = norm(update_nrc)
-    second_moment_nr1.lerp_(update_nrc.square().mean(dim=-1, keepdim=True), 1 - beta2)
+    second_moment_nr1.lerp_(row_mean(update_nrc.square()), 1 - beta2)
     normalized_nrc = update_nrc / (second_moment_nr1.sqrt() + NORMUON_EPS)
     new_norm_n11 = norm(normalized_nrc)
     result: Tensor = normalized_nrc * (norm_n11 / (new_norm_n11 + NORMUON_EPS))
@@ -181,17 +184,6 @@ def add_scaled(tensors: Tensors, others: Tensors, factor: float | Tensor) -> Non
     torch._foreach_add_(tensors, others, alpha=factor)
 
 
-class _Matrix(NamedTuple):
-    """Holds views of one matrix of a parameter, or of its rows here, and of what belongs to it."""
-
-    weight: Tensor
-    """With the parameter's axes: kernels of a convolution have four."""
-    gradient: Tensor
-    buffer: Tensor
-    second_moment: Tensor | None
-    """NorMuon's [r, 1], where it is asked for."""
-
-
 class Muon(torch.optim.Optimizer):
     """Orthogonalises the momentum of every weight matrix, as a `torch.optim.Optimizer`.
 
@@ -215,6 +207,12 @@ class Muon(torch.optim.Optimizer):
     A parameter without a gradient or frozen (`requires_grad` False) is left as it is, its momentum
     too. Matrices of one shape are stacked for the time of a step and orthogonalised in batches;
     state belongs to the parameter, `state[p]["momentum"]`, and is made by its first step.
+
+    On several processes that have the same weights and the same summed gradients, as under
+    DistributedDataParallel, `process_group`, a group or True for the default one, gives each
+    matrix to one process and the update to all; without it every process computes everything.
+    Parameters that are DTensors, as under FSDP2, need nothing: how they lie says who does what.
+    All processes must then have gradients of the same parameters.
 
     `compile` compiles the update, `polynomial` replaces the products of Newton-Schulz. Where
     parameters are rows of larger matrices, a group names the whole ones' `shapes`, and `whole`
@@ -242,6 +240,7 @@ class Muon(torch.optim.Optimizer):
         nonfinite: str = "propagate",
         compile: bool = False,
         polynomial: GramPolynomial = gram_polynomial,
+        process_group: Any = None,
         whole: WholeMatrices | None = None,
     ) -> None:
         defaults = {
@@ -269,6 +268,7 @@ class Muon(torch.optim.Optimizer):
             "nonfinite": nonfinite,
             "compile": compile,
             "polynomial": polynomial,
+            "process_group": process_group,
             "whole": whole,
         }
         super().__init__(params, defaults)
@@ -332,86 +332,57 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(group, self._matrices(group)) for group in self.param_groups]
+        for group in self.param_groups:
+            for p, gradient, _ in to_update(group):
+                check_gradient(gradient, p, self.param_groups)
         if self._may_step():
-            for group, by_shape in groups:
-                for (shape, *_), matrices in by_shape.items():
-                    most = max(1, STACK_ELEMENTS // math.prod(shape))
-                    for start in range(0, len(matrices), most):
-                        self._update_stack(group, shape, matrices[start : start + most])
+            whole = self._outside_groups["whole"] or shared_work(
+                self._outside_groups["process_group"]
+            )
+            for group in self.param_groups:
+                for stack in stacks_of(group, partial(self._state_of, group=group), whole):
+                    self._update_stack(group, stack)
         return loss
 
     def allocate_state(self) -> None:
         """Create the state of all parameters that are not frozen, as their first steps would."""
         for group in self.param_groups:
             for p in group["params"]:
-                if not _frozen(p):
+                if not frozen(p):
                     self._state_of(p, group)
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(
-                p, dtype=group["momentum_dtype"], memory_format=torch.contiguous_format
-            )
+            state["momentum"] = zeros(p, p.shape, group["momentum_dtype"] or p.dtype)
         if group["normuon"] and "second_moment" not in state:
             rows = p.shape[:1] if group["flatten"] else p.shape[:-1]
-            state["second_moment"] = state["momentum"].new_zeros(*rows, 1)
+            state["second_moment"] = zeros(p, (*rows, 1), state["momentum"].dtype)
         return state
-
-    def _matrices(self, group: dict[str, Any]) -> dict[Any, list[_Matrix]]:
-        """Return the matrices of a group that have a gradient, by whole shape, device and types."""
-        found: dict[Any, list[_Matrix]] = {}
-        for p, gradient, whole_shape in _to_update(group):
-            check_gradient(gradient, p, self.param_groups)
-            state = self._state_of(p, group)
-            cut = matrices_of(whole_shape, flatten=group["flatten"], split=group["split"])
-            moments: list[Tensor | None] = [None] * len(cut.shapes)
-            if group["normuon"]:
-                moments = list(cut.views(state["second_moment"]))
-            for shape, weight, part, buffer, moment in zip(
-                cut.shapes,
-                cut.views(p.detach()),
-                cut.views(gradient),
-                cut.views(state["momentum"]),
-                moments,
-                strict=True,
-            ):
-                matrix = _Matrix(weight, part.flatten(1), buffer.flatten(1), moment)
-                key = shape, p.device, p.dtype, part.dtype, buffer.dtype
-                found.setdefault(key, []).append(matrix)
-        return found
 
     def _may_step(self) -> bool:
         """Return whether `nonfinite` lets this step be done."""
         nonfinite = self._outside_groups["nonfinite"]
         if nonfinite == "propagate":
             return True
-        found = [(p, g) for group in self.param_groups for p, g, _ in _to_update(group)]
-        if not found:
-            return True
-        norms = torch._foreach_norm([gradient for _, gradient in found], math.inf)
-        home = norms[0].device
-        finite = torch.stack([norm.isfinite().to(home) for norm in norms]).tolist()
+        found = [(p, g) for group in self.param_groups for p, g, _ in to_update(group)]
+        finite = finite_everywhere(found)
         if nonfinite == "raise" and not all(finite):
             bad = [p for (p, _), good in zip(found, finite, strict=True) if not good]
             names = ", ".join(name_of(p, self.param_groups) for p in bad)
             raise QuinticError(f"Muon: the gradient of {names} is not finite")
         return all(finite)
 
-    def _update_stack(
-        self, group: dict[str, Any], shape: tuple[int, int], stack: list[_Matrix]
-    ) -> None:
+    def _update_stack(self, group: dict[str, Any], stack: Stack) -> None:
         """Update matrices of one whole shape."""
-        (rows, columns), whole = shape, self._outside_groups["whole"]
-        weights = [matrix.weight for matrix in stack]
+        (rows, columns), whole, weights = stack.shape, stack.whole, stack.weights
         update, momentum = muon_update, group["momentum"]
-        if self._outside_groups["compile"]:
+        if self._outside_groups["compile"] and whole is None:
             # As a tensor, since a compiled function is compiled again for every new number.
             update, momentum = _compiled_update(), torch.as_tensor(momentum, dtype=torch.float64)
         update_nrc = update(
-            [matrix.gradient for matrix in stack],
-            [matrix.buffer for matrix in stack],
+            stack.gradients,
+            stack.buffers,
             momentum=momentum,
             nesterov=group["nesterov"],
             ns_steps=group["ns_steps"],
@@ -421,13 +392,11 @@ class Muon(torch.optim.Optimizer):
             polynomial=self._outside_groups["polynomial"],
             on_whole=None if whole is None else partial(whole.apply, rows=rows),
         )
-        if moments := [m.second_moment for m in stack if m.second_moment is not None]:
-            second_moment_nr1 = torch.stack(moments)
-            norm = frobenius_norm if whole is None else whole.norm
-            update_nrc = normalize_neurons(
-                update_nrc, second_moment_nr1, beta2=group["beta2"], norm=norm
-            )
-            torch._foreach_copy_(moments, second_moment_nr1.unbind())
+        if stack.moments:
+            moment_nr1 = torch.stack(stack.moments)
+            sums = {} if whole is None else {"norm": whole.norm, "row_mean": whole.row_mean}
+            update_nrc = normalize_neurons(update_nrc, moment_nr1, beta2=group["beta2"], **sums)
+            torch._foreach_copy_(stack.moments, moment_nr1.unbind())
         updates = [u.view(w.shape) for w, u in zip(weights, update_nrc.unbind(), strict=True)]
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         if group["weight_decay"]:
@@ -438,22 +407,30 @@ class Muon(torch.optim.Optimizer):
                 multiply(weights, 1 - decay)
         add_scaled(weights, updates, -lr * update_scale(group["scale"], rows, columns))
 
+    def load_foreign(
+        self, state: Mapping[str, Any], kind: str, *, momentum: float | None = None
+    ) -> str:
+        """Take over the momentum of another Muon; return in words what was converted.
+
+        `kind` is torch or muon-optimizer, with `state` a state dict of theirs over the same
+        parameters, or keras or optax, with the momentum arrays by the names of the parameters here.
+        Averages become sums by a division by 1 - `momentum`, by default that of the other's groups
+        or else of these; kernels (in, out) are transposed. Options are not taken over.
+
+        Raises `QuinticError`, and loads nothing, where a parameter has none or another shape.
+        """
+        found, words = momenta_of(state, kind, self.param_groups, momentum)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in found:
+                    value = found[p].to(p.device, group["momentum_dtype"] or p.dtype)
+                    self.state[p]["momentum"] = like(value, p)
+        return words
+
 
 @cache
 def _compiled_update() -> Callable[..., Tensor]:
     return torch.compile(muon_update, dynamic=False)
-
-
-def _to_update(group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
-    """Yield (parameter, gradient, whole shape) of those with a gradient that are not frozen."""
-    for p, shape in zip(group["params"], whole_shapes(group), strict=True):
-        if p.grad is not None and not _frozen(p):
-            yield p, p.grad, shape
-
-
-def _frozen(p: Tensor) -> bool:
-    # A master weight that another library made, which is no module's, need not require gradients.
-    return isinstance(p, nn.Parameter) and not p.requires_grad
 
 
 def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon:

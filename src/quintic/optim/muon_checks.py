@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from quintic.errors import QuinticError
+from quintic.optim.dtensor import parts_of
 from quintic.optim.matrices import matrices_of
 from quintic.optim.newton_schulz import COEFFICIENTS
+from quintic.optim.stacks import Group, whole_shapes
 
 SCALES = ("max_dim", "aspect", "rms", "none")
 NONFINITE = ("propagate", "raise", "skip")
-
-Group = dict[str, Any]
-"""A parameter group of an optimizer."""
 
 
 def name_of(parameter: Tensor, groups: Iterable[Group]) -> str:
@@ -32,12 +32,6 @@ def name_of(parameter: Tensor, groups: Iterable[Group]) -> str:
                 return str(names[place]) if names else f"parameter {number} {list(p.shape)}"
             number += 1
     raise KeyError("the optimizer does not have this parameter")
-
-
-def whole_shapes(group: Group) -> list[tuple[int, ...]]:
-    """Return the shapes of a group's parameters; where they are rows of larger ones, of those."""
-    shapes: list[tuple[int, ...]] | None = group.get("shapes")
-    return shapes or [tuple(p.shape) for p in group["params"]]
 
 
 def check_options(group: Mapping[str, Any]) -> None:
@@ -72,7 +66,9 @@ def check_new_group(group: Group, others: list[Group]) -> None:
         if reason := _not_real_and_dense(p):
             raise QuinticError(f"Muon: {name_of(p, groups)} is {reason}")
         try:
-            matrices_of(shape, flatten=group["flatten"], split=group["split"])
+            cut = matrices_of(shape, flatten=group["flatten"], split=group["split"])
+            if isinstance(p, DTensor):
+                parts_of(p, cut)
         except ValueError as error:
             name = name_of(p, groups)
             raise QuinticError(f"Muon: {name} has the shape {list(shape)}: {error}") from None
@@ -122,6 +118,11 @@ def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
         raise QuinticError(
             f"Muon: the state of {name} has {', '.join(map(str, state))} and not momentum: it is "
             "another optimizer's; see Muon.load_foreign"
+        )
+    if isinstance(state["momentum"], DTensor) != isinstance(p, DTensor):
+        raise QuinticError(
+            f"Muon: {name} and its momentum must both be DTensors or neither; "
+            "torch.distributed.checkpoint.state_dict converts between them"
         )
     if state["momentum"].shape != p.shape:
         raise QuinticError(
