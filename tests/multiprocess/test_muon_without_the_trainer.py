@@ -20,6 +20,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from quintic.distributed.world import World
@@ -213,6 +218,36 @@ def test_any_placement_equals_one_process() -> None:
                 p.grad = start(sizes, step + 1)
                 muon.step()
             np.testing.assert_allclose(found, array(p), rtol=0, atol=1e-9)
+
+
+def two_layers() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(6, 10, False), nn.Tanh(), nn.Linear(10, 6, False)).double()
+    for p in net.parameters():
+        nn.init.trunc_normal_(p, generator=torch.Generator().manual_seed(0))
+    return net
+
+
+def train_two_layers(net: nn.Module, part: int, parts: int) -> list[Any]:
+    muon = Muon(net.named_parameters(), lr=0.1, scale="aspect", normuon=True)
+    for step in range(2):
+        muon.zero_grad()
+        net(start((4, 6), step).chunk(parts)[part]).square().mean().backward()
+        muon.step()
+    return [array(p) for p in net.parameters()]
+
+
+def over_tensor_parallelism(world: World) -> list[Any]:
+    mesh, net = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor")), two_layers()
+    parallelize_module(net, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    fully_shard(net, mesh=mesh["data"])  # rows of rows, and rows of columns
+    return train_two_layers(net, world.rank // 2, 2)
+
+
+def test_fsdp2_over_tensor_parallelism_equals_one_process() -> None:
+    expected = train_two_layers(two_layers(), 0, 1)
+    for ranks in run_world(4, over_tensor_parallelism):
+        for found, right in zip(ranks, expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=0, atol=1e-9)
 
 
 def refused(world: World) -> list[str]:

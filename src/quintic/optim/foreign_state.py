@@ -86,13 +86,15 @@ def momenta_of(
 def _by_name(
     arrays: Mapping[str, Any], groups: list[Group]
 ) -> dict[Tensor, tuple[Tensor, float | None]]:
-    # By way of doubles, which hold every number of other precisions, also those NumPy has not.
-    return {
-        p: (torch.from_numpy(np.array(arrays[name], dtype=np.float64)), None)
-        for group in groups
-        for p in group["params"]
-        if (name := name_of(p, groups)) in arrays
-    }
+    found: dict[Tensor, tuple[Tensor, float | None]] = {}
+    for group in groups:
+        for p in group["params"]:
+            if (array := arrays.get(name_of(p, groups))) is not None:
+                if not isinstance(array, Tensor):
+                    # Doubles hold every number of the precisions that PyTorch does not know.
+                    array = torch.from_numpy(np.array(array, dtype=np.float64))
+                found[p] = array, None
+    return found
 
 
 def _from_state_dict(
