@@ -128,10 +128,11 @@ def test_adamw_takes_everything_where_the_matrices_are_its_own(architecture: str
         ("max_dim", 4.0, 8.0, 8.0),
         ("aspect", 1.0, 2.0, 1.0),
         ("rms", 0.8, 1.6, 1.6),
+        ("none", 1.0, 1.0, 1.0),
     ],
 )
 def test_effective_learning_rates_of_each_scale(
-    scale: Literal["max_dim", "aspect", "rms"], square: float, tall: float, wide: float
+    scale: Literal["max_dim", "aspect", "rms", "none"], square: float, tall: float, wide: float
 ) -> None:
     specs = table("gpt", OptimConfig(muon=MuonConfig(lr=0.01, scale=scale)))
     for matrix, factor in (("attention.q", square), ("mlp.up", tall), ("mlp.down", wide)):

@@ -89,14 +89,15 @@ class MuonConfig(Section, name="optim.muon"):
     """Steps over which the momentum rises linearly from 0.85; 0: constant."""
     nesterov: bool = True
     """Orthogonalise gradient + momentum * buffer instead of the buffer."""
-    scale: Literal["max_dim", "aspect", "rms"] = "max_dim"
+    scale: Literal["max_dim", "aspect", "rms", "none"] = "max_dim"
     """Factor of the update of a (rows, columns) matrix: max_dim sqrt(max(r, c)), the original's;
-    aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate."""
+    aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate; none."""
     ns_steps: PositiveInt = 5
     """Newton-Schulz iterations."""
-    ns_coefficients: Literal["quintic", "polar_express"] = "quintic"
+    ns_coefficients: Literal["quintic", "polar_express", "dion"] = "quintic"
     """Of Newton-Schulz: quintic, the original's, the same in every iteration; polar_express, a
-    sequence of eight, of which fewer iterations use the first and more repeat the last."""
+    sequence of eight, and dion, one of five, of which fewer iterations use the first and more
+    repeat the last."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Precision of Newton-Schulz; auto: bfloat16 on GPUs, the weights' own elsewhere."""
     kernel: Literal["auto", "torch", "triton"] = setting("auto", resume="free")

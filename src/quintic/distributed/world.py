@@ -9,6 +9,7 @@ Shapes: N processes, L elements of one of them.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,14 +90,14 @@ class World:
         work = _all_gather(parts_NL.view(-1), parts_NL[self.rank], async_op=True)
         return AsyncCollective(work, lambda: parts_NL)
 
-    def all_to_all(self, parts_NL: Tensor) -> Tensor:
-        """All-to-all: row i goes to rank i; row i of the result came from rank i."""
+    def exchange(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """All-to-all: part i goes to rank i; those that came, of these shapes, in their order."""
         if self.size == 1:
-            return parts_NL
-        self._count(parts_NL)
-        received_NL = torch.empty_like(parts_NL)
-        dist.all_to_all_single(received_NL, parts_NL)
-        return received_NL
+            return list(parts)
+        self.sent_bytes += sum(
+            part.numel() * part.element_size() for i, part in enumerate(parts) if i != self.rank
+        )
+        return exchange(parts, shapes)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, the same on each; changes the tensor."""
@@ -235,6 +236,24 @@ def error_words(error: BaseException) -> str:
 def _single(new_name: str, old_name: str) -> Any:
     """A collective on one tensor; PyTorch 2.13 gave them new names."""
     return getattr(dist, new_name, None) or getattr(dist, old_name)
+
+
+def exchange(
+    parts: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: Any = None
+) -> list[Tensor]:
+    """Send a tensor to each rank of a group; return those that came, which have these shapes."""
+    sent = torch.cat([part.reshape(-1) for part in parts])
+    sizes = [math.prod(shape) for shape in shapes]
+    received = sent.new_empty(sum(sizes))
+    dist.all_to_all_single(received, sent, sizes, [p.numel() for p in parts], group=group)
+    return [r.view(*shape) for r, shape in zip(received.split(sizes), shapes, strict=True)]
+
+
+def all_gather(own: Tensor, group: Any) -> Tensor:
+    """Return what all ranks of a group have, of one shape, one behind the other."""
+    gathered = own.new_empty(dist.get_world_size(group) * len(own), *own.shape[1:])
+    _all_gather(gathered, own, group=group)
+    return gathered
 
 
 _reduce_scatter = _single("reduce_scatter_single", "reduce_scatter_tensor")

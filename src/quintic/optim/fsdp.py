@@ -13,16 +13,16 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from quintic.distributed.world import World, local_rows
 from quintic.model.base import LanguageModel
-from quintic.optim.matrix_optimizer import Orthogonalize, facts_of
+from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.param_groups import ParamSpec
 from quintic.optim.step import BuildOptimizers, Stepper, clip_shards, require_gradients
+from quintic.optim.whole import Orthogonalize, at_owners, chunk_sizes
 
 
 def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
@@ -42,12 +42,7 @@ def shard_model(model: LanguageModel, world: World, device: torch.device) -> Non
 
 
 class WholeAtOwners:
-    """Brings matrices together of which every rank has some rows, for Muon.
-
-    The matrices of a stack are dealt out: each rank gets the rows of its own ones from all others,
-    applies the function, and sends the rows back. Each matrix travels twice, as much as the
-    gradient's reduce-scatter and the weights' all-gather.
-    """
+    """Brings matrices together of which every rank has some rows, for Muon."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -57,19 +52,16 @@ class WholeAtOwners:
         squares_n11 = part_nlc.square().sum(dim=(-2, -1), keepdim=True)
         return self._world.all_reduce(squares_n11).sqrt()
 
+    def row_mean(self, part_nlc: Tensor) -> Tensor:
+        """Return the mean of each row, [n, l, 1]: rows are whole."""
+        return part_nlc.mean(dim=-1, keepdim=True)
+
     def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
         """Apply `function` to n matrices of `rows` rows; l of each are here and come back."""
-        size, (n, here, columns) = self._world.size, part_nlc.shape
-        each, most = -(-n // size), -(-rows // size)
-        # Padded to N * each matrices of N * most rows, so that all messages have one size.
-        padded = F.pad(part_nlc, (0, 0, 0, most - here, 0, size * each - n))
-        received = self._world.all_to_all(padded.view(size, each * most * columns).contiguous())
-        # [from rank, matrix, its rows, c] -> [matrix, rows of all ranks, c]
-        whole_erc = received.view(size, each, most, columns).transpose(0, 1).flatten(1, 2)[:, :rows]
-        done_erc = F.pad(function(whole_erc), (0, 0, 0, size * most - rows))
-        back = done_erc.view(each, size, most, columns).transpose(0, 1).contiguous()
-        returned = self._world.all_to_all(back.view(size, -1))
-        return returned.view(size * each, most, columns)[:n, :here]
+        world, sizes = self._world, chunk_sizes(rows, self._world.size)
+        return at_owners(
+            function, part_nlc, axis=1, sizes=sizes, rank=world.rank, exchange=world.exchange
+        )
 
 
 class FsdpStepper(Stepper):

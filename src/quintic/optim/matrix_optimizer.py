@@ -13,31 +13,20 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quintic.config import CustomConfig, MatrixOptimizer, OptimConfig, matrix_optimizers
 from quintic.errors import QuinticError
+from quintic.optim.whole import WholeMatrices
 
 Groups = list[dict[str, Any]]
 """Parameter groups with `names`, `shapes`, `lr`, `base_lr` and `weight_decay`."""
-
-Orthogonalize = Callable[[Tensor], Tensor]
-
-
-class WholeMatrices(Protocol):
-    """Does what needs whole matrices, for stacks of which a process has l rows each."""
-
-    def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
-        """Apply a function to whole matrices [n, rows, c]; return the same rows of its result."""
-
-    def norm(self, part_nlc: Tensor) -> Tensor:
-        """Return the Frobenius norm of each whole matrix, [n, 1, 1]."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""Muon: momentum, orthogonalised by Newton-Schulz. The mathematics, for one process.
+"""Muon: momentum, orthogonalised by Newton-Schulz.
 
     buffer = momentum * buffer + gradient
     update = orthogonalize(gradient + momentum * buffer)        (Nesterov; else of the buffer)
     weight = (1 - lr * weight_decay) * weight - lr * scale(r, c) * update
                               (`cautious` decays only some entries: see `decay_cautiously`)
+
+`muon_update` is the mathematics and `Muon` the optimizer, for any training loop and for ours.
+Shapes: n matrices of r rows and c columns.
 
 Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in the record of
 2024-10-14. `docs/muon.md` has the mathematics, the scales and what people get wrong.
@@ -12,17 +15,30 @@ Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from quintic.config import MuonConfig
-from quintic.optim.matrix_optimizer import Groups, Orthogonalize, Placement, WholeMatrices
+from quintic.errors import QuinticError
+from quintic.optim.dtensor import finite_everywhere, like, zeros
+from quintic.optim.foreign_state import momenta_of
+from quintic.optim.matrices import Split
+from quintic.optim.matrix_optimizer import Groups, Placement
+from quintic.optim.muon_checks import (
+    NONFINITE,
+    check_gradient,
+    check_new_group,
+    check_options,
+    check_state_dict,
+    name_of,
+)
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     GramPolynomial,
@@ -31,10 +47,11 @@ from quintic.optim.newton_schulz import (
     newton_schulz_dtype,
     polynomial_for,
 )
+from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
+from quintic.optim.whole import Orthogonalize, WholeMatrices, shared_work
 
-STACK_ELEMENTS = 2**24
-"""Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
-stacks or so, stay small beside the weights."""
+STATE = ("momentum", "second_moment")
+"""The names of a parameter's state; the second is NorMuon's."""
 
 
 def update_scale(scale: str, rows: int, columns: int) -> float:
@@ -46,24 +63,13 @@ def update_scale(scale: str, rows: int, columns: int) -> float:
         "max_dim": math.sqrt(max(rows, columns)),
         "aspect": math.sqrt(max(1.0, rows / columns)),
         "rms": 0.2 * math.sqrt(max(rows, columns)),
+        "none": 1.0,
     }[scale]
 
 
-class _Stack(NamedTuple):
-    """Holds matrices of one shape that are updated at once."""
-
-    group: dict[str, Any]
-    shape: tuple[int, ...]
-    """The whole matrices' shape."""
-    params: list[nn.Parameter]
-    buffer_nrc: Tensor
-    second_moment_nr1: Tensor | None
-    """NorMuon's, where it is asked for."""
-
-
 def muon_update(
-    G_nrc: Tensor,
-    buffer_nrc: Tensor,
+    gradients: list[Tensor],
+    buffers: list[Tensor],
     *,
     momentum: float | Tensor,
     nesterov: bool,
@@ -73,14 +79,18 @@ def muon_update(
     polynomial: GramPolynomial = gram_polynomial,
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return the orthogonal update of a stack of matrices [n, r, c]; change the buffer.
+    """Return the orthogonal update [n, r, c] of n matrices [r, c]; change their buffers.
 
     Pure mathematics: no learning rate, no scale, no communication. An all-zero gradient with an
     all-zero buffer gives an all-zero update. All but the orthogonalisation is done element by
-    element, so the stack may hold some rows only, if `on_whole` brings whole matrices together.
+    element, so these may be some rows only, if `on_whole` brings whole matrices together.
     """
-    buffer_nrc.mul_(momentum).add_(G_nrc)
-    direction_nrc = G_nrc + buffer_nrc * momentum if nesterov else buffer_nrc
+    multiply(buffers, momentum)
+    torch._foreach_add_(buffers, gradients)
+    direction_nrc = torch.stack(buffers)
+    if nesterov:
+        direction_nrc.mul_(momentum)
+        torch._foreach_add_(direction_nrc.unbind(), gradients)
     orthogonalize = partial(
         newton_schulz,
         steps=ns_steps,
@@ -91,7 +101,7 @@ def muon_update(
     update_nrc = (
         orthogonalize(direction_nrc) if on_whole is None else on_whole(orthogonalize, direction_nrc)
     )
-    return update_nrc.to(G_nrc.dtype)
+    return update_nrc.to(buffers[0].dtype)
 
 
 NORMUON_EPS = 1e-10
@@ -101,6 +111,9 @@ NORMUON_EPS = 1e-10
 frobenius_norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
 """The norm of each matrix of a stack, [n, 1, 1]."""
 
+row_mean_of = partial(torch.mean, dim=-1, keepdim=True)
+"""The mean of each row of a stack, [n, r, 1]."""
+
 
 def normalize_neurons(
     update_nrc: Tensor,
@@ -108,6 +121,7 @@ def normalize_neurons(
     *,
     beta2: float,
     norm: Callable[[Tensor], Tensor] = frobenius_norm,
+    row_mean: Callable[[Tensor], Tensor] = row_mean_of,
 ) -> Tensor:
     """Divide the rows of an update [n, r, c] by their root second moment, NorMuon's other half.
 
@@ -123,11 +137,11 @@ def normalize_neurons(
     it is off by the same factor in every row, which the last line cancels. That line keeps the norm
     that the update came with, as the authors' code does, so that Muon's scales and learning rates
     stay valid. The paper gives all entries a root mean square of 0.2 instead: the scale `rms`.
-    Where the stack holds some rows only, `norm` gives the norms of the whole matrices.
+    Where the stack holds parts only, `norm` and `row_mean` are those of the whole matrices.
     Source: Li et al., https://arxiv.org/abs/2510.05491
     """
     norm_n11 = norm(update_nrc)
-    second_moment_nr1.lerp_(update_nrc.square().mean(dim=-1, keepdim=True), 1 - beta2)
+    second_moment_nr1.lerp_(row_mean(update_nrc.square()), 1 - beta2)
     normalized_nrc = update_nrc / (second_moment_nr1.sqrt() + NORMUON_EPS)
     new_norm_n11 = norm(normalized_nrc)
     result: Tensor = normalized_nrc * (norm_n11 / (new_norm_n11 + NORMUON_EPS))
@@ -135,7 +149,7 @@ def normalize_neurons(
 
 
 def decay_cautiously(
-    weights: Sequence[Tensor], updates: Sequence[Tensor], *, factor: float
+    weights: list[Tensor], updates: list[Tensor], *, factor: float | Tensor
 ) -> None:
     """weight = weight - factor * weight where update * weight >= 0, in place.
 
@@ -146,40 +160,87 @@ def decay_cautiously(
     2025-11-10 (https://github.com/KellerJordan/modded-nanogpt).
     """
     agrees = [(u * w >= 0).to(w.dtype) for w, u in zip(weights, updates, strict=True)]
-    decayed = torch._foreach_mul(agrees, list(weights))
-    torch._foreach_add_(list(weights), decayed, alpha=-factor)
+    decayed = torch._foreach_mul(agrees, weights)
+    add_scaled(weights, decayed, -factor)
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def multiply(tensors: Tensors, factor: float | Tensor) -> None:
+    """Multiply tensors in place by a number, or by a tensor of one, which may lie on the CPU."""
+    if isinstance(factor, Tensor):
+        for tensor in tensors:
+            tensor.mul_(factor)
+    else:
+        torch._foreach_mul_(tensors, factor)
+
+
+def add_scaled(tensors: Tensors, others: Tensors, factor: float | Tensor) -> None:
+    """Add factor * others to tensors in place; a factor that is a tensor changes the others."""
+    if isinstance(factor, Tensor):
+        multiply(others, factor)
+        factor = 1.0
+    torch._foreach_add_(tensors, others, alpha=factor)
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates two-dimensional weights; embeddings, heads, vectors and scalars are not for it.
+    """Orthogonalises the momentum of every weight matrix, as a `torch.optim.Optimizer`.
 
-    Matrices of one shape are stacked and orthogonalised in batches. A stack's momentum is one
-    tensor [n, r, c], allocated up front; `state[p]["momentum"]` is the view of one matrix.
+    `params` are parameters, (name, parameter) pairs or groups, as of every optimizer. Muon is for
+    the matrices of hidden layers: embeddings, heads, vectors and scalars belong to AdamW. A
+    parameter [r, c] is one matrix and [e, r, c] a batch of e, such as experts; with `flatten`
+    kernels [out, in, ...] of a convolution are one matrix [out, the rest]; `split`, a number of
+    parts or a list of their rows, orthogonalises parts of the rows apart, such as a fused q, k, v.
+    Raises `QuinticError`, a `ValueError`, with the name of what it cannot take.
 
-    Each parameter group's `lr` and `momentum` may be changed between steps. A parameter without a
-    gradient is an error, since it would silently shrink the stack.
+    `lr` means something only together with `scale`, max_dim, aspect, rms or none, the factor of an
+    update by its shape (`update_scale`); a tensor of one element may take its place. `weight_decay`
+    is decoupled. `ns_dtype` is the precision of Newton-Schulz, by default bfloat16 on CUDA and
+    float32 or better elsewhere. `momentum_dtype` is that of the momentum, by default the weights'.
+    Each of these may differ between groups, and be changed between steps.
 
-    Where parameters are rows of larger matrices, a group names the whole ones' `shapes`, and
-    `whole` brings them together (`quintic.optim.fsdp`).
+    `nonfinite` says what a step does about a gradient that is not finite: propagate it, which costs
+    nothing; raise `QuinticError` with the parameters' names; or skip the whole step. The last two
+    wait for the device once a step. All three leave everything untouched or do a whole step.
+
+    A parameter without a gradient or frozen (`requires_grad` False) is left as it is, its momentum
+    too. Matrices of one shape are stacked for the time of a step and orthogonalised in batches;
+    state belongs to the parameter, `state[p]["momentum"]`, and is made by its first step.
+
+    On several processes that have the same weights and the same summed gradients, as under
+    DistributedDataParallel, `process_group`, a group or True for the default one, gives each
+    matrix to one process and the update to all; without it every process computes everything.
+    Parameters that are DTensors, as under FSDP2, need nothing: how they lie says who does what.
+    All processes must then have gradients of the same parameters.
+
+    `compile` compiles the update, `polynomial` replaces the products of Newton-Schulz. Where
+    parameters are rows of larger matrices, a group names the whole ones' `shapes`, and `whole`
+    brings them together (`quintic.optim.fsdp`).
     """
 
     def __init__(
         self,
         params: ParamsT,
-        *,
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.95,
         nesterov: bool = True,
+        *,
         scale: str = "max_dim",
         weight_decay: float = 0.0,
         cautious: bool = False,
         ns_steps: int = 5,
-        ns_dtype: torch.dtype = torch.float32,
+        ns_dtype: torch.dtype | None = None,
         ns_coefficients: str = "quintic",
         normuon: bool = False,
         beta2: float = 0.95,
+        flatten: bool = False,
+        split: Split = None,
+        momentum_dtype: torch.dtype | None = None,
+        nonfinite: str = "propagate",
         compile: bool = False,
         polynomial: GramPolynomial = gram_polynomial,
+        process_group: Any = None,
         whole: WholeMatrices | None = None,
     ) -> None:
         defaults = {
@@ -194,72 +255,182 @@ class Muon(torch.optim.Optimizer):
             "ns_coefficients": ns_coefficients,
             "normuon": normuon,
             "beta2": beta2,
+            "flatten": flatten,
+            "split": split,
+            "momentum_dtype": momentum_dtype,
+        }
+        check_options(defaults)
+        if nonfinite not in NONFINITE:
+            raise QuinticError(
+                f"Muon: nonfinite is {nonfinite!r} and must be one of {', '.join(NONFINITE)}"
+            )
+        self._outside_groups: dict[str, Any] = {
+            "nonfinite": nonfinite,
+            "compile": compile,
+            "polynomial": polynomial,
+            "process_group": process_group,
+            "whole": whole,
         }
         super().__init__(params, defaults)
-        self._compiled = compile
-        self._polynomial = polynomial
-        self._whole = whole
-        self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
-        self._stacks = [stack for group in self.param_groups for stack in self._stack(group)]
 
-    def _stack(self, group: dict[str, Any]) -> list[_Stack]:
-        """Stack parameters of one whole shape with their state, in the order of the model."""
-        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
-        shapes = group.get("shapes") or [tuple(p.shape) for p in group["params"]]
-        for p, shape in zip(group["params"], shapes, strict=True):
-            if p.ndim != 2:
-                raise ValueError(f"Muon takes matrices only, not a parameter of shape {p.shape}")
-            by_shape.setdefault(shape, []).append(p)
-        stacks = []
-        for shape, same in by_shape.items():
-            most = max(1, STACK_ELEMENTS // math.prod(shape))
-            for start in range(0, len(same), most):
-                stack = same[start : start + most]
-                buffer_nrc = torch.stack([torch.zeros_like(p) for p in stack])
-                second_moment_nr1 = buffer_nrc[..., :1].clone() if group["normuon"] else None
-                for i, p in enumerate(stack):
-                    self.state[p]["momentum"] = buffer_nrc[i]
-                    if second_moment_nr1 is not None:
-                        self.state[p]["second_moment"] = second_moment_nr1[i]
-                stacks.append(_Stack(group, shape, stack, buffer_nrc, second_moment_nr1))
-        return stacks
+    def __getstate__(self) -> dict[str, Any]:  # for pickle and deepcopy
+        return {**super().__getstate__(), "_outside_groups": self._outside_groups}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with options of its own where it names any.
+
+        Raises `QuinticError`, and adds nothing, where it cannot be used.
+        """
+        others = list(self.param_groups)
+        with warnings.catch_warnings():  # of duplicates, which are refused below
+            warnings.filterwarnings("ignore", message="optimizer contains a parameter group with")
+            super().add_param_group(param_group)
+        group = self.param_groups.pop()
+        check_options(group)
+        check_new_group(group, others)
+        self.param_groups.append(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` gave, to any device; options of the groups are loaded too.
+
+        Tensors are copied. Momentum keeps the precision of `momentum_dtype`, where PyTorch would
+        round it to the weights'. An option that the saved version had not stays as it is.
+
+        Raises `QuinticError`, and loads nothing, where it is not Muon's over these parameters.
+        """
+        saved: dict[str, Any] = {}
+
+        def check(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            check_state_dict(found, self.param_groups)
+            pairs = zip(self.param_groups, found["param_groups"], strict=True)
+            saved.update(found, param_groups=[{**group, **loaded} for group, loaded in pairs])
+            return saved
+
+        def copy_tensors(_: Any) -> None:
+            for group, loaded in zip(self.param_groups, saved["param_groups"], strict=True):
+                for p, key in zip(group["params"], loaded["params"], strict=True):
+                    for name, value in saved["state"].get(key, {}).items():
+                        if name in STATE:
+                            dtype = group["momentum_dtype"] or p.dtype
+                            value = value.to(p.device, dtype, copy=True).contiguous()
+                            self.state[p][name] = value
+
+        handles = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(copy_tensors, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix from its `.grad`."""
-        assert closure is None, "Muon evaluates the loss once a step"
-        for group, (rows, columns), params, buffer_nrc, second_moment_nr1 in self._stacks:
-            weights: list[Tensor] = list(params)
-            momentum = group["momentum"]
-            if self._compiled:
-                # As a tensor, since a compiled function is compiled again for every new number.
-                momentum = torch.tensor(momentum, dtype=torch.float64)
-            update_nrc = self._update(
-                torch.stack([p.grad for p in params if p.grad is not None]),
-                buffer_nrc,
-                momentum=momentum,
-                nesterov=group["nesterov"],
-                ns_steps=group["ns_steps"],
-                ns_dtype=group["ns_dtype"],
-                ns_coefficients=group["ns_coefficients"],
-                polynomial=self._polynomial,
-                on_whole=None if self._whole is None else partial(self._whole.apply, rows=rows),
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every matrix that has a gradient; return what `closure` returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p, gradient, _ in to_update(group):
+                check_gradient(gradient, p, self.param_groups)
+        if self._may_step():
+            whole = self._outside_groups["whole"] or shared_work(
+                self._outside_groups["process_group"]
             )
-            if second_moment_nr1 is not None:
-                norm = frobenius_norm if self._whole is None else self._whole.norm
-                update_nrc = normalize_neurons(
-                    update_nrc, second_moment_nr1, beta2=group["beta2"], norm=norm
-                )
-            decay = group["lr"] * group["weight_decay"]
-            if decay and group["cautious"]:
-                decay_cautiously(weights, update_nrc.unbind(), factor=decay)
-            elif decay:
-                torch._foreach_mul_(weights, 1 - decay)
-            torch._foreach_add_(
-                weights,
-                list(update_nrc.unbind()),
-                alpha=-group["lr"] * update_scale(group["scale"], rows, columns),
-            )
+            for group in self.param_groups:
+                for stack in stacks_of(group, partial(self._state_of, group=group), whole):
+                    self._update_stack(group, stack)
+        return loss
+
+    def allocate_state(self) -> None:
+        """Create the state of all parameters that are not frozen, as their first steps would."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not frozen(p):
+                    self._state_of(p, group)
+
+    def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = zeros(p, p.shape, group["momentum_dtype"] or p.dtype)
+        if group["normuon"] and "second_moment" not in state:
+            rows = p.shape[:1] if group["flatten"] else p.shape[:-1]
+            state["second_moment"] = zeros(p, (*rows, 1), state["momentum"].dtype)
+        return state
+
+    def _may_step(self) -> bool:
+        """Return whether `nonfinite` lets this step be done."""
+        nonfinite = self._outside_groups["nonfinite"]
+        if nonfinite == "propagate":
+            return True
+        found = [(p, g) for group in self.param_groups for p, g, _ in to_update(group)]
+        finite = finite_everywhere(found)
+        if nonfinite == "raise" and not all(finite):
+            bad = [p for (p, _), good in zip(found, finite, strict=True) if not good]
+            names = ", ".join(name_of(p, self.param_groups) for p in bad)
+            raise QuinticError(f"Muon: the gradient of {names} is not finite")
+        return all(finite)
+
+    def _update_stack(self, group: dict[str, Any], stack: Stack) -> None:
+        """Update matrices of one whole shape."""
+        (rows, columns), whole, weights = stack.shape, stack.whole, stack.weights
+        update, momentum = muon_update, group["momentum"]
+        if self._outside_groups["compile"] and whole is None:
+            # As a tensor, since a compiled function is compiled again for every new number.
+            update, momentum = _compiled_update(), torch.as_tensor(momentum, dtype=torch.float64)
+        update_nrc = update(
+            stack.gradients,
+            stack.buffers,
+            momentum=momentum,
+            nesterov=group["nesterov"],
+            ns_steps=group["ns_steps"],
+            ns_dtype=group["ns_dtype"]
+            or newton_schulz_dtype("auto", weights[0].device, weights[0].dtype),
+            ns_coefficients=group["ns_coefficients"],
+            polynomial=self._outside_groups["polynomial"],
+            on_whole=None if whole is None else partial(whole.apply, rows=rows),
+        )
+        if stack.moments:
+            moment_nr1 = torch.stack(stack.moments)
+            sums = {} if whole is None else {"norm": whole.norm, "row_mean": whole.row_mean}
+            update_nrc = normalize_neurons(update_nrc, moment_nr1, beta2=group["beta2"], **sums)
+            torch._foreach_copy_(stack.moments, moment_nr1.unbind())
+        updates = [u.view(w.shape) for w, u in zip(weights, update_nrc.unbind(), strict=True)]
+        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+        if group["weight_decay"]:
+            decay = lr * group["weight_decay"]
+            if group["cautious"]:
+                decay_cautiously(weights, updates, factor=decay)
+            else:
+                multiply(weights, 1 - decay)
+        add_scaled(weights, updates, -lr * update_scale(group["scale"], rows, columns))
+
+    def load_foreign(
+        self, state: Mapping[str, Any], kind: str, *, momentum: float | None = None
+    ) -> str:
+        """Take over the momentum of another Muon; return in words what was converted.
+
+        `kind` is torch or muon-optimizer, with `state` a state dict of theirs over the same
+        parameters, or keras or optax, with the momentum arrays by the names of the parameters here.
+        Averages become sums by a division by 1 - `momentum`, by default that of the other's groups
+        or else of these; kernels (in, out) are transposed. Options are not taken over.
+
+        Raises `QuinticError`, and loads nothing, where a parameter has none or another shape.
+        """
+        found, words = momenta_of(state, kind, self.param_groups, momentum)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in found:
+                    value = found[p].to(p.device, group["momentum_dtype"] or p.dtype)
+                    self.state[p]["momentum"] = like(value, p)
+        return words
+
+
+@cache
+def _compiled_update() -> Callable[..., Tensor]:
+    return torch.compile(muon_update, dynamic=False)
 
 
 def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon:
@@ -267,10 +438,12 @@ def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon
     device, settings = placement.device, asdict(config)
     ns_dtype = newton_schulz_dtype(config.ns_dtype, device, groups[0]["params"][0].dtype)
     kernel, _ = settings.pop("kernel"), settings.pop("momentum_warmup_steps")
-    return Muon(
+    muon = Muon(
         groups,
         **{**settings, "ns_dtype": ns_dtype},
         compile=placement.compile,
         polynomial=polynomial_for(kernel, device, ns_dtype),
         whole=placement.whole,
     )
+    muon.allocate_state()
+    return muon

@@ -62,9 +62,24 @@ POLAR_EXPRESS = _polar_express()
 """Polar Express as published, its safety factors multiplied out. Of singular values from 0.001 of
 the Frobenius norm up, five iterations make 0.84 to 1.13 (`QUINTIC` 0.47 to 1.21) and eight 1."""
 
+DION: tuple[Coefficients, ...] = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+"""A sequence of five by You Jiacheng, under the name that optax has for it: after five iterations
+singular values lie between 0.98 and 1.05. HeavyBall and timm iterate with it, timm and Megatron as
+their "quintic".
+Sources: https://x.com/YouJiacheng/status/1905861218138804534; timm 1.0.31 (`timm/optim/muon.py`)
+and HeavyBall 3.2.1 (`heavyball/utils.py`) have the same digits.
+"""
+
 COEFFICIENTS: dict[str, tuple[Coefficients, ...]] = {
     "quintic": (QUINTIC,),
     "polar_express": POLAR_EXPRESS,
+    "dion": DION,
 }
 """The values of `optim.muon.ns_coefficients`."""
 
@@ -137,14 +152,15 @@ def newton_schulz_dtype(asked: str, device: torch.device, weights: torch.dtype) 
     """Return the precision of Newton-Schulz for `optim.muon.ns_dtype`.
 
     auto is bfloat16 on CUDA, as in the original: the iteration forgives its errors. Elsewhere it
-    is the weights' own, since bfloat16 products are ten times slower on a CPU without units for it.
+    is float32, or float64 where the weights are, since bfloat16 products are ten times slower on a
+    CPU without units for it.
     """
     if asked != "auto":
         dtype: torch.dtype = getattr(torch, asked)
         return dtype
     if device.type == "cuda" and weights is not torch.float64:
         return torch.bfloat16
-    return weights
+    return torch.promote_types(weights, torch.float32)
 
 
 def polynomial_for(kernel: str, device: torch.device, dtype: torch.dtype) -> GramPolynomial:

@@ -21,11 +21,11 @@ from quintic.model.skips import ScalarMix
 from quintic.optim.matrix_optimizer import (
     Groups,
     Placement,
-    WholeMatrices,
     build_optimizer,
     weight_decay_of,
 )
 from quintic.optim.muon import update_scale
+from quintic.optim.whole import WholeMatrices
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""The momentum of other Muons in the form that ours has: a sum of gradients, [out, in].
+
+At a constant momentum m an average, buffer = m buffer + (1 - m) gradient, is 1 - m times the sum,
+buffer = m buffer + gradient. `docs/muons.md` has what else differs between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quintic.errors import QuinticError
+from quintic.optim.muon_checks import name_of
+from quintic.optim.stacks import Group
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Says how another Muon keeps its momentum."""
+
+    label: str
+    key: str | None
+    """In a state dict of PyTorch's form; None: arrays by the names of the parameters."""
+    averages: bool
+    transposed: bool
+    """Kernels are (in, out)."""
+
+
+KINDS = {
+    "torch": Kind("torch.optim.Muon", "momentum_buffer", averages=True, transposed=False),
+    "muon-optimizer": Kind("muon-optimizer", "momentum_buffer", averages=True, transposed=False),
+    "keras": Kind("keras.optimizers.Muon", None, averages=False, transposed=True),
+    "optax": Kind("optax.contrib.muon", None, averages=True, transposed=True),
+}
+"""Read and run: torch 2.13.0, muon-optimizer 0.1.0, keras 3.15.1, optax 0.2.8."""
+
+
+def momenta_of(
+    state: Mapping[str, Any], kind: str, groups: list[Group], momentum: float | None
+) -> tuple[dict[Tensor, Tensor], str]:
+    """Return the momentum of every parameter that is not frozen, and in words what was converted.
+
+    Raises `QuinticError` where a parameter has none or one of another shape.
+    """
+    if kind not in KINDS:
+        raise QuinticError(f"Muon: kind is {kind!r} and must be one of {', '.join(KINDS)}")
+    of = KINDS[kind]
+    parameters = [(p, group) for group in groups for p in group["params"]]
+    given = _from_state_dict(state, of, parameters) if of.key else _by_name(state, groups)
+    found, factors = {}, set()
+    for p, group in parameters:
+        name = name_of(p, groups)
+        if p not in given:
+            if not p.requires_grad:
+                continue
+            raise QuinticError(
+                f"Muon: the state of {of.label} has no momentum for {name}"
+                + (" (on several processes each has its own ones)" if of.key else "")
+            )
+        value, saved_with = given[p]
+        value = value.mT if of.transposed else value
+        if value.shape != p.shape:
+            raise QuinticError(
+                f"Muon: the momentum of {of.label} for {name} has the shape {list(value.shape)} "
+                f"and not {list(p.shape)}"
+            )
+        if of.averages:
+            m = next(m for m in (momentum, saved_with, group["momentum"]) if m is not None)
+            factors.add(float(m))
+            value = value.double() / (1 - m)
+        found[p] = value
+    words = f"{len(found)} momentum buffers of {of.label}"
+    if of.averages:
+        divisors = ", ".join(f"{1 - m:g}" for m in sorted(factors))
+        words += f", averages divided by 1 - momentum = {divisors} into sums"
+    if of.transposed:
+        words += ", (in, out) transposed"
+    return found, words
+
+
+def _by_name(
+    arrays: Mapping[str, Any], groups: list[Group]
+) -> dict[Tensor, tuple[Tensor, float | None]]:
+    found: dict[Tensor, tuple[Tensor, float | None]] = {}
+    for group in groups:
+        for p in group["params"]:
+            if (array := arrays.get(name_of(p, groups))) is not None:
+                if not isinstance(array, Tensor):
+                    # Doubles hold every number of the precisions that PyTorch does not know.
+                    array = torch.from_numpy(np.array(array, dtype=np.float64))
+                found[p] = array, None
+    return found
+
+
+def _from_state_dict(
+    state: Mapping[str, Any], of: Kind, parameters: list[tuple[Tensor, Group]]
+) -> dict[Tensor, tuple[Tensor, float | None]]:
+    try:
+        # Beside AdamW in one optimizer, the groups of Muon are marked.
+        saved = [
+            (state["state"].get(number, {}).get(of.key), group.get("momentum"))
+            for group in state["param_groups"]
+            if group.get("use_muon", True)
+            for number in group["params"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise QuinticError(f"Muon: this is no state dict of {of.label}: {error!r}") from error
+    if len(saved) != len(parameters):
+        raise QuinticError(
+            f"Muon: the state of {of.label} has {len(saved)} matrices and this optimizer has "
+            f"{len(parameters)}"
+        )
+    own = [p for p, _ in parameters]
+    in_order = all(b is None or b.shape == p.shape for (b, _), p in zip(saved, own, strict=True))
+    if not in_order and of.label == "muon-optimizer":
+        # Its classes for several processes sort what they are given.
+        own.sort(key=lambda p: p.size(), reverse=True)
+    return {
+        p: (buffer, momentum)
+        for p, (buffer, momentum) in zip(own, saved, strict=True)
+        if buffer is not None
+    }

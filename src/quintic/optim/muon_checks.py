@@ -1,0 +1,155 @@
+"""What Muon refuses, in one line that names the parameter or the value, before anything changes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from quintic.errors import QuinticError
+from quintic.optim.dtensor import parts_of
+from quintic.optim.matrices import matrices_of
+from quintic.optim.newton_schulz import COEFFICIENTS
+from quintic.optim.stacks import Group, whole_shapes
+
+SCALES = ("max_dim", "aspect", "rms", "none")
+NONFINITE = ("propagate", "raise", "skip")
+
+
+def name_of(parameter: Tensor, groups: Iterable[Group]) -> str:
+    """Return the name of a parameter, or else its number in a state dict and its shape."""
+    number = 0
+    for group in groups:
+        names = group.get("param_names") or group.get("names")
+        for place, p in enumerate(group["params"]):
+            if p is parameter:
+                return str(names[place]) if names else f"parameter {number} {list(p.shape)}"
+            number += 1
+    raise KeyError("the optimizer does not have this parameter")
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raise `QuinticError` for an option of a group whose value cannot be used."""
+    dtypes = "a floating-point torch.dtype or None"
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "lr": (_is_rate, "0 or more, a number or a tensor of one element"),
+        "momentum": (_is_beta, "at least 0 and below 1"),
+        "weight_decay": (_is_rate, "0 or more"),
+        "beta2": (_is_beta, "at least 0 and below 1"),
+        "ns_steps": (_is_count, "a whole number, 1 or more"),
+        "scale": (lambda scale: scale in SCALES, f"one of {', '.join(SCALES)}"),
+        "ns_coefficients": (lambda name: name in COEFFICIENTS, f"one of {', '.join(COEFFICIENTS)}"),
+        "ns_dtype": (_is_dtype, dtypes),
+        "momentum_dtype": (_is_dtype, dtypes),
+        "split": (_is_split, "a number of parts, a list of their rows, or None"),
+    }
+    for name, (allowed, rule) in rules.items():
+        if not allowed(group[name]):
+            raise QuinticError(f"Muon: {name} is {group[name]!r} and must be {rule}")
+
+
+def check_new_group(group: Group, others: list[Group]) -> None:
+    """Raise `QuinticError` for a parameter that Muon cannot update, or has already, by its name."""
+    if not group["params"]:
+        raise QuinticError("Muon: a parameter group is empty (was its generator used before?)")
+    groups = [*others, group]
+    count = Counter(id(p) for g in groups for p in g["params"])
+    for p, shape in zip(group["params"], whole_shapes(group), strict=True):
+        if count[id(p)] > 1:
+            raise QuinticError(f"Muon: {name_of(p, groups)} is given twice")
+        if reason := _not_real_and_dense(p):
+            raise QuinticError(f"Muon: {name_of(p, groups)} is {reason}")
+        try:
+            cut = matrices_of(shape, flatten=group["flatten"], split=group["split"])
+            if isinstance(p, DTensor):
+                parts_of(p, cut)
+        except ValueError as error:
+            name = name_of(p, groups)
+            raise QuinticError(f"Muon: {name} has the shape {list(shape)}: {error}") from None
+
+
+def check_gradient(gradient: Tensor, p: Tensor, groups: list[Group]) -> None:
+    """Raise `QuinticError` for a gradient that Muon cannot use."""
+    if reason := _not_real_and_dense(gradient):
+        raise QuinticError(f"Muon: the gradient of {name_of(p, groups)} is {reason}")
+
+
+def _not_real_and_dense(tensor: Tensor) -> str | None:
+    if tensor.layout is not torch.strided:
+        return f"{tensor.layout} and must be dense"
+    return None if tensor.is_floating_point() else f"{tensor.dtype} and must be of real numbers"
+
+
+def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
+    """Raise `QuinticError` where a state dict is not one of Muon's over these parameters."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise QuinticError("Muon: a state dict has the keys state and param_groups")
+    saved_groups = state_dict["param_groups"]
+    if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
+        raise QuinticError(
+            f"Muon: the state dict has groups of {[len(g['params']) for g in saved_groups]} "
+            f"parameters, and this optimizer of {[len(g['params']) for g in groups]}"
+        )
+    for saved, group in zip(saved_groups, groups, strict=True):
+        if not {"lr", "momentum", "nesterov", "scale"} <= saved.keys():
+            raise QuinticError(
+                "Muon: the state dict is another optimizer's, whose groups have "
+                f"{', '.join(key for key in saved if key != 'params')}: see Muon.load_foreign"
+            )
+        check_options({**group, **saved})
+        names, own = saved.get("param_names"), group.get("param_names")
+        if names and own and names != own and sorted(names) == sorted(own):
+            first, now = next(pair for pair in zip(names, own, strict=True) if len(set(pair)) > 1)
+            raise QuinticError(f"Muon: the state dict has {first} in the place of {now}")
+        for key, p in zip(saved["params"], group["params"], strict=True):
+            _check_state(name_of(p, groups), p, state_dict["state"].get(key, {}))
+
+
+def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+    if not state:
+        return
+    if "momentum" not in state:
+        raise QuinticError(
+            f"Muon: the state of {name} has {', '.join(map(str, state))} and not momentum: it is "
+            "another optimizer's; see Muon.load_foreign"
+        )
+    if isinstance(state["momentum"], DTensor) != isinstance(p, DTensor):
+        raise QuinticError(
+            f"Muon: {name} and its momentum must both be DTensors or neither; "
+            "torch.distributed.checkpoint.state_dict converts between them"
+        )
+    if state["momentum"].shape != p.shape:
+        raise QuinticError(
+            f"Muon: the momentum of {name} has the shape {list(state['momentum'].shape)} and it "
+            f"has {list(p.shape)}"
+        )
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
+
+
+def _is_beta(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, numbers.Real) and 0 <= float(value) < 1)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_split(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_count, value))
+    return value is None or _is_count(value)
+
+
+def _is_dtype(value: Any) -> bool:
+    return value is None or (isinstance(value, torch.dtype) and value.is_floating_point)

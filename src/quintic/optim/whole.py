@@ -1,0 +1,142 @@
+"""Whole matrices from the parts that processes have, and back.
+
+Shapes: n matrices [r, c] of one shape, of which this process has l rows, or m columns, or all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from quintic.distributed.world import all_gather, exchange
+
+Orthogonalize = Callable[[Tensor], Tensor]
+"""From whole matrices [n, r, c] to as many of the same shape and type."""
+
+
+class WholeMatrices(Protocol):
+    """Does what needs whole matrices, for stacks of which every process has parts, or all."""
+
+    def apply(self, function: Orthogonalize, part: Tensor, *, rows: int) -> Tensor:
+        """Apply a function to whole matrices [n, rows, c]; return this process's part of each."""
+
+    def norm(self, part: Tensor) -> Tensor:
+        """Return the Frobenius norm of each whole matrix, [n, 1, 1]."""
+
+    def row_mean(self, part: Tensor) -> Tensor:
+        """Return the mean of each whole row, [n, l, 1]."""
+
+
+def chunk_sizes(length: int, parts: int) -> list[int]:
+    """Return the sizes of `torch.chunk` and of DTensor's `Shard`: the last are smaller or zero."""
+    each = -(-length // parts)
+    return [max(0, min(each, length - part * each)) for part in range(parts)]
+
+
+def at_owners(
+    function: Orthogonalize,
+    part: Tensor,
+    *,
+    axis: int,
+    sizes: Sequence[int],
+    rank: int,
+    exchange: Callable[[Sequence[Tensor], Sequence[Sequence[int]]], list[Tensor]],
+) -> Tensor:
+    """Apply a function to n matrices of which every rank has a part along `axis`, of these sizes.
+
+    The matrices are dealt out: each rank gets the parts of its own ones from all others, applies
+    the function, and sends the parts back. Each matrix travels twice, as much as a gradient's
+    reduce-scatter and a weight's all-gather. `exchange` sends a tensor to each rank and returns
+    those that came, of the given shapes.
+    """
+    counts = chunk_sizes(len(part), len(sizes))
+    shapes = [list(part.shape) for _ in sizes]
+    for shape, size in zip(shapes, sizes, strict=True):
+        shape[0], shape[axis] = counts[rank], size
+    whole = torch.cat(exchange(part.split(counts), shapes), dim=axis)
+    done = function(whole) if len(whole) else whole
+    shapes = [[count, *part.shape[1:]] for count in counts]
+    return torch.cat(exchange(done.split(list(sizes), dim=axis), shapes))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Says that matrices are cut along an axis over the ranks of a group."""
+
+    group: Any
+    axis: int
+    sizes: tuple[int, ...]
+
+    def apply(self, function: Orthogonalize, part: Tensor) -> Tensor:
+        """Apply a function to the matrices that the group has together."""
+        rank = dist.get_rank(self.group)
+        sent_within = partial(exchange, group=self.group)
+        return at_owners(
+            function, part, axis=self.axis, sizes=self.sizes, rank=rank, exchange=sent_within
+        )
+
+    def sum(self, sums: Tensor) -> Tensor:
+        """Return the sum over the parts, which it changes."""
+        dist.all_reduce(sums, group=self.group)
+        return sums
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """Says that all ranks of a group have the same, and share the work on it."""
+
+    group: Any
+
+    def apply(self, function: Orthogonalize, part: Tensor) -> Tensor:
+        """Apply a function to some of the matrices on each rank, and give the results to all."""
+        rank, size, n = dist.get_rank(self.group), dist.get_world_size(self.group), len(part)
+        each = -(-n // size)
+        own = part[rank * each : (rank + 1) * each]
+        done = function(own) if len(own) else own
+        padded = F.pad(done, (0, 0, 0, 0, 0, each - len(own))).contiguous()
+        return all_gather(padded, self.group)[:n]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Brings matrices together that lie over the ranks of several groups, one within the other."""
+
+    levels: tuple[Cut | Replicated, ...]
+    """What is shared first, then the innermost cut."""
+
+    def apply(self, function: Orthogonalize, part: Tensor, *, rows: int) -> Tensor:
+        """Apply a function to whole matrices [n, rows, c]; return this process's part of each."""
+        for level in reversed(self.levels):
+            function = partial(level.apply, function)
+        return function(part)
+
+    def norm(self, part: Tensor) -> Tensor:
+        """Return the Frobenius norm of each whole matrix, [n, 1, 1]."""
+        return self._sum(part.square().sum(dim=(-2, -1), keepdim=True), axes=(1, 2)).sqrt()
+
+    def row_mean(self, part: Tensor) -> Tensor:
+        """Return the mean of each whole row, [n, l, 1]."""
+        columns = self._sum(torch.full_like(part[:1, :1, :1], part.shape[-1]), axes=(2,))
+        return self._sum(part.sum(dim=-1, keepdim=True), axes=(2,)) / columns
+
+    def _sum(self, sums: Tensor, axes: tuple[int, ...]) -> Tensor:
+        for level in self.levels:
+            if isinstance(level, Cut) and level.axis in axes:
+                sums = level.sum(sums)
+        return sums
+
+
+def shared_work(group: Any) -> Layout | None:
+    """Return what shares the work on whole matrices within a group; True is the default one."""
+    if group is True:
+        group = dist.group.WORLD if dist.is_initialized() else None
+    if not group or dist.get_world_size(group) == 1:
+        return None
+    return Layout((Replicated(group),))

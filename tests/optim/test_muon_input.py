@@ -1,0 +1,236 @@
+"""What Muon takes and what it refuses, by name and before anything changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quintic.errors import QuinticError
+from quintic.optim.muon import Muon, update_scale
+from quintic.optim.newton_schulz import DION, newton_schulz
+
+LR = 0.1
+
+
+def updated(shape: tuple[int, ...], **options: Any) -> tuple[Tensor, Tensor]:
+    """A gradient in float64, and the update that Muon makes of it at a learning rate of one."""
+    random = torch.Generator().manual_seed(0)
+    gradient = torch.randn(shape, generator=random, dtype=torch.float64)
+    p = nn.Parameter(torch.zeros_like(gradient))
+    p.grad = gradient.clone()
+    Muon([p], lr=1.0, **{"scale": "aspect", **options}).step()
+    return gradient, -p.detach()
+
+
+def expected(gradient: Tensor, scale: str = "aspect") -> Tensor:
+    rows, columns = gradient.shape
+    result: Tensor = update_scale(scale, rows, columns) * newton_schulz(gradient)
+    return result
+
+
+def assert_near(found: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(found, right, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normuon", [False, True])
+@pytest.mark.parametrize("experts", [3, 1])
+def test_a_batch_of_matrices_is_each_of_them(experts: int, normuon: bool) -> None:
+    gradient, update = updated((experts, 6, 4), normuon=normuon)
+    for g, u in zip(gradient, update, strict=True):
+        alone = nn.Parameter(torch.zeros_like(g))
+        alone.grad = g
+        Muon([alone], lr=1.0, scale="aspect", normuon=normuon).step()
+        assert_near(u, -alone.detach())
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 3, 3), (6, 2, 3), (4, 2, 2, 2, 2), (6, 4)])
+def test_kernels_of_a_convolution_are_one_matrix_when_asked(shape: tuple[int, ...]) -> None:
+    gradient, update = updated(shape, flatten=True)
+    assert_near(update.flatten(1), expected(gradient.flatten(1)))
+
+
+def test_the_memory_order_of_kernels_changes_nothing() -> None:
+    gradient, update = updated((6, 4, 3, 3), flatten=True)
+    p = nn.Parameter(torch.zeros_like(gradient).to(memory_format=torch.channels_last))
+    p.grad = gradient.to(memory_format=torch.channels_last)
+    Muon([p], lr=1.0, scale="aspect", flatten=True).step()
+    assert_near(-p.detach(), update)
+
+
+@pytest.mark.parametrize("split", [3, [6, 4, 2]])
+@pytest.mark.parametrize("normuon", [False, True])
+def test_parts_of_the_rows_are_orthogonalised_apart(split: Any, normuon: bool) -> None:
+    # With the scale of their own shape, not of the whole one.
+    gradient, update = updated((12, 4), split=split, normuon=normuon)
+    rows = [4, 4, 4] if split == 3 else split
+    for g, u in zip(gradient.split(rows), update.split(rows), strict=True):
+        p = nn.Parameter(torch.zeros_like(g))
+        p.grad = g
+        Muon([p], lr=1.0, scale="aspect", normuon=normuon).step()
+        assert_near(u, -p.detach())
+
+
+def test_batches_are_split_too_and_parts_of_one_shape_share_a_stack() -> None:
+    gradient, update = updated((2, 8, 4), split=2)
+    for g, u in zip(gradient.flatten(0, 1).split(4), update.flatten(0, 1).split(4), strict=True):
+        assert_near(u, expected(g))
+
+
+def test_a_run_with_the_other_sequence_and_without_a_scale_can_be_repeated() -> None:
+    gradient, update = updated((12, 4), scale="none", ns_coefficients="dion")
+    assert_near(update, newton_schulz(gradient, coefficients=DION))
+    singular = torch.linalg.svdvals(update)
+    assert singular.min() > 0.97 and singular.max() < 1.06
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((7,), {}, r"Muon: blocks\.w has the shape \[7\]: it must be a matrix"),
+        ((), {}, r"blocks\.w has the shape \[\]: it must be a matrix"),
+        ((6, 2, 3, 3), {}, r"blocks\.w has the shape \[6, 2, 3, 3\].*flatten=True"),
+        ((8, 4), {"split": 3}, r"blocks\.w .* split=3 does not divide its 8 rows"),
+        ((8, 4), {"split": [4, 5]}, r"blocks\.w .* split=\[4, 5\] are 9 rows and it has 8"),
+        ((0, 4), {}, r"blocks\.w .* it is empty"),
+    ],
+)
+def test_what_is_no_matrix_is_refused_by_its_name(
+    shape: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
+    parameter = nn.Parameter(torch.zeros(shape))
+    with pytest.raises(ValueError, match=message) as refused:
+        Muon([("blocks.w", parameter)], lr=LR, **options)
+    assert isinstance(refused.value, QuinticError) and "\n" not in str(refused.value)
+    muon = Muon([nn.Parameter(torch.zeros(2, 2))], lr=LR)
+    with pytest.raises(QuinticError, match="parameter 1"):
+        muon.add_param_group({"params": [parameter], **options})
+    assert len(muon.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        (torch.zeros(2, 2, dtype=torch.complex64), "is torch.complex64 and must be of real"),
+        (torch.zeros(2, 2, dtype=torch.int64), "is torch.int64 and must be of real"),
+        (torch.zeros(2, 2).to_sparse(), "is torch.sparse_coo and must be dense"),
+    ],
+)
+def test_other_numbers_than_dense_real_ones_are_refused(parameter: Tensor, message: str) -> None:
+    with pytest.raises(QuinticError, match=rf"parameter 0 \[2, 2\] {message}"):
+        Muon([parameter], lr=LR)
+    p = nn.Parameter(torch.zeros(2, 2))
+    muon = Muon([("w", p)], lr=LR)
+    if parameter.layout is torch.sparse_coo:
+        p.grad = parameter
+        with pytest.raises(QuinticError, match=r"the gradient of w is torch\.sparse_coo"):
+            muon.step()
+        assert not p.any() and not muon.state.get(p)
+
+
+def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
+    p, q = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    with pytest.raises(QuinticError, match="a is given twice"):
+        Muon([("a", p), ("b", q), ("c", p)], lr=LR)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        Muon([{"params": [p, q]}, {"params": [q]}], lr=LR)
+    groups: list[dict[str, Any]] = [{"params": [p]}, {"params": iter(())}]
+    with pytest.raises(QuinticError, match="a parameter group is empty"):
+        Muon(groups, lr=LR)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        Muon([], lr=LR)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -0.1}, "lr is -0.1 and must be 0 or more"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": torch.zeros(2)}, "lr is tensor.* of one element"),
+        ({"momentum": 1.0}, "momentum is 1.0 and must be at least 0 and below 1"),
+        ({"momentum": -0.5}, "momentum is -0.5"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"beta2": 1.5}, "beta2 is 1.5"),
+        ({"ns_steps": 0}, "ns_steps is 0"),
+        ({"scale": "spectral"}, "scale is 'spectral' .* one of max_dim, aspect, rms, none"),
+        ({"ns_coefficients": "x"}, "ns_coefficients is 'x' .* quintic, polar_express, dion"),
+        ({"ns_dtype": "bfloat16"}, "ns_dtype is 'bfloat16' and must be a floating-point"),
+        ({"momentum_dtype": torch.int8}, "momentum_dtype is torch.int8"),
+        ({"split": 0}, "split is 0"),
+        ({"split": []}, r"split is \[\]"),
+        ({"nonfinite": "ignore"}, "nonfinite is 'ignore' .* propagate, raise, skip"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    p = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(QuinticError, match=message):
+        Muon([p], **{"lr": LR, **options})
+    if "nonfinite" not in options:
+        with pytest.raises(QuinticError, match=message):
+            Muon([{"params": [p], **options}], lr=LR)
+
+
+def test_an_unknown_option_is_a_type_error_as_of_every_function() -> None:
+    with pytest.raises(TypeError, match="foreach"):
+        Muon([nn.Parameter(torch.zeros(2, 2))], lr=LR, foreach=True)  # type: ignore[call-arg]
+
+
+def stepped(shape: tuple[int, ...] = (4, 4), *, cls: Any = Muon) -> torch.optim.Optimizer:
+    p = nn.Parameter(torch.zeros(shape))
+    optimizer: torch.optim.Optimizer = cls([("w", p)], lr=LR)
+    p.grad = torch.ones(shape)
+    optimizer.step()
+    return optimizer
+
+
+def renamed(muon: torch.optim.Optimizer) -> dict[str, Any]:
+    state: dict[str, Any] = muon.state_dict()
+    state["state"][0]["momentum_buffer"] = state["state"][0].pop("momentum")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda: stepped((4, 2)).state_dict(), r"momentum of w has the shape \[4, 2\] .* \[4, 4\]"),
+        (lambda: stepped(cls=torch.optim.Muon).state_dict(), "another optimizer's.*load_foreign"),
+        (lambda: stepped(cls=torch.optim.SGD).state_dict(), "another optimizer's"),
+        (lambda: renamed(stepped()), "state of w has momentum_buffer and not momentum"),
+        (lambda: {}, "has the keys state and param_groups"),
+        (
+            lambda: Muon([nn.Parameter(torch.zeros(4, 4)) for _ in range(2)], lr=1).state_dict(),
+            r"has groups of \[2\] parameters, and this optimizer of \[1\]",
+        ),
+        (
+            lambda: {"state": {}, "param_groups": [{**stepped().state_dict()["param_groups"][0],
+                     "momentum": 2}]},
+            "momentum is 2",
+        ),
+    ],
+)  # fmt: skip
+def test_a_state_dict_of_something_else_is_refused_whole(state: Any, message: str) -> None:
+    muon = stepped()
+    before = muon.state_dict()["state"][0]["momentum"].clone()
+    with pytest.raises(QuinticError, match=message):
+        muon.load_state_dict(state())
+    assert torch.equal(muon.state_dict()["state"][0]["momentum"], before)
+    assert muon.param_groups[0]["lr"] == LR
+
+
+def test_a_state_dict_in_another_order_of_names_is_refused() -> None:
+    a, b = (nn.Parameter(torch.zeros(4, 4)) for _ in range(2))
+    saved = Muon([("a", a), ("b", b)], lr=LR).state_dict()
+    muon = Muon([("b", b), ("a", a)], lr=LR)
+    with pytest.raises(QuinticError, match="the state dict has a in the place of b"):
+        muon.load_state_dict(saved)
+
+
+def test_a_state_dict_of_a_version_with_fewer_options_keeps_the_others() -> None:
+    muon = Muon([nn.Parameter(torch.zeros(4, 4))], lr=LR, nonfinite="skip", ns_steps=7)
+    saved = muon.state_dict()
+    for option in ("split", "flatten", "momentum_dtype", "ns_steps"):
+        del saved["param_groups"][0][option]
+    muon.load_state_dict(saved)
+    assert muon.param_groups[0]["ns_steps"] == 7 and muon.param_groups[0]["split"] is None
