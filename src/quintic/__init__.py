@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from quintic.continuation import continue_run, start_from
     from quintic.errors import QuinticError
     from quintic.metrics import read_metrics
+    from quintic.optim.module_groups import param_groups
     from quintic.optim.muon import Muon
+    from quintic.optim.muon_with_adamw import MuonWithAdamW
     from quintic.recipes import get_recipe
     from quintic.setup import resume, start
     from quintic.train import train_run
@@ -30,10 +32,12 @@ __version__ = "0.2.0"
 __all__ = [
     "Config",
     "Muon",
+    "MuonWithAdamW",
     "QuinticError",
     "continue_run",
     "get_recipe",
     "load_trained",
+    "param_groups",
     "read_metrics",
     "resume",
     "start",
@@ -44,10 +48,12 @@ __all__ = [
 _MODULES = {
     "Config": "quintic.config",
     "Muon": "quintic.optim.muon",
+    "MuonWithAdamW": "quintic.optim.muon_with_adamw",
     "QuinticError": "quintic.errors",
     "continue_run": "quintic.continuation",
     "get_recipe": "quintic.recipes",
     "load_trained": "quintic.trained",
+    "param_groups": "quintic.optim.module_groups",
     "read_metrics": "quintic.metrics",
     "resume": "quintic.setup",
     "start": "quintic.setup",

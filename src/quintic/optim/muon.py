@@ -301,7 +301,7 @@ class Muon(torch.optim.Optimizer):
         saved: dict[str, Any] = {}
 
         def check(_: Any, found: dict[str, Any]) -> dict[str, Any]:
-            check_state_dict(found, self.param_groups)
+            self._check_state_dict(found)
             pairs = zip(self.param_groups, found["param_groups"], strict=True)
             saved.update(found, param_groups=[{**group, **loaded} for group, loaded in pairs])
             return saved
@@ -311,7 +311,7 @@ class Muon(torch.optim.Optimizer):
                 for p, key in zip(group["params"], loaded["params"], strict=True):
                     for name, value in saved["state"].get(key, {}).items():
                         if name in STATE:
-                            dtype = group["momentum_dtype"] or p.dtype
+                            dtype = group.get("momentum_dtype") or p.dtype
                             value = value.to(p.device, dtype, copy=True).contiguous()
                             self.state[p][name] = value
 
@@ -332,21 +332,32 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group in self._orthogonalized():
             for p, gradient, _ in to_update(group):
                 check_gradient(gradient, p, self.param_groups)
         if self._may_step():
             whole = self._outside_groups["whole"] or shared_work(
                 self._outside_groups["process_group"]
             )
-            for group in self.param_groups:
+            for group in self._orthogonalized():
                 for stack in stacks_of(group, partial(self._state_of, group=group), whole):
                     self._update_stack(group, stack)
+            self._update_others()
         return loss
+
+    def _orthogonalized(self) -> list[dict[str, Any]]:
+        """Return the groups of matrices to orthogonalise: all, but in `MuonWithAdamW`."""
+        return self.param_groups
+
+    def _update_others(self) -> None:
+        """Update the parameters of the other groups."""
+
+    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_state_dict(state_dict, self.param_groups)
 
     def allocate_state(self) -> None:
         """Create the state of all parameters that are not frozen, as their first steps would."""
-        for group in self.param_groups:
+        for group in self._orthogonalized():
             for p in group["params"]:
                 if not frozen(p):
                     self._state_of(p, group)

@@ -35,7 +35,7 @@ def name_of(parameter: Tensor, groups: Iterable[Group]) -> str:
 
 
 def check_options(group: Mapping[str, Any]) -> None:
-    """Raise `QuinticError` for an option of a group whose value cannot be used."""
+    """Raise `QuinticError` for an option that a group has and whose value cannot be used."""
     dtypes = "a floating-point torch.dtype or None"
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "lr": (_is_rate, "0 or more, a number or a tensor of one element"),
@@ -50,7 +50,7 @@ def check_options(group: Mapping[str, Any]) -> None:
         "split": (_is_split, "a number of parts, a list of their rows, or None"),
     }
     for name, (allowed, rule) in rules.items():
-        if not allowed(group[name]):
+        if name in group and not allowed(group[name]):
             raise QuinticError(f"Muon: {name} is {group[name]!r} and must be {rule}")
 
 
@@ -86,17 +86,21 @@ def _not_real_and_dense(tensor: Tensor) -> str | None:
     return None if tensor.is_floating_point() else f"{tensor.dtype} and must be of real numbers"
 
 
-def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
-    """Raise `QuinticError` where a state dict is not one of Muon's over these parameters."""
+def check_groups(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
+    """Raise `QuinticError` where a state dict has not as many parameters in as many groups."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise QuinticError("Muon: a state dict has the keys state and param_groups")
-    saved_groups = state_dict["param_groups"]
-    if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
+    saved, own = ([len(g["params"]) for g in s] for s in (state_dict["param_groups"], groups))
+    if saved != own:
         raise QuinticError(
-            f"Muon: the state dict has groups of {[len(g['params']) for g in saved_groups]} "
-            f"parameters, and this optimizer of {[len(g['params']) for g in groups]}"
+            f"Muon: the state dict has groups of {saved} parameters, and this optimizer of {own}"
         )
-    for saved, group in zip(saved_groups, groups, strict=True):
+
+
+def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
+    """Raise `QuinticError` where a state dict is not one of Muon's over these parameters."""
+    check_groups(state_dict, groups)
+    for saved, group in zip(state_dict["param_groups"], groups, strict=True):
         if not {"lr", "momentum", "nesterov", "scale"} <= saved.keys():
             raise QuinticError(
                 "Muon: the state dict is another optimizer's, whose groups have "
@@ -124,10 +128,15 @@ def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
             f"Muon: {name} and its momentum must both be DTensors or neither; "
             "torch.distributed.checkpoint.state_dict converts between them"
         )
-    if state["momentum"].shape != p.shape:
+    check_shape(name, p, state, "momentum")
+
+
+def check_shape(name: str, p: Tensor, state: Mapping[str, Any], key: str) -> None:
+    """Raise `QuinticError` where what a state has of a parameter is of another shape."""
+    if key in state and state[key].shape != p.shape:
         raise QuinticError(
-            f"Muon: the momentum of {name} has the shape {list(state['momentum'].shape)} and it "
-            f"has {list(p.shape)}"
+            f"Muon: the {key} of {name} has the shape {list(state[key].shape)} and it has "
+            f"{list(p.shape)}"
         )
 
 

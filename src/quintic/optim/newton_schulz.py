@@ -125,7 +125,7 @@ def newton_schulz(
     # Contiguous, since products of a transposed view are up to a third slower on a CPU.
     X_nRC = (X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)).contiguous()
     sequence = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
-    if X_nRC.device.type == "cpu" and X_nRC.shape[1] >= newton_schulz_cpu.SMALLEST_ROWS:
+    if newton_schulz_cpu.one_at_a_time(X_nRC.shape[1:], X_nRC.device):
         newton_schulz_cpu.iterate_in_place(X_nRC, sequence)
     else:
         for a, b, c in sequence:

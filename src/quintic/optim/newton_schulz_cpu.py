@@ -38,6 +38,11 @@ GRAM_RATIO = 2
 but then the error is 2.1 times that of the plain iteration."""
 
 
+def one_at_a_time(shape: Sequence[int], device: torch.device) -> bool:
+    """Return whether matrices of this shape are computed one by one here, and not as a stack."""
+    return device.type == "cpu" and min(shape) >= SMALLEST_ROWS
+
+
 # Not compiled: a program of a hundred products, of which nothing could be fused.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def iterate_in_place(X_nRC: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> None:

@@ -12,11 +12,12 @@ from torch.distributed.tensor import DTensor
 
 from quintic.optim.dtensor import Part, gradient_here, local, parts_of
 from quintic.optim.matrices import matrices_of
+from quintic.optim.newton_schulz_cpu import one_at_a_time
 from quintic.optim.whole import WholeMatrices
 
 STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
-stacks or so, stay small beside the weights."""
+stacks or so, stay small beside the weights. Large matrices on a CPU fill it one by one."""
 
 Group = dict[str, Any]
 """A parameter group of an optimizer."""
@@ -88,6 +89,8 @@ def stacks_of(
     stacks = []
     for (shape, layout, *_), matrices in alike.items():
         most = max(1, STACK_ELEMENTS // math.prod(shape))
+        if layout is None and one_at_a_time(shape, matrices[0][0].device):
+            most = 1
         for start in range(0, len(matrices), most):
             weights, *others = map(list, zip(*matrices[start : start + most], strict=True))
             gradients, buffers, *moments = [[t.flatten(1) for t in other] for other in others]

@@ -1,0 +1,207 @@
+"""Parameter groups for any `nn.Module`: which parameters Muon updates, and which AdamW.
+
+Muon is for the matrices of hidden layers. What goes to AdamW is told by the kind of a module, by
+its place and by its name, none of which is certain; so the table is printed, names may be given,
+and where the rules contradict each other the parameter is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from quintic.errors import QuinticError
+from quintic.optim.matrices import Split, matrices_of
+from quintic.optim.muon import update_scale
+from quintic.optim.muon_checks import check_options
+from quintic.optim.param_groups import ParamSpec, param_groups_table
+
+HEADS = {
+    *("classifier", "decoder", "embed_out", "head", "lm_head", "logits", "out_head", "output"),
+    *("output_projection", "score", "to_logits", "unembed", "unembedding"),
+}
+"""Names of a model's last layer, where it is in no list of layers."""
+
+CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+
+EMBEDDING = "embedding"
+DECIDES = ("named", EMBEDDING)
+"""Reasons before which the others of a tied parameter give way."""
+
+
+class _Claim(NamedTuple):
+    """Holds one name of a parameter and what the rules say of it."""
+
+    name: str
+    optimizer: str | None
+    """None where no rule knows."""
+    reason: str
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    adamw_lr: float,
+    scale: str = "max_dim",
+    weight_decay: float = 0.0,
+    adamw_weight_decay: float = 0.0,
+    muon: Sequence[str] = (),
+    adamw: Sequence[str] = (),
+    flatten: bool = False,
+    split: Mapping[str, Split] | None = None,
+    verbose: bool = True,
+) -> list[dict[str, Any]]:
+    """Return the groups of a model's parameters for `MuonWithAdamW`, and print them as a table.
+
+    To AdamW go embeddings, the output head, vectors, scalars and biases, and convolutions unless
+    `flatten` is set; to Muon all other matrices, at `lr` times their `scale`. Frozen parameters are
+    in no group. A head is what `get_output_embeddings` returns (transformers), what is tied to an
+    embedding, and a `Linear` in no list of layers that is called so, or is the last and has as many
+    outputs as an embedding has rows. Parameters of three axes or more must be named.
+
+    `muon` and `adamw` name parameters that the rules would give to the other, and `split` those of
+    which parts of the rows are orthogonalised apart, all as patterns of `fnmatch` such as
+    `*.experts.*`; names are without what torch.compile and DDP put before them. Weight decay leaves
+    out vectors and scalars. Each group has the key `optimizer`, muon or adamw, and its parameters
+    with their names, as (name, parameter) pairs.
+
+    Raises `QuinticError`, a `ValueError`, for a parameter that both or neither claim, and for a
+    pattern that no parameter matches.
+    """
+    names_of, owners = _trained_parameters(model)
+    names = [name for same in names_of.values() for name in same]
+    for option, patterns in (("muon", muon), ("adamw", adamw), ("split", tuple(split or ()))):
+        _check_patterns(option, patterns, names)
+    rules = _Rules(model, tuple(muon), tuple(adamw), flatten)
+    muons = {"lr": lr, "weight_decay": weight_decay, "scale": scale}
+    check_options(muons)
+    groups: dict[str, dict[str, Any]] = {}
+    specs = []
+    for p, same in names_of.items():
+        name = same[0]
+        optimizer = _agreed([rules.claim(n, *owners[n], p) for n in same], p)
+        cut = next((s for pattern, s in (split or {}).items() if fnmatchcase(name, pattern)), None)
+        decay, factor = adamw_weight_decay if p.ndim >= 2 else 0.0, 1.0
+        setting: dict[str, Any] = {"lr": adamw_lr, "weight_decay": decay}
+        if optimizer == "muon":
+            kernels = isinstance(owners[name][0], CONVOLUTIONS)
+            setting = {**muons, "flatten": kernels, "split": cut}
+            try:
+                parts = matrices_of(p.shape, flatten=kernels, split=cut)
+            except ValueError as error:
+                raise QuinticError(f"{name} has the shape {list(p.shape)}: {error}") from None
+            factor = update_scale(scale, parts.rows[0], parts.columns)
+        elif cut is not None:
+            raise QuinticError(f"split names {name}, which AdamW updates: name it in muon too")
+        group = {"params": [], "optimizer": optimizer, **setting}
+        groups.setdefault(str(group), group)["params"].append((name, p))
+        specs.append(
+            ParamSpec(
+                name, tuple(p.shape), optimizer, setting["lr"], factor, setting["weight_decay"]
+            )
+        )
+    if verbose:
+        print(param_groups_table(specs), end="")
+    return sorted(groups.values(), key=lambda group: group["optimizer"] != "muon")
+
+
+def _trained_parameters(
+    model: nn.Module,
+) -> tuple[dict[nn.Parameter, list[str]], dict[str, tuple[nn.Module, str]]]:
+    """Return the names of every parameter that is not frozen, and of a name module and attribute.
+
+    Names are without the prefixes of torch.compile and of DistributedDataParallel.
+    """
+    names_of: dict[nn.Parameter, list[str]] = {}
+    owners = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{path}.{attribute}" if path else attribute
+            name = name.replace("_orig_mod.", "").removeprefix("module.")
+            if p.requires_grad:
+                names_of.setdefault(p, []).append(name)
+                owners[name] = module, attribute
+    return names_of, owners
+
+
+def _check_patterns(option: str, patterns: Sequence[str], names: list[str]) -> None:
+    if isinstance(patterns, str):
+        raise QuinticError(f"{option} is {patterns!r} and must be a list of patterns")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f": did you mean {near[0]}?" if near else f", such as {names[0]}"
+            raise QuinticError(f"{option}: {pattern} matches no parameter that is trained{hint}")
+
+
+class _Rules:
+    """Says whose a parameter is under one of its names."""
+
+    def __init__(
+        self, model: nn.Module, muon: tuple[str, ...], adamw: tuple[str, ...], flatten: bool
+    ) -> None:
+        self._named = {"muon": muon, "adamw": adamw}
+        self._flatten = flatten
+        self._embedding_rows = {
+            m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)
+        }
+        self._last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+        get = getattr(model, "get_output_embeddings", None)
+        self._output = getattr(get(), "weight", None) if callable(get) else None
+
+    def claim(self, name: str, module: nn.Module, attribute: str, p: nn.Parameter) -> _Claim:
+        named = [
+            optimizer
+            for optimizer, patterns in self._named.items()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+        if len(named) == 2:
+            raise QuinticError(f"{name} is named in muon and in adamw: name it in one")
+        if named:
+            return _Claim(name, named[0], "named")
+        if reason := self._not_hidden(name, module, attribute, p):
+            return _Claim(name, "adamw", reason)
+        if isinstance(module, CONVOLUTIONS):
+            return _Claim(name, "muon" if self._flatten else "adamw", "convolution")
+        return _Claim(name, "muon" if p.ndim == 2 else None, "matrix")
+
+    def _not_hidden(
+        self, name: str, module: nn.Module, attribute: str, p: nn.Parameter
+    ) -> str | None:
+        """Return what a parameter is, unless it is a matrix of a hidden layer."""
+        if p.ndim < 2:
+            return "vector or scalar"
+        if attribute.startswith("bias"):
+            return "bias"
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "embed" in attribute:
+            return EMBEDDING
+        path = name.split(".")[:-1]
+        outside = isinstance(module, nn.Linear) and not any(part.isdigit() for part in path)
+        if p is self._output or (outside and path and path[-1] in HEADS):
+            return "output head"
+        if outside and module in self._last and module.out_features in self._embedding_rows:
+            return "output head"
+        return None
+
+
+def _agreed(claims: Sequence[_Claim], p: nn.Parameter) -> str:
+    """Return what the claims on a parameter under all its names come to."""
+    # What is named decides; and a matrix that is tied to an embedding is its head.
+    known = next(filter(None, ([c for c in claims if c.reason == r] for r in DECIDES)), claims)
+    optimizers = {claim.optimizer for claim in known}
+    if len(optimizers) > 1:
+        tied = " = ".join(f"{c.name} ({c.optimizer}: {c.reason})" for c in claims)
+        raise QuinticError(f"one tied parameter goes to both optimizers: {tied}; name it in one")
+    (optimizer,) = optimizers
+    if optimizer is None:
+        raise QuinticError(
+            f"{claims[0].name} has the shape {list(p.shape)}: name it in muon, where it is a batch "
+            "of matrices, or in adamw"
+        )
+    return optimizer

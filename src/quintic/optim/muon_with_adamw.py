@@ -1,0 +1,92 @@
+"""One optimizer for a whole model: Muon on its hidden matrices and AdamW on everything else.
+
+Trainers such as those of transformers and Lightning want one. Its groups come from
+`quintic.param_groups`, or have the key `optimizer`, muon or adamw, from elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from quintic.errors import QuinticError
+from quintic.optim.muon import Muon
+from quintic.optim.muon_checks import check_groups, check_shape, check_state_dict, name_of
+
+
+class MuonWithAdamW(Muon):
+    """Updates the groups that say `optimizer` muon as `Muon`, and those that say adamw as
+    `torch.optim.AdamW`.
+
+    `lr`, `betas`, `eps` and `weight_decay` are for groups that do not have their own; all other
+    options are Muon's. `nonfinite` is about the gradients of all groups. `state_dict`, schedulers
+    and whatever else works on an optimizer see one. Raises `QuinticError`, a `ValueError`, where a
+    group does not say whose it is.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **muon: Any,
+    ) -> None:
+        # It has no parameters of its own, but those of a step while that lasts.
+        self._adamw = torch.optim.AdamW(
+            [torch.zeros(1)], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+        )
+        self._adamw.param_groups = []
+        super().__init__(params, lr, weight_decay=weight_decay, **muon)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_adamw": self._adamw}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group with the key `optimizer`, muon or adamw."""
+        optimizer = isinstance(param_group, dict) and param_group.get("optimizer")
+        if optimizer == "muon":
+            super().add_param_group(param_group)
+        elif optimizer == "adamw":
+            self._add_to_adamw(param_group)
+        else:
+            raise QuinticError(
+                "MuonWithAdamW: each group says optimizer=muon or optimizer=adamw; "
+                "quintic.param_groups(model, ...) makes them"
+            )
+
+    def _add_to_adamw(self, param_group: dict[str, Any]) -> None:
+        muons = self.defaults
+        self.defaults = self._adamw.defaults
+        try:
+            torch.optim.Optimizer.add_param_group(self, param_group)
+        finally:
+            self.defaults = muons
+
+    def _orthogonalized(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["optimizer"] == "muon"]
+
+    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_groups(state_dict, self.param_groups)
+        saved, own = state_dict["param_groups"], self.param_groups
+        if [g.get("optimizer") for g in saved] != [g["optimizer"] for g in own]:
+            raise QuinticError("MuonWithAdamW: the state dict's groups are of other optimizers")
+        muons = [group for group in saved if group["optimizer"] == "muon"]
+        check_state_dict({**state_dict, "param_groups": muons}, self._orthogonalized())
+        for saved_group, group in zip(saved, own, strict=True):
+            if group["optimizer"] == "adamw":
+                for key, p in zip(saved_group["params"], group["params"], strict=True):
+                    check_shape(name_of(p, own), p, state_dict["state"].get(key, {}), "exp_avg")
+
+    def _update_others(self) -> None:
+        adamw = self._adamw
+        adamw.param_groups = [g for g in self.param_groups if g["optimizer"] == "adamw"]
+        adamw.state = self.state
+        try:
+            adamw.step()
+        finally:
+            adamw.param_groups, adamw.state = [], type(self.state)(dict)

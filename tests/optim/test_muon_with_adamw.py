@@ -1,0 +1,152 @@
+"""One optimizer for a model is Muon and AdamW apart, and keeps an optimizer's promises."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from quintic import Muon, MuonWithAdamW, param_groups
+from quintic.errors import QuinticError
+
+
+class Net(nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(7, 4)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.to(dtype)
+
+    def set_gradients(self, step: int) -> None:
+        random = torch.Generator().manual_seed(10 + step)
+        for p in self.parameters():
+            p.grad = torch.randn(p.shape, generator=random).to(p.dtype)
+
+
+def groups_of(net: Net) -> list[dict[str, Any]]:
+    return param_groups(net, lr=0.02, adamw_lr=3e-3, adamw_weight_decay=0.1, verbose=False)
+
+
+def make(net: Net, **options: Any) -> MuonWithAdamW:
+    return MuonWithAdamW(groups_of(net), **options)
+
+
+def steps(net: Net, optimizers: list[torch.optim.Optimizer], first: int, last: int) -> list[Tensor]:
+    for step in range(first, last):
+        net.set_gradients(step)
+        for optimizer in optimizers:
+            optimizer.step()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(map(torch.equal, found, expected))
+
+
+def test_it_is_muon_and_adamw() -> None:
+    one, two = Net(), Net()
+    groups = groups_of(two)
+    muon = Muon([g for g in groups if g["optimizer"] == "muon"], lr=1.0)
+    adamw = torch.optim.AdamW(
+        [g for g in groups if g["optimizer"] == "adamw"], betas=(0.9, 0.95), eps=1e-8
+    )
+    assert equal(steps(one, [make(one)], 0, 4), steps(two, [muon, adamw], 0, 4))
+
+
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "checkpoint"])
+def test_it_continues_bit_for_bit(way: str) -> None:
+    net = Net()
+    expected = steps(net, [make(net)], 0, 4)
+    net = Net()
+    optimizer = make(net)
+    steps(net, [optimizer], 0, 2)
+    if way == "deepcopy":
+        net, optimizer = copy.deepcopy((net, optimizer))
+    elif way == "pickle":
+        net, optimizer = pickle.loads(pickle.dumps((net, optimizer)))
+    elif way == "state_dict":
+        file = io.BytesIO()
+        torch.save([net.state_dict(), optimizer.state_dict()], file)
+        file.seek(0)
+        weights, state = torch.load(file, weights_only=True)
+        net = Net()
+        optimizer = make(net)
+        net.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    else:
+        state = copy.deepcopy(get_optimizer_state_dict(net, optimizer))
+        weights, net = net.state_dict(), Net()
+        optimizer = make(net)
+        net.load_state_dict(weights)
+        set_optimizer_state_dict(net, optimizer, state)
+    assert equal(steps(net, [optimizer], 2, 4), expected)
+
+
+def test_momentum_in_float32_of_bfloat16_weights_is_loaded_as_it_was() -> None:
+    net = Net(torch.bfloat16)
+    optimizer = make(net, momentum_dtype=torch.float32)
+    steps(net, [optimizer], 0, 2)
+    other = make(Net(torch.bfloat16), momentum_dtype=torch.float32)
+    other.load_state_dict(optimizer.state_dict())
+    found, expected = (
+        other.state[other.param_groups[0]["params"][0]],
+        optimizer.state[net.up.weight],
+    )
+    assert found["momentum"].dtype is torch.float32
+    assert torch.equal(found["momentum"], expected["momentum"])
+
+
+def test_a_scheduler_reaches_both_and_a_group_may_come_later() -> None:
+    net = Net()
+    groups = groups_of(net)
+    optimizer = MuonWithAdamW(groups[:1])
+    optimizer.add_param_group(groups[1])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step == 0))
+    before = steps(net, [optimizer], 0, 1)
+    schedule.step()
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.0]
+    assert equal(steps(net, [optimizer], 1, 2), before)
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_of_both() -> None:
+    net = Net()
+    optimizer = make(net, nonfinite="skip")
+    before = steps(net, [optimizer], 0, 1)
+    net.set_gradients(1)
+    assert net.words.weight.grad is not None
+    net.words.weight.grad[0, 0] = torch.nan
+    optimizer.step()
+    assert equal([p.detach() for p in net.parameters()], before)
+
+
+def test_what_is_not_its_own_is_refused_and_changes_nothing() -> None:
+    net = Net()
+    with pytest.raises(QuinticError, match="each group says optimizer=muon or optimizer=adamw"):
+        MuonWithAdamW(net.parameters())
+    optimizer = make(net)
+    expected = copy.deepcopy(optimizer.state_dict())
+    swapped = copy.deepcopy(expected)
+    for group, kind in zip(swapped["param_groups"], ("adamw", "muon"), strict=False):
+        group["optimizer"] = kind
+    larger = Net()
+    larger.words = nn.Embedding(9, 4)
+    other = make(larger)
+    steps(larger, [other], 0, 1)
+    for state, message in [
+        (swapped, "groups are of other optimizers"),
+        (other.state_dict(), r"exp_avg of words.weight has the shape \[9, 4\] and it has \[7, 4\]"),
+        (torch.optim.AdamW(net.parameters()).state_dict(), r"groups of \[5\] parameters"),
+    ]:
+        with pytest.raises(QuinticError, match=message):
+            optimizer.load_state_dict(state)
+        assert optimizer.state_dict() == expected
