@@ -628,13 +628,11 @@ def shape_outcome(implementation: Implementation, *shape: int) -> str:
 
     if close(np.sign(G) * rms(U)):
         return f"as Adam, {rms(U):.3f} lr"
-    if close(G * (rms(U) / rms(G))):
-        return f"along the gradient, {rms(U) / rms(G):.4f} of it"
     ways: dict[str, Callable[[], np.ndarray]] = {
         "flat": lambda: first_step(implementation, G.reshape(shape[0], -1)),
         "each matrix": lambda: np.stack([first_step(implementation, g) for g in G]),
     }
-    for name, way in ways.items():
+    for name, way in ways.items() if len(shape) > 2 else ():
         with contextlib.suppress(Exception):
             other = way()
             longer = float(np.linalg.norm(U) / np.linalg.norm(other))
@@ -642,6 +640,8 @@ def shape_outcome(implementation: Implementation, *shape: int) -> str:
                 return name
             if close(other * longer):
                 return f"{name}, times {longer:.2f}"
+    if close(G * (rms(U) / rms(G))):
+        return f"along the gradient, {rms(U) / rms(G):.4f} of it"
     return f"something else, {rms(U):.3f} lr"
 
 

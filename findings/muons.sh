@@ -20,10 +20,11 @@ mkdir -p "$out"
 export OMP_NUM_THREADS=1 KERAS_BACKEND=jax TORCHDYNAMO_DISABLE=1
 
 python3 -m venv "$folder/torch"
-# PyTorch first and by itself, so that the others keep its build.
+# PyTorch first and by itself, so that the others keep its build; again, since timm's torchvision
+# would bring a newer one.
 "$folder/torch/bin/pip" install -q torch==2.13.0 numpy==2.4.6 setuptools
-"$folder/torch/bin/pip" install -q muon-optimizer==0.1.0 heavyball==3.2.1 pytorch_optimizer==4.1.0 \
-  timm==1.0.31 echomuon==0.3.0 muon-fsdp2==0.3.0 deepspeed==0.19.8
+"$folder/torch/bin/pip" install -q torch==2.13.0 muon-optimizer==0.1.0 heavyball==3.2.1 \
+  pytorch_optimizer==4.1.0 timm==1.0.31 echomuon==0.3.0 muon-fsdp2==0.3.0 deepspeed==0.19.8
 "$folder/torch/bin/python" muons.py measure torch torch:match_rms_adamw muon-optimizer heavyball \
   pytorch_optimizer pytorch_optimizer:use_adjusted_lr timm timm:nesterov timm:original \
   timm:rms_to_rms echomuon deepspeed deepspeed:standard muon-fsdp2 > "$out/torch.json"

@@ -122,7 +122,7 @@ def test_torch_and_quintic_share_a_learning_rate(capsys: Capture) -> None:
     ]
     assert "the weight decay is torch's own, 0.1" in out
     assert "--optim.muon.scale aspect --optim.muon.lr 0.02 --optim.muon.weight-decay 0.1" in out
-    assert "torch averages gradients and aspect adds them" in out
+    assert "torch averages gradients and quintic adds them" in out
 
 
 def test_shapes_are_read_as_the_library_has_them(capsys: Capture) -> None:
@@ -143,8 +143,8 @@ def test_scales_that_differ_by_shape_need_a_group_for_each(capsys: Capture) -> N
 
 def test_what_cannot_be_matched_is_said_with_its_size(capsys: Capture) -> None:
     out = convert_line(capsys, "--from", "heavyball", "--lr", "0.02", "--shape", "64x64")
-    assert "0.55 of the direction in heavyball and 0.10 in aspect" in out
-    assert "momentum is 0.9 in heavyball and 0.95 in aspect" in out
+    assert "0.55 of the direction in heavyball and 0.10 in quintic" in out
+    assert "momentum is 0.9 in heavyball and 0.95 in quintic" in out
     steps = RECORD["heavyball"]["measured"]["ten_steps"]
     assert f"{steps['difference']:.1%} of their way" in out
     mlx = convert_line(capsys, "--from", "mlx", "--lr", "0.02", "--shape", "64x64")
@@ -171,7 +171,7 @@ def test_a_run_has_all_its_matrices_converted_from_its_own_rates(
 ) -> None:
     out = convert_line(capsys, "--model", str(run), "--to", "keras")
     table = rows(out)
-    assert "Polar Express in aspect" in out and "the run has --optim.muon.normuon" in out
+    assert "Polar Express in quintic" in out and "quintic: the run has --optim.muon.normuon" in out
     width = run_dir.read_config(run).model.width
     layers = run_dir.read_config(run).model.layers
     square = next(row for row in table if row[0] == row[2] == str(width))
@@ -193,7 +193,7 @@ def test_hyperparameters_are_read_from_param_groups(capsys: Capture, tmp_path: P
     assert rows(out) == [["64", "x", "256", "1", "0.064", "0.02", "0"]]
     assert "--optim.muon.scale rms --optim.muon.lr 0.02" in out
     assert "before the schedule; now 0.01" in out and "--optim.muon.ns-steps 4" in out
-    assert "momentum is 0.9 in torch:match_rms_adamw and 0.95 in rms" in out
+    assert "momentum is 0.9 in torch:match_rms_adamw and 0.95 in quintic" in out
 
 
 def test_the_table_lists_every_name(capsys: Capture) -> None:

@@ -14,6 +14,7 @@ from quintic.optim.muons import (
     Group,
     Implementation,
     Shape,
+    config_scales,
     convert,
     distinct,
     group_of_run,
@@ -130,11 +131,10 @@ def _print(group: Group, target: Implementation, shapes: dict[Shape, int]) -> No
             f"the scales differ by shape ({source.scale}, {target.scale}): each shape needs a "
             "parameter group of its own"
         )
-    elif not target.version and (decay := rates[0].weight_decay) is not None:
+    elif target.name in config_scales():
+        decay = rates[0].weight_decay
         decays = f" --optim.muon.weight-decay {decay:.6g}" if decay else ""
         console.line(f"--optim.muon.scale {target.scale} --optim.muon.lr {rates[0].lr:.6g}{decays}")
-    elif not target.version:
-        console.line(f"--optim.muon.scale {target.scale} --optim.muon.lr {rates[0].lr:.6g}")
     if said := unmatched(source, target, decays=group.weight_decay > 0):
         console.line("no learning rate matches:")
         for sentence in said:

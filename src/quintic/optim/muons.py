@@ -87,9 +87,9 @@ class Implementation:
         return lr * (self.scale_of(shape) if self.decay == "scaled" else 1.0)
 
     @property
-    def package(self) -> str:
-        """The package and its version, or quintic's scale."""
-        return f"{self.name} {self.version}".strip()
+    def label(self) -> str:
+        """The name where a difference is told: all scales of quintic differ in nothing else."""
+        return self.name if self.version else "quintic"
 
 
 @cache
@@ -142,8 +142,12 @@ def implementation(name: str, option: str = "--from") -> Implementation:
 
 def nearest_of_quintic(source: Implementation) -> Implementation:
     """Return quintic with the scale of another implementation, or `max_dim` where it has none."""
-    choices = get_args(get_type_hints(MuonConfig)["scale"])
-    return implementations()[source.scale if source.scale in choices else "max_dim"]
+    return implementations()[source.scale if source.scale in config_scales() else "max_dim"]
+
+
+def config_scales() -> tuple[str, ...]:
+    """Return the values of `optim.muon.scale`."""
+    return get_args(get_type_hints(MuonConfig)["scale"])
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def unmatched(source: Implementation, target: Implementation, *, decays: bool) -
 
     `decays` says whether there is weight decay to convert.
     """
-    a, b = source.name, target.name
+    a, b = source.label, target.label
     said = []
     if abs(source.newest[1] - target.newest[1]) > 0.02:
         said.append(
@@ -200,10 +204,11 @@ def unmatched(source: Implementation, target: Implementation, *, decays: bool) -
         )
     if source.buffer != target.buffer:
         averaging, summing = (a, b) if source.buffer == "average" else (b, a)
+        constant = " (--optim.muon.momentum-warmup-steps 0)" if "quintic" in (a, b) else ""
         said.append(
             f"momentum while it warms up: {averaging} averages gradients and {summing} adds them, "
-            "which is one direction at constant momentum only (--optim.muon.momentum-warmup-steps "
-            f"0); a buffer of {averaging} is 1 - momentum times the sum"
+            f"which is one direction at constant momentum only{constant}; a buffer of {averaging} "
+            "is 1 - momentum times the sum"
         )
     if source.momentum != target.momentum:
         said.append(
@@ -221,16 +226,18 @@ def unmatched(source: Implementation, target: Implementation, *, decays: bool) -
             "forgets its length, so no decoupled decay is the same: choose one anew"
         )
     for one in (source, target):
-        said += [f"{one.name}: {text}" for text in (one.also, one.adam) if text]
+        said += [f"{one.label}: {text}" for text in (one.also, one.adam) if text]
     for one in (source, target):
         if one.difference > 0.001:
             nearest = "" if one.factor == 1 else f", best at {one.factor:g} times the learning rate"
             said.append(
-                f"together: ten steps of {one.package} end {one.difference:.1%} of their way "
-                f"from quintic's{nearest}"
+                f"together: ten steps of {one.name} {one.version} end {one.difference:.1%} of "
+                f"their way from quintic's{nearest}"
             )
         elif one.source == "read":
-            said.append(f"{one.package} was read and not run: nothing here is measured of it")
+            said.append(
+                f"{one.name} {one.version} was read and not run: nothing here is measured of it"
+            )
     return said
 
 
