@@ -204,9 +204,10 @@ def test_a_mistyped_command_gets_one_line_with_value_rule_and_way_out(
 def test_every_command_is_known_to_what_explains_its_mistakes(capsys: Capture) -> None:
     """Else a mistyped option of a new command would be answered without its nearest."""
     commands = refusal(["x"], capsys).split("the commands are ")[1].split(", ")
-    in_data = refusal(["data"], capsys).removeprefix("data needs one of ").split(": ")[0]
-    commands += [f"data {name}" for name in in_data.split(", ")]
-    commands.remove("data")
+    for group in ("data", "muon"):
+        inside = refusal([group], capsys).removeprefix(f"{group} needs one of ").split(": ")[0]
+        commands += [f"{group} {name}" for name in inside.split(", ")]
+        commands.remove(group)
     assert sorted(commands) == sorted(COMMANDS)
 
 

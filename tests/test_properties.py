@@ -181,7 +181,7 @@ def test_the_data_knows_nothing_of_models_optimizers_or_training() -> None:
 
 def test_the_optimizers_know_nothing_of_data_or_training() -> None:
     allowed = ("optim", "model", "kernels", "config", "errors")
-    communicate = ("quintic.optim.step", "quintic.optim.zero1", "quintic.optim.fsdp")
+    communicate = [f"quintic.optim.{name}" for name in ("step", "zero1", "fsdp", "whole")]
     for name in MODULES:
         if within(name, "quintic.optim"):
             own = [*allowed, "distributed"] if name in communicate else allowed
@@ -190,7 +190,14 @@ def test_the_optimizers_know_nothing_of_data_or_training() -> None:
 
 
 def test_the_mathematics_of_the_optimizers_communicates_with_nobody() -> None:
-    for name in ("muon", "newton_schulz", "schedule", "param_groups", "bucket_plan"):
+    for name in (
+        "muon",
+        "newton_schulz",
+        "newton_schulz_cpu",
+        "schedule",
+        "param_groups",
+        "bucket_plan",
+    ):
         found = imports(MODULES[f"quintic.optim.{name}"])
         assert not [i for i in found if within(i, "torch.distributed", "quintic.distributed.world")]
 

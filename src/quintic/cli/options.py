@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, UseAppendAction, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from quintic.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
@@ -249,6 +249,48 @@ class Data:
     )
 
 
+@dataclass(frozen=True)
+class MuonConvert:
+    """Learning rate and weight decay that make the same update in another implementation of Muon.
+
+    quintic muon convert --from torch --lr 0.02 --shape 768x3072 [--to optax]; what no learning rate
+    can match is said, with figures. quintic muon table lists the names.
+    """
+
+    source: Annotated[str | None, arg(name="from")] = None
+    """Implementation that the rates are of, such as torch or torch:match_rms_adamw, or a scale of
+    quintic; default the run of --model with its rates."""
+    to: str = "quintic"
+    """Implementation that is to do the same; quintic: with the scale of the other, if it has it."""
+    lr: float | None = None
+    """Learning rate in --from; default its own."""
+    weight_decay: float | None = None
+    """Weight decay in --from; default its own."""
+    shape: tuple[str, ...] = ()
+    """Shapes of matrices, such as 768x3072, as the library of --from has them: (out, in) in PyTorch
+    and MLX, (in, out) in optax (Flax) and keras."""
+    model: Path | None = None
+    """Folder of a run: all its matrices."""
+    groups: Path | None = None
+    """JSON file of optimizer.param_groups without their params, instead of --lr and
+    --weight-decay."""
+
+
+@dataclass(frozen=True)
+class MuonTable:
+    """What public implementations of Muon do, from the record of docs/muons.md."""
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Muon elsewhere: convert, table."""
+
+    action: (
+        Annotated[MuonConvert, subcommand("convert", prefix_name=False)]
+        | Annotated[MuonTable, subcommand("table", prefix_name=False)]
+    )
+
+
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "sweep": Sweep,
@@ -261,5 +303,7 @@ COMMANDS: dict[str, Any] = {
     "data push": DataPush,
     "data info": DataInfo,
     "data check": DataCheck,
+    "muon convert": MuonConvert,
+    "muon table": MuonTable,
 }
 """Every command by the words that call it; module `quintic.cli.WORD` runs it."""

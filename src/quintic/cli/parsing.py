@@ -31,6 +31,7 @@ from quintic.cli.options import (
     Data,
     Evaluate,
     Generate,
+    Muon,
     Recipes,
     Sweep,
     Train,
@@ -61,6 +62,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Compare, subcommand("compare")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
+        | Annotated[Muon, subcommand("muon")]
     )
 
     def refuse(event: ParseErrorEvent) -> None:
@@ -198,7 +200,8 @@ def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
 
 
 def _no_command(arguments: list[str]) -> str:
-    *group, given = arguments[:2] if arguments[0] == "data" else arguments[:1]
+    grouped = any(name.startswith(f"{arguments[0]} ") for name in COMMANDS)
+    *group, given = arguments[:2] if grouped else arguments[:1]
     known = [name.split() for name in COMMANDS]
     names = list(dict.fromkeys(n[len(group)] for n in known if n[: len(group)] == group))
     close = difflib.get_close_matches(given, names, n=1)
@@ -210,12 +213,13 @@ def _options(command: Any, prefix: str = "--") -> list[str]:
     """Return the options of a command, without what it takes by position; a switch also by the name
     that denies it."""
     options: list[str] = []
-    marked = typing.get_type_hints(command, include_extras=True)
+    annotated = typing.get_type_hints(command, include_extras=True)
     for name, hint in typing.get_type_hints(command).items():
-        by_position = marked[name] == typing.cast(Any, Positional)[hint]
-        name = name.replace("_", "-")
-        if by_position:
+        if annotated[name] == typing.cast(Any, Positional)[hint]:
             continue
+        # Another name than the field's, where `arg` gives one: --from cannot be a field.
+        given = [getattr(m, "name", None) for m in getattr(annotated[name], "__metadata__", ())]
+        name = next(filter(None, given), name).replace("_", "-")
         if is_dataclass(hint):
             options += _options(hint, f"{prefix}{name}.")
         else:

@@ -1,0 +1,359 @@
+"""Public implementations of Muon, and which learning rate of one is which of another.
+
+What each does was measured by running it: `findings/muons.sh` does that again, and muons.json,
+beside this file, is its record. docs/muons.md shows it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, get_args, get_type_hints
+
+from quintic.config import MuonConfig
+from quintic.errors import QuinticError, one_line
+from quintic.optim.muon import update_scale
+
+JORDAN = (3.4445, -4.775, 2.0315)
+"""The coefficients that most implementations have in every iteration, quintic among them."""
+
+POLYNOMIALS = {
+    "jordan": "3.4445, -4.7750, 2.0315 in each iteration",
+    "five": "five sets of coefficients, from 4.0848, -6.8946, 2.9270 on",
+    "polar_express": "Polar Express",
+}
+"""What the polynomials of the record are called where a difference is told."""
+
+Shape = tuple[int, int]
+"""(out, in), as PyTorch has a weight."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Tells what one implementation does; the defaults are what quintic does."""
+
+    name: str
+    title: str
+    version: str = ""
+    """The package's; empty for quintic."""
+    source: str = "run"
+    """How it is known: `run`, or `read` where it could not be run."""
+    axes: str = "out, in"
+    """How its library has a weight's axes: `out, in`, or `in, out`."""
+    scale: str = "max_dim"
+    """Factor of the update by shape: one of quintic's scales, or `none` or `ratio`."""
+    lr: float | None = None
+    """Default; None where there is none."""
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    """Default."""
+    decay: str = "decoupled"
+    """Where decay enters: `decoupled`; `scaled`, multiplied by the scale too; or `through the
+    gradient`, before the orthogonalisation."""
+    buffer: str = "sum"
+    """The momentum buffer is a `sum`, or an `average` of gradients."""
+    newest: tuple[float, float] = (0.68, 0.1)
+    """Share of the newest gradient in the direction: of the second step, and once settled."""
+    polynomial: str = "jordan"
+    dtype: str = "float32"
+    """Of Newton-Schulz on a CPU."""
+    adam: str = ""
+    """What it gives to Adam on its own account, as a sentence."""
+    also: str = ""
+    """What else no learning rate can match, as a sentence."""
+    difference: float = 0.0
+    """From quintic after ten steps at the best learning rate, over the length of the way."""
+    factor: float = 1.0
+    """That best learning rate, over the one that the scales alone give."""
+
+    def scale_of(self, shape: Shape) -> float:
+        """Return the factor of the update of a weight."""
+        rows, columns = shape
+        if self.scale == "none":
+            return 1.0
+        if self.scale == "ratio":
+            return math.sqrt(rows / columns)
+        return update_scale(self.scale, rows, columns)
+
+    def decay_rate(self, shape: Shape, lr: float) -> float | None:
+        """Return the factor of weight decay in a step; None where it has no part of its own."""
+        if self.decay == "through the gradient":
+            return None
+        return lr * (self.scale_of(shape) if self.decay == "scaled" else 1.0)
+
+    @property
+    def label(self) -> str:
+        """The name where a difference is told: all scales of quintic differ in nothing else."""
+        return self.name if self.version else "quintic"
+
+
+@cache
+def implementations() -> dict[str, Implementation]:
+    """Read all of them, by the names of `quintic muon convert`; quintic's own are its scales."""
+    found = {
+        scale: Implementation(
+            scale, f"quintic, scale {scale}", scale=scale, buffer="sum", dtype="as the weights"
+        )
+        for scale in ("max_dim", "aspect", "rms", "none")
+    }
+    record = json.loads(files("quintic.optim").joinpath("muons.json").read_text(encoding="utf-8"))
+    for name, row in record.items():
+        facts = row.get("measured") or row["read"]
+        if "scale" not in facts:
+            continue  # one that does not run
+        steps = facts.get("ten_steps", {})
+        found[name] = Implementation(
+            name,
+            row["title"],
+            facts["version"],
+            "run" if "measured" in row else "read",
+            row.get("axes", "out, in"),
+            facts["scale"],
+            facts["lr"],
+            facts["momentum"],
+            facts["weight_decay"] or 0.0,
+            facts["decay"],
+            "sum" if max(facts["state"].values()) == 1 else "average",
+            (facts["newest"][0], facts["newest"][1]),
+            facts["polynomial"],
+            facts["dtype"],
+            row.get("adam", ""),
+            row.get("also", ""),
+            steps.get("difference", 0.0),
+            steps.get("factor", 1.0),
+        )
+    return found
+
+
+def implementation(name: str, option: str = "--from") -> Implementation:
+    """Return one by its name; raises `QuinticError`, with those near it, where there is none."""
+    known = implementations()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1) or [n for n in known if name in n][:1]
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise QuinticError(f"{option} is {name!r}: {hint}the names are quintic, {', '.join(known)}")
+
+
+def nearest_of_quintic(source: Implementation) -> Implementation:
+    """Return quintic with the scale of another implementation, or `max_dim` where it has none."""
+    return implementations()[source.scale if source.scale in config_scales() else "max_dim"]
+
+
+def config_scales() -> tuple[str, ...]:
+    """Return the values of `optim.muon.scale`."""
+    return get_args(get_type_hints(MuonConfig)["scale"])
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The rates of one weight under which two implementations make the same update."""
+
+    shape: Shape
+    update: float
+    """Length of the update: learning rate times scale."""
+    lr: float
+    weight_decay: float | None
+    """None where no weight decay gives the same."""
+
+
+def convert(
+    source: Implementation,
+    target: Implementation,
+    shape: Shape,
+    *,
+    lr: float,
+    weight_decay: float,
+) -> Rates:
+    """Return the rates of `target` that do to a weight what `lr` and `weight_decay` do in `source`.
+
+    The update is lr * scale(shape) in both. Decoupled decay multiplies weights by 1 - lr *
+    weight_decay a step, so that product stays: where the learning rate doubles, the decay halves.
+    """
+    update = lr * source.scale_of(shape)
+    converted = update / target.scale_of(shape)
+    here, there = source.decay_rate(shape, lr), target.decay_rate(shape, converted)
+    decay: float | None = 0.0
+    if weight_decay and lr:
+        decay = None if here is None or there is None else weight_decay * here / there
+    return Rates(shape, update, converted, decay)
+
+
+def unmatched(source: Implementation, target: Implementation, *, decays: bool) -> list[str]:
+    """Say in sentences what no learning rate makes equal, with the figures of the record.
+
+    `decays` says whether there is weight decay to convert.
+    """
+    a, b = source.label, target.label
+    said = []
+    if abs(source.newest[1] - target.newest[1]) > 0.02:
+        said.append(
+            f"weight of the newest gradient: {source.newest[1]:.2f} of the direction in {a} and "
+            f"{target.newest[1]:.2f} in {b}, once momentum has settled"
+        )
+    elif abs(source.newest[0] - target.newest[0]) > 0.02:
+        said.append(
+            f"the first steps: one of them corrects its average for its start, so the newest "
+            f"gradient is {source.newest[0]:.2f} of the second step's direction in {a} and "
+            f"{target.newest[0]:.2f} in {b}; once 0.95^t is small they are the same"
+        )
+    if source.buffer != target.buffer:
+        averaging, summing = (a, b) if source.buffer == "average" else (b, a)
+        constant = " (--optim.muon.momentum-warmup-steps 0)" if "quintic" in (a, b) else ""
+        said.append(
+            f"momentum while it warms up: {averaging} averages gradients and {summing} adds them, "
+            f"which is one direction at constant momentum only{constant}; a buffer of {averaging} "
+            "is 1 - momentum times the sum"
+        )
+    if source.momentum != target.momentum:
+        said.append(
+            f"momentum is {source.momentum:g} in {a} and {target.momentum:g} in {b} unless set"
+        )
+    if source.polynomial != target.polynomial:
+        said.append(
+            f"the polynomial: {POLYNOMIALS.get(source.polynomial, source.polynomial)} in {a}, "
+            f"{POLYNOMIALS.get(target.polynomial, target.polynomial)} in {b}"
+        )
+    if decays and "through the gradient" in (source.decay, target.decay):
+        through = a if source.decay == "through the gradient" else b
+        said.append(
+            f"weight decay: {through} adds it to the gradient before the orthogonalisation, which "
+            "forgets its length, so no decoupled decay is the same: choose one anew"
+        )
+    for one in (source, target):
+        said += [f"{one.label}: {text}" for text in (one.also, one.adam) if text]
+    for one in (source, target):
+        if one.difference > 0.001:
+            nearest = "" if one.factor == 1 else f", best at {one.factor:g} times the learning rate"
+            said.append(
+                f"together: ten steps of {one.name} {one.version} end {one.difference:.1%} of "
+                f"their way from quintic's{nearest}"
+            )
+        elif one.source == "read":
+            said.append(
+                f"{one.name} {one.version} was read and not run: nothing here is measured of it"
+            )
+    return said
+
+
+@dataclass(frozen=True)
+class Group:
+    """Holds the settings of one parameter group of another implementation."""
+
+    source: Implementation
+    lr: float
+    weight_decay: float
+    notes: tuple[str, ...] = ()
+
+
+def group_of_run(config: MuonConfig) -> Group:
+    """Return the settings of a run of quintic, with what of them changes its update."""
+    scale = implementations()[config.scale]
+    polynomial = {"quintic": "jordan", "dion": "five"}.get(
+        config.ns_coefficients, config.ns_coefficients
+    )
+    switches = {"--optim.muon.normuon": config.normuon, "--optim.muon.cautious": config.cautious}
+    on = " ".join(option for option, value in switches.items() if value)
+    source = replace(
+        scale,
+        momentum=config.momentum,
+        newest=scale.newest if config.nesterov else without_nesterov(config.momentum),
+        polynomial=polynomial,
+        also=f"the run has {on}" if on else "",
+    )
+    return Group(source, config.lr, config.weight_decay)
+
+
+def without_nesterov(momentum: float) -> tuple[float, float]:
+    """Return the shares of the newest gradient where the direction is the momentum buffer."""
+    return 1 / (1 + momentum), 1 - momentum
+
+
+def parse_groups(text: bytes, source: Implementation) -> list[Group]:
+    """Return the groups that an implementation gives to Muon, from its `param_groups` as JSON.
+
+    The parameters themselves are left out of it, or are there as the numbers of a state dict.
+    Raises `QuinticError` where the text is something else, or has no group for Muon.
+    """
+    try:
+        groups = json.loads(text)
+    except (ValueError, RecursionError) as error:  # of JSON, or of the bytes' encoding
+        raise QuinticError(f"--groups is not JSON: {one_line(error)}") from None
+    if isinstance(groups, dict):
+        groups = groups.get("param_groups", [groups])
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise QuinticError(
+            "--groups must be a list of objects, as json.dump of optimizer.param_groups without "
+            "their params writes it"
+        )
+    found = [
+        _group(number, group, source)
+        for number, group in enumerate(groups)
+        if group.get("use_muon", True)
+    ]
+    if not found:
+        raise QuinticError("--groups has no group for Muon: each says use_muon false, or none is")
+    return found
+
+
+def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
+    def setting(name: str, default: float | None) -> float:
+        value = group.get(name, default)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < math.inf
+        ):
+            raise QuinticError(
+                f"--groups: group {number} has {name} {value!r}: it must be a number from 0 up"
+            )
+        return float(value)
+
+    notes = []
+    lr = setting("lr", source.lr)
+    if "initial_lr" in group:
+        notes.append(f"the learning rate is initial_lr, before the schedule; now {lr:g}")
+        lr = setting("initial_lr", None)
+    variant = group.get("adjust_lr_fn") or (group.get("use_adjusted_lr") and "use_adjusted_lr")
+    if variant and variant != "original":
+        source = implementation(f"{source.name.partition(':')[0]}:{variant}", "--groups")
+    momentum = setting("momentum", source.momentum)
+    source = replace(source, momentum=momentum)
+    if group.get("nesterov", True) is False:
+        source = replace(source, newest=without_nesterov(momentum))
+    coefficients = group.get("ns_coefficients", "original")
+    if coefficients not in ("original", list(JORDAN)):
+        if not isinstance(coefficients, list | str):
+            raise QuinticError(
+                f"--groups: group {number} has ns_coefficients {coefficients!r}: they must be a "
+                "list of numbers"
+            )
+        source = replace(source, polynomial=f"coefficients {coefficients}")
+    if (steps := setting("ns_steps", 5)) != 5:
+        notes.append(f"{steps:g} iterations of Newton-Schulz: --optim.muon.ns-steps {steps:g}")
+    return Group(source, lr, setting("weight_decay", source.weight_decay), tuple(notes))
+
+
+def parse_shape(text: str, axes: str) -> Shape:
+    """Return 768x3072 as (out, in), where a library has its axes so or the other way around.
+
+    Raises `QuinticError` unless it is two positive integers.
+    """
+    parts = text.replace(",", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise QuinticError(
+            f"--shape is {text!r}: it must be a matrix's two sizes, such as 768x3072; "
+            "Muon takes matrices only"
+        )
+    first, second = map(int, parts)
+    return (first, second) if axes == "out, in" else (second, first)
+
+
+def distinct(shapes: Sequence[Shape]) -> dict[Shape, int]:
+    """Return the different shapes, in their order, with how many there are of each."""
+    return {shape: shapes.count(shape) for shape in dict.fromkeys(shapes)}

@@ -1,0 +1,264 @@
+"""Learning rates of other implementations of Muon, against what was recorded of the real ones.
+
+Each record has its package's version, and `findings/muons.sh` measures them all again.
+"""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from quintic import run_dir
+from quintic.cli.main import main
+from quintic.config import Config
+from quintic.optim import muons
+from quintic.optim.muon import Muon
+from quintic.optim.muons import convert, implementation, implementations, nearest_of_quintic
+from tests.conftest import refusal, tiny_config
+
+ROOT = Path(__file__).parents[2]
+RECORD = json.loads((ROOT / "src/quintic/optim/muons.json").read_text())
+EQUAL = [
+    name
+    for name, row in RECORD.items()
+    if row.get("measured", {}).get("ten_steps", {"difference": 1})["difference"] < 0.02
+]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def measuring() -> ModuleType:
+    """The script that measured the record; what it runs is imported where it is run."""
+    spec = importlib.util.spec_from_file_location("findings_muons", ROOT / "findings/muons.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def moved(measuring: ModuleType, shape: tuple[int, int], *, lr: float, scale: str) -> np.ndarray:
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = Muon([weight], lr=lr, scale=scale)
+    for gradient in measuring.ten_gradients(shape):
+        weight.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    result: np.ndarray = weight.detach().numpy()
+    return result
+
+
+def test_most_implementations_can_be_made_equal() -> None:
+    packages = {"torch", "muon-optimizer", "pytorch_optimizer", "deepspeed", "keras", "mlx"}
+    assert packages | {"echomuon"} <= set(EQUAL)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_ten_steps_at_the_converted_rate_end_where_the_real_package_ended(
+    measuring: ModuleType, name: str
+) -> None:
+    source, shape = implementation(name), (256, 64)
+    target = nearest_of_quintic(source)
+    rates = convert(source, target, shape, lr=1.0, weight_decay=0.0)
+    recorded = np.array(RECORD[name]["measured"]["ten_steps_of_256x64"])
+    ours = moved(measuring, shape, lr=rates.lr, scale=target.scale)[::51, 0]
+    assert np.abs(ours - recorded).max() < 0.03 * np.abs(recorded).max()
+
+
+def test_what_the_packages_were_measured_against_is_quintics_muon(measuring: ModuleType) -> None:
+    for shape, scale in [((64, 256), "aspect"), ((256, 64), "rms"), ((128, 128), "max_dim")]:
+        reference = measuring.reference_displacement(shape, scale)
+        ours = moved(measuring, shape, lr=1.0, scale=scale)
+        assert np.abs(ours - reference).max() < 2e-3 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("source", ["torch", "torch:match_rms_adamw", "keras", "timm:rms_to_rms"])
+@pytest.mark.parametrize("target", ["optax", "max_dim", "keras:no_rms_rate", "dtensor-muon"])
+@pytest.mark.parametrize("shape", [(768, 3072), (3072, 768), (96, 96)])
+def test_there_and_back_are_the_same_rates_and_a_weight_shrinks_alike(
+    source: str, target: str, shape: tuple[int, int]
+) -> None:
+    one, other = implementation(source), implementation(target)
+    there = convert(one, other, shape, lr=0.02, weight_decay=0.1)
+    assert there.weight_decay is not None
+    assert there.lr * other.scale_of(shape) == pytest.approx(0.02 * one.scale_of(shape))
+    scaled = other.scale_of(shape) if target == "dtensor-muon" else 1.0
+    assert there.lr * there.weight_decay * scaled == pytest.approx(0.02 * 0.1)
+    back = convert(other, one, shape, lr=there.lr, weight_decay=there.weight_decay)
+    assert (back.lr, back.weight_decay) == pytest.approx((0.02, 0.1))
+
+
+def test_the_page_shows_the_record(measuring: ModuleType) -> None:
+    assert measuring.table(RECORD) in (ROOT / "docs/muons.md").read_text()
+
+
+def test_the_script_installs_the_recorded_versions_and_measures_each() -> None:
+    script = (ROOT / "findings/muons.sh").read_text()
+    pinned = dict(re.findall(r"([\w-]+)(?:\[cpu\])?==([\d.]+)", script))
+    for name, row in RECORD.items():
+        if "measured" in row:
+            package = name.partition(":")[0]
+            assert pinned[package] == row["measured"]["version"]
+            assert re.search(rf"\s{name}\s", script), name
+
+
+def convert_line(capsys: Capture, *arguments: str) -> str:
+    main(["muon", "convert", *arguments])
+    return capsys.readouterr().out
+
+
+def rows(out: str) -> list[list[str]]:
+    return [line.split() for line in out.splitlines() if re.match(r"\s*\d+ x \d+ ", line)]
+
+
+def test_torch_and_quintic_share_a_learning_rate(capsys: Capture) -> None:
+    out = convert_line(capsys, "--from", "torch", "--lr", "0.02", "--shape", "768x3072", "3072x768")
+    assert rows(out) == [
+        ["768", "x", "3072", "1", "0.02", "0.02", "0.1"],
+        ["3072", "x", "768", "1", "0.04", "0.02", "0.1"],
+    ]
+    assert "the weight decay is torch's own, 0.1" in out
+    assert "--optim.muon.scale aspect --optim.muon.lr 0.02 --optim.muon.weight-decay 0.1" in out
+    assert "torch averages gradients and quintic adds them" in out
+
+
+def test_shapes_are_read_as_the_library_has_them(capsys: Capture) -> None:
+    out = convert_line(capsys, "--from", "optax", "--lr", "0.02", "--shape", "768x3072")
+    assert rows(out) == [["3072", "x", "768", "1", "0.04", "0.02", "0"]]
+    assert "corrects its average" in out
+
+
+def test_scales_that_differ_by_shape_need_a_group_for_each(capsys: Capture) -> None:
+    args = ["--to", "max_dim", "--from", "torch", "--lr", "0.02", "--weight-decay", "0.05"]
+    out = convert_line(capsys, *args, "--shape", "64x256", "256x64")
+    assert rows(out) == [
+        ["64", "x", "256", "1", "0.02", "0.00125", "0.8"],
+        ["256", "x", "64", "1", "0.04", "0.0025", "0.4"],
+    ]
+    assert "each shape needs a parameter group of its own" in out
+
+
+def test_what_cannot_be_matched_is_said_with_its_size(capsys: Capture) -> None:
+    out = convert_line(capsys, "--from", "heavyball", "--lr", "0.02", "--shape", "64x64")
+    assert "0.55 of the direction in heavyball and 0.10 in quintic" in out
+    assert "momentum is 0.9 in heavyball and 0.95 in quintic" in out
+    steps = RECORD["heavyball"]["measured"]["ten_steps"]
+    assert f"{steps['difference']:.1%} of their way" in out
+    mlx = convert_line(capsys, "--from", "mlx", "--lr", "0.02", "--shape", "64x64")
+    assert rows(mlx)[0][-2:] == ["no", "equal"] and "before the orthogonalisation" in mlx
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "r"
+    config = tiny_config(Path("unused"))
+    changes = {
+        "optim.muon.lr": 0.01,
+        "optim.muon.scale": "aspect",
+        "optim.muon.weight_decay": 0.1,
+        "optim.muon.ns_coefficients": "polar_express",
+        "optim.muon.normuon": True,
+    }
+    run_dir.create(folder, config.override(changes), "")
+    return folder
+
+
+def test_a_run_has_all_its_matrices_converted_from_its_own_rates(
+    capsys: Capture, run: Path
+) -> None:
+    out = convert_line(capsys, "--model", str(run), "--to", "keras")
+    table = rows(out)
+    assert "Polar Express in quintic" in out and "quintic: the run has --optim.muon.normuon" in out
+    width = run_dir.read_config(run).model.width
+    layers = run_dir.read_config(run).model.layers
+    square = next(row for row in table if row[0] == row[2] == str(width))
+    assert square[3] == str(4 * layers)
+    assert float(square[5]) == pytest.approx(0.01 / (0.2 * width**0.5), rel=1e-3)
+    assert float(square[5]) * float(square[6]) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_hyperparameters_are_read_from_param_groups(capsys: Capture, tmp_path: Path) -> None:
+    groups = [
+        {"lr": 0.01, "initial_lr": 0.02, "weight_decay": 0.0, "momentum": 0.9, "nesterov": False,
+         "ns_coefficients": [3.4445, -4.775, 2.0315], "eps": 1e-7, "ns_steps": 4,
+         "adjust_lr_fn": "match_rms_adamw", "params": [0, 1]},
+        {"lr": 3e-4, "use_muon": False, "params": [2]},
+    ]  # fmt: skip
+    path = tmp_path / "groups.json"
+    path.write_text(json.dumps(groups))
+    out = convert_line(capsys, "--from", "torch", "--groups", str(path), "--shape", "64x256")
+    assert rows(out) == [["64", "x", "256", "1", "0.064", "0.02", "0"]]
+    assert "--optim.muon.scale rms --optim.muon.lr 0.02" in out
+    assert "before the schedule; now 0.01" in out and "--optim.muon.ns-steps 4" in out
+    assert "momentum is 0.9 in torch:match_rms_adamw and 0.95 in quintic" in out
+
+
+def test_the_table_lists_every_name(capsys: Capture) -> None:
+    main(["muon", "table"])
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^\s*{re.escape(name)}\s", out, re.M) for name in implementations())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--from", "troch", "--lr", "1", "--shape", "2x2"], "did you mean torch?"),
+        (["--from", "torch", "--to", "kears", "--shape", "2x2"], "did you mean keras?"),
+        (["--from", "torch", "--shape", "768"], "--shape is '768'"),
+        (["--from", "torch", "--shape", "768x3.5"], "--shape is '768x3.5'"),
+        (["--from", "torch", "--shape", "0x5"], "--shape is '0x5'"),
+        (["--from", "torch", "--shape", "4x4x4"], "matrices only"),
+        (["--from", "torch", "--lr", "-1", "--shape", "2x2"], "--lr is -1"),
+        (["--from", "torch", "--lr", "nan", "--shape", "2x2"], "--lr is nan"),
+        (["--from", "torch", "--weight-decay", "-1", "--shape", "2x2"], "--weight-decay is -1"),
+        (["--from", "optax", "--shape", "2x2"], "give it with --lr"),
+        (["--from", "torch"], "needs the shapes"),
+        (["--shape", "2x2"], "needs --from"),
+        (["--from", "torch", "--model", "absent", "--lr", "1"], "absent does not exist"),
+        (["--form", "torch", "--shape", "2x2"], "did you mean --from?"),
+        (["--from", "muon-fsdp2", "--shape", "2x2"], "the names are quintic, max_dim"),
+        (["--from", "torch", "--groups", "absent", "--shape", "2x2"], "absent"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(
+    arguments: list[str], said: str, capsys: Capture
+) -> None:
+    assert said in refusal(["muon", "convert", *arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must be a list of objects"),
+        ('[{"lr": "x"}]', "group 0 has lr 'x'"),
+        ('[{"lr": -1}]', "group 0 has lr -1"),
+        ('[{"lr": 1, "use_muon": false}]', "no group for Muon"),
+        ('[{"lr": 1, "adjust_lr_fn": "other"}]', "'torch:other'"),
+        ('[{"lr": 1, "ns_coefficients": 3}]', "group 0 has ns_coefficients 3"),
+        ('[{"lr": 1, "ns_steps": "x"}]', "group 0 has ns_steps 'x'"),
+        ('[{"lr": Infinity}]', "group 0 has lr inf"),
+        ("\x80", "is not JSON"),
+    ],
+)
+def test_param_groups_that_cannot_be_read_are_named(
+    text: str, said: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "groups.json"
+    path.write_text(text, encoding="latin-1")
+    arguments = ["--from", "torch", "--shape", "2x2", "--groups", str(path)]
+    assert said in refusal(["muon", "convert", *arguments], capsys)
+
+
+def test_a_run_without_muon_has_nothing_to_convert(tmp_path: Path, capsys: Capture) -> None:
+    config: Config = tiny_config(Path("unused")).override({"optim.matrices": "adamw"})
+    run_dir.create(tmp_path / "r", config, "")
+    arguments = ["muon", "convert", "--model", str(tmp_path / "r")]
+    assert "none to Muon" in refusal(arguments, capsys)
+
+
+def test_the_names_of_polynomials_are_those_of_the_record() -> None:
+    assert {one.polynomial for one in implementations().values()} <= set(muons.POLYNOMIALS)
