@@ -278,7 +278,7 @@ def test_too_few_tokens_for_one_batch(refuse: Refuse, tiny: list[str], data: Pat
 
 def test_too_few_tokens_for_the_validation(refuse: Refuse, tiny: list[str], data: Path) -> None:
     message = refuse(*tiny, "--data.path", data, "--train.eval-tokens", 3200)
-    assert "has 2,000 validation tokens: use at most 1984, with --train.eval-tokens" in message
+    assert "has 2,000 tokens for it: use at most 1984, with --train.eval-tokens" in message
     assert "use at most 1984" in message
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from quintic.console import Console, RunProgress
 from quintic.distributed.world import World
 from quintic.early_stop import why_stop
 from quintic.errors import QuinticError
+from quintic.evaluate import LossSums
 from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import resume, start
+from quintic.setup import Run, resume, start
 from quintic.sweep.plan import Choices, PlannedRun, make_plan
 from quintic.sweep.record import Outcome, outcome_in
 from quintic.train import train_run
@@ -164,6 +166,13 @@ def test_a_resume_of_what_stopped_early_says_why_and_how_to_go_on_and_going_on_i
     assert read_config(folder) == read_config(tiny_run)
 
 
+def measured(losses: list[float], run: Run, watchdog: object) -> float:
+    """Stand in for `evaluate_run`, with a loss for each step."""
+    loss = losses[run.state.step]
+    run.validation = LossSums(tokens=1, nats=loss, text_nats=loss)
+    return loss
+
+
 def test_patience_is_counted_exactly_whatever_interrupts_the_run(
     tiny: list[str],
     tmp_path: Path,
@@ -174,7 +183,7 @@ def test_patience_is_counted_exactly_whatever_interrupts_the_run(
     that checkpoint."""
     monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)
     losses = [5.0, 4.0, 4.5, 3.0, 3.5, 3.0, 2.0]  # the last is never measured
-    monkeypatch.setattr(quintic.train, "evaluate_run", lambda run, watchdog: losses[run.state.step])
+    monkeypatch.setattr(quintic.train, "evaluate_run", partial(measured, losses))
     whole, folder = tmp_path / "whole", tmp_path / "run"
     main([*tiny, *PATIENT, "--out", str(whole)])
     expected = without_times(whole)
@@ -218,7 +227,7 @@ def test_a_rule_that_a_resume_adds_counts_what_was_before_and_an_end_at_once_is_
 ) -> None:
     monkeypatch.setattr(quintic.train, "_draw", lambda *_: None)
     losses = [5.0, 4.0, 4.5, 4.5, 4.5]
-    monkeypatch.setattr(quintic.train, "evaluate_run", lambda run, watchdog: losses[run.state.step])
+    monkeypatch.setattr(quintic.train, "evaluate_run", partial(measured, losses))
     folder = tmp_path / "run"
     main([*tiny, "--train.eval-every", "1", "--train.steps", "3", "--out", str(folder),
           "--optim.schedule.cooldown-fraction", "0"])  # fmt: skip

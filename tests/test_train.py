@@ -233,9 +233,9 @@ def test_validation_to_the_streams_last_token_is_its_mean_in_numpy_and_the_same_
     run = after_steps(built(config), 3)
     own, seen = run.loss, []
 
-    def watched(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def watched(inputs_BT: Tensor, targets_BT: Tensor, **options: Reduction) -> Tensor:
         seen.append(targets_BT)
-        return own(inputs_BT, targets_BT)
+        return own(inputs_BT, targets_BT, **options)
 
     run.loss = watched
     found = evaluate_run(run)

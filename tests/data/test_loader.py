@@ -173,7 +173,7 @@ def test_validation_is_the_same_tokens_for_every_batch(
     [
         (33, "33 tokens.* sequences of 5: use a multiple of the context, such as 30"),
         (0, "0 tokens.* such as 5"),
-        (120, "120 tokens needs 121 .*has 116 for it: use at most 115"),
+        (120, "120 tokens needs 121 .*has 116 tokens for it: use at most 115"),
     ],
 )
 def test_validation_that_cannot_be(make_stream: MakeStream, tokens: int, message: str) -> None:

@@ -47,6 +47,7 @@ from quintic.optim.newton_schulz import (
     newton_schulz_dtype,
     polynomial_for,
 )
+from quintic.optim.newton_schulz_cpu import one_at_a_time
 from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
 from quintic.optim.whole import Orthogonalize, WholeMatrices, shared_work
 
@@ -388,7 +389,8 @@ class Muon(torch.optim.Optimizer):
         """Update matrices of one whole shape."""
         (rows, columns), whole, weights = stack.shape, stack.whole, stack.weights
         update, momentum = muon_update, group["momentum"]
-        if self._outside_groups["compile"] and whole is None:
+        alone = one_at_a_time(stack.shape, weights[0].device)
+        if self._outside_groups["compile"] and whole is None and not alone:
             # As a tensor, since a compiled function is compiled again for every new number.
             update, momentum = _compiled_update(), torch.as_tensor(momentum, dtype=torch.float64)
         update_nrc = update(

@@ -39,12 +39,14 @@ but then the error is 2.1 times that of the plain iteration."""
 
 
 def one_at_a_time(shape: Sequence[int], device: torch.device) -> bool:
-    """Return whether matrices of this shape are computed one by one here, and not as a stack."""
-    return device.type == "cpu" and min(shape) >= SMALLEST_ROWS
+    """Return whether matrices of this shape are computed one by one here, and not as a stack.
+
+    Not in what is compiled: a hundred products, of which nothing could be fused.
+    """
+    large = device.type == "cpu" and min(shape) >= SMALLEST_ROWS
+    return large and not torch.compiler.is_compiling()
 
 
-# Not compiled: a program of a hundred products, of which nothing could be fused.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def iterate_in_place(X_nRC: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> None:
     """Apply X <- a X + (b G + c G G) X with G = X X^T to each matrix, once for each (a, b, c)."""
     _, R, C = X_nRC.shape
