@@ -232,8 +232,9 @@ def test_a_rule_that_a_resume_adds_counts_what_was_before_and_an_end_at_once_is_
     main([*tiny, "--train.eval-every", "1", "--train.steps", "3", "--out", str(folder),
           "--optim.schedule.cooldown-fraction", "0"])  # fmt: skip
     main(["train", "--resume", str(folder), "--train.steps", "9", "--train.patience", "2"])
-    assert STOPPED_EARLY in read_metrics(folder / METRICS)[-1]
-    assert read_metrics(folder / METRICS)[-1]["step"] == 3
+    longer = tmp_path / "run-to-9"
+    assert STOPPED_EARLY in read_metrics(longer / METRICS)[-1]
+    assert read_metrics(longer / METRICS)[-1]["step"] == 3
 
     at_once = tmp_path / "at-once"
     main([*tiny, "--train.target-loss", "6", "--out", str(at_once)])
