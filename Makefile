@@ -47,9 +47,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 dev: $(DEV)
 
-# What checks and builds, beyond what trains and tests.
+# What checks and builds, beyond what trains and tests, and the trainers that Muon is tested in.
 $(DEV): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev,test]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev,test,integration]"
 	touch $@
 
 clean:
