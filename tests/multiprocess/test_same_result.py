@@ -117,7 +117,7 @@ def test_in_float32_only_the_order_of_additions_differs(
 def test_processes_with_fewer_micro_batches_than_others_change_nothing(
     alone: dict[tuple[str, str], Path], tiny_data: Path, tmp_path: Path
 ) -> None:
-    # 8 sequences on 5 processes are 2, 2, 2, 1 and 1; one at a time, the last two have one less.
+    # 8 sequences on 3 processes are 3, 3 and 2; one at a time, the last has one less.
     for sharding in ("zero1", "fsdp"):
         changes = {
             **OPTIMIZERS["muon"],
@@ -125,7 +125,7 @@ def test_processes_with_fewer_micro_batches_than_others_change_nothing(
             "train.micro_batch": 1,
         }
         config = config_of(tiny_data, "float64", **changes)
-        run_world(5, train_here, config, tmp_path / sharding)
+        run_world(3, train_here, config, tmp_path / sharding)
         assert largest_difference(alone["muon", "float64"], tmp_path / sharding) < 1e-9
 
 
