@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch._C._distributed_c10d import HashStore
@@ -111,8 +112,16 @@ def test_a_process_whose_environment_names_others_says_for_whom_it_waits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     launched(monkeypatch, RANK=str(rank))
+    say = rendezvous._say_waiting
+
+    def say_and_give_up(*words: Any) -> None:
+        say(*words)
+        monkeypatch.setattr(rendezvous, "MEETING_TIMEOUT", timedelta(0))
+
+    # Rank 1 speaks when it has failed to connect, however long that takes, and gives up then.
     monkeypatch.setattr(rendezvous, "NOTICE_S", 1.0)
-    monkeypatch.setattr(rendezvous, "MEETING_TIMEOUT", timedelta(seconds=2.5))
+    monkeypatch.setattr(rendezvous, "MEETING_TIMEOUT", timedelta(seconds=5 if rank == 0 else 600))
+    monkeypatch.setattr(rendezvous, "_say_waiting", say_and_give_up)
     with pytest.raises(LostRankError, match=reason) as caught:
         rendezvous.connect("cpu")
     assert f"rank {rank} on {socket.gethostname()} could not meet" in str(caught.value)
