@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,15 +18,7 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 def output_of(script: str, *arguments: str) -> str:
     """Return what an example prints; it must end well."""
     program = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
-    with warm.Popen(
-        [sys.executable, "-c", program, str(EXAMPLES / script), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, err
-    return str(out)
+    return warm.output_of([sys.executable, "-c", program, str(EXAMPLES / script), *arguments])
 
 
 def test_every_example_is_run_by_a_test() -> None:

@@ -84,18 +84,12 @@ def arguments(data: Path, changes: dict[str, Any]) -> list[str]:
 
 def command(folder: Path, *arguments: str, plain: bool = False) -> str:
     """Run `quintic` as installed, in a folder that is not on Python's path by itself."""
-    start = subprocess.Popen if plain else warm.Popen
-    with start(
+    return warm.output_of(
         [sys.executable, "-P", "-m", "quintic", *arguments],
+        plain=plain,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(quintic.__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, err
-    return str(out)
+    )
 
 
 def checkpoint(run: Path, step: int) -> dict[str, Tensor]:

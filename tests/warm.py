@@ -127,6 +127,17 @@ class Popen(subprocess.Popen[Any]):
         return self.returncode
 
 
+def output_of(command: Sequence[str], *, plain: bool = False, **options: Any) -> str:
+    """Return what a command prints; it must end well. `plain` starts it anew, without the server,
+    and further options are those of `subprocess.Popen`."""
+    start = subprocess.Popen if plain else Popen
+    pipe = subprocess.PIPE
+    with start(command, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    return str(out)
+
+
 class _ForkedHere(subprocess.Popen[Any]):
     """`subprocess.Popen` in a process of the server, from which what runs quintic is forked."""
 

@@ -45,8 +45,9 @@ from quintic.setup import (
     changed_schedule,
     check_same_config,
     check_same_data,
+    end_of,
+    has_step,
     held_unless_finished,
-    is_finished,
     open_data,
     set_up,
 )
@@ -72,7 +73,8 @@ def needs_new_folder(folder: Path, config: Config) -> bool:
         return False
     found = newest_whole(folder / CHECKPOINTS)
     alike = steps_alike(saved, config)
-    return is_finished(folder, saved) or (found is not None and found.state["step"] > alike)
+    finished = has_step(folder, end_of(folder, saved)[0])
+    return finished or (found is not None and found.state["step"] > alike)
 
 
 def continue_run(
@@ -124,8 +126,11 @@ def continue_run(
             world,
         )
         if not force_data:
-            way_out = "name the folder where that data lies now, or train on this one: --force-data"
-            check_same_data(run.dataset, found, way_out)
+            check_same_data(
+                run.dataset,
+                found,
+                "name the folder where that data lies now, or train on this one: --force-data",
+            )
         require(
             not force_data or run.dataset.fingerprint != found.state["fingerprint"],
             f"{run.dataset.path} is the data that {folder} was trained on: leave --force-data out, "

@@ -389,10 +389,7 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
     config = replace(config, continued_from=saved.continued_from, init_from=saved.init_from)
-    early = world.on_main(lambda: stopped_early(folder, config.train))
-    last_step, why = early or (config.train.steps, None)
-    with ExitStack() as stack:
-        stack.enter_context(held_unless_finished(folder, config, world))
+    with held_unless_finished(folder, config, world) as (last_step, why):
         found = world.on_main(lambda: newest_whole(root))
         if found:
             check_same_config(saved, found)
@@ -416,26 +413,34 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         return run
 
 
-def is_finished(folder: Path, config: Config) -> bool:
-    """Return whether the run has the checkpoint of its last step, or of that where it stopped."""
-    last_step, _ = stopped_early(folder, config.train) or (config.train.steps, "")
-    return (folder / run_dir.CHECKPOINTS / folder_name(last_step)).exists()
+def end_of(folder: Path, config: Config) -> tuple[int, str | None]:
+    """Return the last step of a run, and why it is that where the run stopped early."""
+    return stopped_early(folder, config.train) or (config.train.steps, None)
+
+
+def has_step(folder: Path, step: int) -> bool:
+    """Return whether a run has the checkpoint of a step."""
+    return (folder / run_dir.CHECKPOINTS / folder_name(step)).exists()
 
 
 @contextmanager
-def held_unless_finished(folder: Path, config: Config, world: World) -> Iterator[None]:
-    """Hold the folder of a run, since a process that trains in it takes checkpoints away.
+def held_unless_finished(
+    folder: Path, config: Config, world: World
+) -> Iterator[tuple[int, str | None]]:
+    """Hold the folder of a run, since a process that trains in it takes checkpoints away; yield
+    what `end_of` returns.
 
     A finished run is only looked at, and may lie where nobody can write.
     """
     with ExitStack() as stack:
 
-        def hold() -> None:
-            if not is_finished(folder, config):
+        def hold() -> tuple[int, str | None]:
+            end = end_of(folder, config)
+            if not has_step(folder, end[0]):
                 stack.callback(run_dir.lock(folder).release)
+            return end
 
-        world.on_main(hold)
-        yield
+        yield world.on_main(hold)
 
 
 def _check_begins_at_0(folder: Path, config: Config) -> None:

@@ -10,11 +10,11 @@ from quintic.config import resolve_vocabulary
 from quintic.console import Console, Table
 from quintic.errors import QuinticError
 from quintic.model.build import meta_model
+from quintic.optim.muon_checks import SCALES
 from quintic.optim.muons import (
     Group,
     Implementation,
     Shape,
-    config_scales,
     convert,
     distinct,
     group_of_run,
@@ -131,7 +131,7 @@ def _print(group: Group, target: Implementation, shapes: dict[Shape, int]) -> No
             f"the scales differ by shape ({source.scale}, {target.scale}): each shape needs a "
             "parameter group of its own"
         )
-    elif target.name in config_scales():
+    elif target.name in SCALES:
         decay = rates[0].weight_decay
         decays = f" --optim.muon.weight-decay {decay:.6g}" if decay else ""
         console.line(f"--optim.muon.scale {target.scale} --optim.muon.lr {rates[0].lr:.6g}{decays}")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quintic.data.tokenizer import Tokenizer
-from quintic.errors import QuinticError, one_line
+from quintic.errors import QuinticError, one_line, reason
 
 STDIN = Path("-")
 """Stands for standard input."""
@@ -44,9 +44,7 @@ def read_document(path: Path, tokenizer: Tokenizer) -> Document:
             "and evaluate that with --data"
         ) from None
     except OSError as error:
-        raise QuinticError(
-            f"{name} cannot be read ({error.strerror or error}): name a text file"
-        ) from error
+        raise QuinticError(f"{name} cannot be read ({reason(error)}): name a text file") from error
     content = content.removeprefix(codecs.BOM_UTF8)
     if not content:
         raise QuinticError(f"{name} is empty: name a file that has text")

@@ -6,19 +6,22 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from quintic.config import MuonConfig
 from quintic.errors import QuinticError
 from quintic.optim.dtensor import parts_of
 from quintic.optim.matrices import matrices_of
 from quintic.optim.newton_schulz import COEFFICIENTS
 from quintic.optim.stacks import Group, whole_shapes
 
-SCALES = ("max_dim", "aspect", "rms", "none")
+SCALES: tuple[str, ...] = get_args(get_type_hints(MuonConfig)["scale"])
+"""Those of `optim.muon.scale`, which is the same option."""
+
 NONFINITE = ("propagate", "raise", "skip")
 
 

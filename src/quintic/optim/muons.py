@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from quintic.config import MuonConfig
 from quintic.errors import QuinticError, one_line
 from quintic.optim.muon import update_scale
+from quintic.optim.muon_checks import SCALES
 
 JORDAN = (3.4445, -4.775, 2.0315)
 """The coefficients that most implementations have in every iteration, quintic among them."""
@@ -99,7 +100,7 @@ def implementations() -> dict[str, Implementation]:
         scale: Implementation(
             scale, f"quintic, scale {scale}", scale=scale, buffer="sum", dtype="as the weights"
         )
-        for scale in ("max_dim", "aspect", "rms", "none")
+        for scale in SCALES
     }
     record = json.loads(files("quintic.optim").joinpath("muons.json").read_text(encoding="utf-8"))
     for name, row in record.items():
@@ -142,12 +143,7 @@ def implementation(name: str, option: str = "--from") -> Implementation:
 
 def nearest_of_quintic(source: Implementation) -> Implementation:
     """Return quintic with the scale of another implementation, or `max_dim` where it has none."""
-    return implementations()[source.scale if source.scale in config_scales() else "max_dim"]
-
-
-def config_scales() -> tuple[str, ...]:
-    """Return the values of `optim.muon.scale`."""
-    return get_args(get_type_hints(MuonConfig)["scale"])
+    return implementations()[source.scale if source.scale in SCALES else "max_dim"]
 
 
 @dataclass(frozen=True)
