@@ -41,7 +41,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that we and the client would have waited between attempts, which nobody waits."""
     pauses: list[float] = []
     monkeypatch.setattr(client, "_PAUSES_S", [0.001] * 4)
-    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    # A busy machine's server is slow, not silent: what it sends twice would count as a fault of ours.
+    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", LAST_BOUND_S)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # of the processes that are started
     for module in (file_download, hub_http):
         times = SimpleNamespace(time=time.time, sleep=pauses.append)
@@ -156,10 +157,7 @@ def test_progress_counts_every_byte_once_and_ends_at_the_total(
     assert all(0 <= now.bytes_done <= total for now in seen)
 
 
-def test_shards_are_fetched_in_parallel(
-    full_hub: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", LAST_BOUND_S)
+def test_shards_are_fetched_in_parallel(full_hub: HubServer, out: Path) -> None:
     meeting = threading.Barrier(6)  # broken unless six downloads are under way together
     original = full_hub.fault_of
 
@@ -181,7 +179,6 @@ def test_shards_are_fetched_in_parallel(
         (["429"], 1),
         (["500"], 1),
         (["cut"], 1.5),
-        (["stall"], 1.5),
         (["slow"], 1),
         (["length"], 1.5),
         (["corrupt"], 2),
@@ -201,6 +198,17 @@ def test_every_way_of_failing_ends_with_whole_shards(
     assert_whole(out, shards, FIVE)
     for name in FIVE:
         assert len(shards[name]) <= full_hub.sent[name] <= copies * len(shards[name])
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    full_hub: HubServer, shards: dict[str, bytes], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    full_hub.faults["*"] = ["stall"]
+    fetch(REPO, out, shards=5)
+    assert_whole(out, shards, FIVE)
+    for name in FIVE:
+        assert len(full_hub.gets(name)) >= 2
 
 
 def test_a_busy_listing_is_asked_for_again(
