@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that we and the client would have waited between attempts, which nobody waits."""
     pauses: list[float] = []
     monkeypatch.setattr(client, "_PAUSES_S", [0.001] * 4)
-    # A busy machine's server is slow, not silent: what it sends twice would count as a fault of ours.
+    # A server on a busy machine is slow, not silent: it must not be asked twice for being so.
     monkeypatch.setattr(hub_constants, "HF_HUB_DOWNLOAD_TIMEOUT", LAST_BOUND_S)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3600")  # of the processes that are started
     for module in (file_download, hub_http):

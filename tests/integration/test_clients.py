@@ -1,7 +1,7 @@
 """Muon in the training loops of other libraries: stopped, saved, loaded and gone on with, a run is
 bit for bit the one that never stopped.
 
-They are of the extra `integration`; each test is skipped where its library is not installed.
+Libraries are of the extra `integration`; a test is skipped where its library is not installed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from quintic import MuonWithAdamW, param_groups
+from quintic.distributed.world import World
+from tests.multiprocess.worlds import run_world
 
 STEPS, HALF = 10, 5
 
@@ -157,3 +161,40 @@ def test_lightning_with_automatic_optimization(tmp_path: Path) -> None:
     half.save_checkpoint(tmp_path / "half.ckpt")
     resumed, _ = train(STEPS, tmp_path / "half.ckpt")
     assert_trained_alike(resumed, whole)
+
+
+def train_ddp(model: nn.Module, state: dict[str, Any] | None, world: World, last: int) -> Any:
+    """Train on this rank's text of each step; return the optimizer's state."""
+    wrapped = DistributedDataParallel(model)
+    groups = param_groups(wrapped, lr=0.02, adamw_lr=3e-3, verbose=False)
+    optimizer = MuonWithAdamW(groups, process_group=True)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for step in range(0 if state is None else HALF, last):
+        optimizer.zero_grad()
+        loss_of(wrapped, texts()[2 * step + world.rank : 2 * step + world.rank + 1]).backward()
+        optimizer.step()
+    return optimizer.state_dict()
+
+
+def ddp_loops(world: World, path: Path) -> list[list[Any]]:
+    """Weights of a run that never stopped and of one that did."""
+    never, stopped = Words(), Words()
+    train_ddp(never, None, world, STEPS)
+    state = train_ddp(stopped, None, world, HALF)
+    torch.save([stopped.state_dict(), state], path / f"{world.rank}.pt")
+    weights, state = torch.load(path / f"{world.rank}.pt", weights_only=True)
+    resumed = Words()
+    resumed.load_state_dict(weights)
+    train_ddp(resumed, state, world, STEPS)
+    return [[p.detach().numpy() for p in model.parameters()] for model in (never, resumed)]
+
+
+def test_a_plain_loop_with_ddp(tmp_path: Path) -> None:
+    ranks = run_world(2, ddp_loops, tmp_path)
+    start = [p.detach().numpy() for p in Words().parameters()]
+    for never, resumed in ranks:
+        for p, q, first, of_rank_0 in zip(never, resumed, start, ranks[0][0], strict=True):
+            np.testing.assert_array_equal(p, q)
+            np.testing.assert_array_equal(p, of_rank_0)
+            assert (p != first).any()

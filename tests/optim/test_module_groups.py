@@ -46,7 +46,8 @@ def matrix(*shape: int) -> nn.Parameter:
 
 def route(model: nn.Module, **options: Any) -> dict[str, str]:
     """Names to optimizers."""
-    groups = param_groups(model, lr=0.02, adamw_lr=3e-4, verbose=False, **options)
+    rates = {"lr": 0.02, "adamw_lr": 3e-4, "verbose": False}
+    groups = param_groups(model, **{**rates, **options})
     return {name: group["optimizer"] for group in groups for name, _ in group["params"]}
 
 
@@ -58,15 +59,51 @@ def test_hidden_matrices_are_muons_and_everything_else_adamws(tie: bool) -> None
     assert found.keys() == {name for name, _ in Model(tie=tie).named_parameters()}
 
 
-def test_a_layer_outside_the_list_is_hidden_too_unless_it_is_the_head() -> None:
-    assert route(Other(fc1=nn.Linear(4, 6), score=nn.Linear(6, 3))) == {
+@pytest.mark.parametrize("name", ["score", "fc", "out"])
+def test_a_layer_outside_the_list_is_hidden_too_unless_it_is_the_head(name: str) -> None:
+    assert route(Other(fc1=nn.Linear(4, 6), **{name: nn.Linear(6, 3)})) == {
         "fc1.weight": "muon",
         "fc1.bias": "adamw",
-        "score.weight": "adamw",
-        "score.bias": "adamw",
+        f"{name}.weight": "adamw",
+        f"{name}.bias": "adamw",
     }
-    # As many outputs as words, under a name of its own.
-    assert route(Other(words=nn.Embedding(9, 4), last=nn.Linear(4, 9)))["last.weight"] == "adamw"
+    # One whose name says so is it, wherever it stands.
+    found = route(Other(score=nn.Linear(6, 3), fc1=nn.Linear(4, 6)))
+    assert (found["score.weight"], found["fc1.weight"]) == ("adamw", "muon")
+
+
+def layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("model", [layers(), Other(net=layers())])
+def test_a_sequential_ends_with_the_head(model: nn.Module) -> None:
+    found = {n: o for n, o in route(model).items() if n.endswith("weight")}
+    assert list(found.values()) == ["muon", "muon", "adamw"]
+
+
+def test_a_list_of_blocks_has_no_head() -> None:
+    blocks = nn.ModuleList(Other(mlp=layers()) for _ in range(2))
+    found = route(Other(words=nn.Embedding(9, 4), blocks=blocks))
+    assert {o for n, o in found.items() if n.startswith("blocks") and "weight" in n} == {"muon"}
+
+
+def test_conv1d_is_known_to_be_stored_as_in_out() -> None:
+    class Conv1D(nn.Module):
+        """As transformers 5.24 has it (`pytorch_utils.py`)."""
+
+        def __init__(self, nf: int, nx: int) -> None:
+            super().__init__()
+            self.nf, self.nx = nf, nx
+            self.weight, self.bias = matrix(nx, nf), nn.Parameter(torch.zeros(nf))
+
+    model = Other(c_attn=Conv1D(24, 8), own=matrix(8, 24))
+    groups = param_groups(
+        model, lr=0.1, adamw_lr=0.1, scale="aspect", muon=["*.weight", "own"], adamw=["*.bias"],
+        split={"*.weight": 3, "own": 3}, transposed=["own"], verbose=False,
+    )  # fmt: skip
+    assert [name for name, _ in groups[0]["params"]] == ["own", "c_attn.weight"]
+    assert groups[0]["transposed"] and groups[0]["split"] == 3
 
 
 def test_what_a_model_calls_its_output_embeddings_is_its_head() -> None:
@@ -74,13 +111,15 @@ def test_what_a_model_calls_its_output_embeddings_is_its_head() -> None:
         def get_output_embeddings(self) -> nn.Module:
             return self.get_submodule("predictor")
 
-    assert route(Named(predictor=nn.Linear(4, 5)))["predictor.weight"] == "adamw"
-    assert route(Other(predictor=nn.Linear(4, 5)))["predictor.weight"] == "muon"
+    found = route(Named(predictor=nn.Linear(4, 5), last=nn.Linear(4, 4)))
+    assert (found["predictor.weight"], found["last.weight"]) == ("adamw", "muon")
 
 
 def test_two_dimensional_biases_and_learned_embeddings_are_adamws() -> None:
-    found = route(Other(bias_qk=matrix(2, 4), pos_embed=matrix(1, 6, 4), W=matrix(4, 4)))
-    assert found == {"bias_qk": "adamw", "pos_embed": "adamw", "W": "muon"}
+    tables = {name: matrix(6, 4) for name in ("pos_emb", "wpe", "pos", "position_table")}
+    found = route(Other(bias_qk=matrix(2, 4), pos_embed=matrix(1, 6, 4), W=matrix(4, 4), **tables))
+    assert found.pop("W") == "muon"
+    assert set(found.values()) == {"adamw"} and found.keys() > tables.keys()
 
 
 def test_groups_have_the_rates_and_print_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,8 +165,9 @@ def test_frozen_parameters_are_in_no_group_and_wrappers_change_no_name() -> None
     model = Model()
     model.blocks[0].requires_grad_(False)
     assert not any(name.startswith("blocks.0") for name in route(model))
-    wrapped = Other(module=cast(nn.Module, torch.compile(model)))
+    wrapped = nn.DataParallel(cast(nn.Module, torch.compile(model)))
     assert route(wrapped) == route(model)
+    assert list(route(Other(module=Other(a=matrix(2, 2))))) == ["module.a"]  # the model's own
     assert route(wrapped, adamw=["blocks.1.qkv.*"])["blocks.1.qkv.weight"] == "adamw"
 
 
@@ -153,6 +193,9 @@ def test_a_tied_parameter_that_both_claim_is_refused_until_it_is_named() -> None
         ({"adamw": "up.weight"}, "adamw is 'up.weight' and must be a list of patterns"),
         ({"split": {"*.qkv.weight": 5}}, r"blocks.0.qkv.weight has the shape \[24, 8\]: split=5"),
         ({"split": {"head.weight": 2}}, "split names head.weight, which AdamW updates"),
+        ({"transposed": ["nothing"]}, "transposed: nothing matches no parameter"),
+        ({"adamw_lr": float("nan")}, "AdamW: lr is nan and must be 0 or more"),
+        ({"adamw_weight_decay": -1}, "AdamW: weight_decay is -1 and must be 0 or more"),
         ({"scale": "rsm"}, "scale is 'rsm' and must be one of max_dim, aspect, rms, none"),
     ],
 )

@@ -79,6 +79,18 @@ def test_batches_are_split_too_and_parts_of_one_shape_share_a_stack() -> None:
         assert_near(u, expected(g))
 
 
+@pytest.mark.parametrize("shape", [(4, 12), (2, 4, 12)])
+def test_weights_stored_as_in_out_are_updated_as_those_stored_as_out_in(
+    shape: tuple[int, ...],
+) -> None:
+    gradient, update = updated(shape, split=3, transposed=True)
+    p = nn.Parameter(torch.zeros_like(gradient.mT).contiguous())
+    p.grad = gradient.mT.contiguous()
+    Muon([p], lr=1.0, scale="aspect", split=3).step()
+    assert_near(update.mT, -p.detach())
+    assert torch.linalg.matrix_norm(update.mT.reshape(-1, 4), 2).max() > 1  # of parts, not of all
+
+
 def test_a_run_with_the_other_sequence_and_without_a_scale_can_be_repeated() -> None:
     gradient, update = updated((12, 4), scale="none", ns_coefficients="dion")
     assert_near(update, newton_schulz(gradient, coefficients=DION))
@@ -95,6 +107,9 @@ def test_a_run_with_the_other_sequence_and_without_a_scale_can_be_repeated() -> 
         ((8, 4), {"split": 3}, r"blocks\.w .* split=3 does not divide its 8 rows"),
         ((8, 4), {"split": [4, 5]}, r"blocks\.w .* split=\[4, 5\] are 9 rows and it has 8"),
         ((0, 4), {}, r"blocks\.w .* it is empty"),
+        ((4, 8), {"split": 5, "transposed": True}, "split=5 does not divide its 8 rows"),
+        ((6, 2, 3), {"flatten": True, "transposed": True}, "transposed=True is for matrices"),
+        ((4, 8), {"normuon": True, "transposed": True}, "normuon=True has no form for transposed"),
     ],
 )
 def test_what_is_no_matrix_is_refused_by_its_name(

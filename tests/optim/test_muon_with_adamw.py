@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from quintic import Muon, MuonWithAdamW, param_groups
 from quintic.errors import QuinticError
@@ -127,6 +128,56 @@ def test_a_gradient_that_is_not_finite_skips_the_step_of_both() -> None:
     net.words.weight.grad[0, 0] = torch.nan
     optimizer.step()
     assert equal([p.detach() for p in net.parameters()], before)
+
+
+def test_a_sparse_gradient_of_an_embedding_is_refused_before_anything_moves() -> None:
+    net = Net()
+    net.words = nn.Embedding(7, 4, sparse=True)
+    optimizer = make(net)
+    net.set_gradients(0)
+    net.words.weight.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 4), (7, 4))
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(
+        QuinticError, match=r"gradient of words.weight is torch.sparse_coo .*sparse"
+    ):
+        optimizer.step()
+    assert equal([p.detach() for p in net.parameters()], before) and not optimizer.state
+
+
+def test_a_hook_for_all_optimizers_is_called_once_a_step() -> None:
+    called: list[torch.optim.Optimizer] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: called.append(optimizer))
+    net = Net()
+    try:
+        optimizer = make(net)
+        steps(net, [optimizer], 0, 2)
+    finally:
+        handle.remove()
+    assert called == [optimizer, optimizer]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "AdamW: lr is -1.0 and must be 0 or more"),
+        ({"weight_decay": float("nan")}, "AdamW: weight_decay is nan"),
+        ({"betas": (0.9, 1.0)}, r"AdamW: betas is \(0.9, 1.0\) and must be two numbers"),
+        ({"eps": -1.0}, "AdamW: eps is -1.0"),
+    ],
+)
+def test_numbers_of_adamw_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    net = Net()
+    groups = groups_of(net)
+    with pytest.raises(QuinticError, match=message):
+        MuonWithAdamW([groups[0], {**groups[1], **options}])
+    with pytest.raises(QuinticError, match=r"AdamW: words\.weight is given twice"):
+        words = ("words.weight", net.words.weight)
+        MuonWithAdamW([groups[0], {"params": [words, words], "optimizer": "adamw"}])
+    optimizer = make(net)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][1].update(options)
+    with pytest.raises(QuinticError, match=message):
+        optimizer.load_state_dict(state)
 
 
 def test_what_is_not_its_own_is_refused_and_changes_nothing() -> None:

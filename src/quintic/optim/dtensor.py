@@ -114,13 +114,13 @@ def parts_of(p: DTensor, matrices: Matrices) -> list[Part]:
 
 
 def _axis_of(placement: Placement, p: DTensor, matrices: Matrices) -> int:
-    """Return what a placement cuts: 0 the batch, 1 the rows, 2 the columns."""
+    """Return what a placement cuts: 0 the batch, 1 the rows of the matrices, 2 their columns."""
     dim = getattr(placement, "dim", None)
     flattened = matrices.batch is None and p.ndim > 2
     if dim is None or (flattened and dim > 0):
         raise ValueError(f"its placement {placement} leaves no rows or columns to put together")
     axis: int = dim + (matrices.batch is None)
-    return axis
+    return 3 - axis if matrices.transposed and axis else axis
 
 
 def _cut(

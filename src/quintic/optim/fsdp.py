@@ -22,7 +22,7 @@ from quintic.model.base import LanguageModel
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.param_groups import ParamSpec
 from quintic.optim.step import BuildOptimizers, Stepper, clip_shards, require_gradients
-from quintic.optim.whole import Orthogonalize, at_owners, chunk_sizes
+from quintic.optim.whole import Orthogonalize, Turns, at_owners, chunk_sizes, shares
 
 
 def shard_model(model: LanguageModel, world: World, device: torch.device) -> None:
@@ -56,11 +56,20 @@ class WholeAtOwners:
         """Return the mean of each row, [n, l, 1]: rows are whole."""
         return part_nlc.mean(dim=-1, keepdim=True)
 
-    def apply(self, function: Orthogonalize, part_nlc: Tensor, *, rows: int) -> Tensor:
+    def apply(
+        self, function: Orthogonalize, part_nlc: Tensor, *, rows: int, turns: Turns
+    ) -> Tensor:
         """Apply `function` to n matrices of `rows` rows; l of each are here and come back."""
-        world, sizes = self._world, chunk_sizes(rows, self._world.size)
+        world, dealt = self._world, turns.get(self, 0)
+        turns[self] = dealt + len(part_nlc)
         return at_owners(
-            function, part_nlc, axis=1, sizes=sizes, rank=world.rank, exchange=world.exchange
+            function,
+            part_nlc,
+            axis=1,
+            sizes=chunk_sizes(rows, world.size),
+            rank=world.rank,
+            exchange=world.exchange,
+            counts=shares(len(part_nlc), world.size, dealt),
         )
 
 

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from quintic.errors import QuinticError
 from quintic.optim.matrices import Split, matrices_of
@@ -26,8 +27,10 @@ HEADS = {
 }
 """Names of a model's last layer, where it is in no list of layers."""
 
-CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+TABLES = {"emb", "embs", "pos", "position", "positions", "positional", "wpe", "wte"}
+"""Words in the name of a bare parameter whose rows are looked up or added, one by one."""
 
+CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 EMBEDDING = "embedding"
 DECIDES = ("named", EMBEDDING)
@@ -55,6 +58,7 @@ def param_groups(
     adamw: Sequence[str] = (),
     flatten: bool = False,
     split: Mapping[str, Split] | None = None,
+    transposed: Sequence[str] = (),
     verbose: bool = True,
 ) -> list[dict[str, Any]]:
     """Return the groups of a model's parameters for `MuonWithAdamW`, and print them as a table.
@@ -62,25 +66,30 @@ def param_groups(
     To AdamW go embeddings, the output head, vectors, scalars and biases, and convolutions unless
     `flatten` is set; to Muon all other matrices, at `lr` times their `scale`. Frozen parameters are
     in no group. A head is what `get_output_embeddings` returns (transformers), what is tied to an
-    embedding, and a `Linear` in no list of layers that is called so, or is the last and has as many
-    outputs as an embedding has rows. Parameters of three axes or more must be named.
+    embedding, and a `Linear` in no list of layers that is called so; where there is none of these,
+    the model's last `Linear`, unless it is in a list. Parameters of three axes or more must be
+    named.
 
-    `muon` and `adamw` name parameters that the rules would give to the other, and `split` those of
-    which parts of the rows are orthogonalised apart, all as patterns of `fnmatch` such as
-    `*.experts.*`; names are without what torch.compile and DDP put before them. Weight decay leaves
-    out vectors and scalars. Each group has the key `optimizer`, muon or adamw, and its parameters
-    with their names, as (name, parameter) pairs.
+    `muon` and `adamw` name parameters that the rules would give to the other, `split` those of
+    which parts of the rows are orthogonalised apart, and `transposed` those that are stored as
+    [in, out] (transformers' `Conv1D` is known), all as patterns of `fnmatch` such as `*.experts.*`;
+    names are without what torch.compile and DDP put before them. Weight decay leaves out vectors
+    and scalars. Each group has the key `optimizer`, muon or adamw, and its parameters with their
+    names, as (name, parameter) pairs.
 
     Raises `QuinticError`, a `ValueError`, for a parameter that both or neither claim, and for a
     pattern that no parameter matches.
     """
+    model = _unwrapped(model)
     names_of, owners = _trained_parameters(model)
     names = [name for same in names_of.values() for name in same]
-    for option, patterns in (("muon", muon), ("adamw", adamw), ("split", tuple(split or ()))):
+    given = {"muon": muon, "adamw": adamw, "split": tuple(split or ()), "transposed": transposed}
+    for option, patterns in given.items():
         _check_patterns(option, patterns, names)
     rules = _Rules(model, tuple(muon), tuple(adamw), flatten)
     muons = {"lr": lr, "weight_decay": weight_decay, "scale": scale}
     check_options(muons)
+    check_options({"lr": adamw_lr, "weight_decay": adamw_weight_decay}, whose="AdamW")
     groups: dict[str, dict[str, Any]] = {}
     specs = []
     for p, same in names_of.items():
@@ -90,10 +99,16 @@ def param_groups(
         decay, factor = adamw_weight_decay if p.ndim >= 2 else 0.0, 1.0
         setting: dict[str, Any] = {"lr": adamw_lr, "weight_decay": decay}
         if optimizer == "muon":
-            kernels = isinstance(owners[name][0], CONVOLUTIONS)
-            setting = {**muons, "flatten": kernels, "split": cut}
+            layer = owners[name][0]
+            turned = _is_conv1d(layer) or any(fnmatchcase(name, t) for t in transposed)
+            axes: dict[str, Any] = {
+                "flatten": isinstance(layer, CONVOLUTIONS),
+                "split": cut,
+                "transposed": turned,
+            }
+            setting = {**muons, **axes}
             try:
-                parts = matrices_of(p.shape, flatten=kernels, split=cut)
+                parts = matrices_of(p.shape, **axes)
             except ValueError as error:
                 raise QuinticError(f"{name} has the shape {list(p.shape)}: {error}") from None
             factor = update_scale(scale, parts.rows[0], parts.columns)
@@ -111,19 +126,35 @@ def param_groups(
     return sorted(groups.values(), key=lambda group: group["optimizer"] != "muon")
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model in what torch.compile and DistributedDataParallel have made of it."""
+    while True:
+        if isinstance(model, DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Return whether a layer is transformers' `Conv1D`, a linear one whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 def _trained_parameters(
     model: nn.Module,
 ) -> tuple[dict[nn.Parameter, list[str]], dict[str, tuple[nn.Module, str]]]:
     """Return the names of every parameter that is not frozen, and of a name module and attribute.
 
-    Names are without the prefixes of torch.compile and of DistributedDataParallel.
+    Names are without the prefixes of submodules that torch.compile compiled by themselves.
     """
     names_of: dict[nn.Parameter, list[str]] = {}
     owners = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, p in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{path}.{attribute}" if path else attribute
-            name = name.replace("_orig_mod.", "").removeprefix("module.")
+            name = name.replace("_orig_mod.", "")
             if p.requires_grad:
                 names_of.setdefault(p, []).append(name)
                 owners[name] = module, attribute
@@ -148,12 +179,7 @@ class _Rules:
     ) -> None:
         self._named = {"muon": muon, "adamw": adamw}
         self._flatten = flatten
-        self._embedding_rows = {
-            m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)
-        }
-        self._last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
-        get = getattr(model, "get_output_embeddings", None)
-        self._output = getattr(get(), "weight", None) if callable(get) else None
+        self._head = _head_of(model)
 
     def claim(self, name: str, module: nn.Module, attribute: str, p: nn.Parameter) -> _Claim:
         named = [
@@ -179,15 +205,31 @@ class _Rules:
             return "vector or scalar"
         if attribute.startswith("bias"):
             return "bias"
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "embed" in attribute:
+        looked_up = "embed" in attribute or TABLES & set(attribute.split("_"))
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or looked_up:
             return EMBEDDING
-        path = name.split(".")[:-1]
-        outside = isinstance(module, nn.Linear) and not any(part.isdigit() for part in path)
-        if p is self._output or (outside and path and path[-1] in HEADS):
-            return "output head"
-        if outside and module in self._last and module.out_features in self._embedding_rows:
-            return "output head"
-        return None
+        return "output head" if module in self._head else None
+
+
+def _head_of(model: nn.Module) -> set[nn.Module]:
+    """Return the last layer or layers: as the model says, by their name, or by their place."""
+    get = getattr(model, "get_output_embeddings", None)
+    told = get() if callable(get) else None
+    linear = [(n.split("."), m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    heads: set[nn.Module] = {m for path, m in linear if _in_no_list(path) and path[-1] in HEADS}
+    if isinstance(told, nn.Module):
+        heads.add(told)
+    if not heads and linear:
+        path, last = linear[-1]
+        # A Sequential numbers its layers too; one that lies in no list ends with the last.
+        sequential = isinstance(model.get_submodule(".".join(path[:-1])), nn.Sequential)
+        if _in_no_list(path[:-1] if sequential else path):
+            heads.add(last)
+    return heads
+
+
+def _in_no_list(path: Sequence[str]) -> bool:
+    return not any(part.isdigit() for part in path)
 
 
 def _agreed(claims: Sequence[_Claim], p: nn.Parameter) -> str:

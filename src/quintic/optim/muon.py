@@ -14,14 +14,16 @@ Source: Keller Jordan et al., https://kellerjordan.github.io/posts/muon/, as in 
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -34,7 +36,8 @@ from quintic.optim.matrix_optimizer import Groups, Placement
 from quintic.optim.muon_checks import (
     NONFINITE,
     check_gradient,
-    check_new_group,
+    check_matrices,
+    check_members,
     check_options,
     check_state_dict,
     name_of,
@@ -47,9 +50,9 @@ from quintic.optim.newton_schulz import (
     newton_schulz_dtype,
     polynomial_for,
 )
-from quintic.optim.newton_schulz_cpu import one_at_a_time
+from quintic.optim.side_by_side import side_by_side
 from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
-from quintic.optim.whole import Orthogonalize, WholeMatrices, shared_work
+from quintic.optim.whole import Orthogonalize, Turns, WholeMatrices, shared_work
 
 STATE = ("momentum", "second_moment")
 """The names of a parameter's state; the second is NorMuon's."""
@@ -100,7 +103,9 @@ def muon_update(
     )
     direction_nrc = direction_nrc.to(ns_dtype)
     update_nrc = (
-        orthogonalize(direction_nrc) if on_whole is None else on_whole(orthogonalize, direction_nrc)
+        orthogonalize(direction_nrc, overwrite=True)
+        if on_whole is None
+        else on_whole(orthogonalize, direction_nrc)
     )
     return update_nrc.to(buffers[0].dtype)
 
@@ -192,7 +197,8 @@ class Muon(torch.optim.Optimizer):
     the matrices of hidden layers: embeddings, heads, vectors and scalars belong to AdamW. A
     parameter [r, c] is one matrix and [e, r, c] a batch of e, such as experts; with `flatten`
     kernels [out, in, ...] of a convolution are one matrix [out, the rest]; `split`, a number of
-    parts or a list of their rows, orthogonalises parts of the rows apart, such as a fused q, k, v.
+    parts or a list of their rows, orthogonalises parts of the rows apart, such as a fused q, k, v;
+    `transposed` is for weights stored as [in, out], such as those of transformers' `Conv1D`.
     Raises `QuinticError`, a `ValueError`, with the name of what it cannot take.
 
     `lr` means something only together with `scale`, max_dim, aspect, rms or none, the factor of an
@@ -237,6 +243,7 @@ class Muon(torch.optim.Optimizer):
         beta2: float = 0.95,
         flatten: bool = False,
         split: Split = None,
+        transposed: bool = False,
         momentum_dtype: torch.dtype | None = None,
         nonfinite: str = "propagate",
         compile: bool = False,
@@ -244,6 +251,8 @@ class Muon(torch.optim.Optimizer):
         process_group: Any = None,
         whole: WholeMatrices | None = None,
     ) -> None:
+        if process_group is not None and process_group is dist.group.WORLD:
+            process_group = True  # which can be pickled
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -258,6 +267,7 @@ class Muon(torch.optim.Optimizer):
             "beta2": beta2,
             "flatten": flatten,
             "split": split,
+            "transposed": transposed,
             "momentum_dtype": momentum_dtype,
         }
         check_options(defaults)
@@ -277,6 +287,14 @@ class Muon(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:  # for pickle and deepcopy
         return {**super().__getstate__(), "_outside_groups": self._outside_groups}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        group = self._outside_groups["process_group"]
+        memo[id(group)] = group  # which cannot be copied, nor need it be
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own where it names any.
 
@@ -287,9 +305,13 @@ class Muon(torch.optim.Optimizer):
             warnings.filterwarnings("ignore", message="optimizer contains a parameter group with")
             super().add_param_group(param_group)
         group = self.param_groups.pop()
-        check_options(group)
-        check_new_group(group, others)
+        self._check_new_group(group, others)
         self.param_groups.append(group)
+
+    def _check_new_group(self, group: dict[str, Any], others: list[dict[str, Any]]) -> None:
+        check_options(group)
+        check_members(group, others)
+        check_matrices(group, others)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, to any device; options of the groups are loaded too.
@@ -333,18 +355,30 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self._orthogonalized():
-            for p, gradient, _ in to_update(group):
-                check_gradient(gradient, p, self.param_groups)
+        self._check_gradients()
         if self._may_step():
             whole = self._outside_groups["whole"] or shared_work(
                 self._outside_groups["process_group"]
             )
+            alone: list[Callable[[], None]] = []
+            turns: Turns = {}
             for group in self._orthogonalized():
                 for stack in stacks_of(group, partial(self._state_of, group=group), whole):
-                    self._update_stack(group, stack)
+                    update = partial(self._update_stack, group, stack, turns)
+                    if stack.alone:
+                        alone.append(update)
+                    else:
+                        update()
+            if alone:
+                side_by_side(alone)
             self._update_others()
         return loss
+
+    def _check_gradients(self) -> None:
+        """Raise `QuinticError` for a gradient that no step can be made of, before one is begun."""
+        for group in self._orthogonalized():
+            for p, gradient, _ in to_update(group):
+                check_gradient(gradient, p, self.param_groups)
 
     def _orthogonalized(self) -> list[dict[str, Any]]:
         """Return the groups of matrices to orthogonalise: all, but in `MuonWithAdamW`."""
@@ -385,12 +419,12 @@ class Muon(torch.optim.Optimizer):
             raise QuinticError(f"Muon: the gradient of {names} is not finite")
         return all(finite)
 
-    def _update_stack(self, group: dict[str, Any], stack: Stack) -> None:
+    @torch.no_grad()
+    def _update_stack(self, group: dict[str, Any], stack: Stack, turns: Turns) -> None:
         """Update matrices of one whole shape."""
         (rows, columns), whole, weights = stack.shape, stack.whole, stack.weights
         update, momentum = muon_update, group["momentum"]
-        alone = one_at_a_time(stack.shape, weights[0].device)
-        if self._outside_groups["compile"] and whole is None and not alone:
+        if self._outside_groups["compile"] and whole is None and not stack.alone:
             # As a tensor, since a compiled function is compiled again for every new number.
             update, momentum = _compiled_update(), torch.as_tensor(momentum, dtype=torch.float64)
         update_nrc = update(
@@ -403,7 +437,7 @@ class Muon(torch.optim.Optimizer):
             or newton_schulz_dtype("auto", weights[0].device, weights[0].dtype),
             ns_coefficients=group["ns_coefficients"],
             polynomial=self._outside_groups["polynomial"],
-            on_whole=None if whole is None else partial(whole.apply, rows=rows),
+            on_whole=None if whole is None else partial(whole.apply, rows=rows, turns=turns),
         )
         if stack.moments:
             moment_nr1 = torch.stack(stack.moments)

@@ -15,9 +15,8 @@ from torch.distributed.tensor import DTensor
 from quintic.config import MuonConfig
 from quintic.errors import QuinticError
 from quintic.optim.dtensor import parts_of
-from quintic.optim.matrices import matrices_of
 from quintic.optim.newton_schulz import COEFFICIENTS
-from quintic.optim.stacks import Group, whole_shapes
+from quintic.optim.stacks import Group, group_matrices, whole_shapes
 
 SCALES: tuple[str, ...] = get_args(get_type_hints(MuonConfig)["scale"])
 """Those of `optim.muon.scale`, which is the same option."""
@@ -37,14 +36,19 @@ def name_of(parameter: Tensor, groups: Iterable[Group]) -> str:
     raise KeyError("the optimizer does not have this parameter")
 
 
-def check_options(group: Mapping[str, Any]) -> None:
-    """Raise `QuinticError` for an option that a group has and whose value cannot be used."""
+def check_options(group: Mapping[str, Any], *, whose: str = "Muon") -> None:
+    """Raise `QuinticError` for an option that a group has and whose value cannot be used.
+
+    `whose` the options are, Muon or AdamW, is said.
+    """
     dtypes = "a floating-point torch.dtype or None"
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "lr": (_is_rate, "0 or more, a number or a tensor of one element"),
         "momentum": (_is_beta, "at least 0 and below 1"),
         "weight_decay": (_is_rate, "0 or more"),
         "beta2": (_is_beta, "at least 0 and below 1"),
+        "betas": (_are_betas, "two numbers, each at least 0 and below 1"),
+        "eps": (_is_rate, "0 or more"),
         "ns_steps": (_is_count, "a whole number, 1 or more"),
         "scale": (lambda scale: scale in SCALES, f"one of {', '.join(SCALES)}"),
         "ns_coefficients": (lambda name: name in COEFFICIENTS, f"one of {', '.join(COEFFICIENTS)}"),
@@ -54,22 +58,30 @@ def check_options(group: Mapping[str, Any]) -> None:
     }
     for name, (allowed, rule) in rules.items():
         if name in group and not allowed(group[name]):
-            raise QuinticError(f"Muon: {name} is {group[name]!r} and must be {rule}")
+            raise QuinticError(f"{whose}: {name} is {group[name]!r} and must be {rule}")
 
 
-def check_new_group(group: Group, others: list[Group]) -> None:
-    """Raise `QuinticError` for a parameter that Muon cannot update, or has already, by its name."""
+def check_members(group: Group, others: list[Group], *, whose: str = "Muon") -> None:
+    """Raise `QuinticError` for a group without parameters, and for one that is given twice."""
     if not group["params"]:
-        raise QuinticError("Muon: a parameter group is empty (was its generator used before?)")
+        raise QuinticError(f"{whose}: a parameter group is empty (was its generator used before?)")
     groups = [*others, group]
     count = Counter(id(p) for g in groups for p in g["params"])
-    for p, shape in zip(group["params"], whole_shapes(group), strict=True):
+    for p in group["params"]:
         if count[id(p)] > 1:
-            raise QuinticError(f"Muon: {name_of(p, groups)} is given twice")
+            raise QuinticError(f"{whose}: {name_of(p, groups)} is given twice")
+
+
+def check_matrices(group: Group, others: list[Group]) -> None:
+    """Raise `QuinticError` for a parameter of a group that Muon cannot update, by its name."""
+    groups = [*others, group]
+    for p, shape in zip(group["params"], whole_shapes(group), strict=True):
         if reason := _not_real_and_dense(p):
             raise QuinticError(f"Muon: {name_of(p, groups)} is {reason}")
         try:
-            cut = matrices_of(shape, flatten=group["flatten"], split=group["split"])
+            cut = group_matrices(shape, group)
+            if cut.transposed and group["normuon"]:
+                raise ValueError("normuon=True has no form for transposed=True")
             if isinstance(p, DTensor):
                 parts_of(p, cut)
         except ValueError as error:
@@ -83,9 +95,22 @@ def check_gradient(gradient: Tensor, p: Tensor, groups: list[Group]) -> None:
         raise QuinticError(f"Muon: the gradient of {name_of(p, groups)} is {reason}")
 
 
+def check_dense_gradient(gradient: Tensor, p: Tensor, groups: list[Group]) -> None:
+    """Raise `QuinticError` for a gradient that AdamW cannot use."""
+    if reason := _not_dense(gradient):
+        raise QuinticError(
+            f"AdamW: the gradient of {name_of(p, groups)} is {reason}: an embedding with "
+            "sparse=False has one that is"
+        )
+
+
+def _not_dense(tensor: Tensor) -> str | None:
+    return None if tensor.layout is torch.strided else f"{tensor.layout} and must be dense"
+
+
 def _not_real_and_dense(tensor: Tensor) -> str | None:
-    if tensor.layout is not torch.strided:
-        return f"{tensor.layout} and must be dense"
+    if reason := _not_dense(tensor):
+        return reason
     return None if tensor.is_floating_point() else f"{tensor.dtype} and must be of real numbers"
 
 
@@ -151,6 +176,10 @@ def _is_rate(value: Any) -> bool:
 
 def _is_beta(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, numbers.Real) and 0 <= float(value) < 1)
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_beta, value))
 
 
 def _is_count(value: Any) -> bool:

@@ -13,7 +13,16 @@ from torch.optim.optimizer import ParamsT
 
 from quintic.errors import QuinticError
 from quintic.optim.muon import Muon
-from quintic.optim.muon_checks import check_groups, check_shape, check_state_dict, name_of
+from quintic.optim.muon_checks import (
+    check_dense_gradient,
+    check_groups,
+    check_members,
+    check_options,
+    check_shape,
+    check_state_dict,
+    name_of,
+)
+from quintic.optim.stacks import to_update
 
 
 class MuonWithAdamW(Muon):
@@ -49,26 +58,35 @@ class MuonWithAdamW(Muon):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with the key `optimizer`, muon or adamw."""
         optimizer = isinstance(param_group, dict) and param_group.get("optimizer")
-        if optimizer == "muon":
-            super().add_param_group(param_group)
-        elif optimizer == "adamw":
-            self._add_to_adamw(param_group)
-        else:
+        if optimizer not in ("muon", "adamw"):
             raise QuinticError(
                 "MuonWithAdamW: each group says optimizer=muon or optimizer=adamw; "
                 "quintic.param_groups(model, ...) makes them"
             )
-
-    def _add_to_adamw(self, param_group: dict[str, Any]) -> None:
         muons = self.defaults
-        self.defaults = self._adamw.defaults
+        if optimizer == "adamw":
+            self.defaults = self._adamw.defaults
         try:
-            torch.optim.Optimizer.add_param_group(self, param_group)
+            super().add_param_group(param_group)
         finally:
             self.defaults = muons
 
+    def _check_new_group(self, group: dict[str, Any], others: list[dict[str, Any]]) -> None:
+        if group["optimizer"] == "muon":
+            super()._check_new_group(group, others)
+        else:
+            check_options(group, whose="AdamW")
+            check_members(group, others, whose="AdamW")
+
     def _orthogonalized(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["optimizer"] == "muon"]
+
+    def _check_gradients(self) -> None:
+        super()._check_gradients()
+        for group in self.param_groups:
+            if group["optimizer"] == "adamw":
+                for p, gradient, _ in to_update(group):
+                    check_dense_gradient(gradient, p, self.param_groups)
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_groups(state_dict, self.param_groups)
@@ -79,6 +97,7 @@ class MuonWithAdamW(Muon):
         check_state_dict({**state_dict, "param_groups": muons}, self._orthogonalized())
         for saved_group, group in zip(saved, own, strict=True):
             if group["optimizer"] == "adamw":
+                check_options(saved_group, whose="AdamW")
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     check_shape(name_of(p, own), p, state_dict["state"].get(key, {}), "exp_avg")
 
@@ -87,6 +106,7 @@ class MuonWithAdamW(Muon):
         adamw.param_groups = [g for g in self.param_groups if g["optimizer"] == "adamw"]
         adamw.state = self.state
         try:
-            adamw.step()
+            # As it is without hooks: those for all optimizers are called for this one.
+            type(adamw).step.__wrapped__(adamw)  # type: ignore[attr-defined]
         finally:
             adamw.param_groups, adamw.state = [], type(self.state)(dict)

@@ -107,11 +107,12 @@ def newton_schulz(
     steps: int = 5,
     coefficients: Sequence[Coefficients] = (QUINTIC,),
     polynomial: GramPolynomial = gram_polynomial,
+    overwrite: bool = False,
 ) -> Tensor:
     """Orthogonalise a stack of matrices [..., r, c] at once, in the precision they come in.
 
     `coefficients` has those of each iteration: fewer iterations use the first of them, further ones
-    repeat the last.
+    repeat the last. With `overwrite`, G's memory may be used for something else.
 
     Dividing by the Frobenius norm puts every singular value into [0, 1], where the iteration
     X <- a X + (b A + c A A) X with A = X X^T moves them towards 1. It works on the wide
@@ -123,10 +124,13 @@ def newton_schulz(
     X = G_nrc.mT if tall else G_nrc
     X_nRC = X.reshape(-1, *X.shape[-2:])
     # Contiguous, since products of a transposed view are up to a third slower on a CPU.
-    X_nRC = (X_nRC / (X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)).contiguous()
+    norm_n11 = X_nRC.norm(dim=(-2, -1), keepdim=True)
+    room_nRC = torch.empty_like(X_nRC, memory_format=torch.contiguous_format)
+    X_nRC = torch.div(X_nRC, norm_n11 + EPS, out=room_nRC)
     sequence = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
     if newton_schulz_cpu.one_at_a_time(X_nRC.shape[1:], X_nRC.device):
-        newton_schulz_cpu.iterate_in_place(X_nRC, sequence)
+        spare_RC = G_nrc.view(-1, *X_nRC.shape[1:])[0] if overwrite else torch.empty_like(X_nRC[0])
+        newton_schulz_cpu.iterate_in_place(X_nRC, sequence, spare_RC)
     else:
         for a, b, c in sequence:
             B_nRR = polynomial(X_nRC, b, c)

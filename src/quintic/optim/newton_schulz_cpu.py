@@ -47,14 +47,19 @@ def one_at_a_time(shape: Sequence[int], device: torch.device) -> bool:
     return large and not torch.compiler.is_compiling()
 
 
-def iterate_in_place(X_nRC: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> None:
-    """Apply X <- a X + (b G + c G G) X with G = X X^T to each matrix, once for each (a, b, c)."""
+def iterate_in_place(
+    X_nRC: Tensor, coefficients: Sequence[tuple[float, float, float]], spare_RC: Tensor
+) -> None:
+    """Apply X <- a X + (b G + c G G) X with G = X X^T to each matrix, once for each (a, b, c).
+
+    `spare_RC` is room to compute in.
+    """
     _, R, C = X_nRC.shape
     # bfloat16 has too few bits for a Gram matrix of more than one iteration.
     wide = C >= GRAM_RATIO * R and X_nRC.dtype is not torch.bfloat16
     each = GRAM_ITERATIONS if wide else 1
     parts = [coefficients[i : i + each] for i in range(0, len(coefficients), each)]
-    work_5RR, spare_RC = X_nRC.new_empty(5, R, R), X_nRC.new_empty(R, C)
+    work_5RR = X_nRC.new_empty(5, R, R)
     for X_RC in X_nRC:
         now_RC, next_RC = X_RC, spare_RC
         for part in parts:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from quintic.optim.dtensor import Part, gradient_here, local, parts_of
-from quintic.optim.matrices import matrices_of
+from quintic.optim.matrices import Matrices, matrices_of
 from quintic.optim.newton_schulz_cpu import one_at_a_time
 from quintic.optim.whole import WholeMatrices
 
@@ -31,6 +31,8 @@ class Stack:
     """The whole matrices' rows and columns."""
     whole: WholeMatrices | None
     """What brings them together, or shares the work on them among processes."""
+    alone: bool
+    """One large matrix, which needs no other process: others may be updated beside it."""
     weights: list[Tensor]
     """With the parameter's axes: kernels of a convolution have four."""
     gradients: list[Tensor]
@@ -44,6 +46,12 @@ def whole_shapes(group: Group) -> list[tuple[int, ...]]:
     """Return the shapes of a group's parameters; where they are rows of larger ones, of those."""
     shapes: list[tuple[int, ...]] | None = group.get("shapes")
     return shapes or [tuple(p.shape) for p in group["params"]]
+
+
+def group_matrices(shape: tuple[int, ...], group: Group) -> Matrices:
+    """Return the matrices of a parameter of this shape, under the options of its group."""
+    options = ("flatten", "split", "transposed")
+    return matrices_of(shape, **{option: group[option] for option in options})
 
 
 def frozen(p: Tensor) -> bool:
@@ -71,7 +79,7 @@ def stacks_of(
     alike: dict[Any, list[tuple[Tensor, ...]]] = {}
     for p, gradient, shape in to_update(group):
         state = state_of(p)
-        cut = matrices_of(shape, flatten=group["flatten"], split=group["split"])
+        cut = group_matrices(shape, group)
         if isinstance(p, DTensor):
             parts = parts_of(p, cut)
         elif "shapes" in group:
@@ -88,13 +96,12 @@ def stacks_of(
                 alike.setdefault(key, []).append(found)
     stacks = []
     for (shape, layout, *_), matrices in alike.items():
-        most = max(1, STACK_ELEMENTS // math.prod(shape))
+        most, alone = max(1, STACK_ELEMENTS // math.prod(shape)), False
         if layout is None and one_at_a_time(shape, matrices[0][0].device):
-            most = 1
+            most, alone = 1, True
         for start in range(0, len(matrices), most):
             weights, *others = map(list, zip(*matrices[start : start + most], strict=True))
             gradients, buffers, *moments = [[t.flatten(1) for t in other] for other in others]
-            stacks.append(
-                Stack(shape, layout, weights, gradients, buffers, moments[0] if moments else [])
-            )
+            second = moments[0] if moments else []
+            stacks.append(Stack(shape, layout, alone, weights, gradients, buffers, second))
     return stacks

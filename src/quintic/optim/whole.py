@@ -21,17 +21,34 @@ Orthogonalize = Callable[[Tensor], Tensor]
 """From whole matrices [n, r, c] to as many of the same shape and type."""
 
 
+Turns = dict[object, int]
+"""How many matrices were dealt out in this step, by the groups of ranks among which. There all have
+the same number, and other ranks may have another one: where each has experts of its own."""
+
+
 class WholeMatrices(Protocol):
     """Does what needs whole matrices, for stacks of which every process has parts, or all."""
 
-    def apply(self, function: Orthogonalize, part: Tensor, *, rows: int) -> Tensor:
-        """Apply a function to whole matrices [n, rows, c]; return this process's part of each."""
+    def apply(self, function: Orthogonalize, part: Tensor, *, rows: int, turns: Turns) -> Tensor:
+        """Apply a function to whole matrices [n, rows, c]; return this process's part of each.
+
+        `turns` is kept for a step, so that the ranks take turns.
+        """
 
     def norm(self, part: Tensor) -> Tensor:
         """Return the Frobenius norm of each whole matrix, [n, 1, 1]."""
 
     def row_mean(self, part: Tensor) -> Tensor:
         """Return the mean of each whole row, [n, l, 1]."""
+
+
+def shares(count: int, ranks: int, dealt: int) -> list[int]:
+    """Return how many of a stack's matrices each rank gets, the next in turn after `dealt` others.
+
+    A matrix whose shape no other has would always be the first rank's, were the turn not kept.
+    """
+    each, left = divmod(count, ranks)
+    return [each + ((rank - dealt) % ranks < left) for rank in range(ranks)]
 
 
 def chunk_sizes(length: int, parts: int) -> list[int]:
@@ -48,15 +65,15 @@ def at_owners(
     sizes: Sequence[int],
     rank: int,
     exchange: Callable[[Sequence[Tensor], Sequence[Sequence[int]]], list[Tensor]],
+    counts: Sequence[int],
 ) -> Tensor:
     """Apply a function to n matrices of which every rank has a part along `axis`, of these sizes.
 
-    The matrices are dealt out: each rank gets the parts of its own ones from all others, applies
-    the function, and sends the parts back. Each matrix travels twice, as much as a gradient's
-    reduce-scatter and a weight's all-gather. `exchange` sends a tensor to each rank and returns
-    those that came, of the given shapes.
+    The matrices are dealt out, to each rank as many as `counts` says: it gets the parts of its own
+    ones from all others, applies the function, and sends the parts back. Each matrix travels twice,
+    as much as a gradient's reduce-scatter and a weight's all-gather. `exchange` sends a tensor to
+    each rank and returns those that came, of the given shapes.
     """
-    counts = chunk_sizes(len(part), len(sizes))
     shapes = [list(part.shape) for _ in sizes]
     for shape, size in zip(shapes, sizes, strict=True):
         shape[0], shape[axis] = counts[rank], size
@@ -74,12 +91,16 @@ class Cut:
     axis: int
     sizes: tuple[int, ...]
 
-    def apply(self, function: Orthogonalize, part: Tensor) -> Tensor:
+    def apply(self, function: Orthogonalize, part: Tensor, *, dealt: int) -> Tensor:
         """Apply a function to the matrices that the group has together."""
-        rank = dist.get_rank(self.group)
-        sent_within = partial(exchange, group=self.group)
         return at_owners(
-            function, part, axis=self.axis, sizes=self.sizes, rank=rank, exchange=sent_within
+            function,
+            part,
+            axis=self.axis,
+            sizes=self.sizes,
+            rank=dist.get_rank(self.group),
+            exchange=partial(exchange, group=self.group),
+            counts=shares(len(part), len(self.sizes), dealt),
         )
 
     def sum(self, sums: Tensor) -> Tensor:
@@ -94,14 +115,14 @@ class Replicated:
 
     group: Any
 
-    def apply(self, function: Orthogonalize, part: Tensor) -> Tensor:
+    def apply(self, function: Orthogonalize, part: Tensor, *, dealt: int) -> Tensor:
         """Apply a function to some of the matrices on each rank, and give the results to all."""
-        rank, size, n = dist.get_rank(self.group), dist.get_world_size(self.group), len(part)
-        each = -(-n // size)
-        own = part[rank * each : (rank + 1) * each]
+        counts = shares(len(part), dist.get_world_size(self.group), dealt)
+        own = part.split(counts)[dist.get_rank(self.group)]
         done = function(own) if len(own) else own
-        padded = F.pad(done, (0, 0, 0, 0, 0, each - len(own))).contiguous()
-        return all_gather(padded, self.group)[:n]
+        padded = F.pad(done, (0, 0, 0, 0, 0, max(counts) - len(own))).contiguous()
+        found = all_gather(padded, self.group).split(max(counts))
+        return torch.cat([of[:count] for of, count in zip(found, counts, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -111,10 +132,13 @@ class Layout:
     levels: tuple[Cut | Replicated, ...]
     """What is shared first, then the innermost cut."""
 
-    def apply(self, function: Orthogonalize, part: Tensor, *, rows: int) -> Tensor:
+    def apply(self, function: Orthogonalize, part: Tensor, *, rows: int, turns: Turns) -> Tensor:
         """Apply a function to whole matrices [n, rows, c]; return this process's part of each."""
+        among = tuple((type(level), level.group) for level in self.levels)
+        dealt = turns.get(among, 0)
+        turns[among] = dealt + len(part)
         for level in reversed(self.levels):
-            function = partial(level.apply, function)
+            function = partial(level.apply, function, dealt=dealt)
         return function(part)
 
     def norm(self, part: Tensor) -> Tensor:
