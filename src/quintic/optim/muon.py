@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any, Self
 
 import torch
@@ -360,17 +361,19 @@ class Muon(torch.optim.Optimizer):
             whole = self._outside_groups["whole"] or shared_work(
                 self._outside_groups["process_group"]
             )
-            alone: list[Callable[[], None]] = []
+            alone: list[tuple[int, Callable[[], None]]] = []
             turns: Turns = {}
             for group in self._orthogonalized():
                 for stack in stacks_of(group, partial(self._state_of, group=group), whole):
                     update = partial(self._update_stack, group, stack, turns)
                     if stack.alone:
-                        alone.append(update)
+                        alone.append((stack.weights[0].numel(), update))
                     else:
                         update()
             if alone:
-                side_by_side(alone)
+                # The largest first: no thread ends long after the others.
+                alone.sort(key=itemgetter(0), reverse=True)
+                side_by_side([update for _, update in alone])
             self._update_others()
         return loss
 
