@@ -74,7 +74,7 @@ def test_how_threads_wait_is_said_where_quintic_chose_it(
     monkeypatch.setenv("GOMP_SPINCOUNT", count)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     lines = [*opening_lines(set_up(tiny_config(tiny_data), tmp_path / "run", Console()))]
-    assert any(line.startswith("threads spin 10,000 times") for line in lines) == said
+    assert any(line.startswith("threads spin 30,000 times") for line in lines) == said
 
 
 def test_one_of_anything_is_no_plural(tiny_data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 30_000
 """Longer than nearly all waits on a machine that is otherwise quiet (`docs/launch.md`)."""
 
 _COUNT, _POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
