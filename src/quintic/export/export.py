@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quintic.errors import QuinticError
-from quintic.export.hf import write_hf
+from quintic.export.hf_folder import write_hf
 from quintic.export.source import Source
 from quintic.files import check_name, fsync_folder
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from quintic.config import ModelConfig
 from quintic.console import Console
 from quintic.data.tokenizer import Tokenizer, load_tokenizer
@@ -29,6 +31,11 @@ class Source:
     def config(self) -> ModelConfig:
         """Return the config of the model."""
         return self.model.config
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters by name, a tied head under the embedding's alone."""
+        return {name: value.detach() for name, value in self.model.named_parameters()}
 
 
 def open_source(

@@ -5,7 +5,7 @@ Shapes: B batch, T time, V vocabulary of the tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,13 +73,18 @@ def compare_logits(expected_BTV: Tensor, found_BTV: Tensor, tool: str) -> str:
     return line
 
 
-def compare_ids(source: Source, encode: Callable[[str], list[int]], tool: str) -> str:
-    """Return in words that a tool gives the ids of quintic's tokenizer on all `TEXTS`.
+def compare_ids(
+    source: Source,
+    encode: Callable[[str], list[int]],
+    tool: str,
+    texts: Sequence[str] = TEXTS,
+) -> str:
+    """Return in words that a tool gives the ids of quintic's tokenizer on all texts.
 
     Raises `QuinticError` for the first text on which it does not.
     """
     count = 0
-    for text in TEXTS:
+    for text in texts:
         expected, found = source.tokenizer.encode(text), encode(text)
         if expected != found:
             raise QuinticError(
@@ -87,4 +92,4 @@ def compare_ids(source: Source, encode: Callable[[str], list[int]], tool: str) -
                 f"{expected[:8]} ...: the export was removed; report it"
             )
         count += len(expected)
-    return f"ids of {tool} on {len(TEXTS)} texts equal quintic's, {count:,} tokens"
+    return f"ids of {tool} on {len(texts)} texts equal quintic's, {count:,} tokens"
