@@ -52,7 +52,7 @@ def test_bpe_round_trip_of_every_character() -> None:
 def test_bpe_is_deterministic_and_batches_like_single_texts() -> None:
     again = train_bpe(iter(TEXTS), 300)
     assert again.fingerprint == BPE.fingerprint
-    assert again._definition == BPE._definition
+    assert again.definition == BPE.definition
     assert BPE.vocab_size == 300
     assert BPE.encode_batch(TEXTS) == [BPE.encode(text) for text in TEXTS]
     assert train_bpe(TEXTS, 290).fingerprint != BPE.fingerprint
@@ -115,7 +115,7 @@ def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
 
 
 def _damaged(**changes: object) -> str:
-    content = json.loads(BPE._definition)
+    content = json.loads(BPE.definition)
     content.update(changes)
     return json.dumps(content)
 
@@ -128,8 +128,8 @@ def _without_byte(byte: str) -> str:
     return _damaged(model={**MODEL, "vocab": vocabulary})
 
 
-MODEL = json.loads(BPE._definition)["model"]
-(END,) = json.loads(BPE._definition)["added_tokens"]
+MODEL = json.loads(BPE.definition)["model"]
+(END,) = json.loads(BPE.definition)["added_tokens"]
 MARK = {**END, "id": 300, "content": "<mark>", "special": False}
 QUOTES = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
 ADDED_BLANK = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
@@ -407,7 +407,7 @@ class TestGpt2WithoutNetwork:
 
 def test_a_definition_in_the_format_with_text_merges_has_the_same_fingerprint() -> None:
     # tokenizers before 0.20 wrote a merge as one string; the vocabulary is the same.
-    content = json.loads(BPE._definition)
+    content = json.loads(BPE.definition)
     content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
     older = BpeTokenizer(json.dumps(content), source="older")
     assert older.fingerprint == BPE.fingerprint

@@ -6,6 +6,6 @@ parsing.py   the command line as one of them, or one line that says what is wron
 grid.py      the values of --vary
 interrupt.py Ctrl-C while something is imported
 
-Each command has a file with its name: train.py, evaluate.py, generate.py, recipes.py, compare.py,
-sweep.py, data.py.
+Each command has a file with its name: train.py, evaluate.py, generate.py, export.py,
+recipes.py, compare.py, sweep.py, data.py, muon.py.
 """

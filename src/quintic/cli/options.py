@@ -141,6 +141,27 @@ class Generate(_TrainedOptions):
 
 
 @dataclass(frozen=True)
+class Export:
+    """A trained model in another tool's format, verified with it: quintic export RUN --to hf
+
+    hf: a folder that transformers loads.
+    """
+
+    run: Positional[Path]
+    """Folder of the run."""
+    to: Literal["hf"]
+    """The tool, or its format."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Newest, or best by validation loss."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
+    out: Path | None = None
+    """Folder, new or empty; default RUN/export/TO."""
+    push: str | None = None
+    """hub:OWNER/NAME: upload it to the Hugging Face hub as well; created if it is not there."""
+
+
+@dataclass(frozen=True)
 class Compare:
     """Runs side by side: table, statistics, figure. Seeds of one config are a group."""
 
@@ -296,6 +317,7 @@ COMMANDS: dict[str, Any] = {
     "sweep": Sweep,
     "evaluate": Evaluate,
     "generate": Generate,
+    "export": Export,
     "compare": Compare,
     "recipes": Recipes,
     "data fetch": DataFetch,

@@ -30,6 +30,7 @@ from quintic.cli.options import (
     Compare,
     Data,
     Evaluate,
+    Export,
     Generate,
     Muon,
     Recipes,
@@ -59,6 +60,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Sweep, subcommand("sweep", default=Sweep(recipe, **sections)), arg(name="")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
+        | Annotated[Export, subcommand("export")]
         | Annotated[Compare, subcommand("compare")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]

@@ -296,7 +296,7 @@ class BpeTokenizer(Tokenizer):
             if self.switched_off:
                 content.update(dict.fromkeys(self.switched_off))
                 definition = json.dumps(content, ensure_ascii=False)
-            self._definition = definition
+            self.definition = definition
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
             vocabulary: dict[str, int] = content["model"]["vocab"]
             merges = [
@@ -376,12 +376,12 @@ class BpeTokenizer(Tokenizer):
         """Write `tokenizer.json` into an existing folder and return its path."""
         path = folder / TOKENIZER_FILE
         with replacing(path) as file:
-            file.write(self._definition.encode())
+            file.write(self.definition.encode())
         return path
 
     @cached_property
     def _bytes_by_id(self) -> list[bytes]:
-        byte_of = {character: bytes([byte]) for byte, character in enumerate(_BYTE_ALPHABET)}
+        byte_of = {character: bytes([byte]) for byte, character in enumerate(BYTE_ALPHABET)}
         table = [b""] * self.vocab_size
         for token, index in self._ids.items():
             if index == self.eot_id:
@@ -409,7 +409,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     The texts are read once. `vocab_size` counts the end-of-text token and the 256 bytes too. Raises
     `QuinticError` where it is below 257, or more than the texts have repetitions for.
     """
-    smallest = 1 + len(_BYTE_ALPHABET)
+    smallest = 1 + len(BYTE_ALPHABET)
     if vocab_size < smallest:
         raise QuinticError(
             f"a vocabulary of {vocab_size} tokens is too small: 256 bytes and {END_OF_TEXT} "
@@ -428,7 +428,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
         # A pair seen once teaches nothing: the token would have no second place to be used in.
         min_frequency=2,
         special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(_BYTE_ALPHABET),
+        initial_alphabet=sorted(BYTE_ALPHABET),
         show_progress=False,
     )
     tokenizer.train_from_iterator((_without_lone_surrogates(text) for text in texts), trainer)
@@ -451,9 +451,10 @@ def _byte_alphabet() -> str:
     return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
-_BYTE_ALPHABET = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
+"""The character that stands for each byte in a `tokenizer.json`."""
 # The bytes that UTF-8 uses: a vocabulary without one would lose the characters that have it.
-_UTF8_ALPHABET = {_BYTE_ALPHABET[byte] for byte in (*range(0xC0), *range(0xC2, 0xF5))}
+_UTF8_ALPHABET = {BYTE_ALPHABET[byte] for byte in (*range(0xC0), *range(0xC2, 0xF5))}
 
 
 def _without_lone_surrogates(text: str) -> str:

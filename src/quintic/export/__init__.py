@@ -1,0 +1,10 @@
+"""Trained models in the formats of other tools: a run folder goes in, theirs comes out, verified.
+
+source.py     the model and the tokenizer that leave, in float32
+export.py     the table of targets, and the folder that is there whole or not at all
+verify.py     logits and token ids against quintic's own
+tokenizer.py  a vocabulary in Hugging Face's files
+hf.py         which class of transformers holds a model; its config and tensors, there and back
+hf_folder.py  the folder that transformers loads
+card.py       its README: what the model is, how it was trained, what it scores
+"""

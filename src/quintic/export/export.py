@@ -1,0 +1,50 @@
+"""An export: a folder that a target writes and verifies, and that has its name only then."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from quintic.errors import QuinticError
+from quintic.export.hf_folder import write_hf
+from quintic.export.source import Source
+from quintic.files import check_name, fsync_folder
+
+Log = Callable[[str], None]
+
+TARGETS: dict[str, Callable[[Source, Path, Log], None]] = {"hf": write_hf}
+"""The values of `--to`. Each writes into an empty folder, loads what it has written with the tool
+that it is for, where that is installed, and says what it found; it raises `QuinticError` where the
+model cannot be expressed, or does not compute what quintic's does."""
+
+
+def check_out(out: Path) -> None:
+    """Raise `QuinticError` where an export would write over something."""
+    check_name(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise QuinticError(
+            f"{out} exists and is not an empty folder: choose another --out, or remove it"
+        )
+
+
+def export(source: Source, target: str, out: Path, log: Log) -> None:
+    """Write the model for a target into the folder `out`, which appears when it is verified.
+
+    Raises `QuinticError` as `check_out` and the target do, and leaves nothing behind.
+    """
+    check_out(out)
+    made = [folder for folder in out.parents if not folder.exists()]
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        TARGETS[target](source, aside, log)
+        aside.replace(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    fsync_folder(out.parent)
