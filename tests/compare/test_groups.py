@@ -92,6 +92,14 @@ def test_groups_of_the_same_names_are_told_apart_by_what_differs() -> None:
     ]
     labels = [group.label for group in group_runs(runs)]
     assert labels == ["matrices=muon", "matrices=adamw"]
+    begun = {"init_from.run": "first", "init_from.at_step": 9, "init_from.checkpoint": "ab"}
+    drawn = dict.fromkeys(begun)
+    told = [
+        record(f"a-{i}", [8, 3], seed=i % 2, settings={**(drawn if i < 2 else begun), "a.b": i < 2})
+        for i in range(4)
+    ]
+    labels = [group.label for group in group_runs(told)]
+    assert labels == ["b=True", "init_from=first b=False"]
     other = [replace(run, path=Path("a") / str(i) / "run") for i, run in enumerate(runs[1:3])]
     assert len({group.label for group in group_runs(other)}) == 2
 

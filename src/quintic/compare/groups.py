@@ -18,6 +18,8 @@ BOOKKEEPING = frozenset(
 """Fields that change neither a loss nor the time that is counted."""
 
 DATA_PATH = "data.path"
+ORIGINS = ("continued_from", "init_from")
+"""Sections that say with which run's checkpoint a run began."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,15 @@ def _labels(groups: list[list[RunRecord]]) -> list[str]:
 
     def differences(group: list[RunRecord]) -> str:
         values = group[0].settings
-        parts = (f"{name.rsplit('.', 1)[-1]}={values[name]}" for name in settings if name in values)
-        return " ".join(itertools.islice(parts, 3))
+        parts = {}
+        for name in settings:
+            section, _, last = name.rpartition(".")
+            if section in ORIGINS:  # the run says more than its step and its checkpoint
+                if origin := values.get(f"{section}.run"):
+                    parts[section] = origin
+            elif name in values:
+                parts[last] = values[name]
+        return " ".join(itertools.islice((f"{n}={value}" for n, value in parts.items()), 3))
 
     ways: tuple[Callable[[list[RunRecord]], str], ...] = (
         _stem,
