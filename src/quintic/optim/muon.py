@@ -24,7 +24,6 @@ from operator import itemgetter
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -53,7 +52,7 @@ from quintic.optim.newton_schulz import (
 )
 from quintic.optim.side_by_side import side_by_side
 from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
-from quintic.optim.whole import Orthogonalize, Turns, WholeMatrices, shared_work
+from quintic.optim.whole import Orthogonalize, Turns, WholeMatrices, is_default, shared_work
 
 STATE = ("momentum", "second_moment")
 """The names of a parameter's state; the second is NorMuon's."""
@@ -252,8 +251,8 @@ class Muon(torch.optim.Optimizer):
         process_group: Any = None,
         whole: WholeMatrices | None = None,
     ) -> None:
-        if process_group is not None and process_group is dist.group.WORLD:
-            process_group = True  # which can be pickled
+        if is_default(process_group):
+            process_group = True
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -157,6 +157,11 @@ class Layout:
         return sums
 
 
+def is_default(group: Any) -> bool:
+    """Return whether it is the default process group, for which True stands: that can be pickled."""
+    return group is not None and group is dist.group.WORLD
+
+
 def shared_work(group: Any) -> Layout | None:
     """Return what shares the work on whole matrices within a group; True is the default one."""
     if group is True:
