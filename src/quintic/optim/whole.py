@@ -158,7 +158,7 @@ class Layout:
 
 
 def is_default(group: Any) -> bool:
-    """Return whether it is the default process group, for which True stands: that can be pickled."""
+    """Return whether it is the default process group, for which True stands and can be pickled."""
     return group is not None and group is dist.group.WORLD
 
 
