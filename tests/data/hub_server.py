@@ -17,6 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 Fault = Literal["429", "500", "cut", "length", "corrupt", "stall", "hold", "slow", "403"]
 
+LFS = (".bin", ".safetensors", ".gguf", ".onnx", ".data")
+"""The ends of names of files that the hub keeps apart from the others."""
+
 _CHUNK_BYTES = 8192
 _MAX_REQUESTS = 2000
 _STALL_S = 5.0
@@ -24,14 +27,14 @@ _STALL_S = 5.0
 
 @dataclass
 class Repo:
-    """A dataset repository with one commit."""
+    """A repository with one commit, of a dataset or a model."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     claimed_sizes: dict[str, int] = field(default_factory=dict)
     """What the listing says instead of a file's size."""
     commit: str = "c0ffee" + "0" * 34
     card: dict[str, Any] = field(default_factory=dict)
-    """The metadata of the dataset's card."""
+    """The metadata of its card."""
 
     def listing(self) -> list[dict[str, Any]]:
         entries = []
@@ -39,7 +42,7 @@ class Repo:
             size = self.claimed_sizes.get(name, len(content))
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": blob}
-            if name.endswith(".bin"):
+            if name.endswith(LFS):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": size, "pointerSize": 130}
             entries.append(entry)
@@ -182,17 +185,17 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _route(self, path: str) -> None:
-        repo = r"(?P<repo>[^/]+/[^/]+?)"
+        repo, kinds = r"(?P<repo>[^/]+/[^/]+?)", "(datasets|models)"
         for pattern, answer in (
-            (rf"/api/datasets/{repo}(/revision/(?P<revision>[^/]+))?", self._repo_info),
-            (rf"/datasets/{repo}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self._resolve),
+            (rf"/api/{kinds}/{repo}(/revision/(?P<revision>[^/]+))?", self._repo_info),
+            (rf"/(datasets/)?{repo}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self._resolve),
             (rf"/cdn/{repo}/(?P<name>.+)", self._content),
             (r"/api/repos/create", self._create),
             (r"/api/validate-yaml", self._validate_yaml),
-            (rf"/api/datasets/{repo}/preupload/main", self._preupload),
-            (rf"/datasets/{repo}\.git/info/lfs/objects/batch", self._lfs_batch),
+            (rf"/api/{kinds}/{repo}/preupload/main", self._preupload),
+            (rf"/(datasets/)?{repo}\.git/info/lfs/objects/batch", self._lfs_batch),
             (r"/lfs/(?P<oid>\w+)", self._lfs_upload),
-            (rf"/api/datasets/{repo}/commit/main", self._commit),
+            (rf"/api/{kinds}/{repo}/commit/main", self._commit),
         ):
             if match := re.fullmatch(pattern, path):
                 answer(**match.groupdict())
@@ -253,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         digest = hashlib.sha256(content).hexdigest()
         headers = {"X-Repo-Commit": found.commit, "ETag": f'"{digest}"'}
-        if name.endswith(".bin"):
+        if name.endswith(LFS):
             headers |= {
                 "X-Linked-Size": str(len(content)),
                 "X-Linked-Etag": f'"{digest}"',
@@ -315,7 +318,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self) -> None:
         asked = json.loads(self.body)
         repo = f"{asked['organization']}/{asked['name']}"
-        found = {"url": f"{self.hub.url}/datasets/{repo}", "name": repo}
+        folder = "datasets/" if asked.get("type") == "dataset" else ""
+        found = {"url": f"{self.hub.url}/{folder}{repo}", "name": repo}
         if not self.headers.get("Authorization"):
             self._json(401, {"error": "Invalid username or password."})
         elif not self.hub.writable:
@@ -334,7 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = [
             {
                 "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".bin") else "regular",
+                "uploadMode": "lfs" if file["path"].endswith(LFS) else "regular",
                 "shouldIgnore": False,
             }
             for file in json.loads(self.body)["files"]

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from quintic.cli.options import Export
-from quintic.console import Console
-from quintic.errors import QuinticError
+from quintic.console import Console, TransferProgress
+from quintic.errors import require_package
+from quintic.export.card import model_title
 from quintic.export.export import check_out, export
-from quintic.export.source import open_source
+from quintic.export.source import Source, open_source
 
 
 def run(command: Export, _arguments: Sequence[str]) -> None:
     """Write a run's model in the format of another tool, verified, and upload it if asked to."""
     out = command.run / "export" / command.to if command.out is None else command.out
-    if command.push is not None:
-        raise QuinticError("--push is not written yet: leave it out")
     check_out(out)
+    if command.push is not None:
+        require_package("huggingface_hub", "data", "--push")
+        from quintic.export.push import check_push
+
+        check_push(command.push)
     console = Console()
     source = open_source(
         command.run, console, which=command.checkpoint, tokenizer=command.tokenizer
     )
     export(source, command.to, out, console.line)
     console.line(f"written {out}")
+    if command.push is not None:
+        _push(source, out, command.push, console)
+
+
+def _push(source: Source, folder: Path, target: str, console: Console) -> None:
+    from quintic.export.push import push_model
+
+    with TransferProgress(console, "pushed") as bar:
+        pushed = push_model(folder, target, model_title(source), on_progress=bar.show)
+    if pushed.kept_card:
+        console.line("the repository has a card of its own, which stays as it is")
+    console.line(f"pushed to {pushed.page}")

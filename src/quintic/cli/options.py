@@ -150,7 +150,7 @@ class Export:
     run: Positional[Path]
     """Folder of the run."""
     to: Literal["hf"]
-    """The tool, or its format."""
+    """Target: the tool that is to load it, or its format."""
     checkpoint: Literal["newest", "best"] = "newest"
     """Newest, or best by validation loss."""
     tokenizer: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,34 +17,46 @@ from quintic import __version__, run_dir
 from quintic.config import ModelConfig, field_facts
 from quintic.console import Console
 from quintic.data.loader import validation_batches
-from quintic.data.tokenizer import END_OF_TEXT, GPT2
+from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import score_text, sum_losses
 from quintic.export.source import Source
 from quintic.metrics import METRICS, read_metrics
 
-CARD_FILE, FIGURE = "README.md", "loss.png"
+CARD_FILE = "README.md"
+CARD_MARK = "<!-- Written by `quintic export`. Remove this line to keep a card of your own. -->"
 MOST_SCORED_TOKENS = 16_384
 VALIDATIONS_SHOWN = 12
 
 
-def model_card(source: Source, class_name: str) -> str:
-    """Return the README.md of a model that transformers loads as `class_name`."""
+def model_title(source: Source) -> str:
+    """Return which run's model it is, at which step."""
     trained = source.trained
-    config, step = trained.config, trained.checkpoint.state["step"]
-    name = f"{config.recipe}, step {step:,}"
-    figure = f"\n![Training and validation loss]({FIGURE})\n" if _figure(source).exists() else ""
-    return f"""\
+    return f"{trained.config.recipe}, step {trained.checkpoint.state['step']:,}"
+
+
+def write_card(source: Source, folder: Path, *, library: str, use: str) -> None:
+    """Write the README.md of an exported model, and the figure of its run where there is one.
+
+    `library` is the hub's name of what loads it, and `use` says in Markdown how.
+    """
+    figure = ""
+    if (drawn := source.trained.folder / run_dir.FIGURE).exists():
+        shutil.copyfile(drawn, folder / run_dir.FIGURE)
+        figure = f"\n![Training and validation loss]({run_dir.FIGURE})\n"
+    card = f"""\
 ---
 license: unknown
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags:
 - quintic
 - muon
 ---
 
-# {name}
+{CARD_MARK}
+
+# {model_title(source)}
 
 A language model of {source.model.parameter_count():,} parameters, trained by
 [quintic](https://github.com/quintic-lm/quintic) {__version__} and written by `quintic export`.
@@ -53,17 +66,7 @@ after a look at that of the data.
 
 ## Use it
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER OR OWNER/NAME")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER OR OWNER/NAME")
-ids = tokenizer("{END_OF_TEXT}The", return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True, top_k=50)[0]))
-```
-
-It is a `{class_name}`. Every document of its training began with `{END_OF_TEXT}`, so a prompt
-should; the tokenizer does not add it. It sees at most {source.config.context:,} tokens at once.
+{use}
 
 ## What it is
 
@@ -77,12 +80,11 @@ should; the tokenizer does not add it. It sees at most {source.config.context:,}
 |---|---|
 {_table(_training(source))}
 {figure}
+## What it scores
+
 {_losses(source)}
 """
-
-
-def _figure(source: Source) -> Path:
-    return source.trained.folder / run_dir.FIGURE
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _table(rows: Iterator[tuple[str, Any]]) -> str:
@@ -106,7 +108,9 @@ def _training(source: Source) -> Iterator[tuple[str, Any]]:
     trained = source.trained
     config, step = trained.config, trained.checkpoint.state["step"]
     yield "recipe", f"`{config.recipe}`"
-    yield "data", f"`{config.data.path}`, fingerprint `{trained.checkpoint.state['fingerprint']}`"
+    # Not the whole path, which would tell the world how the trainer's disk is arranged.
+    data = Path(config.data.path).name
+    yield "data", f"`{data}`, fingerprint `{trained.checkpoint.state['fingerprint']}`"
     yield "steps", f"{step:,} of {config.train.steps:,}"
     yield "tokens", f"{config.tokens_before(step):,}"
     yield "matrices", f"{config.optim.matrices}, the rest AdamW"
@@ -122,7 +126,7 @@ def _training(source: Source) -> Iterator[tuple[str, Any]]:
 
 def _losses(source: Source) -> str:
     trained, step = source.trained, source.trained.checkpoint.state["step"]
-    lines = ["## What it scores", "", "Validation losses of the run, in nats per token:", ""]
+    lines = ["Validation losses of the run, in nats per token:", ""]
     measured = []
     with suppress(QuinticError, OSError):
         records = read_metrics(trained.folder / METRICS)
@@ -132,7 +136,7 @@ def _losses(source: Source) -> str:
             if record.get("val_loss") is not None and record["step"] <= step
         ]
     if not measured:
-        lines[2:3] = ["The run has measured no validation loss."]
+        lines[0] = "The run has measured no validation loss."
     else:
         lines += ["| step | tokens | loss |", "|---|---|---|"]
         stride = math.ceil(len(measured) / VALIDATIONS_SHOWN)

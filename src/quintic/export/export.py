@@ -40,6 +40,9 @@ def export(source: Source, target: str, out: Path, log: Log) -> None:
     try:
         aside.mkdir(parents=True)
         TARGETS[target](source, aside, log)
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         aside.replace(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

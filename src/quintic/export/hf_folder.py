@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from quintic import run_dir
-from quintic.errors import QuinticError
-from quintic.export.card import CARD_FILE, FIGURE, model_card
+from quintic.data.tokenizer import END_OF_TEXT
+from quintic.errors import QuinticError, counted
+from quintic.export.card import write_card
 from quintic.export.hf import class_of, hf_config, to_hf, unheld_switches
 from quintic.export.source import Source
 from quintic.export.tokenizer import write_tokenizer
@@ -43,19 +43,20 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
             f"{', '.join(unheld_switches(config))}: no class of transformers computes that; "
             "export a run without"
         )
-    tensors = to_hf(config, source.tensors, tokenizer.vocab_size)
+    vocab_size, end = tokenizer.vocab_size, tokenizer.eot_id
+    write_json(folder / CONFIG_FILE, hf_config(config, vocab_size=vocab_size, eot_id=end))
+    tensors = to_hf(config, source.tensors, vocab_size)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    end = tokenizer.eot_id
-    write_json(folder / CONFIG_FILE, hf_config(config, vocab_size=tokenizer.vocab_size, eot_id=end))
+    shutil.copymode(
+        folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    )  # safetensors leaves it to us alone
     # Without a length: transformers stops after 20 tokens and says so.
     write_json(
         folder / GENERATION_FILE,
         {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
     )
     write_tokenizer(tokenizer, folder, config.context)
-    if (figure := source.trained.folder / run_dir.FIGURE).exists():
-        shutil.copyfile(figure, folder / FIGURE)
-    (folder / CARD_FILE).write_text(model_card(source, name), encoding="utf-8")
+    write_card(source, folder, library="transformers", use=_use(source, name))
     for line in notes(source):
         log(f"note: {line}")
     if importlib.util.find_spec("transformers") is None:
@@ -66,17 +67,36 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar over the tensors that it loads."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars, and from warning of texts longer than the context."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
+
+
+def _use(source: Source, name: str) -> str:
+    return f"""\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER OR OWNER/NAME")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER OR OWNER/NAME")
+ids = tokenizer("{END_OF_TEXT}The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True, top_k=50)[0]))
+```
+
+Its class is `{name}`. Every document of its training began with `{END_OF_TEXT}`,
+so a prompt should; the tokenizer does not add it. It sees at most {source.config.context:,} tokens
+at once.
+{"".join(f"{chr(10)}Note: {line}.{chr(10)}" for line in notes(source))}""".rstrip()
 
 
 def notes(source: Source) -> list[str]:
@@ -104,26 +124,23 @@ def verify_hf(source: Source, folder: Path) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tool = "transformers"
-    with _without_bars():
+    ids_BT = sample_ids(source)
+    with _quiet(), torch.no_grad():
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if wrong := [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]:
-        raise QuinticError(
-            f"{tool} does not take {wrong[0]} of {len(wrong)} tensors as they are: the export was "
-            "removed; report it"
-        )
-    ids_BT = sample_ids(source)
-    with torch.no_grad():
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if wrong := [name for kind in kinds for name in loaded[kind]]:
+            raise QuinticError(
+                f"{tool} does not take {counted(len(wrong), 'tensor')} as they are, such as "
+                f"{wrong[0]}: the export was removed; report it"
+            )
         logits_BTV = model.eval()(ids_BT).logits
-    lines = [compare_logits(quintic_logits(source, ids_BT), logits_BTV, tool)]
-
-    def encode(text: str) -> list[int]:
-        # quintic takes the characters of end of text for text, transformers only if told so.
-        options = {"split_special_tokens": True} if text == MARKED_TEXT else {}
-        ids: list[int] = tokenizer(text, **options)["input_ids"]
-        return ids
-
-    lines.append(compare_ids(source, encode, tool, (*TEXTS, MARKED_TEXT)))
-    return lines
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        texts = (*TEXTS, MARKED_TEXT)
+        # quintic takes the characters of end of text for text; transformers does where it is told.
+        ids = {text: tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts}
+    return [
+        compare_logits(quintic_logits(source, ids_BT), logits_BTV, tool),
+        compare_ids(source, ids.__getitem__, tool, texts),
+    ]

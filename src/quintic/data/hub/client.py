@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, scan_cache_dir
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import DatasetInfo
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from quintic import __version__
@@ -64,20 +64,21 @@ def hub_api() -> HfApi:
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A dataset repository on the hub: OWNER/NAME, at a branch, tag or commit, or at its newest."""
+    """A repository on the hub: OWNER/NAME, at a branch, tag or commit, or at its newest."""
 
     repo_id: str
     revision: str | None = None
+    kind: Literal["dataset", "model"] = "dataset"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, kind: Literal["dataset", "model"] = "dataset") -> Self:
         """Read `hub:OWNER/NAME[@REVISION]`; raises `QuinticError` for anything else."""
         match = re.fullmatch(rf"{HUB_PREFIX}(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?", text, re.ASCII)
         if match is None:
             raise QuinticError(
                 f"{text!r} names no repository: write hub:OWNER/NAME, or hub:OWNER/NAME@REVISION"
             )
-        return cls(match[1], match[2])
+        return cls(match[1], match[2], kind)
 
     def __str__(self) -> str:
         return HUB_PREFIX + self.repo_id + (f"@{self.revision}" if self.revision else "")
@@ -85,21 +86,27 @@ class HubRepo:
     @property
     def page(self) -> str:
         """The address of the repository's page."""
-        return f"{endpoint()}/datasets/{self.repo_id}"
+        folder = "datasets/" if self.kind == "dataset" else ""
+        return f"{endpoint()}/{folder}{self.repo_id}"
 
-    def info(self, log: Log) -> DatasetInfo:
+    def info(self, log: Log) -> DatasetInfo | ModelInfo:
         """Ask for the commit, the card, and every file with its size and checksum, in one request.
 
         Raises `QuinticError` where there is no such repository, no permission or no network.
         """
-        return self._ask(
-            lambda: hub_api().dataset_info(
-                self.repo_id, revision=self.revision, files_metadata=True, timeout=30
-            ),
-            "cannot be listed",
-            log,
-            Event(),
-        )
+
+        def ask() -> DatasetInfo | ModelInfo:
+            found = hub_api().repo_info(
+                self.repo_id,
+                revision=self.revision,
+                repo_type=self.kind,
+                files_metadata=True,
+                timeout=30,
+            )
+            assert isinstance(found, DatasetInfo | ModelInfo)
+            return found
+
+        return self._ask(ask, "cannot be listed", log, Event())
 
     def cached_folder(self) -> Path | None:
         """Return the folder of the newest commit that huggingface_hub's cache has files of."""
@@ -107,7 +114,7 @@ class HubRepo:
             found = scan_cache_dir(constants.HF_HUB_CACHE).repos
         except (CacheNotFound, OSError, ValueError):
             return None
-        own = [r for r in found if (r.repo_id, r.repo_type) == (self.repo_id, "dataset")]
+        own = [r for r in found if (r.repo_id, r.repo_type) == (self.repo_id, self.kind)]
         commits = [c for r in own for c in r.revisions if c.files]
         return max(commits, key=lambda c: c.last_modified).snapshot_path if commits else None
 
@@ -148,7 +155,7 @@ class HubRepo:
                 lambda: hub_api().hf_hub_download(
                     self.repo_id,
                     file,
-                    repo_type="dataset",
+                    repo_type=self.kind,
                     revision=commit,
                     local_dir=folder,
                     tqdm_class=Counter,
@@ -240,7 +247,7 @@ def _reason(error: BaseException, repo: HubRepo) -> str:
         return f"the hub has disabled it; see {repo.page}"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"there is no such dataset repository on {endpoint()}, or you may not see it (HTTP "
+            f"there is no such {repo.kind} repository on {endpoint()}, or you may not see it (HTTP "
             f"{status}); check the name; if it is private, {login}"
         )
     if status in (401, 403):
