@@ -189,6 +189,7 @@ def configs(draw: st.DrawFn) -> Config:
             keep_before_cooldown=draw(st.booleans()),
             log_every=draw(st.integers(1, 10)),
             tensorboard=draw(st.booleans()),
+            export_at_end=draw(st.sampled_from(["none", "hf"])),
         ),
         continued_from=ContinuedFrom(
             run=draw(st.none() | st.text()),

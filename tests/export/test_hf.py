@@ -30,7 +30,7 @@ from quintic.export.verify import compare_ids, quintic_logits, sample_ids
 from quintic.generate import generate_ids
 from quintic.metrics import read_metrics
 from quintic.model.build import build_model
-from tests.conftest import refusal
+from tests.conftest import refusal, tiny_arguments
 from tests.data.hub_server import HubServer
 
 SMALL = ModelConfig(layers=2, width=32, heads=2, context=32, vocab_size=384)
@@ -271,6 +271,22 @@ def test_greedy_text_is_quintics(switches: str, trained: Source, tmp_path: Path)
     theirs = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
     assert theirs[0, len(prompt) :].tolist() == ours + [0] * (len(ours) < 16)
     assert len(set(ours)) > 1
+
+
+def test_a_run_exports_itself_at_its_end_and_is_whole_where_it_cannot(
+    text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = ["--model.vocab-size", "None", "--train.export-at-end", "hf", "--train.steps", "4"]
+    main([*tiny_arguments(text_data), *options, "--out", str(run)])
+    assert f"export  {run}/export/hf" in "".join(capsys.readouterr().out.split("\n"))
+    assert (run / "export" / "hf" / "model.safetensors").exists()
+    other = tmp_path / "other"
+    main([*tiny_arguments(text_data), *options, "--model.norm", "layernorm", "--out", str(other)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not exported: model.norm layernorm: no class of transformers computes that" in said
+    assert not (other / "export").exists()
+    assert open_source(other, Console(quiet=True)).trained.checkpoint.state["step"] == 4
 
 
 # What is refused, and what is left then -----------------------------------------------------------

@@ -9,13 +9,13 @@ from quintic.cli.options import Export
 from quintic.console import Console, TransferProgress
 from quintic.errors import require_package
 from quintic.export.card import model_title
-from quintic.export.export import check_out, export
+from quintic.export.export import check_out, default_out, export
 from quintic.export.source import Source, open_source
 
 
 def run(command: Export, _arguments: Sequence[str]) -> None:
     """Write a run's model in the format of another tool, verified, and upload it if asked to."""
-    out = command.run / "export" / command.to if command.out is None else command.out
+    out = command.out or default_out(command.run, command.to)
     check_out(out)
     if command.push is not None:
         require_package("huggingface_hub", "data", "--push")

@@ -15,10 +15,10 @@ from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.rendezvous import connect, launched_size
 from quintic.distributed.signals import stop_with_launcher
 from quintic.distributed.world import World
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, reason
 from quintic.report import closing_lines, opening_lines
 from quintic.run_dir import default_folder
-from quintic.setup import resume, start
+from quintic.setup import Run, resume, start
 from quintic.train import train_run
 
 
@@ -144,8 +144,27 @@ def train_here(command: Train, world: World) -> None:
     if done:
         for line in closing_lines(run):
             console.line(line)
+        if run.config.train.export_at_end != "none":
+            _export(run, console)
     else:
         console.line(
             f"stopped and saved at step {run.state.step} of {run.config.train.steps}; continue "
             f"with: quintic train --resume {run.folder}"
         )
+
+
+def _export(run: Run, console: Console) -> None:
+    """Export the model of a run that is done, or say why that cannot be: the run is whole without,
+    and starting it again would not help."""
+    from quintic.export.export import default_out, export
+    from quintic.export.source import open_source
+
+    target = run.config.train.export_at_end
+    try:
+        out = default_out(run.folder, target)
+        export(open_source(run.folder, console), target, out, console.line)
+    except (QuinticError, OSError) as error:
+        why = error if isinstance(error, QuinticError) else reason(error)
+        console.line(f"not exported: {why}; see quintic export {run.folder} --to {target}")
+    else:
+        console.line(f"export  {out}")

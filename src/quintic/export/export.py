@@ -20,6 +20,11 @@ that it is for, where that is installed, and says what it found; it raises `Quin
 model cannot be expressed, or does not compute what quintic's does."""
 
 
+def default_out(run: Path, target: str) -> Path:
+    """Return the folder of a run's export where no other is named."""
+    return run / "export" / target
+
+
 def check_out(out: Path) -> None:
     """Raise `QuinticError` where an export would write over something."""
     check_name(out)
