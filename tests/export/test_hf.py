@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from quintic.cli.main import main
@@ -50,6 +50,10 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
         {"embed_norm": True, "logit_softcap": 10.0, "activation": "gelu", "tied_head": False},
     ),
     "a window as long as the context": ("ApertusForCausalLM", {"window": 32}),
+    "a mask that hides nothing of one document": (
+        "ApertusForCausalLM",
+        {"document_mask": True, "eot_id": 0},
+    ),
     "gpt2": ("GPT2LMHeadModel", {"architecture": "gpt2"}),
 }
 """Switches by name, with the class that holds a model with them."""
@@ -122,7 +126,8 @@ def test_the_way_there_and_back_is_exact_and_cuts_the_padding(
     theirs = to_hf(config, ours, 320)
     written = hf_config(config, vocab_size=320, eot_id=0)
     back_config, back = from_hf(json.loads(json.dumps(written)), theirs)
-    assert back_config == replace(config, vocab_size=320, window=None)
+    held = replace(config, window=None, document_mask=False, eot_id=None)
+    assert back_config == replace(held, vocab_size=320)
     assert back.keys() == ours.keys()
     for name, value in ours.items():
         expected = value[:320] if name in ("embed.weight", "head.weight") else value
@@ -349,6 +354,23 @@ def test_an_interrupted_export_leaves_an_empty_folder_as_it_was(
     assert list(tmp_path.rglob("*")) == [out]
     export(trained, "hf", out, lambda line: None)
     assert (out / "config.json").exists()
+
+
+def test_a_full_disk_is_one_line_with_the_name_of_the_file_and_leaves_nothing(
+    text_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        text = "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise SafetensorError(text)
+
+    monkeypatch.setattr("quintic.export.hf_folder.save_file", fail)
+    out = tmp_path / "out"
+    line = refusal(["export", text_run, "--to", "hf", "--out", out], capsys)
+    assert line == f"{out}/model.safetensors: No space left on device: make room"
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_transformers_it_is_written_and_said_to_be_unverified(

@@ -37,7 +37,8 @@ def check_out(out: Path) -> None:
 def export(source: Source, target: str, out: Path, log: Log) -> None:
     """Write the model for a target into the folder `out`, which appears when it is verified.
 
-    Raises `QuinticError` as `check_out` and the target do, and leaves nothing behind.
+    Raises `QuinticError` as `check_out` and the target do, and `OSError` where the disk does not
+    take it, and leaves nothing behind.
     """
     check_out(out)
     made = [folder for folder in out.parents if not folder.exists()]
@@ -49,7 +50,9 @@ def export(source: Source, target: str, out: Path, log: Log) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         aside.replace(out)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename:  # nobody knows the hidden one
+            error.filename = str(error.filename).replace(str(aside), str(out))
         shutil.rmtree(aside, ignore_errors=True)
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from quintic.data.tokenizer import END_OF_TEXT
 from quintic.errors import QuinticError, counted
@@ -46,7 +50,7 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
     vocab_size, end = tokenizer.vocab_size, tokenizer.eot_id
     write_json(folder / CONFIG_FILE, hf_config(config, vocab_size=vocab_size, eot_id=end))
     tensors = to_hf(config, source.tensors, vocab_size)
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    _save(tensors, folder / WEIGHTS_FILE)
     shutil.copymode(
         folder / CONFIG_FILE, folder / WEIGHTS_FILE
     )  # safetensors leaves it to us alone
@@ -64,6 +68,17 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
         return
     for line in verify_hf(source, folder):
         log(line)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as transformers does; raises `OSError` where the disk does not take them."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # It tells the system's errors by text alone.
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 @contextmanager

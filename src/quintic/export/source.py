@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
@@ -49,9 +50,10 @@ def open_source(
     for problem in trained.checkpoint.damaged:
         console.line(f"skipped: {problem}")
     vocabulary = load_tokenizer(trained.tokenizer_spec(console, tokenizer))
-    config = trained.config.model
+    config, model = trained.config.model, trained.model
     if config.window_start is not None:
-        config = replace(config, window=int(trained.model.window), window_start=None)
-    model = build_model(config)
-    model.load_state_dict(trained.model.state_dict())
+        config = replace(config, window=int(model.window), window_start=None)
+    if config != model.config or model.compute_dtype is not torch.float32:
+        model = build_model(config)
+        model.load_state_dict(trained.model.state_dict())
     return Source(trained, model.eval(), vocabulary)
