@@ -341,6 +341,20 @@ def test_an_export_that_transformers_computes_otherwise_is_removed(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tensor_that_transformers_does_not_know_is_named_and_the_export_removed(
+    trained: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+
+    def with_another(*arguments: Any) -> dict[str, torch.Tensor]:
+        return {**to_hf(*arguments), "model.another.weight": torch.ones(3)}
+
+    monkeypatch.setattr("quintic.export.hf_folder.to_hf", with_another)
+    with pytest.raises(QuinticError, match=r"ValueError: model\.another\.weight \(unexpected_keys"):
+        export(trained, "hf", tmp_path / "out", lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_export_leaves_an_empty_folder_as_it_was(
     trained: Source, tmp_path: Path
 ) -> None:

@@ -6,8 +6,9 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quintic.data.tokenizer import END_OF_TEXT
-from quintic.errors import QuinticError, counted
+from quintic.errors import QuinticError, one_line
 from quintic.export.card import write_card
 from quintic.export.hf import class_of, hf_config, to_hf, unheld_switches
 from quintic.export.source import Source
@@ -49,16 +50,12 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
         )
     vocab_size, end = tokenizer.vocab_size, tokenizer.eot_id
     write_json(folder / CONFIG_FILE, hf_config(config, vocab_size=vocab_size, eot_id=end))
-    tensors = to_hf(config, source.tensors, vocab_size)
-    _save(tensors, folder / WEIGHTS_FILE)
-    shutil.copymode(
-        folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    )  # safetensors leaves it to us alone
+    _save(to_hf(config, source.tensors, vocab_size), folder / WEIGHTS_FILE)
+    # safetensors lets nobody else read its files.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
     # Without a length: transformers stops after 20 tokens and says so.
-    write_json(
-        folder / GENERATION_FILE,
-        {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
-    )
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    write_json(folder / GENERATION_FILE, dict.fromkeys(names, end))
     write_tokenizer(tokenizer, folder, config.context)
     write_card(source, folder, library="transformers", use=_use(source, name))
     for line in notes(source):
@@ -98,6 +95,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _use(source: Source, name: str) -> str:
+    differences = "".join(f"\n- {line}" for line in notes(source))
+    if differences:
+        differences = f"\n\nDifferent from the model in quintic:\n{differences}"
     return f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -110,8 +110,7 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True, 
 
 Its class is `{name}`. Every document of its training began with `{END_OF_TEXT}`,
 so a prompt should; the tokenizer does not add it. It sees at most {source.config.context:,} tokens
-at once.
-{"".join(f"{chr(10)}Note: {line}.{chr(10)}" for line in notes(source))}""".rstrip()
+at once.{differences}"""
 
 
 def notes(source: Source) -> list[str]:
@@ -134,28 +133,37 @@ def notes(source: Source) -> list[str]:
 def verify_hf(source: Source, folder: Path) -> list[str]:
     """Load a folder with transformers and return in words how near logits and ids are.
 
-    Raises `QuinticError` where they are not those of quintic.
+    Raises `QuinticError` where they are not those of quintic, or it cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tool = "transformers"
-    ids_BT = sample_ids(source)
-    with _quiet(), torch.no_grad():
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if wrong := [name for kind in kinds for name in loaded[kind]]:
-            raise QuinticError(
-                f"{tool} does not take {counted(len(wrong), 'tensor')} as they are, such as "
-                f"{wrong[0]}: the export was removed; report it"
-            )
-        logits_BTV = model.eval()(ids_BT).logits
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        texts = (*TEXTS, MARKED_TEXT)
-        # quintic takes the characters of end of text for text; transformers does where it is told.
-        ids = {text: tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts}
+    tool, ids_BT, texts = "transformers", sample_ids(source), (*TEXTS, MARKED_TEXT)
+    try:
+        logits_BTV, ids = _computed(folder, ids_BT, texts)
+    except Exception as error:  # whatever a release of theirs raises
+        raise QuinticError(
+            f"{tool} {version(tool)} does not load what was written, so it was removed "
+            f"({one_line(error)}): pip install --upgrade 'quintic[hf]', or export without {tool}"
+        ) from error
     return [
         compare_logits(quintic_logits(source, ids_BT), logits_BTV, tool),
         compare_ids(source, ids.__getitem__, tool, texts),
     ]
+
+
+@torch.no_grad()
+def _computed(
+    folder: Path, ids_BT: Tensor, texts: Sequence[str]
+) -> tuple[Tensor, dict[str, list[int]]]:
+    """Return transformers' logits of the model in a folder, and its ids of each text."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet():
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if wrong := [f"{name} ({kind})" for kind in kinds for name in loaded[kind]]:
+            raise ValueError(", ".join(wrong))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # quintic takes the characters of end of text for text; transformers does where it is told.
+        ids = {text: tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts}
+        return model.eval()(ids_BT).logits, ids
