@@ -1,0 +1,423 @@
+"""A GPT trained by quintic (https://github.com/quintic-lm/quintic) as a model of transformers.
+
+`quintic export --to hf` writes this file beside the weights where no class of transformers computes
+the model: AutoModelForCausalLM loads both with `trust_remote_code=True`. It needs PyTorch and
+transformers (5.20 or later), nothing of quintic. Modules and parameters have quintic's names.
+
+Rotary or learned positions, RMSNorm without parameters or LayerNorm, queries and keys that are
+normalised or not, squared ReLU or GELU, no biases; and the speedrun's techniques
+(https://github.com/KellerJordan/modded-nanogpt), each by its switch in `QuinticConfig`.
+
+Matrix products are computed in the precision of the weights. The residual stream, norms, rotary
+tables and logits are in float32 at least, so that bfloat16 weights compute as in training.
+
+Shapes: B batch, T new positions (queries), S all positions so far (keys), D model width, H heads,
+K head width, F MLP width (4 D), V vocabulary, E value tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""The name of the key-value cache: transformers 5.24 has given it another one."""
+
+ROTARY_BASE = 10_000.0
+
+
+class QuinticConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
+    """The sizes and switches of a model; the names of sizes are transformers', the others
+    quintic's, and the defaults are quintic's."""
+
+    model_type = "quintic"
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
+
+    vocab_size: int = 50_304
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    max_position_embeddings: int = 1024
+    tie_word_embeddings: bool = True
+    positions: str = "rotary"
+    """Or learned."""
+    norm: str = "rmsnorm"
+    """Or layernorm."""
+    activation: str = "relu2"
+    """Or gelu, in its tanh form."""
+    qk_norm: bool = True
+    """RMS-normalise queries and keys per head."""
+    logit_softcap: float | None = None
+    """Logits become softcap * tanh(logits / softcap)."""
+    embed_norm: bool = False
+    """RMS-normalise the embedded tokens."""
+    value_embeddings: int = 0
+    """Tables of token embeddings mixed into attention values: of the first so many layers, and
+    again of the last."""
+    x0_skip: bool = False
+    """Mix the embedded tokens into the input of every layer."""
+    unet_skips: bool = False
+    """Add the outputs of the first half of the layers to the inputs of the second, from the inside
+    out."""
+    window: int | None = None
+    """Positions a token sees, itself included; None: all up to its own."""
+    document_mask: bool = False
+    """A token sees its own document only, which begins with the token `eot_id`."""
+    eot_id: int | None = None
+    initializer_range: float = 0.02
+    """The standard deviation of weights that are not loaded."""
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+
+# Parts --------------------------------------------------------------------------------------------
+
+
+class ScalarMix(nn.Module):
+    """A sum of tensors, each times a learned scalar."""
+
+    def __init__(self, *start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.tensor(start))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        mixed = self.weight[0] * tensors[0]
+        for w, x in zip(self.weight[1:], tensors[1:], strict=True):
+            mixed = mixed + w * x
+        return mixed
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in the precision of its input, whatever that of its gain and bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, gain, bias, self.eps)
+
+
+rms_norm = partial(nn.RMSNorm, elementwise_affine=False)
+"""x / rms(x); eps is that of the precision of x."""
+
+NORMS = {"rmsnorm": rms_norm, "layernorm": LayerNorm}
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"relu2": squared_relu, "gelu": partial(F.gelu, approximate="tanh")}
+
+
+class Rotation(NamedTuple):
+    """Rotary tables of the new positions, [B or 1, 1, T, K / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x_BHTK: Tensor) -> Tensor:
+        """Rotate the planes that the two halves of a head are: y1 = x1 cos + x2 sin, y2 = x2 cos -
+        x1 sin. Llama's have the other sign."""
+        x1, x2 = x_BHTK.chunk(2, dim=-1)
+        y = (x1 * self.cos + x2 * self.sin, x2 * self.cos - x1 * self.sin)
+        return torch.cat(y, dim=-1).to(x_BHTK.dtype)
+
+
+def rotation(position_BT: Tensor, head_width: int, dtype: torch.dtype) -> Rotation:
+    """Return the rotation of positions: plane i turns by t / base^(2i/K), computed in float64."""
+    device, half = position_BT.device, head_width // 2
+    if device.type == "mps":  # has no float64
+        position_BT = position_BT.cpu()
+    i_K = torch.arange(half, dtype=torch.float64, device=position_BT.device)
+    angle_B1TK = position_BT[:, None, :, None] * ROTARY_BASE ** (-i_K / half)
+    return Rotation(*(table.to(dtype).to(device) for table in (angle_B1TK.cos(), angle_B1TK.sin())))
+
+
+class ForwardContext(NamedTuple):
+    """The arguments that all blocks of a forward pass share."""
+
+    rotate: Rotation | None
+    attn_mask: Tensor | None
+    """A mask [B or 1, 1, T, S]; None where attention is causal and T = S, or T = 1 sees all."""
+    cache: Cache | None
+    x0_BTD: Tensor
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: QuinticConfig, layer: int) -> None:
+        super().__init__()
+        D, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
+        self.qk_norm = rms_norm(D // self.heads) if config.qk_norm else nn.Identity()
+        self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
+        if value_table(config, layer) is not None:
+            self.value_mix = ScalarMix(0.5, 0.5)
+
+    def split(self, x_BTD: Tensor) -> Tensor:
+        """Return one part of the width for each head, [B, H, T, K]."""
+        x_BHTK: Tensor = x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BHTK
+
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
+        q_BHTK, k_BHSK, v_BHSK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
+        if value_BTD is not None:
+            v_BHSK = self.value_mix(v_BHSK, self.split(value_BTD))
+        q_BHTK, k_BHSK = self.qk_norm(q_BHTK), self.qk_norm(k_BHSK)
+        if ctx.rotate is not None:
+            q_BHTK, k_BHSK = ctx.rotate(q_BHTK), ctx.rotate(k_BHSK)
+        if ctx.cache is not None:
+            k_BHSK, v_BHSK = ctx.cache.update(k_BHSK, v_BHSK, self.layer)
+        is_causal = ctx.attn_mask is None and q_BHTK.shape[2] == k_BHSK.shape[2]
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=ctx.attn_mask, is_causal=is_causal
+        )
+        y_BTD: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
+        return y_BTD
+
+
+class MLP(nn.Module):
+    """A linear layer from D to 4 D, the activation, a linear layer back to D."""
+
+    def __init__(self, config: QuinticConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
+        self.down = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTD: Tensor = self.down(self.activation(self.up(x_BTD)))
+        return y_BTD
+
+
+class Block(nn.Module):
+    """A transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: QuinticConfig, layer: int) -> None:
+        super().__init__()
+        self.shortcut = ScalarMix(1.0, 0.0) if config.x0_skip else None
+        self.attention_norm = NORMS[config.norm](config.hidden_size)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = NORMS[config.norm](config.hidden_size)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
+        dtype = self.mlp.up.weight.dtype
+        if self.shortcut is not None:
+            x_BTD = self.shortcut(x_BTD, ctx.x0_BTD)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), value_BTD, ctx)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
+
+
+def value_table(config: QuinticConfig, layer: int) -> int | None:
+    """Return which value embedding a layer has, if any: E tables serve the first E layers and, in
+    the same order, the last E."""
+    tables, left = config.value_embeddings, config.num_hidden_layers - layer
+    if layer < tables:
+        return layer
+    return tables - left if left <= tables else None
+
+
+# The model ----------------------------------------------------------------------------------------
+
+
+class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unused-ignore]
+    """The whole decoder, token ids to logits."""
+
+    config: QuinticConfig
+    config_class = QuinticConfig
+    base_model_prefix = ""
+    _input_embed_layer = "embed"
+    _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012 - the name is transformers'
+    _supports_sdpa = True
+
+    def __init__(self, config: QuinticConfig) -> None:
+        super().__init__(config)
+        V, D, layers = config.vocab_size, config.hidden_size, config.num_hidden_layers
+        self.embed = nn.Embedding(V, D)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.max_position_embeddings, D)
+        self.embed_norm = rms_norm(D) if config.embed_norm else nn.Identity()
+        if config.value_embeddings:
+            self.value_embed = nn.Embedding(V, config.value_embeddings * D)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(layers))
+        skips = layers // 2 if config.unet_skips else 0
+        self.skips = nn.ModuleList(ScalarMix(1.0) for _ in range(skips))
+        self.final_norm = NORMS[config.norm](D)
+        self.head = nn.Linear(D, V, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.head = new_embeddings
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ScalarMix):
+            init.copy_(module.weight, torch.tensor(module.start))
+
+    @can_return_tuple  # type: ignore[untyped-decorator, unused-ignore]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the logits of the last `logits_to_keep` positions (0: of all), [B, T, V], and with
+        labels, [B, T], the mean cross-entropy in nats of those that are not -100.
+
+        The attention mask, [B, S], is zero for padding, on either side. Raises `ValueError` for
+        what it does not compute.
+        """
+        if input_ids is None:
+            raise ValueError("QuinticForCausalLM takes input_ids, which value tables and masks need")
+        if output_attentions:
+            raise ValueError("QuinticForCausalLM does not return attentions")
+        config = self.config
+        cache = past_key_values if cache is None else cache
+        if cache is None and (config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=config)
+        if cache is not None and cache.is_compileable:
+            raise ValueError("QuinticForCausalLM takes a dynamic cache, not one of a fixed size")
+        hidden = self.hidden_states(input_ids, attention_mask, position_ids, cache)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        x_BTD = hidden[-1][:, kept]
+        products_BTV = self.head(x_BTD.to(self.head.weight.dtype))
+        logits_BTV = products_BTV.to(x_BTD.dtype)
+        if config.logit_softcap is not None:
+            logits_BTV = config.logit_softcap * torch.tanh(logits_BTV / config.logit_softcap)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits_BTV, labels, vocab_size=config.vocab_size, **kwargs)
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits_BTV,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+            **{CACHE: cache},
+        )
+
+    def hidden_states(
+        self,
+        ids_BT: Tensor,
+        attention_mask_BS: Tensor | None,
+        position_BT: Tensor | None,
+        cache: Cache | None,
+    ) -> list[Tensor]:
+        """Return the embedded tokens and the output of every block, the last one normed."""
+        config, (B, T) = self.config, ids_BT.shape
+        past = 0 if cache is None else cache.get_seq_length()
+        if attention_mask_BS is not None and attention_mask_BS.shape != (B, past + T):
+            raise ValueError(
+                f"attention_mask has the shape {tuple(attention_mask_BS.shape)} and must have "
+                f"{(B, past + T)}: a number for every token, those in the cache included"
+            )
+        if position_BT is None and attention_mask_BS is None:
+            position_BT = torch.arange(past, past + T, device=ids_BT.device)[None]
+        elif position_BT is None:  # counted without padding
+            position_BT = (attention_mask_BS.cumsum(1)[:, past:] - 1).clamp(min=0)
+        x_BTD = self._embedded(ids_BT, position_BT, past)
+        rotate = None
+        if config.positions == "rotary":
+            head_width = config.hidden_size // config.num_attention_heads
+            rotate = rotation(position_BT, head_width, x_BTD.dtype)
+        mask = self._attn_mask(ids_BT, attention_mask_BS, cache, past)
+        ctx = ForwardContext(rotate, mask, cache, x0_BTD=x_BTD)
+        values = self._values(ids_BT, x_BTD.dtype)
+        hidden, skipped = [x_BTD], []  # outputs of the first half that the second has yet to get
+        for layer, block in enumerate(self.layers):
+            opposite = config.num_hidden_layers - 1 - layer
+            if opposite < len(self.skips):
+                x_BTD = x_BTD + self.skips[opposite](skipped.pop())
+            x_BTD = block(x_BTD, values[layer], ctx)
+            if layer < len(self.skips):
+                skipped.append(x_BTD)
+            hidden.append(x_BTD)
+        return [*hidden[:-1], self.final_norm(x_BTD)]
+
+    def _embedded(self, ids_BT: Tensor, position_BT: Tensor, past: int) -> Tensor:
+        """Return the embedded tokens, in the precision of the residual stream."""
+        stream = torch.promote_types(self.embed.weight.dtype, torch.float32)
+        x_BTD = self.embed(ids_BT).to(stream)
+        if self.config.positions == "learned":
+            length, context = past + ids_BT.shape[1], self.config.max_position_embeddings
+            if length > context:
+                raise ValueError(
+                    f"{length} tokens are more than the {context} positions that were learned: "
+                    "begin again with the newest ones"
+                )
+            x_BTD = x_BTD + self.positions(position_BT).to(stream)
+        x_BTD = self.embed_norm(x_BTD)
+        return x_BTD
+
+    def _values(self, ids_BT: Tensor, stream: torch.dtype) -> list[Tensor | None]:
+        """Return for each layer its value embedding of the tokens, [B, T, D], or None."""
+        config = self.config
+        each: Sequence[Tensor] = ()
+        if config.value_embeddings:
+            e_BTED = self.value_embed(ids_BT)
+            e_BTED = (e_BTED.to(stream) * math.sqrt(config.hidden_size)).to(e_BTED.dtype)
+            each = e_BTED.chunk(config.value_embeddings, dim=-1)
+        tables = (value_table(config, layer) for layer in range(config.num_hidden_layers))
+        return [None if table is None else each[table] for table in tables]
+
+    def _attn_mask(
+        self, ids_BT: Tensor, attention_mask_BS: Tensor | None, cache: Cache | None, past: int
+    ) -> Tensor | None:
+        """Return which keys the new positions see; None where those are all, or all up to itself
+        and nothing is cached."""
+        config, T = self.config, ids_BT.shape[1]
+        plain = attention_mask_BS is None and config.window is None and not config.document_mask
+        if plain and (T == 1 or not past):
+            return None
+        key_S = torch.arange(past + T, device=ids_BT.device)
+        query_T1 = key_S[past:, None]
+        mask_BTS = (key_S <= query_T1)[None]
+        if config.window is not None:
+            mask_BTS = mask_BTS & (query_T1 - key_S < config.window)
+        if config.document_mask:
+            document_BS = (self._all_ids(ids_BT, cache) == config.eot_id).cumsum(1)
+            mask_BTS = mask_BTS & (document_BS[:, past:, None] == document_BS[:, None])
+        if attention_mask_BS is not None:
+            # Padding sees itself: a softmax of nothing is no number.
+            mask_BTS = mask_BTS & attention_mask_BS.bool()[:, None] | (key_S == query_T1)
+        return mask_BTS[:, None]
+
+    def _all_ids(self, ids_BT: Tensor, cache: Cache | None) -> Tensor:
+        """Return the ids of all positions so far, [B, S].
+
+        The cache keeps them as keys and values of one more layer, so that they are reordered and
+        cut as the others are.
+        """
+        layer = self.config.num_hidden_layers
+        if cache is None:
+            return ids_BT
+        while len(cache.layers) <= layer:
+            cache.layers.append(DynamicLayer())
+        ids_B1T1 = ids_BT[:, None, :, None]
+        ids_B1S1: Tensor = cache.update(ids_B1T1, ids_B1T1, layer)[0]
+        return ids_B1S1[:, 0, :, 0]
