@@ -5,6 +5,7 @@
 | gpt                                        | ApertusForCausalLM                 |
 | gpt without `qk_norm`                      | ArceeForCausalLM                   |
 | gpt with `embed_norm`, any `logit_softcap` | NanoChatForCausalLM                |
+| gpt with a switch that none of these holds | QuinticForCausalLM (remote_code.py) |
 | gpt2                                       | GPT2LMHeadModel                    |
 
 Each with both activations, tied or not, but gpt2. Apertus and Arcee rotate as Llama does, y1 =
@@ -25,13 +26,21 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.errors import QuinticError
+from quintic.export import remote_code
+from quintic.export.remote_code import QUINTIC
 from quintic.model.build import meta_model
 from quintic.model.gpt import ROTARY_BASE
 
 APERTUS, ARCEE = "ApertusForCausalLM", "ArceeForCausalLM"
 NANOCHAT, GPT2_CLASS = "NanoChatForCausalLM", "GPT2LMHeadModel"
-MODEL_TYPES = {APERTUS: "apertus", ARCEE: "arcee", NANOCHAT: "nanochat", GPT2_CLASS: "gpt2"}
-"""The classes of transformers that hold a model of ours, with the `model_type` of their config."""
+MODEL_TYPES = {
+    APERTUS: "apertus",
+    ARCEE: "arcee",
+    NANOCHAT: "nanochat",
+    GPT2_CLASS: "gpt2",
+    QUINTIC: "quintic",
+}
+"""The classes that hold a model of ours, with the `model_type` of their config."""
 
 RMS_EPS = torch.finfo(torch.float32).eps
 LAYER_NORM_EPS = 1e-5
@@ -39,13 +48,13 @@ ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu_pytorch_tanh"}
 """transformers' names of the values of `model.activation`."""
 
 
-def class_of(config: ModelConfig) -> str | None:
-    """Return the class of transformers that computes the model; None where none does.
+def class_of(config: ModelConfig) -> str:
+    """Return the class that computes the model, `QUINTIC` where none of transformers' own does.
 
     `model.document_mask` is left out of account: for a text of one document it changes nothing.
     """
     if unheld_switches(config):
-        return None
+        return QUINTIC
     if config.architecture == "gpt2":
         return GPT2_CLASS
     if config.embed_norm:
@@ -77,11 +86,10 @@ def unheld_switches(config: ModelConfig) -> list[str]:
 def hf_config(config: ModelConfig, *, vocab_size: int, eot_id: int) -> dict[str, Any]:
     """Return `config.json` with every field of the class, since its defaults are others, silently:
     Apertus has another activation, rotary base, eps and end of text.
-
-    The model must be one that `class_of` has a class for.
     """
     name = class_of(config)
-    assert name is not None, "the caller has asked class_of"
+    if name == QUINTIC:
+        return remote_code.config_json(config, vocab_size=vocab_size, eot_id=eot_id)
     common = {
         "architectures": [name],
         "model_type": MODEL_TYPES[name],
@@ -183,6 +191,8 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     with which quintic's models compute something else, naming it.
     """
     name = _class_named(config)
+    if name == QUINTIC:
+        return remote_code.model_config(config)
     given = {**_DEFAULTS[name], **config}
     try:
         if name == GPT2_CLASS:
@@ -289,8 +299,13 @@ class Part(NamedTuple):
     """How many ones it is."""
 
 
-def _parts(config: ModelConfig) -> Iterator[Part]:
-    yield from _gpt2_parts(config) if config.architecture == "gpt2" else _gpt_parts(config)
+def _parts(name: str, config: ModelConfig) -> Iterator[Part]:
+    if name == QUINTIC:
+        yield from (Part(ours, (ours,)) for ours, _ in meta_model(config).named_parameters())
+    elif name == GPT2_CLASS:
+        yield from _gpt2_parts(config)
+    else:
+        yield from _gpt_parts(name, config)
 
 
 def _gpt2_parts(config: ModelConfig) -> Iterator[Part]:
@@ -325,9 +340,7 @@ _MLP = {
 }
 
 
-def _gpt_parts(config: ModelConfig) -> Iterator[Part]:
-    name = class_of(config)
-    assert name is not None, "the caller has asked class_of"
+def _gpt_parts(name: str, config: ModelConfig) -> Iterator[Part]:
     turned = SAME if name == NANOCHAT else _halves_swapped(config.heads)
     up, down = _MLP[name]
     yield Part("model.embed_tokens.weight", ("embed.weight",))
@@ -348,21 +361,26 @@ def _gpt_parts(config: ModelConfig) -> Iterator[Part]:
         yield Part("lm_head.weight", ("head.weight",))
 
 
+ROWS_OF_TOKENS = ("embed.weight", "head.weight", "value_embed.weight")
+
+
 def to_hf(config: ModelConfig, tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
     """Return the tensors of transformers' class, made of a model's parameters by name.
 
-    The embedding and an untied head are cut to the rows of the vocabulary, [V, D]; the softmax has
-    fewer terms then, so that losses are a little lower than with the padding. A tied head is not
-    among them. The model must be one that `class_of` has a class for.
+    What has a row for each token is cut to the rows of the vocabulary; the softmax has fewer terms
+    then, so that losses are a little lower than with the padding. A tied head is not among them.
     """
-    cut = {n: tensors[n][:vocab_size] for n in ("embed.weight", "head.weight") if n in tensors}
-    ours = {**tensors, **cut}
+    cut = {name: tensors[name][:vocab_size] for name in ROWS_OF_TOKENS if name in tensors}
+    return _made_of(class_of(config), config, {**tensors, **cut})
+
+
+def _made_of(name: str, config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     device = ours["embed.weight"].device
     return {
         part.theirs: torch.ones(part.gain, device=device)
         if part.gain is not None
         else part.form.to_hf([ours[name] for name in part.ours]).contiguous()
-        for part in _parts(config)
+        for part in _parts(name, config)
     }
 
 
@@ -377,9 +395,9 @@ def from_hf(
     shape, or gains other than ones, naming them.
     """
     found = model_config(config)
-    assert found.vocab_size is not None, "model_config fills it in"
-    expected = to_hf(found, dict(meta_model(found).named_parameters()), found.vocab_size)
-    gains = {part.theirs for part in _parts(found) if part.gain is not None}
+    parts = list(_parts(_class_named(config), found))
+    expected = _made_of(_class_named(config), found, dict(meta_model(found).named_parameters()))
+    gains = {part.theirs for part in parts if part.gain is not None}
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is too much" for name in tensors if name not in expected]
     for name in expected.keys() & tensors.keys():
@@ -394,7 +412,7 @@ def from_hf(
             "checkpoint of the class"
         )
     ours: dict[str, Tensor] = {}
-    for part in _parts(found):
+    for part in parts:
         if part.gain is None:
             back = part.form.from_hf(tensors[part.theirs])
             ours |= {name: x.contiguous() for name, x in zip(part.ours, back, strict=True)}

@@ -20,6 +20,7 @@ from quintic.data.tokenizer import END_OF_TEXT
 from quintic.errors import QuinticError, one_line
 from quintic.export.card import write_card
 from quintic.export.hf import class_of, hf_config, to_hf, unheld_switches
+from quintic.export.remote_code import MODULE, QUINTIC, write_remote_code
 from quintic.export.source import Source
 from quintic.export.tokenizer import write_tokenizer
 from quintic.export.verify import (
@@ -39,14 +40,14 @@ WEIGHTS_FILE = "model.safetensors"
 def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
     """Write what transformers loads into an empty folder, and verify it where that is installed.
 
-    Raises `QuinticError` where no class holds the model, and where transformers computes another.
+    Raises `QuinticError` where transformers computes another model.
     """
     config, tokenizer = source.config, source.tokenizer
-    name = class_of(config)
-    if name is None:
-        raise QuinticError(
-            f"{', '.join(unheld_switches(config))}: no class of transformers computes that; "
-            "export a run without"
+    if class_of(config) == QUINTIC:
+        write_remote_code(folder)
+        log(
+            f"note: no class of transformers has {', '.join(unheld_switches(config))}: it computes "
+            f"by the source {MODULE.name}, and loads with trust_remote_code=True"
         )
     vocab_size, end = tokenizer.vocab_size, tokenizer.eot_id
     write_json(folder / CONFIG_FILE, hf_config(config, vocab_size=vocab_size, eot_id=end))
@@ -57,7 +58,7 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     write_json(folder / GENERATION_FILE, dict.fromkeys(names, end))
     write_tokenizer(tokenizer, folder, config.context)
-    write_card(source, folder, library="transformers", use=_use(source, name))
+    write_card(source, folder, library="transformers", use=_use(source))
     for line in notes(source):
         log(f"note: {line}")
     if importlib.util.find_spec("transformers") is None:
@@ -94,7 +95,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _use(source: Source, name: str) -> str:
+def _use(source: Source) -> str:
+    name = class_of(source.config)
+    where, options = "", ""
+    if name == QUINTIC:
+        options = ", trust_remote_code=True"
+        where = f" Its source is `{MODULE.name}` beside the weights:\nno class of transformers has "
+        where += ", ".join(unheld_switches(source.config)) + "."
     differences = "".join(f"\n- {line}" for line in notes(source))
     if differences:
         differences = f"\n\nDifferent from the model in quintic:\n{differences}"
@@ -102,13 +109,13 @@ def _use(source: Source, name: str) -> str:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER OR OWNER/NAME")
+model = AutoModelForCausalLM.from_pretrained("FOLDER OR OWNER/NAME"{options})
 tokenizer = AutoTokenizer.from_pretrained("FOLDER OR OWNER/NAME")
 ids = tokenizer("{END_OF_TEXT}The", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True, top_k=50)[0]))
 ```
 
-Its class is `{name}`. Every document of its training began with `{END_OF_TEXT}`,
+Its class is `{name}`.{where} Every document of its training began with `{END_OF_TEXT}`,
 so a prompt should; the tokenizer does not add it. It sees at most {source.config.context:,} tokens
 at once.{differences}"""
 
@@ -122,7 +129,7 @@ def notes(source: Source) -> list[str]:
             f"the {rows} rows that pad the vocabulary are cut off; they are terms of quintic's "
             "softmax, so losses are a little lower without"
         )
-    if source.config.document_mask:
+    if source.config.document_mask and class_of(source.config) != QUINTIC:
         found.append(
             "model.document_mask has no counterpart: texts of more than one document are seen "
             "across their borders"
@@ -156,8 +163,13 @@ def _computed(
     """Return transformers' logits of the model in a folder, and its ids of each text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    loader = AutoModelForCausalLM
+    if (folder / MODULE.name).exists():  # the same source, and no copy in transformers' cache
+        from quintic.export.modeling_quintic import QuinticForCausalLM
+
+        loader = QuinticForCausalLM
     with _quiet():
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = loader.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
         kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -18,7 +18,7 @@ K head width, F MLP width (4 D), V vocabulary, E value tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 ROTARY_BASE = 10_000.0
 
 
-class QuinticConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
+class QuinticConfig(PretrainedConfig):
     """The sizes and switches of a model; the names of sizes are transformers', the others
     quintic's, and the defaults are quintic's."""
 
@@ -112,14 +112,17 @@ class LayerNorm(nn.LayerNorm):
 rms_norm = partial(nn.RMSNorm, elementwise_affine=False)
 """x / rms(x); eps is that of the precision of x."""
 
-NORMS = {"rmsnorm": rms_norm, "layernorm": LayerNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"rmsnorm": rms_norm, "layernorm": LayerNorm}
 
 
 def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS = {"relu2": squared_relu, "gelu": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": squared_relu,
+    "gelu": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Rotation(NamedTuple):
@@ -219,7 +222,8 @@ class Block(nn.Module):
         if self.shortcut is not None:
             x_BTD = self.shortcut(x_BTD, ctx.x0_BTD)
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), value_BTD, ctx)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
+        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
+        return x_BTD
 
 
 def value_table(config: QuinticConfig, layer: int) -> int | None:
@@ -234,7 +238,7 @@ def value_table(config: QuinticConfig, layer: int) -> int | None:
 # The model ----------------------------------------------------------------------------------------
 
 
-class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unused-ignore]
+class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
     """The whole decoder, token ids to logits."""
 
     config: QuinticConfig
@@ -260,10 +264,10 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.head = nn.Linear(D, V, bias=False)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.head = new_embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -271,7 +275,7 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if isinstance(module, ScalarMix):
             init.copy_(module.weight, torch.tensor(module.start))
 
-    @can_return_tuple  # type: ignore[untyped-decorator, unused-ignore]
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -293,7 +297,7 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         what it does not compute.
         """
         if input_ids is None:
-            raise ValueError("QuinticForCausalLM takes input_ids, which value tables and masks need")
+            raise ValueError("QuinticForCausalLM takes input_ids and no other embeddings")
         if output_attentions:
             raise ValueError("QuinticForCausalLM does not return attentions")
         config = self.config
@@ -336,10 +340,10 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
                 f"attention_mask has the shape {tuple(attention_mask_BS.shape)} and must have "
                 f"{(B, past + T)}: a number for every token, those in the cache included"
             )
-        if position_BT is None and attention_mask_BS is None:
+        if position_BT is None:
             position_BT = torch.arange(past, past + T, device=ids_BT.device)[None]
-        elif position_BT is None:  # counted without padding
-            position_BT = (attention_mask_BS.cumsum(1)[:, past:] - 1).clamp(min=0)
+            if attention_mask_BS is not None:  # counted without padding
+                position_BT = (attention_mask_BS.cumsum(1)[:, past:] - 1).clamp(min=0)
         x_BTD = self._embedded(ids_BT, position_BT, past)
         rotate = None
         if config.positions == "rotary":
@@ -348,7 +352,8 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         mask = self._attn_mask(ids_BT, attention_mask_BS, cache, past)
         ctx = ForwardContext(rotate, mask, cache, x0_BTD=x_BTD)
         values = self._values(ids_BT, x_BTD.dtype)
-        hidden, skipped = [x_BTD], []  # outputs of the first half that the second has yet to get
+        hidden = [x_BTD]
+        skipped: list[Tensor] = []  # outputs of the first half that the second has yet to get
         for layer, block in enumerate(self.layers):
             opposite = config.num_hidden_layers - 1 - layer
             if opposite < len(self.skips):
@@ -362,7 +367,7 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
     def _embedded(self, ids_BT: Tensor, position_BT: Tensor, past: int) -> Tensor:
         """Return the embedded tokens, in the precision of the residual stream."""
         stream = torch.promote_types(self.embed.weight.dtype, torch.float32)
-        x_BTD = self.embed(ids_BT).to(stream)
+        x_BTD: Tensor = self.embed(ids_BT).to(stream)
         if self.config.positions == "learned":
             length, context = past + ids_BT.shape[1], self.config.max_position_embeddings
             if length > context:
@@ -400,7 +405,8 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if config.window is not None:
             mask_BTS = mask_BTS & (query_T1 - key_S < config.window)
         if config.document_mask:
-            document_BS = (self._all_ids(ids_BT, cache) == config.eot_id).cumsum(1)
+            assert config.eot_id is not None, "documents begin with it"
+            document_BS = self._all_ids(ids_BT, cache).eq(config.eot_id).cumsum(1)
             mask_BTS = mask_BTS & (document_BS[:, past:, None] == document_BS[:, None])
         if attention_mask_BS is not None:
             # Padding sees itself: a softmax of nothing is no number.
