@@ -286,6 +286,32 @@ def test_a_fresh_model_has_numbers_everywhere_and_shows_its_hidden_states(tmp_pa
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.usefixtures("modules")
+@torch.no_grad()
+def test_new_tokens_get_rows_in_every_table(tmp_path: Path) -> None:
+    theirs = loaded(written(drawn(replace(SMALL, **EVERY["all"])), tmp_path / "out"))
+    ids_BT = sample()
+    before = theirs(ids_BT).logits
+    theirs.resize_token_embeddings(100)
+    assert torch.equal(theirs(ids_BT).logits[..., :96], before)
+    assert theirs(torch.full((1, 3), 99)).logits.isfinite().all()
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_trainer_of_transformers_trains_and_evaluates_it(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    theirs = loaded(written(drawn(replace(SMALL, **EVERY["all"])), tmp_path / "out"))
+    texts = [{"input_ids": ids_T, "labels": ids_T} for ids_T in sample()]
+    options = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+    arguments = TrainingArguments(tmp_path / "trainer", max_steps=3, learning_rate=0.01, **options)
+    trainer = Trainer(theirs, arguments, train_dataset=texts, eval_dataset=texts)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.1
+
+
 # The export ---------------------------------------------------------------------------------------
 
 
@@ -303,7 +329,11 @@ def test_the_defaults_of_the_class_are_quintics() -> None:
 
 
 @pytest.mark.usefixtures("modules")
-def test_a_run_is_exported_with_its_padding_cut(text_run: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_with_its_padding_cut(
+    text_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", asked.append)
     trained = open_source(text_run, Console(quiet=True))
     source = replace(trained, model=drawn(replace(SMALL, vocab_size=384, **EVERY["all"])))
     assert source.tokenizer.vocab_size == 320
@@ -313,14 +343,15 @@ def test_a_run_is_exported_with_its_padding_cut(text_run: Path, tmp_path: Path) 
     assert "no class of transformers has model.value_embeddings 2, model.x0_skip True" in text
     assert "logits of transformers on 2 x 32 tokens differ" in text
     assert "document_mask" not in text
+    assert not asked  # transformers would on a terminal, before it runs the source
     card = (tmp_path / "out" / "README.md").read_text()
-    assert 'from_pretrained("FOLDER OR OWNER/NAME", trust_remote_code=True)' in card
+    assert card.count('from_pretrained("FOLDER OR OWNER/NAME", trust_remote_code=True)') == 2
     theirs, ids_BT = loaded(tmp_path / "out"), sample()
     with torch.no_grad():
         assert_near(theirs(ids_BT).logits, source.model(ids_BT)[..., :320])
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert tokenizer("def f")["input_ids"] == source.tokenizer.encode("def f")
 
 

@@ -45,10 +45,7 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
     config, tokenizer = source.config, source.tokenizer
     if class_of(config) == QUINTIC:
         write_remote_code(folder)
-        log(
-            f"note: no class of transformers has {', '.join(unheld_switches(config))}: it computes "
-            f"by the source {MODULE.name}, and loads with trust_remote_code=True"
-        )
+        log(f"note: {_unheld(source)}; by {MODULE.name} it loads with trust_remote_code=True")
     vocab_size, end = tokenizer.vocab_size, tokenizer.eot_id
     write_json(folder / CONFIG_FILE, hf_config(config, vocab_size=vocab_size, eot_id=end))
     _save(to_hf(config, source.tensors, vocab_size), folder / WEIGHTS_FILE)
@@ -97,11 +94,10 @@ def _quiet() -> Iterator[None]:
 
 def _use(source: Source) -> str:
     name = class_of(source.config)
-    where, options = "", ""
+    options, why = "", ""
     if name == QUINTIC:
         options = ", trust_remote_code=True"
-        where = f" Its source is `{MODULE.name}` beside the weights:\nno class of transformers has "
-        where += ", ".join(unheld_switches(source.config)) + "."
+        why = f", whose source is `{MODULE.name}`\nbeside the weights: {_unheld(source)}"
     differences = "".join(f"\n- {line}" for line in notes(source))
     if differences:
         differences = f"\n\nDifferent from the model in quintic:\n{differences}"
@@ -110,14 +106,19 @@ def _use(source: Source) -> str:
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER OR OWNER/NAME"{options})
-tokenizer = AutoTokenizer.from_pretrained("FOLDER OR OWNER/NAME")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER OR OWNER/NAME"{options})
 ids = tokenizer("{END_OF_TEXT}The", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True, top_k=50)[0]))
 ```
 
-Its class is `{name}`.{where} Every document of its training began with `{END_OF_TEXT}`,
-so a prompt should; the tokenizer does not add it. It sees at most {source.config.context:,} tokens
-at once.{differences}"""
+Its class is `{name}`{why}.
+
+Every document of its training began with `{END_OF_TEXT}`, so a prompt should; the tokenizer
+does not add it. It sees at most {source.config.context:,} tokens at once.{differences}"""
+
+
+def _unheld(source: Source) -> str:
+    return f"no class of transformers has {', '.join(unheld_switches(source.config))}"
 
 
 def notes(source: Source) -> list[str]:
@@ -175,7 +176,10 @@ def _computed(
         kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
         if wrong := [f"{name} ({kind})" for kind in kinds for name in loaded[kind]]:
             raise ValueError(", ".join(wrong))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Else it asks on the terminal whether to run the source, which it does not need.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         # quintic takes the characters of end of text for text; transformers does where it is told.
         ids = {text: tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts}
         return model.eval()(ids_BT).logits, ids

@@ -2,7 +2,8 @@
 
 `quintic export --to hf` writes this file beside the weights where no class of transformers computes
 the model: AutoModelForCausalLM loads both with `trust_remote_code=True`. It needs PyTorch and
-transformers (5.20 or later), nothing of quintic. Modules and parameters have quintic's names.
+transformers (5.20 or later), nothing of quintic. Modules and parameters have quintic's names. The
+licence of this file is quintic's, MIT.
 
 Rotary or learned positions, RMSNorm without parameters or LayerNorm, queries and keys that are
 normalised or not, squared ReLU or GELU, no biases; and the speedrun's techniques
@@ -42,7 +43,7 @@ class QuinticConfig(PretrainedConfig):
     quintic's, and the defaults are quintic's."""
 
     model_type = "quintic"
-    keys_to_ignore_at_inference = ("cache", "past_key_values")
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 - Trainer adds to it
 
     vocab_size: int = 50_304
     hidden_size: int = 768
@@ -245,7 +246,7 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = QuinticConfig
     base_model_prefix = ""
     _input_embed_layer = "embed"
-    _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012 - the name is transformers'
+    _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012 - a dict to transformers
     _supports_sdpa = True
 
     def __init__(self, config: QuinticConfig) -> None:
@@ -269,6 +270,12 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.head = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        embed: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        if self.config.value_embeddings:
+            self.value_embed = self._get_resized_embeddings(self.value_embed, embed.num_embeddings)
+        return embed
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
