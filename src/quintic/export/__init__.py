@@ -7,4 +7,5 @@ tokenizer.py  a vocabulary in Hugging Face's files
 hf.py         which class of transformers holds a model; its config and tensors, there and back
 hf_folder.py  the folder that transformers loads
 card.py       its README: what the model is, how it was trained, what it scores
+remote_code.py, modeling_quintic.py  the class, and its source, where transformers has none
 """
