@@ -96,8 +96,9 @@ def python(code: str, *arguments: str) -> str:
 
 def test_importing_every_module_opens_no_socket() -> None:
     names = [name for name in MODULES if not name.endswith("__main__")]
-    if find_spec("triton") is None:
-        names = [n for n in names if not within_any(imports(MODULES[n]), "triton")]
+    for package in ("triton", "transformers"):
+        if find_spec(package) is None:
+            names = [n for n in names if not within_any(imports(MODULES[n]), package)]
     assert len(names) > 25
     found = json.loads(python(IMPORT_EVERYTHING, json.dumps(names)))
     assert found == {"events": [], "works": True}
@@ -168,6 +169,18 @@ def test_triton_is_imported_by_kernels_alone() -> None:
     assert users == {f"quintic.kernels.{name}" for name in kernels}
     for path in MODULES.values():
         assert not imports(path, lazy=False) & users, path
+
+
+def test_the_source_that_goes_out_with_a_model_needs_nothing_of_quintic() -> None:
+    """And quintic needs it only where transformers is there."""
+    name = "quintic.export.modeling_quintic"
+    assert not own_imports(name)
+    users = {
+        n for n, path in MODULES.items() if within_any(imports(path, lazy=False), "transformers")
+    }
+    assert users == {name}
+    for path in MODULES.values():
+        assert name not in imports(path, lazy=False), path
 
 
 def test_the_data_knows_nothing_of_models_optimizers_or_training() -> None:

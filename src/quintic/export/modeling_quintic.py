@@ -350,7 +350,7 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
         if position_BT is None:
             position_BT = torch.arange(past, past + T, device=ids_BT.device)[None]
             if attention_mask_BS is not None:  # counted without padding
-                position_BT = (attention_mask_BS.cumsum(1)[:, past:] - 1).clamp(min=0)
+                position_BT = (attention_mask_BS.long().cumsum(1)[:, past:] - 1).clamp(min=0)
         x_BTD = self._embedded(ids_BT, position_BT, past)
         rotate = None
         if config.positions == "rotary":
