@@ -416,7 +416,7 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
             document_BS = self._all_ids(ids_BT, cache).eq(config.eot_id).cumsum(1)
             mask_BTS = mask_BTS & (document_BS[:, past:, None] == document_BS[:, None])
         if attention_mask_BS is not None:
-            # Padding sees itself: before PyTorch 2.5 a softmax of nothing is no number.
+            # Padding sees itself, so that no kernel is given a softmax of nothing.
             mask_BTS = mask_BTS & attention_mask_BS.bool()[:, None] | (key_S == query_T1)
         return mask_BTS[:, None]
 
