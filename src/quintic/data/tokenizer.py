@@ -139,6 +139,10 @@ GPT2 = TokenizerInfo(
     fingerprint_0_1="gpt2",
 )
 
+_GPT2_AS_BPE = "f514485191165f3902c9268e9143de06ead6365acafc1e63483a8cb2bb6ab3ac"
+"""The digest of ids, merges and cut of text in GPT-2's `tokenizer.json`, from whatever version of
+Hugging Face's tokenizers: its fingerprint is that of the vocabulary in tiktoken's form."""
+
 _GPT2_FILE = "r50k_base.tiktoken"
 _GPT2_ADDRESS = f"https://openaipublic.blob.core.windows.net/encodings/{_GPT2_FILE}"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -351,6 +355,11 @@ class BpeTokenizer(Tokenizer):
         self.fingerprint_0_1 = _digest(facts)
         # What else decides about ids, and what few tokenizers have: the others keep the older one.
         self.fingerprint = _digest(facts + [own for own in (settings, in_text) if own])
+        if self.vocab_size == GPT2.vocab_size and not settings and not in_text:
+            cut = {"use_regex": True, **(content.get("pre_tokenizer") or {})}
+            cut.pop("trim_offsets", None)  # of offsets in the text, and not of ids
+            if _digest([*facts[:2], cut]) == _GPT2_AS_BPE:
+                self.fingerprint = GPT2.fingerprint
         normalizer = content.get("normalizer") or {"normalizers": []}
         if (
             normalizer.get("normalizers") != []
