@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, repo: str, name: str) -> None:
         hub = self.hub
         content = hub.repos[repo].files[name]
-        fault = hub.fault_of(name) if name.endswith(".bin") else None
+        fault = hub.fault_of(name) if name.endswith(LFS) else None
         if fault in ("429", "500", "403"):
             self._busy(fault)
             return

@@ -1,6 +1,8 @@
 """The Hugging Face hub: its repositories, downloads from them, and errors in one line each."""
 
+import hashlib
 import os
+import posixpath
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +22,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoSibling
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from quintic import __version__
 from quintic.errors import QuinticError, one_line
+from quintic.files import file_sha256
 
 Log = Callable[[str], None]
 T = TypeVar("T")
@@ -60,6 +63,36 @@ def endpoint() -> str:
 def hub_api() -> HfApi:
     """Return the hub's client; it takes its login from HF_TOKEN or from `hf auth login`."""
     return HfApi(endpoint=endpoint(), library_name="quintic", library_version=__version__)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository: its path there, its size in bytes, and its checksum, "sha256:HEX", or
+    "git:HEX" for the id that git gives a small file."""
+
+    path: str
+    size: int
+    checksum: str
+
+    @classmethod
+    def of(cls, entry: RepoSibling) -> Self:
+        """Return a file as a repository lists it."""
+        checksum = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
+        return cls(entry.rfilename, entry.size or 0, checksum)
+
+    @property
+    def name(self) -> str:
+        """Return the name without the folder."""
+        return posixpath.basename(self.path)
+
+    def equals(self, local: Path) -> bool:
+        """Return whether a local file has this size and checksum."""
+        if local.stat().st_size != self.size:
+            return False
+        if self.checksum.startswith("sha256:"):
+            return self.checksum == f"sha256:{file_sha256(local)}"
+        blob = b"blob %d\0" % self.size + local.read_bytes()
+        return self.checksum == f"git:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"
 
 
 @dataclass(frozen=True)
