@@ -17,6 +17,7 @@ from quintic.config import (
     ContinuedFrom,
     CustomConfig,
     DataConfig,
+    Imported,
     InitFrom,
     ModelConfig,
     MuonConfig,
@@ -204,6 +205,12 @@ def configs(draw: st.DrawFn) -> Config:
             at_step=draw(st.integers(0, 99)),
             checkpoint=draw(st.none() | st.text()),
         ),
+        imported=Imported(
+            source=draw(st.none() | st.text()),
+            revision=draw(st.none() | st.text()),
+            kind=draw(st.none() | st.text()),
+            sha256=draw(st.none() | st.text()),
+        ),
     )
 
 
@@ -224,6 +231,7 @@ def test_the_round_trip_covers_every_field() -> None:
     sections = (
         *(ModelConfig, DataConfig, MuonConfig, AdamWConfig, SGDConfig, SOAPConfig, ShampooConfig),
         *(CustomConfig, ScheduleConfig, TrainConfig, ContinuedFrom, InitFrom),
+        Imported,
     )
     for section in (Config, OptimConfig, *sections):
         assert {name for name in names(section) if f"{name}=" not in strategy} == set()

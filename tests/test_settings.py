@@ -106,7 +106,8 @@ def needs_of(name: str) -> dict[str, Any]:
 def test_every_field_of_another_run_has_a_value_to_try() -> None:
     """All that no resume may change; those of the model are tested by its formulas."""
     facts = field_facts(Config)
-    elsewhere = ("model.", "continued_from.", "init_from.")  # the last two say where weights began
+    # The last three say where weights began.
+    elsewhere = ("model.", "continued_from.", "init_from.", "imported.")
     names = {n for n in facts if facts[n].resume != "free" and not n.startswith(elsewhere)}
     assert names == VALUES.keys() | ELSEWHERE.keys()
 

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from quintic.config import Config
 from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError, reason, way_out
-from quintic.files import check_name, file_sha256, fsync_folder
+from quintic.files import check_name, file_sha256, fsync_path
 from quintic.model.base import LanguageModel
 from quintic.optim.schedule import steps_before_cooldown
 
@@ -243,10 +243,10 @@ def save_checkpoint(
             json.dump({"format": FORMAT, **state, "files": files}, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
-        fsync_folder(aside)
+        fsync_path(aside)
         _remove(final)
         aside.rename(final)
-        fsync_folder(root)
+        fsync_path(root)
 
     try:
         world.on_main(prepare)

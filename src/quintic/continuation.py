@@ -34,7 +34,7 @@ from quintic.data.dataset import Dataset
 from quintic.data.tokenizer import tokenizer_info
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError, reason, way_out
-from quintic.files import file_sha256, fsync_folder
+from quintic.files import file_sha256, fsync_path
 from quintic.metrics import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
 from quintic.optim.schedule import scheduled, steps_alike
@@ -45,9 +45,11 @@ from quintic.setup import (
     changed_schedule,
     check_same_config,
     check_same_data,
+    check_trained_here,
     end_of,
     has_step,
     held_unless_finished,
+    no_checkpoint,
     open_data,
     set_up,
 )
@@ -99,6 +101,7 @@ def continue_run(
     was already computed, where the data is another (unless forced), and as `set_up` does.
     """
     saved: Config = world.on_main(lambda: run_dir.read_config(folder))
+    check_trained_here(folder, saved)
     world.on_main(lambda: run_dir.check_free(out))
     allowed = changed_schedule(saved, config) | (OTHER_DATA if force_data else set())
     origins = {f for f in field_facts(Config) if f.startswith(("continued_from.", "init_from."))}
@@ -269,9 +272,7 @@ def start_from(
     with held_unless_finished(origin, saved, world):
         found = world.on_main(lambda: chosen_checkpoint(origin / CHECKPOINTS, which))
         if found is None:
-            raise QuinticError(
-                f"{origin} has no checkpoint to begin with: train it further with --resume {origin}"
-            )
+            raise QuinticError(no_checkpoint(origin, saved, "to begin with"))
         check_same_config(saved, found)
         digest = world.on_main(lambda: file_sha256(found.path / STATE))
         init_from = InitFrom(origin.resolve().name, found.state["step"], digest[:SHOWN_DIGITS])
@@ -326,7 +327,7 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
         run_dir.check_free(folder)
         shutil.rmtree(folder, ignore_errors=True)  # empty, or what a killed start left
         aside.rename(folder)
-        fsync_folder(folder.parent)
+        fsync_path(folder.parent)
 
     try:
         world.on_main(prepare)

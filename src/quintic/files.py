@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,33 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that takes its name when the block ends without an exception, and is gone where
+    it ends with one; there must be none of that name, or an empty one.
+
+    Yields the hidden neighbour that it is until then. An `OSError` about that gets its later name.
+    """
+    made = [outer for outer in folder.parents if not outer.exists()]
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for path in aside.rglob("*"):
+            fsync_path(path)
+        aside.replace(folder)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # A write names no file, and nobody knows the hidden one.
+            error.filename = str(error.filename or folder).replace(str(aside), str(folder))
+        shutil.rmtree(aside, ignore_errors=True)
+        for outer in made:
+            if outer.is_dir() and not any(outer.iterdir()):
+                outer.rmdir()
+        raise
+    fsync_path(folder.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by a value as JSON; raises as `replacing` does."""
     with replacing(path) as file:
@@ -60,9 +88,9 @@ def parse_json(text: bytes) -> Any:
     return json.loads(text.decode(), object_pairs_hook=once)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Put a folder's names on disk: a rename in it survives a power cut after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Put a file's content or a folder's names on disk: they survive a power cut after this."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -388,6 +388,7 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
     `check_same_config` does.
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
+    check_trained_here(folder, saved)
     config = replace(config, continued_from=saved.continued_from, init_from=saved.init_from)
     with held_unless_finished(folder, config, world) as (last_step, why):
         found = world.on_main(lambda: newest_whole(root))
@@ -413,9 +414,32 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         return run
 
 
+def check_trained_here(folder: Path, config: Config) -> None:
+    """Raise `QuinticError` where a run cannot continue, since its model was imported."""
+    require(
+        not config.is_imported,
+        f"{folder} keeps a model that was imported from {config.imported.source}, without its "
+        f"optimizer and data, so nothing can continue: begin a new run with its weights, quintic "
+        f"train RECIPE --init-from {folder}",
+    )
+
+
 def end_of(folder: Path, config: Config) -> tuple[int, str | None]:
-    """Return the last step of a run, and why it is that where the run stopped early."""
+    """Return the last step of a run, and why it is that where the run stopped early; of an imported
+    model 0."""
+    if config.is_imported:
+        return 0, None
     return stopped_early(folder, config.train) or (config.train.steps, None)
+
+
+def no_checkpoint(folder: Path, config: Config, purpose: str) -> str:
+    """Return in words that a run has no checkpoint, with the way out."""
+    if config.is_imported:
+        return (
+            f"{folder} was imported, and no validation has measured its one checkpoint, so there "
+            "is no best: leave --checkpoint out, or import it again where that is gone"
+        )
+    return f"{folder} has no checkpoint {purpose}: train further with --resume {folder}"
 
 
 def has_step(folder: Path, step: int) -> bool:

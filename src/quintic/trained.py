@@ -26,7 +26,7 @@ from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 from quintic.optim.schedule import scheduled
-from quintic.setup import check_same_config, check_same_data, open_data
+from quintic.setup import check_same_config, check_same_data, no_checkpoint, open_data
 
 
 @dataclass
@@ -44,8 +44,15 @@ class Trained:
     ) -> Dataset:
         """Open the dataset of the run, at `path` if it moved, with its tokenizer named if need be.
 
-        Raises `QuinticError` if it is another dataset or a tokenizer with more ids than the model.
+        Raises `QuinticError` if it is another dataset or a tokenizer with more ids than the model,
+        and where the model was imported, whose data nobody knows.
         """
+        if self.config.is_imported:
+            raise QuinticError(
+                f"{self.folder} was imported from {self.config.imported.source}, and its data is "
+                "not known here: evaluate a dataset with --data or files with --text; its "
+                "tokenizer is in its folder, and needs no option"
+            )
         named = {"data.path": path, "data.tokenizer": tokenizer}
         config = self.config.override({k: v for k, v in named.items() if v is not None})
         dataset = open_data(config, console)
@@ -163,9 +170,7 @@ def _load_trained(folder: Path, which: str, device: str) -> Trained:
     root = folder / run_dir.CHECKPOINTS
     found = chosen_checkpoint(root, which)
     if found is None:
-        raise QuinticError(
-            f"{folder} has no checkpoint to load: train further with --resume {folder}"
-        )
+        raise QuinticError(no_checkpoint(folder, config, "to load"))
     check_same_config(config, found)
     chosen = choose_device(device)
     # The CPU computes in float32 what a GPU trained in bfloat16.

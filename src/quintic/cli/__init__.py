@@ -7,5 +7,5 @@ grid.py      the values of --vary
 interrupt.py Ctrl-C while something is imported
 
 Each command has a file with its name: train.py, evaluate.py, generate.py, export.py,
-recipes.py, compare.py, sweep.py, data.py, muon.py.
+import_.py, recipes.py, compare.py, sweep.py, data.py, muon.py.
 """

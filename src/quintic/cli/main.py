@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 from quintic import __version__
 from quintic.cli.interrupt import keeping_interrupts
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command = parse(arguments)
             spin_less()  # before PyTorch is imported
             # Only now, since PyTorch takes seconds to import: not for --help or a mistyped option.
-            module = import_module(f"quintic.cli.{arguments[0]}")
+            word = arguments[0]
+            module = import_module(f"quintic.cli.{word}{'_' * iskeyword(word)}")
         module.run(command, arguments)
     except QuinticError as error:
         _fail(str(error), error.exit_code)

@@ -50,8 +50,9 @@ def _convert(command: MuonConvert) -> None:
         _print(group, _target(command.to, group.source), wanted)
 
 
-def _model(command: MuonConvert) -> tuple[dict[Shape, int], Group]:
-    """Return the shapes of a run's matrices, with their number, and the run's own settings."""
+def _model(command: MuonConvert) -> tuple[dict[Shape, int], Group | None]:
+    """Return the shapes of a run's matrices, with their number, and the run's own settings, which
+    an imported model has none of."""
     assert command.model is not None
     config = run_dir.read_config(command.model)
     if config.optim.matrices != "muon":
@@ -63,7 +64,7 @@ def _model(command: MuonConvert) -> tuple[dict[Shape, int], Group]:
         config = resolve_vocabulary(config, config.data.embedded_vocab)
     specs = assign_parameters(meta_model(config.model), config.optim)
     muon = [(spec.shape[0], spec.shape[1]) for spec in specs if spec.optimizer == "muon"]
-    return distinct(muon), group_of_run(config.optim.muon)
+    return distinct(muon), None if config.is_imported else group_of_run(config.optim.muon)
 
 
 def _sources(command: MuonConvert, own: Group | None) -> list[Group]:

@@ -162,6 +162,30 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Import:
+    """A model that another tool trained, as the folder of a run: quintic import SOURCE --out RUN
+
+    It evaluates, generates and exports; a new run begins with its weights with quintic train RECIPE
+    --init-from RUN.
+    """
+
+    source: Positional[str]
+    """A folder of transformers, nanoGPT's ckpt.pt, llm.c's .bin, modded-nanogpt's .pt, or
+    hub:OWNER/NAME[@REVISION] with config.json and model.safetensors."""
+    out: Path
+    """Folder of the run, new or empty."""
+    format: Literal["auto", "hf", "nanogpt", "llm.c", "modded-nanogpt"] = "auto"
+    """What the source is; auto: what its content says."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json; default the source's own, or gpt2 where the vocabulary has its
+    size."""
+    heads: int | None = None
+    """Heads of a checkpoint of modded-nanogpt that does not hold its code."""
+    context: int | None = None
+    """Context of such a checkpoint."""
+
+
+@dataclass(frozen=True)
 class Compare:
     """Runs side by side: table, statistics, figure. Seeds of one config are a group."""
 
@@ -318,6 +342,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "generate": Generate,
     "export": Export,
+    "import": Import,
     "compare": Compare,
     "recipes": Recipes,
     "data fetch": DataFetch,
@@ -328,4 +353,5 @@ COMMANDS: dict[str, Any] = {
     "muon convert": MuonConvert,
     "muon table": MuonTable,
 }
-"""Every command by the words that call it; module `quintic.cli.WORD` runs it."""
+"""Every command by the words that call it; module `quintic.cli.WORD` runs it, `WORD_` where that is
+one of Python's own words."""

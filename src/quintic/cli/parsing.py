@@ -32,6 +32,7 @@ from quintic.cli.options import (
     Evaluate,
     Export,
     Generate,
+    Import,
     Muon,
     Recipes,
     Sweep,
@@ -61,6 +62,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Export, subcommand("export")]
+        | Annotated[Import, subcommand("import")]
         | Annotated[Compare, subcommand("compare")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
@@ -121,7 +123,8 @@ def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
     if resumed is None or resumed == "None":
         recipe = named or DEFAULT_RECIPE
         base = get_recipe(recipe)
-        return recipe, base if _init_from(arguments) else from_the_start(base)
+        begun = _init_from(arguments) is not None and not base.is_imported
+        return recipe, base if begun else from_the_start(base)
 
     from quintic.run_dir import read_config
 

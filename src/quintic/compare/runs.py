@@ -46,6 +46,11 @@ def read_run(path: Path) -> RunRecord:
             diverged_at = None
             tokens = record.get("tokens", step * config.train.batch_tokens)
             validations.append(Validation(step, tokens, elapsed_s, loss))
+    if config.is_imported:
+        raise QuinticError(
+            f"{path} was imported from {config.imported.source} and has no losses of a run: "
+            "evaluate it with quintic evaluate, or compare runs that began with it"
+        )
     if not validations and diverged_at is None:
         raise QuinticError(
             f"{path} has no validation loss yet ({METRICS} is "

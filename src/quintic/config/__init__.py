@@ -22,6 +22,7 @@ from quintic.config.optim import ShampooConfig as ShampooConfig
 from quintic.config.optim import SOAPConfig as SOAPConfig
 from quintic.config.optim import matrix_optimizers as matrix_optimizers
 from quintic.config.origin import ContinuedFrom as ContinuedFrom
+from quintic.config.origin import Imported as Imported
 from quintic.config.origin import InitFrom as InitFrom
 from quintic.config.run import Config as Config
 from quintic.config.run import from_the_start as from_the_start

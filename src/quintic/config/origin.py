@@ -39,3 +39,18 @@ class InitFrom(Section, name="init_from"):
     """Step of the checkpoint."""
     checkpoint: str | None = setting(None, not_swept=RECORDED)
     """What tells apart the checkpoint: a digest of its state.json, which has those of its files."""
+
+
+@dataclass(frozen=True)
+class Imported(Section, name="imported"):
+    """The model of another tool that this folder keeps (`quintic.imports`); it was not trained
+    here, and the rest of the config says nothing of how it was."""
+
+    source: str | None = setting(None, compare="ignored", not_swept=RECORDED)
+    """Its repository, or the name of its folder or file; None: it is a run of ours."""
+    revision: str | None = setting(None, compare="ignored", not_swept=RECORDED)
+    """Commit of the repository."""
+    kind: str | None = setting(None, compare="ignored", not_swept=RECORDED)
+    """Its format, in words."""
+    sha256: str | None = setting(None, compare="ignored", not_swept=RECORDED)
+    """SHA-256 of the file of the weights; of several, of theirs."""

@@ -11,7 +11,7 @@ from quintic import __version__
 from quintic.config.data import DataConfig
 from quintic.config.model import ModelConfig
 from quintic.config.optim import OptimConfig, matrix_optimizers
-from quintic.config.origin import ContinuedFrom, InitFrom
+from quintic.config.origin import ContinuedFrom, Imported, InitFrom
 from quintic.config.schema import (
     RENAMED,
     build,
@@ -42,6 +42,7 @@ class Config:
     train: TrainConfig = section(TrainConfig)
     continued_from: ContinuedFrom = section(ContinuedFrom)
     init_from: InitFrom = section(InitFrom)
+    imported: Imported = section(Imported)
 
     def __post_init__(self) -> None:
         check_effects(self)
@@ -104,6 +105,11 @@ class Config:
             f"{max(0, self.train.steps - self.cooldown_steps)}"
             + (", or a smaller --optim.schedule.cooldown-fraction" if self.cooldown_steps else ""),
         )
+
+    @property
+    def is_imported(self) -> bool:
+        """Return whether the model was trained by another tool, and not here."""
+        return self.imported.source is not None
 
     @property
     def batch_sequences(self) -> int:
@@ -197,6 +203,11 @@ def from_the_start(config: Config) -> Config:
     Raises `QuinticError` where it says only how a run went on.
     """
     origin, init = config.continued_from, config.init_from
+    require(
+        not config.is_imported,
+        f"the config is that of {config.imported.source}, which was imported, and says nothing of "
+        "training: give a recipe, and name the folder with --init-from",
+    )
     require(
         init.run is None,
         f"the config is that of a run which began with the weights of {init.run}: name its folder "

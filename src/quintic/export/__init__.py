@@ -5,6 +5,7 @@ export.py     the table of targets, and the folder that is there whole or not at
 verify.py     logits and token ids against quintic's own
 tokenizer.py  a vocabulary in Hugging Face's files
 hf.py         which class of transformers holds a model; its config and tensors, there and back
+tensors.py    the tensors of a file against those that its config makes, on the way back
 hf_folder.py  the folder that transformers loads
 card.py       its README: what the model is, how it was trained, what it scores
 remote_code.py, modeling_quintic.py  the class, and its source, where transformers has none

@@ -32,6 +32,8 @@ VALIDATIONS_SHOWN = 12
 def model_title(source: Source) -> str:
     """Return which run's model it is, at which step."""
     trained = source.trained
+    if trained.config.is_imported:
+        return f"{trained.config.imported.source}, imported"
     return f"{trained.config.recipe}, step {trained.checkpoint.state['step']:,}"
 
 
@@ -44,6 +46,9 @@ def write_card(source: Source, folder: Path, *, library: str, use: str) -> None:
     if (drawn := source.trained.folder / run_dir.FIGURE).exists():
         shutil.copyfile(drawn, folder / run_dir.FIGURE)
         figure = f"\n![Training and validation loss]({run_dir.FIGURE})\n"
+    made, and_then = "trained", ""
+    if source.trained.config.is_imported:
+        made, and_then = "imported", ", which has not trained it,"
     card = f"""\
 ---
 license: unknown
@@ -58,8 +63,9 @@ tags:
 
 # {model_title(source)}
 
-A language model of {source.model.parameter_count():,} parameters, trained by
-[quintic](https://github.com/quintic-lm/quintic) {__version__} and written by `quintic export`.
+A language model of {source.model.parameter_count():,} parameters, {made} by
+[quintic](https://github.com/quintic-lm/quintic) {__version__}{and_then} and written by `quintic
+export`.
 
 Licence: nobody has said yet under which one it is given away; `license` above is the place for it,
 after a look at that of the data.
@@ -74,6 +80,17 @@ after a look at that of the data.
 |---|---|
 {_table(_facts(source))}
 
+{_history(source, figure)}
+"""
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _history(source: Source, figure: str) -> str:
+    """Return how the model was trained and what it scores, in Markdown; of one that was imported,
+    from where."""
+    if source.trained.config.is_imported:
+        return f"## Where it comes from\n\n| | |\n|---|---|\n{_table(_origin(source))}"
+    return f"""\
 ## How it was trained
 
 | | |
@@ -82,9 +99,7 @@ after a look at that of the data.
 {figure}
 ## What it scores
 
-{_losses(source)}
-"""
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+{_losses(source)}"""
 
 
 def _table(rows: Iterator[tuple[str, Any]]) -> str:
@@ -97,7 +112,7 @@ def _facts(source: Source) -> Iterator[tuple[str, Any]]:
     yield "layers x width", f"{config.layers} x {config.width}"
     yield "heads", f"{config.heads} of {config.head_width}"
     yield "context", f"{config.context:,} tokens"
-    kind = "GPT-2's" if tokenizer.name == GPT2.name else "a byte-level BPE of its own"
+    kind = "GPT-2's" if tokenizer.fingerprint == GPT2.fingerprint else "a byte-level BPE of its own"
     yield "vocabulary", f"{kind}, {counted(tokenizer.vocab_size, 'token')}"
     for name, facts in field_facts(ModelConfig).items():
         if facts.needs and (value := getattr(config, name)) != facts.default:
@@ -122,6 +137,15 @@ def _training(source: Source) -> Iterator[tuple[str, Any]]:
                 yield key, starts[-1][key]
     if config.init_from.run is not None:
         yield "began with the weights of", config.init_from.run
+
+
+def _origin(source: Source) -> Iterator[tuple[str, Any]]:
+    origin = source.trained.config.imported
+    yield "source", origin.source
+    if origin.revision is not None:
+        yield "commit", origin.revision
+    yield "format", origin.kind
+    yield "SHA-256 of the weights", origin.sha256
 
 
 def _losses(source: Source) -> str:

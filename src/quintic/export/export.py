@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from quintic.errors import QuinticError
 from quintic.export.hf_folder import write_hf
 from quintic.export.source import Source
-from quintic.files import check_name, fsync_folder
+from quintic.files import check_name, new_folder
 
 Log = Callable[[str], None]
 
@@ -41,21 +39,5 @@ def export(source: Source, target: str, out: Path, log: Log) -> None:
     take it, and leaves nothing behind.
     """
     check_out(out)
-    made = [folder for folder in out.parents if not folder.exists()]
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        aside.mkdir(parents=True)
-        TARGETS[target](source, aside, log)
-        for path in aside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        aside.replace(out)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename:  # nobody knows the hidden one
-            error.filename = str(error.filename).replace(str(aside), str(out))
-        shutil.rmtree(aside, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
-    fsync_folder(out.parent)
+    with new_folder(out) as folder:
+        TARGETS[target](source, folder, log)

@@ -28,6 +28,7 @@ from quintic.config import ModelConfig
 from quintic.errors import QuinticError
 from quintic.export import remote_code
 from quintic.export.remote_code import QUINTIC
+from quintic.export.tensors import check_layers, check_tensors, without_tied_head
 from quintic.model.build import meta_model
 from quintic.model.gpt import ROTARY_BASE
 
@@ -41,6 +42,9 @@ MODEL_TYPES = {
     QUINTIC: "quintic",
 }
 """The classes that hold a model of ours, with the `model_type` of their config."""
+
+HEAD = "lm_head.weight"
+"""The name of the head's matrix in all of them."""
 
 RMS_EPS = torch.finfo(torch.float32).eps
 LAYER_NORM_EPS = 1e-5
@@ -190,7 +194,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     Raises `QuinticError` where the class is not one of `MODEL_TYPES`, and where a field has a value
     with which quintic's models compute something else, naming it.
     """
-    name = _class_named(config)
+    name = model_class(config)
     if name == QUINTIC:
         return remote_code.model_config(config)
     given = {**_DEFAULTS[name], **config}
@@ -236,11 +240,13 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     return found
 
 
-def _class_named(config: Mapping[str, Any]) -> str:
+def model_class(config: Mapping[str, Any]) -> str:
+    """Return the class that a `config.json` is of; raises `QuinticError` where it is not one of
+    `MODEL_TYPES`."""
     names = config.get("architectures") or [
         name for name, kind in MODEL_TYPES.items() if kind == config.get("model_type")
     ]
-    if len(names) != 1 or names[0] not in MODEL_TYPES:
+    if len(names) != 1 or names[0] not in [*MODEL_TYPES]:  # it need not be text
         what = ", ".join(map(str, names)) or f"model_type {config.get('model_type')!r}"
         raise QuinticError(
             f"config.json is of {what}: quintic's models are those of {', '.join(MODEL_TYPES)}"
@@ -358,7 +364,7 @@ def _gpt_parts(name: str, config: ModelConfig) -> Iterator[Part]:
     if name != NANOCHAT:
         yield Part("model.norm.weight", (), gain=config.width)
     if not config.tied_head:
-        yield Part("lm_head.weight", ("head.weight",))
+        yield Part(HEAD, ("head.weight",))
 
 
 ROWS_OF_TOKENS = ("embed.weight", "head.weight", "value_embed.weight")
@@ -384,36 +390,44 @@ def _made_of(name: str, config: ModelConfig, ours: Mapping[str, Tensor]) -> dict
     }
 
 
+def hf_shapes(name: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors that a class has for a model."""
+    theirs = _made_of(name, config, dict(meta_model(config).named_parameters()))
+    return {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+
+
+def parameters_from_hf(
+    name: str, config: ModelConfig, tensors: Mapping[str, Tensor], given_by: str = "config.json"
+) -> dict[str, Tensor]:
+    """Return a model's parameters by name, made of the tensors of a class: the inverse of `to_hf`.
+
+    Raises `QuinticError` as `check_layers` and `check_tensors` do.
+    """
+    check_layers(config.layers, tensors, given_by)
+    parts = list(_parts(name, config))
+    gains = {part.theirs for part in parts if part.gain is not None}
+    check_tensors(hf_shapes(name, config), tensors, given_by, ones=gains)
+    ours: dict[str, Tensor] = {}
+    for part in parts:
+        if part.gain is None:
+            back = part.form.from_hf(tensors[part.theirs])
+            ours |= {name: x.contiguous() for name, x in zip(part.ours, back, strict=True)}
+    return ours
+
+
 def from_hf(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the model that transformers builds from a `config.json` and tensors, as a config of
     quintic's and parameters by name: the inverse of `hf_config` and `to_hf`.
 
-    The vocabulary is not padded: padding rows would be terms of every softmax. Raises
-    `QuinticError` as `model_config` does, and where tensors are missing, too many, of another
-    shape, or gains other than ones, naming them.
+    The vocabulary is not padded: padding rows would be terms of every softmax. A tied head may be
+    written a second time. Raises `QuinticError` as `model_config` does, and where tensors are
+    missing, too many, of another shape, or gains other than ones, naming them.
     """
-    found = model_config(config)
-    parts = list(_parts(_class_named(config), found))
-    expected = _made_of(_class_named(config), found, dict(meta_model(found).named_parameters()))
-    gains = {part.theirs for part in parts if part.gain is not None}
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is too much" for name in tensors if name not in expected]
-    for name in expected.keys() & tensors.keys():
-        shape, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
-        if shape != wanted:
-            problems.append(f"{name} is {shape} where the config makes it {wanted}")
-        elif name in gains and not bool((tensors[name] == 1).all()):
-            problems.append(f"{name} is not all ones, and quintic's RMSNorm has no gain")
-    if problems:
-        raise QuinticError(
-            f"the tensors do not fit config.json: {'; '.join(sorted(problems))}; name a whole "
-            "checkpoint of the class"
-        )
-    ours: dict[str, Tensor] = {}
-    for part in parts:
-        if part.gain is None:
-            back = part.form.from_hf(tensors[part.theirs])
-            ours |= {name: x.contiguous() for name, x in zip(part.ours, back, strict=True)}
-    return found, ours
+    name, found = model_class(config), model_config(config)
+    if found.tied_head:
+        parts = _parts(name, found)
+        embedding = next(part.theirs for part in parts if part.ours == ("embed.weight",))
+        tensors = without_tied_head(tensors, HEAD, embedding)
+    return found, parameters_from_hf(name, found, tensors)

@@ -7,10 +7,8 @@ threads that a Ctrl-C need not wait for: those of `snapshot_download` 2.4 first 
 """
 
 import difflib
-import hashlib
 import json
 import os
-import posixpath
 import re
 import shutil
 from collections.abc import Callable
@@ -25,12 +23,19 @@ from filelock import FileLock, Timeout
 from quintic.data.background import in_background
 from quintic.data.dataset import Dataset, open_dataset, split_of
 from quintic.data.hub.catalog import CATALOG, DATA_FOLDER
-from quintic.data.hub.client import HUB_PREFIX, HubRepo, Log, StoppedError, Transfer
+from quintic.data.hub.client import (
+    HUB_PREFIX,
+    HubFile,
+    HubRepo,
+    Log,
+    StoppedError,
+    Transfer,
+)
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest
 from quintic.data.shards import open_shard
 from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError, counted
-from quintic.files import file_sha256, fsync_folder, write_json
+from quintic.files import fsync_path, write_json
 
 STATE_FOLDER = ".fetch"
 
@@ -99,29 +104,6 @@ def _parse(name: str) -> tuple[HubRepo, Path]:
 
 
 @dataclass(frozen=True)
-class _HubFile:
-    """A file of a repository: its path there, its size in bytes, and its checksum, "sha256:HEX", or
-    "git:HEX" for the id that git gives a small file."""
-
-    path: str
-    size: int
-    checksum: str
-
-    @property
-    def name(self) -> str:
-        return posixpath.basename(self.path)
-
-    def equals(self, local: Path) -> bool:
-        """Return whether a local file has this size and checksum."""
-        if local.stat().st_size != self.size:
-            return False
-        if self.checksum.startswith("sha256:"):
-            return self.checksum == f"sha256:{file_sha256(local)}"
-        blob = b"blob %d\0" % self.size + local.read_bytes()
-        return self.checksum == f"git:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"
-
-
-@dataclass(frozen=True)
 class _Listing:
     """The files of a commit: those wanted, the names of all shards, and the manifest's.
 
@@ -130,9 +112,9 @@ class _Listing:
     """
 
     commit: str
-    wanted: list[_HubFile]
+    wanted: list[HubFile]
     shards: list[str]
-    manifest: _HubFile | None
+    manifest: HubFile | None
 
 
 def _list_repo(repo: HubRepo, train_shards: int | None, log: Log) -> _Listing:
@@ -142,11 +124,10 @@ def _list_repo(repo: HubRepo, train_shards: int | None, log: Log) -> _Listing:
     or fewer than wanted.
     """
     info = repo.info(log)
-    files: dict[str, _HubFile] = {}
+    files: dict[str, HubFile] = {}
     # The files at the root come first: a manifest in a subfolder is not that of the dataset.
     for entry in sorted(info.siblings or [], key=lambda entry: "/" in entry.rfilename):
-        checksum = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
-        file = _HubFile(entry.rfilename, entry.size or 0, checksum)
+        file = HubFile.of(entry)
         if file.name in files and split_of(file.name) is not None:
             raise QuinticError(f"{repo} has two files named {file.name}: fetch them one by one")
         files.setdefault(file.name, file)
@@ -180,7 +161,7 @@ def _acquire_lock(folder: Path, log: Log) -> AbstractContextManager[object]:
         return lock.acquire()
 
 
-def _missing(folder: Path, listing: _Listing) -> list[_HubFile]:
+def _missing(folder: Path, listing: _Listing) -> list[HubFile]:
     """Return the wanted files that are not in the folder, or damaged there.
 
     Raises `QuinticError` where the folder holds other shards, which fetching would mix with these.
@@ -205,7 +186,7 @@ def _header_problem(path: Path) -> str | None:
     return None
 
 
-def _check_room(folder: Path, missing: list[_HubFile]) -> None:
+def _check_room(folder: Path, missing: list[HubFile]) -> None:
     """Raise `QuinticError` where the disk has no room for what is still to come."""
     needed = sum(file.size for file in missing)
     existing = folder.absolute()
@@ -275,7 +256,7 @@ class _Fetch:
             else:
                 self._fetch(file, path)
 
-    def _verify(self, file: _HubFile, path: Path) -> None:
+    def _verify(self, file: HubFile, path: Path) -> None:
         """Make sure that a file which was there already is the repository's; hash it only once."""
         known = self._record.files.get(file.name) == file.checksum
         if known and path.stat().st_size == file.size:
@@ -288,7 +269,7 @@ class _Fetch:
         with self._lock:
             self._write_down(file)
 
-    def _fetch(self, file: _HubFile, path: Path) -> None:
+    def _fetch(self, file: HubFile, path: Path) -> None:
         if path.exists():
             self._log(f"{path} is damaged: fetching it again")
 
@@ -306,7 +287,7 @@ class _Fetch:
         with self._lock:
             self._check_stopped()
             arrived.replace(path)
-            fsync_folder(self._folder)
+            fsync_path(self._folder)
             # Right after the shard: a manifest that does not list it makes the folder unreadable.
             self._write_manifest()
             self._write_down(file)
@@ -314,7 +295,7 @@ class _Fetch:
             self._files_done += 1
             self._report()
 
-    def _download(self, file: _HubFile, on_bytes: Callable[[int], None]) -> Path:
+    def _download(self, file: HubFile, on_bytes: Callable[[int], None]) -> Path:
         """Return where a file has arrived whole; one that is damaged is fetched a second time."""
         problem = "arrived with another size or another checksum than its source gives"
         for attempt in (1, 2):
@@ -329,7 +310,7 @@ class _Fetch:
                 self._log(f"{file.name} {problem}: fetching it again")
         raise self._not_kept(file, problem)
 
-    def _not_kept(self, file: _HubFile, problem: str) -> QuinticError:
+    def _not_kept(self, file: HubFile, problem: str) -> QuinticError:
         return QuinticError(
             f"{file.name} was not kept: {problem}; tell the owner of {self._repo.page}, or fetch "
             "from another repository"
@@ -339,7 +320,7 @@ class _Fetch:
         if self._stopped.is_set():
             raise StoppedError
 
-    def _write_down(self, file: _HubFile) -> None:
+    def _write_down(self, file: HubFile) -> None:
         self._record.files[file.name] = file.checksum
         write_json(self._folder / STATE_FOLDER / _RECORD_FILE, asdict(self._record))
 

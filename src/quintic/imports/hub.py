@@ -1,0 +1,74 @@
+"""A model's repository on the Hugging Face hub, in the cache of its client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+from quintic.data.background import in_background
+from quintic.data.hub.client import HubFile, HubRepo, Log, Transfer
+from quintic.data.tokenizer import TOKENIZER_FILE
+from quintic.errors import QuinticError
+from quintic.export.hf_folder import CONFIG_FILE, WEIGHTS_FILE
+from quintic.imports.hf_folder import INDEX_FILE, read_object, shard_names
+
+
+def fetch_model(
+    repo: HubRepo, on_progress: Callable[[Transfer], None], log: Log
+) -> tuple[Path, str]:
+    """Download config, weights and tokenizer of a model, unless the cache has them; return their
+    folder and the commit.
+
+    Raises `QuinticError` where there is no such repository, no network, no safetensors in it, and
+    where a file is not the one that the hub lists.
+    """
+    try:
+        info = repo.info(log)
+    except QuinticError as error:
+        if cached := repo.cached_folder():
+            raise QuinticError(
+                f"{error}; what was downloaded of it before is in {cached}: name that folder "
+                "instead to do without the hub"
+            ) from error
+        raise
+    commit = info.sha or "main"
+    files = {entry.rfilename: HubFile.of(entry) for entry in info.siblings or []}
+    weights = next((name for name in (WEIGHTS_FILE, INDEX_FILE) if name in files), None)
+    if CONFIG_FILE not in files or weights is None:
+        missing = WEIGHTS_FILE if CONFIG_FILE in files else CONFIG_FILE
+        raise QuinticError(
+            f"{repo} has no {missing}: a model of transformers in safetensors has {CONFIG_FILE} "
+            f"and {WEIGHTS_FILE}, and no pickle is executed; see {repo.page}"
+        )
+    wanted = [CONFIG_FILE, *[name for name in (TOKENIZER_FILE,) if name in files], weights]
+    fetched: dict[str, Path] = {}
+
+    def fetch(name: str) -> None:
+        if name not in files:
+            raise QuinticError(f"{repo} has no {name}, which {INDEX_FILE} lists; see {repo.page}")
+        done = sum(files[n].size for n in fetched)
+        total = sum(files[n].size for n in wanted if n in files)
+
+        def on_bytes(count: int) -> None:
+            now = min(total, done + count)
+            on_progress(Transfer(now, total, len(fetched), len(wanted)))
+
+        # In the background, so that Ctrl-C need not wait for it.
+        fetched[name] = in_background(
+            lambda: repo.download(name, commit, None, on_bytes, log, Event())
+        ).result()
+        if not files[name].equals(fetched[name]):
+            file = fetched[name].resolve()  # the name in the snapshot is a link
+            raise QuinticError(
+                f"{file} is not the {name} that {repo} lists: remove it and try again"
+            )
+        on_bytes(files[name].size)
+
+    for name in [*wanted]:
+        fetch(name)
+    if weights == INDEX_FILE:
+        wanted += shard_names(read_object(fetched[INDEX_FILE]))
+        for name in wanted[len(fetched) :]:
+            fetch(name)
+    return fetched[CONFIG_FILE].parent, commit
