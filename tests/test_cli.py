@@ -715,12 +715,92 @@ def test_any_text_is_a_prompt_even_one_that_is_no_utf8(text_run: Path, capsys: C
         ("--temperature", "nan", "--temperature is nan: it must be zero or positive"),
         ("--top-k", "0", "--top-k is 0: it must be at least 1, or left out"),
         ("--seed", "-1", "--seed is -1: it must be from 0 to 2**64 - 1"),
+        ("--top-p", "0", "--top-p is 0.0: it must be above 0 and at most 1, or left out"),
+        ("--min-p", "2", "--min-p is 2.0: it must be from 0 to 1, or left out"),
+        ("--samples", "0", "--samples is 0: it must be at least 1"),
+        ("--batch", "-2", "--batch is -2: it must be at least 1"),
+        ("--stop", "", "--stop is an empty text, which would end every text: leave it out"),
     ],
 )
 def test_sampling_settings_out_of_range_are_refused(
     option: str, value: str, message: str, text_run: Path, capsys: Capture
 ) -> None:
     assert refusal(["generate", str(text_run), option, value], capsys) == message
+
+
+def test_generate_continues_the_prompts_of_a_file(
+    text_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "prompts.txt").write_text("def \n\n  if\n")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "def "}\n"  if"\n')
+    options = ("--tokens", "6", "--seed", "5", "--samples", "2")
+    by_lines = generated(
+        text_run,
+        capsys,
+        *options,
+        "--json",
+        "--logprobs",
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+    )
+    found = [json.loads(line) for line in by_lines.splitlines()]
+    assert [(f["prompt"], f["seed"]) for f in found] == [
+        ("def ", 5), ("def ", 6), ("  if", 5), ("  if", 6)
+    ]  # fmt: skip
+    assert all(len(f["ids"]) == len(f["logprobs"]) == 6 for f in found)
+    blocks = generated(text_run, capsys, *options, "--prompts", str(tmp_path / "prompts.jsonl"))
+    assert blocks == "".join(
+        f"--- prompt {1 + i // 2}, seed {5 + i % 2}\n{f['prompt']}{f['text']}\n"
+        for i, f in enumerate(found)
+    )
+    alone = generated(text_run, capsys, "--tokens", "6", "--seed", "6", "--prompt", "def ")
+    assert alone == f"def {found[1]['text']}\n"
+
+
+def test_generate_ends_before_a_stop_string_and_says_what_it_cuts(
+    text_run: Path, capsys: Capture
+) -> None:
+    options = ("--tokens", "30", "--temperature", "0", "--prompt", "def ")
+    free = generated(text_run, capsys, *options)
+    stop = free[len("def ") + 3 :][:2]
+    cut = generated(text_run, capsys, *options, "--stop", "never", stop)
+    assert cut == free[: free.index(stop, len("def "))] + "\n"
+    main(
+        ["generate", str(text_run), "--device", "cpu", "--tokens", "1", "--prompt", "x = 1\n" * 99]
+    )
+    assert "the prompt has " in (said := capsys.readouterr().err)
+    assert "tokens: the model sees the last 32, its context" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.txt", "x", ("--prompt", "y"), "--prompt is one text and --prompts a file of them"),
+        ("a.txt", "\n \n", (), "a.txt has no prompt: write one a line"),
+        ("a.jsonl", "{", (), "a.jsonl:1 is no JSON: "),
+        (
+            "a.jsonl",
+            '"x"\n{"text": 1}',
+            (),
+            'a.jsonl:2 must be a text, or an object with a text "p',
+        ),
+        ("a.txt", "x", ("--logprobs",), "--logprobs are printed with --json: add that"),
+        (".", None, (), "is a folder"),
+        ("none.txt", None, (), "none.txt cannot be read"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(
+    name: str,
+    content: str | None,
+    options: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    command = ["generate", "no-run", "--prompts", str(tmp_path / name), *options]
+    assert message in refusal(command, capsys)
 
 
 def test_generate_needs_a_tokenizer_and_says_how_to_name_one(

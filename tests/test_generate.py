@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,17 @@ from torch import Tensor
 from quintic.config import ModelConfig, field_facts
 from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
-from quintic.generate import generate_ids, stream_text
+from quintic.generate import (
+    TextStream,
+    generate_ids,
+    generate_rows,
+    generate_samples,
+    stream_text,
+)
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
 from quintic.model.loss import plain_cross_entropy
+from quintic.sampling import Sampling
 from tests.model.test_gpt import SWITCHES
 
 VOCAB, CONTEXT = 40, 8
@@ -255,6 +263,62 @@ def test_settings_out_of_range_are_refused(setting: dict[str, int], message: str
         next(generate_ids(drawn("gpt"), [1], **{"tokens": 5, **setting}))
 
 
+RAGGED = [LONG_PROMPT[:n] for n in (5, 1, 3 * CONTEXT, CONTEXT, 2, CONTEXT + 1)]
+"""Prompts of very different lengths, some longer than a context."""
+
+
+@pytest.mark.parametrize("switch", GREEDY)
+def test_texts_side_by_side_are_those_alone(switch: str) -> None:
+    model = with_switch(switch)
+    found: list[list[int]] = [[] for _ in RAGGED]
+    for row, token, _ in generate_rows(
+        model, RAGGED, tokens=3 * CONTEXT, sampling=Sampling(temperature=0)
+    ):
+        found[row].append(token)
+    for prompt, text in zip(RAGGED, found, strict=True):
+        assert text == list(generate_ids(model, prompt, tokens=3 * CONTEXT, temperature=0))
+
+
+def test_a_text_that_ends_leaves_the_others_as_they_are() -> None:
+    model = drawn("gpt")
+    prompts, seeds, tokens = [[1], [2, 3], [4]], [5, 6, 7], 3 * CONTEXT
+    alone = [
+        list(generate_ids(model, p, tokens=tokens, seed=s))
+        for p, s in zip(prompts, seeds, strict=True)
+    ]
+    stop = alone[0][4]
+    ended: set[int] = set()
+    found: list[list[int]] = [[] for _ in prompts]
+    for row, token, _ in generate_rows(
+        model, prompts, tokens=tokens, seeds=seeds, stop_id=stop, ended=ended
+    ):
+        found[row].append(token)
+        if len(found[2]) == 7:
+            ended.add(2)
+
+    def until(text: list[int]) -> list[int]:
+        return text[: text.index(stop)] if stop in text else text
+
+    assert found == [until(alone[0]), until(alone[1]), until(alone[2])[:7]]
+
+
+def test_logprobs_are_the_models_own() -> None:
+    logits = [0.0, math.log(3.0), math.log(4.0), 9.0]
+    found = list(
+        generate_rows(
+            FixedLogits(logits),
+            [[0]],
+            tokens=30,
+            sampling=Sampling(temperature=0.5, top_k=2),
+            vocab_size=3,
+            logprobs=True,
+        )
+    )
+    assert {drawn.token for drawn in found} == {1, 2}
+    for drawn in found:
+        assert drawn.logprob == pytest.approx(math.log((3.0, 4.0)[drawn.token - 1] / 8))
+
+
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(QuinticError, match="the prompt has no tokens"):
         next(generate_ids(drawn("gpt"), [], tokens=1))
@@ -298,3 +362,64 @@ def test_a_character_cut_in_half_at_the_end_is_shown_as_a_replacement() -> None:
 
 def test_end_of_text_adds_no_text() -> None:
     assert "".join(stream_text(BPE, [BPE.eot_id, *BPE.encode("x"), BPE.eot_id])) == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one\n\ntwo", ("\n\n",), "one"),
+        ("one\ntwo", ("\n\n",), "one\ntwo"),
+        ("one END two", ("two", "END"), "one "),
+        ("aab aaab", ("aaab",), "aab "),
+        ("ends with EN", ("END",), "ends with EN"),
+        ("naïve 🙂!", ("🙂",), "naïve "),
+    ],
+)
+def test_a_text_is_cut_before_the_string_that_ends_it(
+    text: str, stop: tuple[str, ...], expected: str
+) -> None:
+    stream, shown = TextStream(BPE, stop), ""
+    for token in BPE.encode(text):
+        shown += stream.feed(token)
+        assert expected.startswith(shown)  # what may begin such a string is not shown yet
+    assert shown + stream.finish() == expected
+    assert stream.stopped == (expected != text)
+
+
+SAMPLES: dict[str, Any] = {"tokens": 12, "seed": 3, "samples": 2, "logprobs": True}
+
+
+def text_model() -> LanguageModel:
+    model = build_model(replace(SIZES, vocab_size=BPE.vocab_size), compute_dtype=torch.float64)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def test_samples_are_the_same_alone_and_in_any_batch() -> None:
+    model, prompts = text_model(), ["def f", "", "return x"]
+    together = list(generate_samples(model, BPE, prompts, **SAMPLES))
+    assert [(s.prompt, s.seed) for s in together] == [(p, 3 + i) for p in range(3) for i in (0, 1)]
+    assert len({s.text for s in together}) == 6
+    by_two = list(generate_samples(model, BPE, prompts, **SAMPLES, batch=2))
+    assert [(s.text, s.ids) for s in by_two] == [(s.text, s.ids) for s in together]
+    (alone,) = generate_samples(model, BPE, ["return x"], tokens=12, seed=4)
+    assert (alone.text, alone.ids) == (together[5].text, together[5].ids)
+    for sample in together:
+        assert sample.finish_reason == "length" and len(sample.ids) == 12
+        assert sample.logprobs is not None and len(sample.logprobs) == 12
+        assert sample.text == "".join(stream_text(BPE, sample.ids))
+
+
+def test_a_sample_says_why_it_ended() -> None:
+    model = text_model()
+    (free,) = generate_samples(model, BPE, ["x"], tokens=12)
+    stop = free.text[4:6]
+    (stopped,) = generate_samples(model, BPE, ["x"], tokens=12, stop=[stop])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.ids == free.ids[: len(stopped.ids)] and len(stopped.ids) < 12
+    ends = FixedLogits([9.0 * (token == BPE.eot_id) for token in range(BPE.vocab_size)])
+    (ended,) = generate_samples(ends, BPE, ["x"], tokens=12, sampling=Sampling(top_k=1))
+    assert (ended.finish_reason, ended.ids, ended.text) == ("end_of_text", [], "")

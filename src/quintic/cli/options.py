@@ -130,14 +130,33 @@ class Generate(_TrainedOptions):
     """Where the run's dataset lies now, if it moved."""
     prompt: str = ""
     """Text to continue; empty: begin a document."""
+    prompts: str | None = None
+    """FILE of prompts, one a line, or JSON lines with the key prompt where its name ends in .jsonl;
+    - is standard input."""
+    samples: int = 1
+    """Continuations of each prompt, with the seed and those after it."""
     tokens: int = 200
     """Tokens to generate, at most."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a continuation; they are not printed."""
     temperature: float = 0.8
     """0: always the likeliest token; 1: the model's own distribution."""
     top_k: int | None = 50
     """Draw among the K likeliest tokens; None: all."""
+    top_p: float | None = None
+    """Draw among the fewest tokens whose probabilities add up to P; None: all."""
+    min_p: float | None = None
+    """Draw among tokens at least P times as likely as the likeliest; None: all."""
+    repetition_penalty: float | None = None
+    """Make tokens that have occurred less likely, by a number above 1; None: do not."""
     seed: int = 0
     """Seed of the draw."""
+    batch: int = 16
+    """Continuations made at once."""
+    json: bool = False
+    """Print a JSON object a line for each continuation."""
+    logprobs: bool = False
+    """With --json, the logarithm of the model's own probability of each token."""
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,34 @@ class Document:
 
 
 def read_document(path: Path, tokenizer: Tokenizer) -> Document:
-    """Read a file, or standard input, as one document; a byte order mark is no text.
+    """Read a file, or standard input, as one document.
 
-    Raises `QuinticError` for a file that is not there or not a file, is empty or is not UTF-8, and
-    for a text that the tokenizer does not give back.
+    Raises `QuinticError` as `read_text` does, and for a text that the tokenizer does not give back.
     """
-    name = "standard input" if path == STDIN else str(path)
+    name, text = _name(path), read_text(path)
+    try:
+        ids = tokenizer.encode_to_array(text)
+    except ValueError as error:  # tiktoken gives up on a million blanks before a word
+        raise QuinticError(f"{name} cannot be tokenized ({one_line(error)}): cut it") from error
+    if not tokenizer.gives_back(text, ids, compare=len(ids)):
+        raise QuinticError(
+            f"{name} is not what the tokenizer gives back of it: use a byte-level vocabulary that "
+            "keeps every byte"
+        )
+    all_ids = np.concatenate([[tokenizer.eot_id], ids.astype(np.int64)])
+    return Document(name, text.encode(), all_ids)
+
+
+def _name(path: Path) -> str:
+    return "standard input" if path == STDIN else str(path)
+
+
+def read_text(path: Path) -> str:
+    """Read a file, or standard input; a byte order mark is no text.
+
+    Raises `QuinticError` for a file that is not there or not a file, is empty or is not UTF-8.
+    """
+    name = _name(path)
     try:
         content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
     except IsADirectoryError:
@@ -51,21 +73,11 @@ def read_document(path: Path, tokenizer: Tokenizer) -> Document:
     if problem := encoding_problem(content):
         raise QuinticError(f"{name} is {problem}")
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise QuinticError(
             f"{name} is not UTF-8 from byte {error.start} on: name a text file, or convert it"
         ) from error
-    try:
-        ids = tokenizer.encode_to_array(text)
-    except ValueError as error:  # tiktoken gives up on a million blanks before a word
-        raise QuinticError(f"{name} cannot be tokenized ({one_line(error)}): cut it") from error
-    if not tokenizer.gives_back(text, ids, compare=len(ids)):
-        raise QuinticError(
-            f"{name} is not what the tokenizer gives back of it: use a byte-level vocabulary that "
-            "keeps every byte"
-        )
-    return Document(name, content, np.concatenate([[tokenizer.eot_id], ids.astype(np.int64)]))
 
 
 def encoding_problem(content: bytes) -> str:

@@ -54,6 +54,11 @@ class KVCache:
         self.tokens[:, self.length : end] = tokens_BT
         return self.tokens[:, :end]
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.tokens = self.tokens[rows]
+
     def require_room(self, new: int) -> None:
         """Raise `QuinticError` where so many new positions would be beyond the context."""
         context = self.tokens.shape[1]
@@ -129,6 +134,14 @@ class LanguageModel(nn.Module, ABC):
             cache.length += tokens_BT.shape[1]
         products_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
         return logits_of(products_BTV, self.config.logit_softcap)
+
+    def next_logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """Return the logits of the token after the new ones, [B, V], as `forward` has them last."""
+        cache.require_room(tokens_BT.shape[1])
+        x_BD = self.features(tokens_BT, cache)[:, -1]
+        cache.length += tokens_BT.shape[1]
+        products_BV = F.linear(x_BD, self.head_weight.to(x_BD.dtype))
+        return logits_of(products_BV, self.config.logit_softcap)
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Return the mean next-token cross-entropy in nats per token, a scalar; where `reduction`
