@@ -268,7 +268,7 @@ STACKED = Form(lambda ours: torch.cat(list(ours)), lambda theirs: theirs.chunk(3
 STACKED_TRANSPOSED = Form(lambda ours: torch.cat(list(ours)).T, lambda theirs: theirs.T.chunk(3))
 
 
-def _halves_swapped(heads: int) -> Form:
+def halves_swapped(heads: int) -> Form:
     """Return the form whose rows [H K, D] have the two halves of each head's K swapped."""
 
     def swap(rows: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ _MLP = {
 def _gpt_parts(config: ModelConfig) -> Iterator[Part]:
     name = class_of(config)
     assert name is not None, "the caller has asked class_of"
-    turned = SAME if name == NANOCHAT else _halves_swapped(config.heads)
+    turned = SAME if name == NANOCHAT else halves_swapped(config.heads)
     up, down = _MLP[name]
     yield Part("model.embed_tokens.weight", ("embed.weight",))
     for layer in range(config.layers):
