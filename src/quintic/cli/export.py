@@ -15,14 +15,12 @@ from quintic.export.source import Source, open_source
 
 def run(command: Export, _arguments: Sequence[str]) -> None:
     """Write a run's model in the format of another tool, verified, and upload it if asked to."""
-    name, options = command.to, {}
-    if command.dtype is not None:
-        if command.to != "gguf":
-            raise QuinticError(
-                f"--dtype says how a gguf stores matrices, and --to is {command.to}: leave it out"
-            )
-        name, options = f"{command.to}-{command.dtype}", {"dtype": command.dtype}
-    out = command.out or default_out(command.run, name)
+    if command.dtype is not None and command.to != "gguf":
+        raise QuinticError(
+            f"--dtype says how a gguf stores matrices, and --to is {command.to}: leave it out"
+        )
+    options = {} if command.dtype is None else {"dtype": command.dtype}
+    out = command.out or default_out(command.run, "-".join([command.to, *options.values()]))
     check_out(out)
     if command.push is not None:
         require_package("huggingface_hub", "data", "--push")

@@ -22,14 +22,20 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.data.tokenizer import GPT2, Tokenizer
-from quintic.errors import QuinticError
-from quintic.export.hf import LAYER_NORM_EPS, RMS_EPS, SAME, STACKED, Form, Part, halves_swapped
+from quintic.export.hf import LAYER_NORM_EPS, RMS_EPS
+from quintic.export.parts import (
+    STACKED,
+    Part,
+    halves_interleaved,
+    halves_swapped,
+    to_ours,
+    to_theirs,
+)
 from quintic.export.tokenizer import tokenizer_json
 from quintic.model.gpt import ROTARY_BASE
 
@@ -132,7 +138,8 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the keys of the vocabulary.
 
     llama.cpp begins a text with end of text where it is told to, as quintic's `generate` does. It
-    reads the way in which text is cut from no file, but knows some by name.
+    reads the way in which text is cut from no file, but knows some by name; that of GPT-2 is the
+    nearest to quintic's own.
     """
     content = json.loads(tokenizer_json(tokenizer))
     ids = {**content["model"]["vocab"]}
@@ -142,7 +149,7 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2" if is_cut_as_gpt2(tokenizer) else OWN_CUT,
+        "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": sorted(ids, key=ids.__getitem__),
         "tokenizer.ggml.token_type": [types[index] for index in sorted(types)],
         "tokenizer.ggml.merges": [
@@ -155,9 +162,6 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-OWN_CUT = "gpt-2"
-
-
 def is_cut_as_gpt2(tokenizer: Tokenizer) -> bool:
     """Return whether a text is cut before merging as GPT-2 does, which llama.cpp knows."""
     if tokenizer.name == GPT2.name:
@@ -167,21 +171,6 @@ def is_cut_as_gpt2(tokenizer: Tokenizer) -> bool:
 
 
 # The tensors --------------------------------------------------------------------------------------
-
-
-def _neighbours(heads: int) -> Form:
-    """Return the form whose rows [H K, D] have, in each head, the two rows of a plane side by side,
-    with the second half's first."""
-
-    def pair(rows: Tensor) -> Tensor:
-        first, second = rows.unflatten(0, (heads, 2, -1)).unbind(1)
-        return torch.stack((second, first), 2).flatten(0, 2)
-
-    def unpair(rows: Tensor) -> Tensor:
-        second, first = rows.unflatten(0, (heads, -1, 2)).unbind(2)
-        return torch.stack((first, second), 1).flatten(0, 2)
-
-    return Form(lambda ours: pair(ours[0]), lambda theirs: [unpair(theirs)])
 
 
 def _parts(config: ModelConfig) -> Iterator[Part]:
@@ -205,7 +194,7 @@ def _gpt2_parts(config: ModelConfig) -> Iterator[Part]:
 
 
 def _gpt_parts(config: ModelConfig) -> Iterator[Part]:
-    turned = (halves_swapped if config.qk_norm else _neighbours)(config.heads)
+    turned = (halves_swapped if config.qk_norm else halves_interleaved)(config.heads)
     yield Part("token_embd.weight", ("embed.weight",))
     yield Part("output.weight", ("head.weight",))
     yield Part("output_norm.weight", (), gain=config.width)
@@ -226,12 +215,7 @@ def _gpt_parts(config: ModelConfig) -> Iterator[Part]:
 def to_gguf(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return llama.cpp's tensors by name, of a model in the form of `held_model`; rows come first,
     where the file's own account of a shape has them last."""
-    return {
-        part.theirs: torch.ones(part.gain)
-        if part.gain is not None
-        else part.form.to_hf([tensors[name] for name in part.ours]).contiguous()
-        for part in _parts(config)
-    }
+    return to_theirs(_parts(config), tensors)
 
 
 def from_gguf(
@@ -252,9 +236,4 @@ def from_gguf(
         qk_norm=name != ARCEE,
         tied_head=name == GPT2_ARCHITECTURE,
     )
-    ours: dict[str, Tensor] = {}
-    for part in _parts(config):
-        if part.gain is None:
-            back = part.form.from_hf(tensors[part.theirs])
-            ours |= {name: x.contiguous() for name, x in zip(part.ours, back, strict=True)}
-    return config, ours
+    return config, to_ours(_parts(config), tensors)

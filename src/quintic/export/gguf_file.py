@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
+from quintic.data.tokenizer import END_OF_TEXT
 from quintic.errors import QuinticError, counted, reason, require_package
+from quintic.export.card import model_title, write_card
 from quintic.export.gguf import (
     architecture,
     from_gguf,
@@ -23,8 +26,8 @@ from quintic.export.gguf import (
     unheld_switches,
 )
 from quintic.export.hf import class_of
-from quintic.export.score import validation_loss
-from quintic.export.source import Source
+from quintic.export.score import validation_sums
+from quintic.export.source import Source, document_note, padding_note
 from quintic.export.verify import compare_logits, quintic_logits, sample_ids
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
@@ -77,9 +80,9 @@ def write_gguf(
             f"is {config.width}: use --dtype f16 or f32"
         )
     held, tensors = held_model(config, source.tensors, tokenizer.vocab_size)
-    trained, storage = source.trained, STORAGES[dtype]
+    storage = STORAGES[dtype]
     keys = {
-        "general.name": f"{trained.config.recipe}, step {trained.checkpoint.state['step']}",
+        "general.name": model_title(source),
         "general.file_type": storage.file_type,
         "general.quantization_version": 2,
         **model_keys(held),
@@ -87,7 +90,9 @@ def write_gguf(
     }
     path = folder / f"model-{dtype}.gguf"
     write_file(path, architecture(held), keys, to_gguf(held, tensors), storage)
-    for line in notes(source):
+    notes = _notes(source)
+    write_card(source, folder, library="gguf", use=_use(source, path.name), notes=notes)
+    for line in notes:
         log(f"note: {line}")
     read_keys, read_tensors = read_file(path)
     for key, value in {"general.architecture": architecture(held), **keys}.items():
@@ -144,25 +149,21 @@ def _is_same(read: Any, written: Any) -> bool:
     return type(read) is type(written) and bool(read == written)
 
 
-def notes(source: Source) -> list[str]:
-    """Return what llama.cpp does otherwise than quintic with the model, in words."""
-    found = []
-    if rows := source.model.vocab_size - source.tokenizer.vocab_size:
-        found.append(
-            f"the {rows} rows that pad the vocabulary are cut off; they are terms of quintic's "
-            "softmax, so losses are a little lower without"
-        )
-    if source.config.document_mask:
-        found.append(
-            "model.document_mask has no counterpart: texts of more than one document are seen "
-            "across their borders"
-        )
-    if not is_cut_as_gpt2(source.tokenizer):
-        found.append(
-            "llama.cpp cuts text otherwise than this vocabulary was trained with, so that its ids "
-            "of a text are others, and more; ids that it is given it takes as they are"
-        )
-    return found
+def _use(source: Source, name: str) -> str:
+    return f"""\
+```sh
+llama-completion -m {name} --ctx-size {source.config.context} -no-cnv -p 'The'
+```
+
+llama.cpp begins a text with `{END_OF_TEXT}`, as every document of the model's training began."""
+
+
+def _notes(source: Source) -> list[str]:
+    cut = [
+        "llama.cpp cuts text otherwise than this vocabulary was trained with: the ids of a text "
+        "can be others, above all of code; ids that it is given it takes as they are"
+    ] * (not is_cut_as_gpt2(source.tokenizer))
+    return [*padding_note(source), *document_note(source), *cut]
 
 
 Held = tuple[ModelConfig, dict[str, Tensor]]
@@ -193,14 +194,14 @@ def verify_gguf(source: Source, written: Held, read: Held, dtype: Dtype) -> list
         f"{difference:.1e}, logits up to {before.abs().max().item():.1f}"
     ]
     try:
-        tokens, exact = validation_loss(source, _built(written))
-        loss = validation_loss(source, model)[1]
+        exact, _ = validation_sums(source)
+        stored, _ = validation_sums(replace(source, model=model))
     except (QuinticError, OSError) as error:
         return [*lines, f"loss not measured: {reason(error)}"]
     return [
         *lines,
-        f"loss on the first {counted(tokens, 'validation token')}: {exact:.5f} nats per token in "
-        f"float32, {loss:.5f} with the weights of the file ({loss - exact:+.5f})",
+        f"loss on the first {counted(exact.tokens, 'validation token')}: {exact.mean:.5f} nats per "
+        f"token in float32, {stored.mean:.5f} with {dtype} ({stored.mean - exact.mean:+.5f})",
     ]
 
 

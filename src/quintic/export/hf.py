@@ -17,14 +17,24 @@ Shapes: D model width, H heads, K head width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.errors import QuinticError
+from quintic.export.parts import (
+    SAME,
+    STACKED,
+    STACKED_TRANSPOSED,
+    TRANSPOSED,
+    Part,
+    halves_swapped,
+    to_ours,
+    to_theirs,
+)
 from quintic.model.build import meta_model
 from quintic.model.gpt import ROTARY_BASE
 
@@ -255,40 +265,6 @@ def _computes_the_same(key: str, value: Any, expected: Any, config: ModelConfig)
 # The tensors --------------------------------------------------------------------------------------
 
 
-class Form(NamedTuple):
-    """The way from tensors of quintic's to one of transformers', and back, exactly."""
-
-    to_hf: Callable[[Sequence[Tensor]], Tensor]
-    from_hf: Callable[[Tensor], Sequence[Tensor]]
-
-
-SAME = Form(lambda ours: ours[0], lambda theirs: [theirs])
-TRANSPOSED = Form(lambda ours: ours[0].T, lambda theirs: [theirs.T])
-STACKED = Form(lambda ours: torch.cat(list(ours)), lambda theirs: theirs.chunk(3))
-STACKED_TRANSPOSED = Form(lambda ours: torch.cat(list(ours)).T, lambda theirs: theirs.T.chunk(3))
-
-
-def halves_swapped(heads: int) -> Form:
-    """Return the form whose rows [H K, D] have the two halves of each head's K swapped."""
-
-    def swap(rows: Tensor) -> Tensor:
-        first, second = rows.unflatten(0, (heads, 2, -1)).unbind(1)
-        return torch.stack((second, first), 1).flatten(0, 2)
-
-    return Form(lambda ours: swap(ours[0]), lambda theirs: [swap(theirs)])
-
-
-class Part(NamedTuple):
-    """A tensor of transformers' by name, and the parameters of ours that it is made of; a gain,
-    which is ones, of none."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    form: Form = SAME
-    gain: int | None = None
-    """How many ones it is."""
-
-
 def _parts(config: ModelConfig) -> Iterator[Part]:
     yield from _gpt2_parts(config) if config.architecture == "gpt2" else _gpt_parts(config)
 
@@ -356,14 +332,7 @@ def to_hf(config: ModelConfig, tensors: Mapping[str, Tensor], vocab_size: int) -
     among them. The model must be one that `class_of` has a class for.
     """
     cut = {n: tensors[n][:vocab_size] for n in ("embed.weight", "head.weight") if n in tensors}
-    ours = {**tensors, **cut}
-    device = ours["embed.weight"].device
-    return {
-        part.theirs: torch.ones(part.gain, device=device)
-        if part.gain is not None
-        else part.form.to_hf([ours[name] for name in part.ours]).contiguous()
-        for part in _parts(config)
-    }
+    return to_theirs(_parts(config), {**tensors, **cut})
 
 
 def from_hf(
@@ -393,9 +362,4 @@ def from_hf(
             f"the tensors do not fit config.json: {'; '.join(sorted(problems))}; name a whole "
             "checkpoint of the class"
         )
-    ours: dict[str, Tensor] = {}
-    for part in _parts(found):
-        if part.gain is None:
-            back = part.form.from_hf(tensors[part.theirs])
-            ours |= {name: x.contiguous() for name, x in zip(part.ours, back, strict=True)}
-    return found, ours
+    return found, to_ours(_parts(found), tensors)
