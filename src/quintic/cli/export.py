@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quintic.cli.options import Export
 from quintic.console import Console, TransferProgress
-from quintic.errors import require_package
+from quintic.errors import QuinticError, require_package
 from quintic.export.card import model_title
 from quintic.export.export import check_out, default_out, export
 from quintic.export.source import Source, open_source
@@ -15,7 +15,12 @@ from quintic.export.source import Source, open_source
 
 def run(command: Export, _arguments: Sequence[str]) -> None:
     """Write a run's model in the format of another tool, verified, and upload it if asked to."""
-    out = command.out or default_out(command.run, command.to)
+    if command.dtype is not None and command.to != "gguf":
+        raise QuinticError(
+            f"--dtype says how a gguf stores matrices, and --to is {command.to}: leave it out"
+        )
+    options = {} if command.dtype is None else {"dtype": command.dtype}
+    out = command.out or default_out(command.run, "-".join([command.to, *options.values()]))
     check_out(out)
     if command.push is not None:
         require_package("huggingface_hub", "data", "--push")
@@ -26,7 +31,7 @@ def run(command: Export, _arguments: Sequence[str]) -> None:
     source = open_source(
         command.run, console, which=command.checkpoint, tokenizer=command.tokenizer
     )
-    export(source, command.to, out, console.line)
+    export(source, command.to, out, console.line, **options)
     console.line(f"written {out}")
     if command.push is not None:
         _push(source, out, command.push, console)

@@ -163,19 +163,22 @@ class Generate(_TrainedOptions):
 class Export:
     """A trained model in another tool's format, verified with it: quintic export RUN --to hf
 
-    hf: a folder that transformers loads.
+    hf: a folder that transformers loads; gguf: a file for llama.cpp; onnx: a file for onnxruntime
+    and others.
     """
 
     run: Positional[Path]
     """Folder of the run."""
-    to: Literal["hf"]
+    to: Literal["hf", "gguf", "onnx"]
     """Target: the tool that is to load it, or its format."""
     checkpoint: Literal["newest", "best"] = "newest"
     """Newest, or best by validation loss."""
     tokenizer: str | None = None
     """gpt2 or a tokenizer.json, where neither dataset nor run names one."""
+    dtype: Literal["f32", "f16", "q8_0"] | None = None
+    """With --to gguf, how matrices are stored; None: f32."""
     out: Path | None = None
-    """Folder, new or empty; default RUN/export/TO."""
+    """Folder, new or empty; default RUN/export/TO, or RUN/export/TO-DTYPE."""
     push: str | None = None
     """hub:OWNER/NAME: upload it to the Hugging Face hub as well; created if it is not there."""
 

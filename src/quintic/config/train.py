@@ -98,7 +98,9 @@ class TrainConfig(Section, name="train"):
     """Steps between the training losses that are written; all are checked for being finite."""
     tensorboard: bool = setting(True, resume="free", compare="ignored")
     """Write TensorBoard events beside metrics.jsonl."""
-    export_at_end: Literal["none", "hf"] = setting("none", resume="free", compare="ignored")
+    export_at_end: Literal["none", "hf", "gguf", "onnx"] = setting(
+        "none", resume="free", compare="ignored"
+    )
     """Write the finished run's model as quintic export --to does, into the folder export of the
     run."""
 

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from quintic import __version__, run_dir
 from quintic.config import ModelConfig, field_facts
-from quintic.console import Console
-from quintic.data.loader import validation_batches
 from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError, counted
-from quintic.evaluate import score_text, sum_losses
+from quintic.evaluate import score_text
+from quintic.export.score import validation_sums
 from quintic.export.source import Source
 from quintic.metrics import METRICS, read_metrics
 
 CARD_FILE = "README.md"
 CARD_MARK = "<!-- Written by `quintic export`. Remove this line to keep a card of your own. -->"
-MOST_SCORED_TOKENS = 16_384
 VALIDATIONS_SHOWN = 12
 
 
@@ -37,10 +31,13 @@ def model_title(source: Source) -> str:
     return f"{trained.config.recipe}, step {trained.checkpoint.state['step']:,}"
 
 
-def write_card(source: Source, folder: Path, *, library: str, use: str) -> None:
+def write_card(
+    source: Source, folder: Path, *, library: str, use: str, notes: Sequence[str]
+) -> None:
     """Write the README.md of an exported model, and the figure of its run where there is one.
 
-    `library` is the hub's name of what loads it, and `use` says in Markdown how.
+    `library` is the hub's name of what loads it, and `use` says in Markdown how; `notes` are
+    what it does otherwise than quintic.
     """
     figure = ""
     if (drawn := source.trained.folder / run_dir.FIGURE).exists():
@@ -49,6 +46,9 @@ def write_card(source: Source, folder: Path, *, library: str, use: str) -> None:
     made, and_then = "trained", ""
     if source.trained.config.is_imported:
         made, and_then = "imported", ", which has not trained it,"
+    differences = "".join(f"\n- {line}" for line in notes)
+    if differences:
+        differences = f"\n\nDifferent from the model in quintic:\n{differences}"
     card = f"""\
 ---
 license: unknown
@@ -72,7 +72,7 @@ after a look at that of the data.
 
 ## Use it
 
-{use}
+{use}{differences}
 
 ## What it is
 
@@ -178,20 +178,8 @@ def _own_score(source: Source) -> str:
 
     Raises `QuinticError` and `OSError` where the run's data is not at hand.
     """
-    trained = source.trained
-    context = source.config.context
-    dataset = trained.open_data(Console(quiet=True))
-    tokens = min(trained.config.train.eval_tokens, max(1, MOST_SCORED_TOKENS // context) * context)
-
-    def loss(inputs_BT: Tensor, targets_BT: Tensor, reduction: str) -> Tensor:
-        logits_BTV = source.model(inputs_BT)[..., : source.tokenizer.vocab_size]
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction=reduction)
-
-    batches = validation_batches(dataset.val, context, tokens, 1)
-    sums = sum_losses(loss, batches, torch.device("cpu"), special_ids=dataset.special_ids)
-    scores = score_text(
-        sums, targets=dataset.val.read(1, sums.tokens), tokenizer=source.tokenizer, train=None
-    )
+    sums, targets = validation_sums(source)
+    scores = score_text(sums, targets, tokenizer=source.tokenizer, train=None)
     return (
         f"The exported weights, on the first {sums.tokens:,} validation tokens: loss "
         f"{sums.mean:.4f} nats per token, {scores.bits_per_byte:.4f} bits per byte (gzip -9 of the "

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from quintic.errors import QuinticError
+from quintic.export.gguf_file import write_gguf
 from quintic.export.hf_folder import write_hf
+from quintic.export.onnx import write_onnx
 from quintic.export.source import Source
 from quintic.files import check_name, new_folder
 
 Log = Callable[[str], None]
 
-TARGETS: dict[str, Callable[[Source, Path, Log], None]] = {"hf": write_hf}
-"""The values of `--to`. Each writes into an empty folder, loads what it has written with the tool
-that it is for, where that is installed, and says what it found; it raises `QuinticError` where the
-model cannot be expressed, or does not compute what quintic's does."""
+TARGETS: dict[str, Callable[..., None]] = {
+    "hf": write_hf,
+    "gguf": write_gguf,
+    "onnx": write_onnx,
+}
+"""The values of `--to`. Each takes a `Source`, an empty folder and a `Log`, and options of its own.
+It writes into the folder, loads what it has written with the tool that it is for, where that is
+installed, and says what it found; it raises `QuinticError` where the model cannot be expressed, or
+does not compute what quintic's does."""
 
 
 def default_out(run: Path, target: str) -> Path:
@@ -32,12 +40,13 @@ def check_out(out: Path) -> None:
         )
 
 
-def export(source: Source, target: str, out: Path, log: Log) -> None:
-    """Write the model for a target into the folder `out`, which appears when it is verified.
+def export(source: Source, target: str, out: Path, log: Log, **options: Any) -> None:
+    """Write the model for a target, with its options, into the folder `out`, which appears when it
+    is verified.
 
     Raises `QuinticError` as `check_out` and the target do, and `OSError` where the disk does not
     take it, and leaves nothing behind.
     """
     check_out(out)
     with new_folder(out) as folder:
-        TARGETS[target](source, folder, log)
+        TARGETS[target](source, folder, log, **options)

@@ -18,8 +18,8 @@ Shapes: D model width, H heads, K head width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,16 @@ from torch import Tensor
 from quintic.config import ModelConfig
 from quintic.errors import QuinticError
 from quintic.export import remote_code
+from quintic.export.parts import (
+    SAME,
+    STACKED,
+    STACKED_TRANSPOSED,
+    TRANSPOSED,
+    Part,
+    halves_swapped,
+    to_ours,
+    to_theirs,
+)
 from quintic.export.remote_code import QUINTIC
 from quintic.export.tensors import check_layers, check_tensors, without_tied_head
 from quintic.model.build import meta_model
@@ -271,40 +281,6 @@ def _computes_the_same(key: str, value: Any, expected: Any, config: ModelConfig)
 # The tensors --------------------------------------------------------------------------------------
 
 
-class Form(NamedTuple):
-    """The way from tensors of quintic's to one of transformers', and back, exactly."""
-
-    to_hf: Callable[[Sequence[Tensor]], Tensor]
-    from_hf: Callable[[Tensor], Sequence[Tensor]]
-
-
-SAME = Form(lambda ours: ours[0], lambda theirs: [theirs])
-TRANSPOSED = Form(lambda ours: ours[0].T, lambda theirs: [theirs.T])
-STACKED = Form(lambda ours: torch.cat(list(ours)), lambda theirs: theirs.chunk(3))
-STACKED_TRANSPOSED = Form(lambda ours: torch.cat(list(ours)).T, lambda theirs: theirs.T.chunk(3))
-
-
-def _halves_swapped(heads: int) -> Form:
-    """Return the form whose rows [H K, D] have the two halves of each head's K swapped."""
-
-    def swap(rows: Tensor) -> Tensor:
-        first, second = rows.unflatten(0, (heads, 2, -1)).unbind(1)
-        return torch.stack((second, first), 1).flatten(0, 2)
-
-    return Form(lambda ours: swap(ours[0]), lambda theirs: [swap(theirs)])
-
-
-class Part(NamedTuple):
-    """A tensor of transformers' by name, and the parameters of ours that it is made of; a gain,
-    which is ones, of none."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    form: Form = SAME
-    gain: int | None = None
-    """How many ones it is."""
-
-
 def _parts(name: str, config: ModelConfig) -> Iterator[Part]:
     if name == QUINTIC:
         yield from (Part(ours, (ours,)) for ours, _ in meta_model(config).named_parameters())
@@ -347,7 +323,7 @@ _MLP = {
 
 
 def _gpt_parts(name: str, config: ModelConfig) -> Iterator[Part]:
-    turned = SAME if name == NANOCHAT else _halves_swapped(config.heads)
+    turned = SAME if name == NANOCHAT else halves_swapped(config.heads)
     up, down = _MLP[name]
     yield Part("model.embed_tokens.weight", ("embed.weight",))
     for layer in range(config.layers):
@@ -377,22 +353,12 @@ def to_hf(config: ModelConfig, tensors: Mapping[str, Tensor], vocab_size: int) -
     then, so that losses are a little lower than with the padding. A tied head is not among them.
     """
     cut = {name: tensors[name][:vocab_size] for name in ROWS_OF_TOKENS if name in tensors}
-    return _made_of(class_of(config), config, {**tensors, **cut})
-
-
-def _made_of(name: str, config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    device = ours["embed.weight"].device
-    return {
-        part.theirs: torch.ones(part.gain, device=device)
-        if part.gain is not None
-        else part.form.to_hf([ours[name] for name in part.ours]).contiguous()
-        for part in _parts(name, config)
-    }
+    return to_theirs(_parts(class_of(config), config), {**tensors, **cut})
 
 
 def hf_shapes(name: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors that a class has for a model."""
-    theirs = _made_of(name, config, dict(meta_model(config).named_parameters()))
+    theirs = to_theirs(_parts(name, config), dict(meta_model(config).named_parameters()))
     return {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
 
@@ -407,12 +373,7 @@ def parameters_from_hf(
     parts = list(_parts(name, config))
     gains = {part.theirs for part in parts if part.gain is not None}
     check_tensors(hf_shapes(name, config), tensors, given_by, ones=gains)
-    ours: dict[str, Tensor] = {}
-    for part in parts:
-        if part.gain is None:
-            back = part.form.from_hf(tensors[part.theirs])
-            ours |= {name: x.contiguous() for name, x in zip(part.ours, back, strict=True)}
-    return ours
+    return to_ours(parts, tensors)
 
 
 def from_hf(

@@ -21,7 +21,7 @@ from quintic.errors import QuinticError, one_line
 from quintic.export.card import write_card
 from quintic.export.hf import class_of, hf_config, to_hf, unheld_switches
 from quintic.export.remote_code import MODULE, QUINTIC, write_remote_code
-from quintic.export.source import Source
+from quintic.export.source import Source, document_note, padding_note
 from quintic.export.tokenizer import write_tokenizer
 from quintic.export.verify import (
     MARKED_TEXT,
@@ -55,8 +55,9 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     write_json(folder / GENERATION_FILE, dict.fromkeys(names, end))
     write_tokenizer(tokenizer, folder, config.context)
-    write_card(source, folder, library="transformers", use=_use(source))
-    for line in notes(source):
+    notes = _notes(source)
+    write_card(source, folder, library="transformers", use=_use(source), notes=notes)
+    for line in notes:
         log(f"note: {line}")
     if importlib.util.find_spec("transformers") is None:
         log("not verified: that needs the package transformers, pip install 'quintic[hf]'")
@@ -98,9 +99,6 @@ def _use(source: Source) -> str:
     if name == QUINTIC:
         options = ", trust_remote_code=True"
         why = f", whose source is `{MODULE.name}`\nbeside the weights: {_unheld(source)}"
-    differences = "".join(f"\n- {line}" for line in notes(source))
-    if differences:
-        differences = f"\n\nDifferent from the model in quintic:\n{differences}"
     return f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,28 +112,16 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True, 
 Its class is `{name}`{why}.
 
 Every document of its training began with `{END_OF_TEXT}`, so a prompt should; the tokenizer
-does not add it. It sees at most {source.config.context:,} tokens at once.{differences}"""
+does not add it. It sees at most {source.config.context:,} tokens at once."""
 
 
 def _unheld(source: Source) -> str:
     return f"no class of transformers has {', '.join(unheld_switches(source.config))}"
 
 
-def notes(source: Source) -> list[str]:
-    """Return what the exported model does otherwise than quintic's, in words."""
-    found = []
-    rows = source.model.vocab_size - source.tokenizer.vocab_size
-    if rows > 0:
-        found.append(
-            f"the {rows} rows that pad the vocabulary are cut off; they are terms of quintic's "
-            "softmax, so losses are a little lower without"
-        )
-    if source.config.document_mask and class_of(source.config) != QUINTIC:
-        found.append(
-            "model.document_mask has no counterpart: texts of more than one document are seen "
-            "across their borders"
-        )
-    return found
+def _notes(source: Source) -> list[str]:
+    documents = document_note(source) if class_of(source.config) != QUINTIC else []
+    return [*padding_note(source), *documents]
 
 
 def verify_hf(source: Source, folder: Path) -> list[str]:

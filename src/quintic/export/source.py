@@ -57,3 +57,20 @@ def open_source(
         model = build_model(config)
         model.load_state_dict(trained.model.state_dict())
     return Source(trained, model.eval(), vocabulary)
+
+
+def padding_note(source: Source) -> list[str]:
+    """Return in words that a padded vocabulary is cut to the tokenizer's, where it is."""
+    rows = source.model.vocab_size - source.tokenizer.vocab_size
+    return [
+        f"the {rows} rows that pad the vocabulary are cut off; they are terms of quintic's "
+        "softmax, so losses are a little lower without"
+    ] * (rows > 0)
+
+
+def document_note(source: Source) -> list[str]:
+    """Return in words that a tool masks no documents, where the model does."""
+    return [
+        "model.document_mask has no counterpart: texts of more than one document are seen across "
+        "their borders"
+    ] * source.config.document_mask

@@ -36,7 +36,8 @@ def attend(
         attn_mask = torch.ones((T, S), dtype=torch.bool, device=q_BHTK.device).tril(S - T)
     if attn_mask is not None:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=attn_mask)
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=T == S)
+    # Lengths that torch.export leaves open compare to no plain bool.
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=bool(T == S))
 
 
 def mask_mod(
