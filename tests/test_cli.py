@@ -838,6 +838,27 @@ def test_a_run_folder_keeps_the_name_of_gpt2_and_nothing_of_a_tokenizer_that_nob
     assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
+def test_another_tokenizer_in_a_runs_folder_is_refused(
+    text_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(text_run, run)
+    content = json.loads((run / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    one, other = (token for token, index in vocabulary.items() if index in (40, 41))
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (run / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "text").write_text("def f(x)")
+    for command in (
+        ["generate", run],
+        ["evaluate", run, "--text", tmp_path / "text"],
+        ["export", run, "--to", "hf"],
+    ):
+        line = refusal(command, capsys)
+        assert line.startswith(f"{run}/tokenizer.json is not the tokenizer of the run (fingerprint")
+    assert not (run / "export").exists()
+
+
 def test_generate_takes_the_tokenizer_that_is_named_where_the_data_does_not_say(
     text_run: Path, text_data: Path, tmp_path: Path, capsys: Capture
 ) -> None:

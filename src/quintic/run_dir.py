@@ -28,7 +28,13 @@ from filelock import FileLock, Timeout
 
 import quintic
 from quintic.config import Config
-from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, BpeTokenizer, load_tokenizer
+from quintic.data.tokenizer import (
+    GPT2,
+    TOKENIZER_FILE,
+    BpeTokenizer,
+    load_tokenizer,
+    tokenizer_info,
+)
 from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.files import check_name, write_json
@@ -101,22 +107,36 @@ def read_config(folder: Path) -> Config:
     return read_recipe(path)
 
 
-def keep_tokenizer(folder: Path, spec: str | None) -> None:
-    """Keep a dataset's tokenizer in a run's folder, so that the model speaks wherever it goes."""
+def keep_tokenizer(folder: Path, spec: str | None) -> dict[str, str | None]:
+    """Keep a dataset's tokenizer in a run's folder, so that the model speaks wherever it goes.
+
+    Returns what `record_environment` is to record of it, for `kept_tokenizer`.
+    """
     tokenizer = load_tokenizer(spec) if spec not in (None, GPT2.name) else None
     if isinstance(tokenizer, BpeTokenizer):
         tokenizer.save(folder)
-    else:
-        (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+        return {"tokenizer": TOKENIZER_FILE, "tokenizer_fingerprint": tokenizer.fingerprint}
+    (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+    return {"tokenizer": spec}
 
 
 def kept_tokenizer(folder: Path) -> str | None:
     """Return the tokenizer that the folder keeps, as `load_tokenizer` takes it; None where that of
-    the dataset is not known, or quintic 0.1 trained."""
-    if (folder / TOKENIZER_FILE).exists():
-        return str(folder / TOKENIZER_FILE)
+    the dataset is not known, or quintic 0.1 trained.
+
+    Raises `QuinticError` where the file is not the one that the run has kept.
+    """
     starts = read_environments(folder)
-    return GPT2.name if starts and starts[-1].get("tokenizer") == GPT2.name else None
+    path = folder / TOKENIZER_FILE
+    if not path.exists():
+        return GPT2.name if starts and starts[-1].get("tokenizer") == GPT2.name else None
+    recorded = starts[-1].get("tokenizer_fingerprint") if starts else None
+    if isinstance(recorded, str) and (found := tokenizer_info(str(path)).fingerprint) != recorded:
+        raise QuinticError(
+            f"{path} is not the tokenizer of the run (fingerprint {found[:12]}, not "
+            f"{recorded[:12]}): bring that back, which is in the dataset's folder too"
+        )
+    return str(path)
 
 
 def lock(folder: Path) -> FileLock:

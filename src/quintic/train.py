@@ -16,7 +16,6 @@ from quintic.checkpoint import CheckpointWriter, last_checkpoint
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, validation_batches
 from quintic.data.prefetch import Prefetcher, Uploader
-from quintic.data.tokenizer import GPT2, TOKENIZER_FILE
 from quintic.device import DeviceTimer, peak_flops
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
@@ -47,14 +46,13 @@ def train_run(run: Run, console: Console) -> bool:
         with _errors_in_words(run):
             if run.world.is_main:
                 run_dir.write_config(run.folder, run.config)
-                spec = run.dataset.tokenizer_spec
-                run_dir.keep_tokenizer(run.folder, spec)
+                kept = run_dir.keep_tokenizer(run.folder, run.dataset.tokenizer_spec)
                 run_dir.record_environment(
                     run.folder,
                     run.device,
                     processes=run.world.size,
                     data=run.dataset.fingerprint,
-                    tokenizer=spec if spec in (None, GPT2.name) else TOKENIZER_FILE,
+                    **kept,
                 )
             _loop(run, console)
     return run.done

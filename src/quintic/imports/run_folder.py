@@ -62,11 +62,8 @@ def write_run(
     config = imported_config(model.config, origin)
     with new_folder(out) as folder:
         run_dir.create(folder, config, f"{model.kind}: imported, and in no optimizer's groups\n")
-        run_dir.keep_tokenizer(folder, tokenizer)
-        is_gpt2 = tokenizer == GPT2.name
-        run_dir.record_environment(
-            folder, torch.device("cpu"), tokenizer=GPT2.name if is_gpt2 else TOKENIZER_FILE
-        )
+        kept = run_dir.keep_tokenizer(folder, tokenizer)
+        run_dir.record_environment(folder, torch.device("cpu"), **kept)
         save_checkpoint(
             folder / run_dir.CHECKPOINTS,
             {f"model.{name}": tensor for name, tensor in model.tensors.items()},
