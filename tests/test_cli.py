@@ -171,6 +171,7 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ("data push d --to hub:a/b", "there is no option --to: see quintic data push --help"),
         ("generate --run d", "there is no option --run: see quintic generate --help"),
         ("data check", "data check needs the folder of shards: see quintic data check --help"),
+        ("data build text", "data build needs --out, the folder of the dataset; new, empty, or of"),
         ("generate run other", "generate does not understand 'other': see quintic generate --help"),
         ("train laptop extra", "train does not understand 'extra': see quintic train --help"),
         (
@@ -711,8 +712,8 @@ def test_any_text_is_a_prompt_even_one_that_is_no_utf8(text_run: Path, capsys: C
     ("option", "value", "message"),
     [
         ("--tokens", "0", "--tokens is 0: it must be at least 1"),
-        ("--temperature", "-1", "--temperature is -1.0: it must be zero or positive"),
-        ("--temperature", "nan", "--temperature is nan: it must be zero or positive"),
+        ("--temperature", "-1", "--temperature is -1.0: it must be finite, zero or positive"),
+        ("--temperature", "nan", "--temperature is nan: it must be finite, zero or positive"),
         ("--top-k", "0", "--top-k is 0: it must be at least 1, or left out"),
         ("--seed", "-1", "--seed is -1: it must be from 0 to 2**64 - 1"),
         ("--top-p", "0", "--top-p is 0.0: it must be above 0 and at most 1, or left out"),

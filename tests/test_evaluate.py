@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
-from quintic.data.document import Document
+from quintic.data.document import Document, read_text
 from quintic.data.loader import NO_TARGET, rolling_batches, validation_batches
 from quintic.data.shards import TokenStream, write_shard
 from quintic.data.tokenizer import train_bpe
@@ -212,3 +212,9 @@ def test_every_token_of_a_document_is_scored_once_with_the_context_it_has(tokens
         found = sum_losses(model.loss, batches, CPU)
         assert found.tokens == tokens
         assert found.nats == found.text_nats == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_closed_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(QuinticError, match="standard input is closed: pipe the text in, or name a"):
+        read_text(Path("-"))

@@ -250,9 +250,9 @@ def test_the_caller_keeps_its_gradients_between_tokens() -> None:
     ("setting", "message"),
     [
         ({"tokens": 0}, "--tokens is 0: it must be at least 1"),
-        ({"temperature": -1.0}, "--temperature is -1.0: it must be zero or positive"),
-        ({"temperature": math.nan}, "--temperature is nan: it must be zero or positive"),
-        ({"temperature": math.inf}, "--temperature is inf: it must be zero or positive"),
+        ({"temperature": -1.0}, "--temperature is -1.0: it must be finite, zero or positive"),
+        ({"temperature": math.nan}, "--temperature is nan: it must be finite, zero or positive"),
+        ({"temperature": math.inf}, "--temperature is inf: it must be finite, zero or positive"),
         ({"top_k": 0}, "--top-k is 0: it must be at least 1, or left out"),
         ({"seed": -1}, r"--seed is -1: it must be from 0 to 2\*\*64 - 1"),
         ({"seed": 2**64}, r"--seed is 18446744073709551616: it must be from 0 to 2\*\*64 - 1"),

@@ -38,7 +38,9 @@ class Sampling:
     def check(self) -> None:
         """Raise `QuinticError` on a setting out of range."""
         if not 0 <= self.temperature < math.inf:
-            raise QuinticError(f"--temperature is {self.temperature}: it must be zero or positive")
+            raise QuinticError(
+                f"--temperature is {self.temperature}: it must be finite, zero or positive"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise QuinticError(f"--top-k is {self.top_k}: it must be at least 1, or left out")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -229,6 +229,17 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     return device, dtype
 
 
+def check_divided(config: Config, processes: int) -> None:
+    """Raise `QuinticError` where a batch has fewer sequences than there are processes."""
+    smallest, context = config.batches.smallest, config.model.context
+    enough = processes * config.train.batch_stages * context
+    require(
+        smallest >= processes,
+        f"a batch of {counted(smallest, 'sequence')} cannot be divided among {processes:,} "
+        f"processes: start at most {smallest}, or use --train.batch-tokens {enough}",
+    )
+
+
 def _check_data(
     config: Config, device: torch.device, dtype: torch.dtype, console: Console, world: World
 ) -> tuple[Config, Dataset, Loader]:
@@ -238,13 +249,8 @@ def _check_data(
     Raises `QuinticError` where the data do not suffice or do not fit the model, and where another
     rank is about to do something else.
     """
-    smallest, context = config.batches.smallest, config.model.context
-    enough = world.size * config.train.batch_stages * context
-    require(
-        smallest >= world.size,
-        f"a batch of {counted(smallest, 'sequence')} cannot be divided among {world.size} "
-        f"processes: start at most {smallest}, or use --train.batch-tokens {enough}",
-    )
+    check_divided(config, world.size)
+    context = config.model.context
     with world.first_on_each_node():
         dataset = open_data(config, console)
         config = resolve_eot(resolve_vocabulary(config, dataset.vocab_size), dataset.eot_id)

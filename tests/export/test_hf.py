@@ -290,7 +290,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
         ([bare, "--to", "hf", *out], f"{bare} has no checkpoint to load"),
         ([full, "--to", "hf", *out], f"{full} holds no run"),
         ([text_run, "--to", "onyx", *out], "--to is 'onyx': it must be one of hf"),
-        ([text_run, *out], "export needs the target: the tool that is to load it"),
+        ([text_run, *out], "export needs --to, the target: the tool that is to load it"),
         ([text_run, "--to", "hf", "--out", full], f"{full} exists and is not an empty folder"),
         (
             [text_run, "--to", "hf", "--out", full / "notes.txt"],

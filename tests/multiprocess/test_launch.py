@@ -98,7 +98,7 @@ def test_more_processes_than_sequences_are_refused_once_and_not_tried_again(
         assert run.wait() == 2
         assert run.alive() == {}
     assert re.fullmatch(
-        r"quintic: rank \d: a batch of 2 sequences cannot be divided among 3 processes: start at "
+        r"quintic: a batch of 2 sequences cannot be divided among 3 processes: start at "
         r"most 2, or use --train\.batch-tokens 96\n",
         run.errors,
     )

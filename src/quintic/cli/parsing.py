@@ -188,9 +188,13 @@ def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
     if isinstance(event, UnrecognizedArgs):
         return f"{name} does not understand {event.tokens[0]!r}: {way_out}"
     if isinstance(event, MissingArgs):
-        helptext = event.missing_arguments[0].arg.field.helptext
+        missing = event.missing_arguments[0].arg
+        helptext = missing.field.helptext
         text = (helptext() if callable(helptext) else helptext) or "?"
-        return f"{name} needs the {text[0].lower()}{text[1:].rstrip('.')}: {way_out}"
+        text = f"the {text[0].lower()}{text[1:].rstrip('.')}"
+        option = missing.display_name()
+        what = f"{option}, {text}" if option.startswith("--") else text
+        return f"{name} needs {what}: {way_out}"
     if isinstance(event, InstantiationFailure) and event.argument is None:
         return event.message  # a section's own check
     if not isinstance(event, BadValue | InvalidChoice | InstantiationFailure):

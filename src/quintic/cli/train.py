@@ -18,7 +18,7 @@ from quintic.distributed.world import World
 from quintic.errors import QuinticError, reason
 from quintic.report import closing_lines, opening_lines
 from quintic.run_dir import default_folder
-from quintic.setup import Run, resume, start
+from quintic.setup import Run, check_divided, resume, start
 from quintic.train import train_run
 
 
@@ -62,10 +62,12 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     if command.procs is not None and not launched:
         from quintic.distributed.launch import launch, process_count
 
+        procs = process_count(command.procs)
+        check_divided(command.config, procs)  # before thousands are started
         if command.out is None and (out := new_folder(command)) is not None:
             # Chosen here, so that all processes and their restarts have the same.
             arguments = [*arguments, "--out", str(out)]
-        code = launch(arguments, process_count(command.procs), command.max_restarts)
+        code = launch(arguments, procs, command.max_restarts)
         raise SystemExit(code)
 
     if launched_size() > 1:

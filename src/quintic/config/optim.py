@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from quintic.config.schema import (
     ABOVE_0,
     FINITE,
+    ITERATED,
     ON,
     Accepted,
     Beta,
@@ -92,7 +93,7 @@ class MuonConfig(Section, name="optim.muon"):
     scale: Literal["max_dim", "aspect", "rms", "none"] = "max_dim"
     """Factor of the update of a (rows, columns) matrix: max_dim sqrt(max(r, c)), the original's;
     aspect sqrt(max(1, r/c)); rms 0.2 sqrt(max(r, c)), which reuses an AdamW learning rate; none."""
-    ns_steps: PositiveInt = 5
+    ns_steps: Annotated[int, ABOVE_0, ITERATED] = 5
     """Newton-Schulz iterations."""
     ns_coefficients: Literal["quintic", "polar_express", "dion"] = "quintic"
     """Of Newton-Schulz: quintic, the original's, the same in every iteration; polar_express, a

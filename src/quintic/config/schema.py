@@ -192,6 +192,7 @@ FINITE = Rule(math.isfinite, "it must be finite")
 COMPUTABLE = Rule(lambda value: abs(value) <= 1e12, "it must be at most 1e12")
 ABOVE_0 = Rule(lambda value: value > 0, "it must be positive")
 COUNTED = Rule(lambda value: value < 2**63, "it must be less than 2**63")
+ITERATED = Rule(lambda value: value <= 1000, "it must be at most 1000")
 NOT_BELOW_0 = Rule(lambda value: value >= 0, "it must be zero or positive")
 BETA = Rule(lambda value: 0 <= value < 1, "it must be at least 0 and less than 1")
 BETA_EACH = Rule(

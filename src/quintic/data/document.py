@@ -58,6 +58,8 @@ def read_text(path: Path) -> str:
     Raises `QuinticError` for a file that is not there or not a file, is empty or is not UTF-8.
     """
     name = _name(path)
+    if path == STDIN and sys.stdin is None:
+        raise QuinticError("standard input is closed: pipe the text in, or name a file")
     try:
         content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
     except IsADirectoryError:

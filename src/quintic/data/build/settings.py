@@ -63,7 +63,7 @@ class BuildSettings:
     @property
     def trained_size(self) -> int | None:
         """The size of the vocabulary to train; None where it is there already."""
-        found = re.fullmatch(r"train:(\d[\d_]*)", self.tokenizer)
+        found = re.fullmatch(r"train:([1-9][\d_]*)", self.tokenizer)
         return int(found[1]) if found else None
 
     @property
