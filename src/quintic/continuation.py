@@ -21,6 +21,7 @@ from quintic.checkpoint import (
     STATE,
     CheckpointWriter,
     WholeCheckpoint,
+    check_none_lost,
     checkpoints,
     chosen_checkpoint,
     load_state,
@@ -169,6 +170,7 @@ def _continuable(
     root, steps, alike = folder / CHECKPOINTS, config.train.steps, steps_alike(saved, config)
     newest = newest_whole(root)
     if newest is None:
+        check_none_lost(root, saved)
         raise QuinticError(f"{folder} has no checkpoint yet: continue it with --resume {folder}")
     done: int = newest.state["step"]
     if fresh_cooldown and done > alike:

@@ -21,6 +21,7 @@ from quintic.checkpoint import (
     STATE,
     TrainState,
     WholeCheckpoint,
+    check_none_lost,
     folder_name,
     load_state,
     newest_whole,
@@ -385,7 +386,7 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
 
     Raises `QuinticError` where the folder is in use, where the replacement would change what was
     already computed, where the data is another, where no checkpoint is whole, and as
-    `check_same_config` does.
+    `check_same_config` and `check_none_lost` do.
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
     check_trained_here(folder, saved)
@@ -394,10 +395,12 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         found = world.on_main(lambda: newest_whole(root))
         if found:
             check_same_config(saved, found)
+        else:
+            _check_begins_at_0(folder, saved)
+            world.on_main(lambda: check_none_lost(root, saved))
         _check_continues(saved, config, found.state["step"] if found else 0)
         run = set_up(config, folder, console, world)
         if found is None:
-            _check_begins_at_0(folder, saved)
             console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
             return run
         for problem in found.damaged:

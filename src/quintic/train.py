@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quintic import run_dir
-from quintic.checkpoint import CheckpointWriter, last_checkpoint
+from quintic.checkpoint import CheckpointWriter, due_steps, last_checkpoint
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, validation_batches
 from quintic.data.prefetch import Prefetcher, Uploader
@@ -27,7 +27,7 @@ from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
-from quintic.optim.schedule import scheduled, steps_before_cooldown
+from quintic.optim.schedule import scheduled
 from quintic.setup import Run
 
 UNWATCHED = Watchdog(ALONE, math.inf)
@@ -93,7 +93,7 @@ def _errors_in_words(run: Run) -> Iterator[None]:
 def _loop(run: Run, console: Console) -> None:
     config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
-    root, before_cooldown = run.folder / run_dir.CHECKPOINTS, steps_before_cooldown(config)
+    root, saves = run.folder / run_dir.CHECKPOINTS, set(due_steps(config))
     with ExitStack() as stack:
         stack.enter_context(run.computing())
         # First, since it guards the closing of the rest.
@@ -133,8 +133,7 @@ def _loop(run: Run, console: Console) -> None:
                 stop.cast_vote()
                 stopping = stop.agreed()
 
-            due = step % config.train.checkpoint_every == 0 or run.done or stopping
-            due = due or (config.train.keep_before_cooldown and step == before_cooldown)
+            due = step in saves or run.done or stopping
             if due and (step != saved_step or run.stopped_early):
                 watchdog.at(step, "the checkpoint", waits=True)
                 metrics.flush()
