@@ -60,6 +60,7 @@ from quintic.early_stop import stopped_early
 from quintic.errors import QuinticError, counted, memory_reason
 from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
+from quintic.metrics import METRICS, lost_records
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
@@ -414,7 +415,15 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         load_state(found, run.state, world)
         run.stopped_early = why if run.state.step == last_step else None
         console.line(f"resuming from {found.path}")
+        note_lost_records(folder, saved, run, console)
         return run
+
+
+def note_lost_records(folder: Path, saved: Config, run: Run, console: Console) -> None:
+    """Say which losses the metrics of the run in `folder` lack, where `run` goes on with them."""
+    metrics, step = folder / METRICS, run.state.step
+    if not run.done and (lost := run.world.on_main(lambda: lost_records(metrics, saved, step))):
+        console.line(f"note: {lost}")
 
 
 def check_trained_here(folder: Path, config: Config) -> None:
