@@ -977,10 +977,22 @@ def test_a_run_that_diverges_names_step_and_last_checkpoint_and_saves_no_such_we
         writes="^run",
     )
     assert re.search(rule, message)
-    assert message.endswith("; start again with a lower --optim.muon.lr or --optim.adamw.lr")
+    assert message.endswith(
+        "; start again with a lower --optim.muon.lr or --optim.adamw.lr, in another --out, or in "
+        "this one once run is removed"
+    )
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
         for tensor in weights_of(path):
             assert not tensor.is_floating_point() or torch.isfinite(tensor).all()
+    if learning_rate == "1e39":
+        assert refuse(*tiny, "--out", "run") == (
+            "run already holds a run: continue it with --resume run, choose another --out, or "
+            "remove it, since it has no checkpoint"
+        )
+        assert refuse("train", "--resume", "run", "--optim.adamw.lr", "0.1") == (
+            "--resume cannot change optim.adamw.lr: run was begun otherwise; remove it, of which "
+            "no step is saved, or start a new run with another --out"
+        )
 
 
 def test_a_diverged_run_can_be_looked_at(

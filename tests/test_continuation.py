@@ -246,6 +246,7 @@ def test_the_folder_is_chosen_before_processes_start(
             "--resume cannot change train.seed: the ste",
         ),
         (["--train.steps", "10"], "the learning rate of such a run is another from step 7 on, and"),
+        (["--train.steps", "10"], "; give more than the 12 steps that it has done, begin a new"),
         (
             ["--train.steps", "10", "--fresh-cooldown"],
             "newest checkpoint, of step 12, and train.st",

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from quintic.config import Config
 from quintic.distributed.world import ALONE, World, local_rows
-from quintic.errors import QuinticError, reason, way_out
+from quintic.errors import QuinticError, reason, start_lower, way_out
 from quintic.files import check_name, file_sha256, fsync_path
 from quintic.metrics import METRICS, STOPPED_EARLY, read_metrics
 from quintic.model.base import LanguageModel
@@ -531,7 +531,7 @@ def check_finite(tensors: dict[str, Tensor], step: int, root: Path, config: Conf
         if tensor.is_floating_point() and not torch.isfinite(local_rows(tensor)).all():
             raise QuinticError(
                 f"{name} is not finite after step {step} and was not saved: "
-                f"{last_checkpoint(root)}; start again with a lower {config.optim.lr_options}"
+                f"{last_checkpoint(root)}; {start_lower(config.optim.lr_options, root.parent)}"
             )
 
 

@@ -199,10 +199,15 @@ def _continuable(
     if found is not None:
         return found, False
     oldest = checkpoints(root)[0].name
+    way_out = (
+        "add --fresh-cooldown to take the learning rate up again from the newest and down to the "
+        "new end"
+        if done < steps
+        else f"give more than the {done} steps that it has done"
+    )
     raise QuinticError(
         f"{folder} cannot go on to {steps} steps as it is: {_first_difference(saved, config)}, and "
-        f"its oldest checkpoint is {oldest}; add --fresh-cooldown to take the learning rate up "
-        f"again from the newest and down to the new end, begin a new run with its weights, "
+        f"its oldest checkpoint is {oldest}; {way_out}, begin a new run with its weights, "
         f"--init-from {folder}, or one of {steps} steps from the start"
     )
 

@@ -399,7 +399,7 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         else:
             _check_begins_at_0(folder, saved)
             world.on_main(lambda: check_none_lost(root, saved))
-        _check_continues(saved, config, found.state["step"] if found else 0)
+        _check_continues(folder, saved, config, found.state["step"] if found else 0)
         run = set_up(config, folder, console, world)
         if found is None:
             console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
@@ -520,12 +520,17 @@ def check_same_config(config: Config, found: WholeCheckpoint) -> None:
         )
 
 
-def _check_continues(saved: Config, config: Config, done: int) -> None:
-    """Raise `QuinticError` where `config` would not have led to the checkpoint."""
+def _check_continues(folder: Path, saved: Config, config: Config, done: int) -> None:
+    """Raise `QuinticError` where `config` would not have led to the checkpoint, of `done` steps."""
     if changed := _changed(saved, config, done):
+        why = (
+            f"the {done} steps done were trained otherwise; "
+            if done
+            else f"{folder} was begun otherwise; remove it, of which no step is saved, or "
+        )
         raise QuinticError(
-            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
-            "trained otherwise; start a new run with another --out"
+            f"--resume cannot change {', '.join(sorted(changed))}: {why}start a new run with "
+            "another --out"
         )
 
 

@@ -22,7 +22,7 @@ from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
 from quintic.early_stop import why_stop
-from quintic.errors import QuinticError, memory_reason, reason, way_out
+from quintic.errors import QuinticError, memory_reason, reason, start_lower, way_out
 from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
@@ -68,8 +68,8 @@ def _errors_in_words(run: Run) -> Iterator[None]:
         yield
     except NonFiniteLossError as error:
         raise QuinticError(
-            f"{error}: training has diverged, {last_checkpoint(root)}; start again with a lower "
-            f"{run.config.optim.lr_options}"
+            f"{error}: training has diverged, {last_checkpoint(root)}; "
+            f"{start_lower(run.config.optim.lr_options, run.folder)}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if (found := memory_reason(error)) is None:
