@@ -25,12 +25,16 @@ from filelock import FileLock
 from safetensors import safe_open
 
 import quintic.setup
+from quintic import run_dir
 from quintic.checkpoint import WholeCheckpoint, checkpoints, newest_whole, read_state
 from quintic.cli.main import main
+from quintic.console import Console
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
-from quintic.metrics import read_metrics
+from quintic.errors import QuinticError
+from quintic.metrics import read_metrics, truncate_metrics
 from quintic.run_dir import record_environment
+from quintic.setup import resume
 
 Refuse = Callable[..., str]
 Capture = pytest.CaptureFixture[str]
@@ -405,17 +409,81 @@ def test_a_file_or_a_folder_within_a_run_where_its_folder_is_asked_for(
     assert found == f"run/checkpoints/step-00000012 holds no run (config.json is missing): {name}"
 
 
-def test_a_run_without_checkpoint_begins_again_at_step_0_and_says_so(
-    run: Path, tiny_run: Path, refuse: Refuse, capsys: Capture
-) -> None:
+def test_a_run_without_checkpoint_is_not_loaded(run: Path, refuse: Refuse) -> None:
     shutil.rmtree(run / "checkpoints")
     for command in ("evaluate", "generate"):
         assert refuse(command, run) == (
             f"{run} has no checkpoint to load: train further with --resume {run}"
         )
-    main(["train", "--resume", str(run)])
-    assert f"no checkpoint in {run} yet: beginning again at step 0" in capsys.readouterr().out
-    assert losses(run) == losses(tiny_run)
+
+
+@pytest.mark.parametrize(
+    ("kept", "emptied", "begins"),
+    [
+        (12, False, False),  # all losses of a run that was finished
+        (12, True, False),  # as a mount point without its disk is
+        (9, True, False),  # the first was whole before the second was begun, after 8 steps
+        (8, True, True),  # the first could not be written
+        (5, False, False),
+        (4, False, True),  # none yet: the first is that of 4 steps
+        (0, False, True),
+    ],
+)
+def test_a_run_whose_checkpoints_are_lost_is_left_as_it_is_and_one_without_any_yet_begins_again(
+    tiny_run: Path, tmp_path: Path, kept: int, emptied: bool, begins: bool
+) -> None:
+    """`kept` is how many steps have their losses."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "checkpoints")
+    if emptied:
+        (run / "checkpoints").mkdir()
+    if kept < 12:
+        truncate_metrics(run / "metrics.jsonl", kept)
+    config = run_dir.read_config(run)
+    if begins:
+        assert resume(run, config, Console()).state.step == 0
+        return
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    done = 12 if kept == 12 else kept - 1
+    with pytest.raises(QuinticError) as caught:
+        resume(run, config, Console())
+    assert str(caught.value) == (
+        f"{run} has no checkpoint any more, and metrics.jsonl says that it came to step {done}: "
+        f"bring {run}/checkpoints back, or begin again with another --out, or once {run} is removed"
+    )
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_only_checkpoint_begins_again(
+    tiny_data: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "checkpoints")
+    only = {"train.checkpoint_every": 99, "train.keep_before_cooldown": False}
+    config = run_dir.read_config(run).override(only)
+    run_dir.write_config(run, config)
+    with pytest.raises(QuinticError, match="has no checkpoint any more"):
+        resume(run, config, Console())
+    (run / "checkpoints" / ".step-00000012.1.writing").mkdir(parents=True)
+    assert resume(run, config, Console()).state.step == 0
+
+
+def test_checkpoints_behind_a_link_to_a_disk_that_is_not_mounted(
+    run: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    (run / "checkpoints").rename(tmp_path / "disk")
+    (run / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    message = (
+        f"{run}/checkpoints is a link to {tmp_path}/elsewhere, which is not there: bring that "
+        "back, as by mounting its disk, or begin again with another --out, or once "
+        f"{run} is removed"
+    )
+    auto = ["train", "laptop", "--out", run, "--auto-resume"]
+    longer = ["train", "--resume", run, "--train.steps", "20", "--out", "new"]
+    for command in (["train", "--resume", run], auto, longer):
+        assert refuse(*command, writes=r"^run/\.lock$") == message
 
 
 def truncate_tensors(checkpoint: Path) -> None:
@@ -909,10 +977,22 @@ def test_a_run_that_diverges_names_step_and_last_checkpoint_and_saves_no_such_we
         writes="^run",
     )
     assert re.search(rule, message)
-    assert message.endswith("; start again with a lower --optim.muon.lr or --optim.adamw.lr")
+    assert message.endswith(
+        "; start again with a lower --optim.muon.lr or --optim.adamw.lr, in another --out, or in "
+        "this one once run is removed"
+    )
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
         for tensor in weights_of(path):
             assert not tensor.is_floating_point() or torch.isfinite(tensor).all()
+    if learning_rate == "1e39":
+        assert refuse(*tiny, "--out", "run") == (
+            "run already holds a run: continue it with --resume run, choose another --out, or "
+            "remove it, since it has no checkpoint"
+        )
+        assert refuse("train", "--resume", "run", "--optim.adamw.lr", "0.1") == (
+            "--resume cannot change optim.adamw.lr: run was begun otherwise; remove it, of which "
+            "no step is saved, or start a new run with another --out"
+        )
 
 
 def test_a_diverged_run_can_be_looked_at(

@@ -25,7 +25,7 @@ from quintic.continuation import continue_run
 from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics import METRICS, lost_records, read_metrics
 from quintic.optim.schedule import lr_factor, steps_alike, steps_before_cooldown
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
@@ -246,6 +246,7 @@ def test_the_folder_is_chosen_before_processes_start(
             "--resume cannot change train.seed: the ste",
         ),
         (["--train.steps", "10"], "the learning rate of such a run is another from step 7 on, and"),
+        (["--train.steps", "10"], "; give more than the 12 steps that it has done, begin a new"),
         (
             ["--train.steps", "10", "--fresh-cooldown"],
             "newest checkpoint, of step 12, and train.st",
@@ -349,6 +350,59 @@ def test_a_new_folder_that_cannot_be_written_leaves_nothing(
     assert refusal(["train", "--resume", run, *LONGER], capsys) == (
         f"{tmp_path}/run-to-20 could not be created: No space left on device: make room, or choose "
         "another --out"
+    )
+    assert files_below(tmp_path) == before
+
+
+def test_losses_that_are_lost_are_said_when_a_run_goes_on(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = run / METRICS
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not 2 < json.loads(line)["step"] < 7))
+    said = f"note: {path} lacks losses of steps 3 to 6: they are lost, and the curve has a hole"
+    continue_run(run, read_config(run).override({"train.steps": 20}), tmp_path / "new", Console())
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert resume(run, read_config(run), Console()).done
+    assert "lacks" not in capsys.readouterr().out, "nothing is added to the curve of a finished run"
+    shutil.rmtree(run / CHECKPOINTS / "step-00000012")
+    resume(run, read_config(run), Console())
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("kept", "changes", "steps"),
+    [
+        ([], {}, "steps 0 to 7"),
+        ([0, 1, 2, 3, 4, 6, 7], {}, "step 5"),
+        ([1, 2, 4, 5, 6, 7], {}, "2 steps from 0 to 3"),
+        ([0, 5], {"train.log_every": 5}, None),
+        ([4, 5, 6, 7], {"continued_from.anew": 4, "continued_from.run": "other"}, None),
+        ([*range(8)], {}, None),
+        ([0, 5], {"train.log_every": 100, "train.eval_every": 2}, "3 steps from 2 to 6"),
+    ],
+)
+def test_lost_losses_are_those_of_steps_that_were_written(
+    tiny_data: Path, tmp_path: Path, kept: list[int], changes: dict[str, Any], steps: str | None
+) -> None:
+    path = tmp_path / METRICS
+    path.write_text(
+        "".join(f'{{"step": {step}, "train_loss": 1.0, "val_loss": 1.0}}\n' for step in kept)
+    )
+    found = lost_records(path, tiny_config(tiny_data, changes), 8)
+    assert found == (
+        steps and f"{path} lacks losses of {steps}: they are lost, and the curve has a hole there"
+    )
+
+
+def test_a_damaged_record_is_named_in_the_run_that_goes_on(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = run / METRICS
+    path.write_text("no record\n" + path.read_text())
+    before = files_below(tmp_path)
+    assert refusal(["train", "--resume", run, *LONGER], capsys) == (
+        f"{path} line 1 is not a record of a run: 'no record'; repair or remove the line"
     )
     assert files_below(tmp_path) == before
 

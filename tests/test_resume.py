@@ -398,9 +398,9 @@ def test_a_setting_that_goes_with_what_is_changed_is_no_change_of_its_own() -> N
     laptop = get_recipe("laptop")
     moved = laptop.override({"data.path": "elsewhere"})
     assert moved.data.embedded_vocab != laptop.data.embedded_vocab
-    _check_continues(laptop, moved, 4)
+    _check_continues(Path("run"), laptop, moved, 4)
     with pytest.raises(QuinticError, match=r"--resume cannot change optim\.matrices: the 4 steps"):
-        _check_continues(laptop, laptop.override({"optim.matrices": "sgd"}), 4)
+        _check_continues(Path("run"), laptop, laptop.override({"optim.matrices": "sgd"}), 4)
 
 
 def test_a_run_without_a_cooldown_goes_on_from_its_end(tiny: list[str], tmp_path: Path) -> None:

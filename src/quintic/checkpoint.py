@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -32,8 +33,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from quintic.config import Config
 from quintic.distributed.world import ALONE, World, local_rows
-from quintic.errors import QuinticError, reason, way_out
+from quintic.errors import QuinticError, reason, start_lower, way_out
 from quintic.files import check_name, file_sha256, fsync_path
+from quintic.metrics import METRICS, STOPPED_EARLY, read_metrics
 from quintic.model.base import LanguageModel
 from quintic.optim.schedule import steps_before_cooldown
 
@@ -477,6 +479,44 @@ class CheckpointWriter:
             self._pool.shutdown()
 
 
+def due_steps(config: Config) -> list[int]:
+    """Return the steps after which a run that is not stopped saves a checkpoint, in order."""
+    steps, every = config.train.steps, config.train.checkpoint_every
+    before_cooldown = steps_before_cooldown(config) if config.train.keep_before_cooldown else None
+    return sorted({*range(every, steps, every), before_cooldown or steps, steps})
+
+
+def check_none_lost(root: Path, config: Config) -> None:
+    """Raise `QuinticError` where a run without a checkpoint in `root` must have had one: beginning
+    again would replace a curve whose weights may only be out of reach, as on a disk that is not
+    mounted.
+
+    A run that was ended before its first checkpoint was on disk has nothing to lose. That is
+    written while training goes on, and complete before the second is begun.
+    """
+    folder = root.parent
+    way_out = f"or begin again with another --out, or once {folder} is removed"
+    if root.is_symlink() and not root.exists():
+        raise QuinticError(
+            f"{root} is a link to {root.readlink()}, which is not there: bring that back, as by "
+            f"mounting its disk, {way_out}"
+        )
+    records = read_metrics(folder / METRICS)
+    validated = [record for record in records if "val_loss" in record]
+    ended = bool(validated) and (
+        validated[-1]["step"] >= config.train.steps or STOPPED_EARLY in validated[-1]
+    )
+    first, second, *_ = [*due_steps(config), math.inf]
+    trained = max((r["step"] for r in records if "train_loss" in r), default=-1)
+    cut_short = any(root.glob(".step-*"))  # by the end of the process that was writing it
+    if trained >= (second if root.exists() else first) or (ended and not cut_short):
+        done = max(record["step"] for record in records)
+        raise QuinticError(
+            f"{folder} has no checkpoint any more, and {METRICS} says that it came to step {done}: "
+            f"bring {root} back, {way_out}"
+        )
+
+
 def last_checkpoint(root: Path) -> str:
     """Return the newest checkpoint in words, for messages."""
     found = checkpoints(root)
@@ -491,7 +531,7 @@ def check_finite(tensors: dict[str, Tensor], step: int, root: Path, config: Conf
         if tensor.is_floating_point() and not torch.isfinite(local_rows(tensor)).all():
             raise QuinticError(
                 f"{name} is not finite after step {step} and was not saved: "
-                f"{last_checkpoint(root)}; start again with a lower {config.optim.lr_options}"
+                f"{last_checkpoint(root)}; {start_lower(config.optim.lr_options, root.parent)}"
             )
 
 

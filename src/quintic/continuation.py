@@ -21,6 +21,7 @@ from quintic.checkpoint import (
     STATE,
     CheckpointWriter,
     WholeCheckpoint,
+    check_none_lost,
     checkpoints,
     chosen_checkpoint,
     load_state,
@@ -33,7 +34,7 @@ from quintic.console import Console
 from quintic.data.dataset import Dataset
 from quintic.data.tokenizer import tokenizer_info
 from quintic.distributed.world import ALONE, World
-from quintic.errors import QuinticError, reason, way_out
+from quintic.errors import QuinticError, reason, system_error, way_out
 from quintic.files import file_sha256, fsync_path
 from quintic.metrics import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
@@ -50,6 +51,7 @@ from quintic.setup import (
     has_step,
     held_unless_finished,
     no_checkpoint,
+    note_lost_records,
     open_data,
     set_up,
 )
@@ -151,6 +153,8 @@ def continue_run(
         factor = scheduled(run.config, step).lr_factor
         how = f"with the learning rate at {factor:.3g} of its peak again, to 0 at step {steps}"
     console.line(f"continuing {folder} in {out} from step {step}: {how}")
+    if not force_data:
+        note_lost_records(folder, saved, run, console)
     if force_data:
         console.line(
             f"on other data, {run.dataset.path}: its losses are not those of {folder}, so the "
@@ -169,6 +173,7 @@ def _continuable(
     root, steps, alike = folder / CHECKPOINTS, config.train.steps, steps_alike(saved, config)
     newest = newest_whole(root)
     if newest is None:
+        check_none_lost(root, saved)
         raise QuinticError(f"{folder} has no checkpoint yet: continue it with --resume {folder}")
     done: int = newest.state["step"]
     if fresh_cooldown and done > alike:
@@ -194,10 +199,15 @@ def _continuable(
     if found is not None:
         return found, False
     oldest = checkpoints(root)[0].name
+    way_out = (
+        "add --fresh-cooldown to take the learning rate up again from the newest and down to the "
+        "new end"
+        if done < steps
+        else f"give more than the {done} steps that it has done"
+    )
     raise QuinticError(
         f"{folder} cannot go on to {steps} steps as it is: {_first_difference(saved, config)}, and "
-        f"its oldest checkpoint is {oldest}; add --fresh-cooldown to take the learning rate up "
-        f"again from the newest and down to the new end, begin a new run with its weights, "
+        f"its oldest checkpoint is {oldest}; {way_out}, begin a new run with its weights, "
         f"--init-from {folder}, or one of {steps} steps from the start"
     )
 
@@ -316,9 +326,8 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
     def prepare() -> None:
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
         run_dir.create(aside, run.config, param_groups_table(run.specs))
-        if curve_of is not None and (curve_of / METRICS).exists():
-            shutil.copyfile(curve_of / METRICS, aside / METRICS)
-            truncate_metrics(aside / METRICS, run.state.step)
+        if curve_of is not None:
+            truncate_metrics(curve_of / METRICS, run.state.step, to=aside / METRICS)
         events = curve_of and curve_of / TENSORBOARD
         if events and events.is_dir() and run.config.train.tensorboard:
             shutil.copytree(events, aside / TENSORBOARD)
@@ -337,7 +346,7 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
     except BaseException as error:
         if world.is_main:
             shutil.rmtree(aside, ignore_errors=True)
-        if not isinstance(error, OSError | QuinticError):
+        if system_error(error) is None:
             raise
         raise QuinticError(
             f"{run.folder} could not be created: {reason(error)}: {way_out(error)}, or choose "

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import re
+from pathlib import Path
 
 
 class QuinticError(ValueError):
@@ -74,6 +75,14 @@ def way_out(error: BaseException) -> str:
     found = system_error(error)
     unknown = "check the path and the disk" if found else "see to that"
     return WAYS_OUT.get(found.errno or 0, unknown) if found else unknown
+
+
+def start_lower(lr_options: str, folder: Path) -> str:
+    """Return what to do about a run in a folder that has diverged, in words."""
+    return (
+        f"start again with a lower {lr_options}, in another --out, or in this one once {folder} is "
+        "removed"
+    )
 
 
 def memory_reason(error: BaseException) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from quintic.config import Config
 from quintic.device import DeviceTimer, LateScalar, Moment
 from quintic.errors import QuinticError
 from quintic.files import replacing
@@ -236,18 +237,44 @@ def read_metrics(path: Path) -> list[MetricsRecord]:
     return records
 
 
-def truncate_metrics(path: Path, step: int) -> list[MetricsRecord]:
+def truncate_metrics(path: Path, step: int, *, to: Path | None = None) -> list[MetricsRecord]:
     """Drop the records from `step` on, which a run resumed there will measure again; return those
-    before.
+    before. `to` gets them where the file itself is to stay as it is.
 
     What is dropped includes a validation at `step` itself, with which the resumed run begins.
     """
     if not path.exists():
         return []
     kept = [record for record in read_metrics(path) if record["step"] < step]
-    with replacing(path) as file:
+    with replacing(to or path) as file:
         file.writelines(_to_line(record).encode() for record in kept)
     return kept
+
+
+def lost_records(path: Path, config: Config, step: int) -> str | None:
+    """Return in words for which steps before `step` a run's `metrics.jsonl` has no loss that was
+    once written; None where it has them all.
+
+    A run on other data has none before it began there.
+    """
+    records, anew = read_metrics(path), config.continued_from.anew
+    lost: set[int] = set()
+    for name, every in (
+        ("train_loss", config.train.log_every),
+        ("val_loss", config.train.eval_every),
+    ):
+        found = {record["step"] for record in records if name in record}
+        lost |= {n for n in range(anew, step) if n % every == 0} - found
+    if not lost:
+        return None
+    first, last = min(lost), max(lost)
+    if first == last:
+        steps = f"step {first}"
+    elif len(lost) == last - first + 1:
+        steps = f"steps {first} to {last}"
+    else:
+        steps = f"{len(lost):,} steps from {first} to {last}"
+    return f"{path} lacks losses of {steps}: they are lost, and the curve has a hole there"
 
 
 def _to_line(record: MetricsRecord) -> str:

@@ -63,9 +63,13 @@ def check_free(folder: Path) -> None:
     if not folder.exists():
         return
     if holds_run(folder):
+        # Where nothing was saved yet, as of a run that diverged, there is nothing to keep.
+        saved = any(folder.glob(f"{CHECKPOINTS}/step-*"))
+        or_else = "or choose another --out"
+        if not saved:
+            or_else = "choose another --out, or remove it, since it has no checkpoint"
         raise QuinticError(
-            f"{folder} already holds a run: continue it with --resume {folder}, or choose "
-            "another --out"
+            f"{folder} already holds a run: continue it with --resume {folder}, {or_else}"
         )
     # What a start that was killed left, before it was a run, is in nobody's way.
     left_over = {folder / PARAM_GROUPS, *folder.glob(f".{CONFIG}.*.tmp")}

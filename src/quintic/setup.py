@@ -21,6 +21,7 @@ from quintic.checkpoint import (
     STATE,
     TrainState,
     WholeCheckpoint,
+    check_none_lost,
     folder_name,
     load_state,
     newest_whole,
@@ -59,6 +60,7 @@ from quintic.early_stop import stopped_early
 from quintic.errors import QuinticError, counted, memory_reason
 from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
+from quintic.metrics import METRICS, lost_records
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
@@ -391,7 +393,7 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
 
     Raises `QuinticError` where the folder is in use, where the replacement would change what was
     already computed, where the data is another, where no checkpoint is whole, and as
-    `check_same_config` does.
+    `check_same_config` and `check_none_lost` do.
     """
     saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
     check_trained_here(folder, saved)
@@ -400,10 +402,12 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         found = world.on_main(lambda: newest_whole(root))
         if found:
             check_same_config(saved, found)
-        _check_continues(saved, config, found.state["step"] if found else 0)
+        else:
+            _check_begins_at_0(folder, saved)
+            world.on_main(lambda: check_none_lost(root, saved))
+        _check_continues(folder, saved, config, found.state["step"] if found else 0)
         run = set_up(config, folder, console, world)
         if found is None:
-            _check_begins_at_0(folder, saved)
             console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
             return run
         for problem in found.damaged:
@@ -417,7 +421,15 @@ def resume(folder: Path, config: Config, console: Console, world: World = ALONE)
         load_state(found, run.state, world)
         run.stopped_early = why if run.state.step == last_step else None
         console.line(f"resuming from {found.path}")
+        note_lost_records(folder, saved, run, console)
         return run
+
+
+def note_lost_records(folder: Path, saved: Config, run: Run, console: Console) -> None:
+    """Say which losses the metrics of the run in `folder` lack, where `run` goes on with them."""
+    metrics, step = folder / METRICS, run.state.step
+    if not run.done and (lost := run.world.on_main(lambda: lost_records(metrics, saved, step))):
+        console.line(f"note: {lost}")
 
 
 def check_trained_here(folder: Path, config: Config) -> None:
@@ -514,12 +526,17 @@ def check_same_config(config: Config, found: WholeCheckpoint) -> None:
         )
 
 
-def _check_continues(saved: Config, config: Config, done: int) -> None:
-    """Raise `QuinticError` where `config` would not have led to the checkpoint."""
+def _check_continues(folder: Path, saved: Config, config: Config, done: int) -> None:
+    """Raise `QuinticError` where `config` would not have led to the checkpoint, of `done` steps."""
     if changed := _changed(saved, config, done):
+        why = (
+            f"the {done} steps done were trained otherwise; "
+            if done
+            else f"{folder} was begun otherwise; remove it, of which no step is saved, or "
+        )
         raise QuinticError(
-            f"--resume cannot change {', '.join(sorted(changed))}: the {done} steps done were "
-            "trained otherwise; start a new run with another --out"
+            f"--resume cannot change {', '.join(sorted(changed))}: {why}start a new run with "
+            "another --out"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quintic import run_dir
-from quintic.checkpoint import CheckpointWriter, last_checkpoint
+from quintic.checkpoint import CheckpointWriter, due_steps, last_checkpoint
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, validation_batches
 from quintic.data.prefetch import Prefetcher, Uploader
@@ -21,12 +21,12 @@ from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
 from quintic.early_stop import why_stop
-from quintic.errors import QuinticError, memory_reason, reason, way_out
+from quintic.errors import QuinticError, memory_reason, reason, start_lower, way_out
 from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
 from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
 from quintic.optim.muon import Muon
-from quintic.optim.schedule import scheduled, steps_before_cooldown
+from quintic.optim.schedule import scheduled
 from quintic.setup import Run
 
 UNWATCHED = Watchdog(ALONE, math.inf)
@@ -66,8 +66,8 @@ def _errors_in_words(run: Run) -> Iterator[None]:
         yield
     except NonFiniteLossError as error:
         raise QuinticError(
-            f"{error}: training has diverged, {last_checkpoint(root)}; start again with a lower "
-            f"{run.config.optim.lr_options}"
+            f"{error}: training has diverged, {last_checkpoint(root)}; "
+            f"{start_lower(run.config.optim.lr_options, run.folder)}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if (found := memory_reason(error)) is None:
@@ -91,7 +91,7 @@ def _errors_in_words(run: Run) -> Iterator[None]:
 def _loop(run: Run, console: Console) -> None:
     config, state, world = run.config, run.state, run.world
     steps, saved_step = config.train.steps, state.step  # there is nothing new to save yet
-    root, before_cooldown = run.folder / run_dir.CHECKPOINTS, steps_before_cooldown(config)
+    root, saves = run.folder / run_dir.CHECKPOINTS, set(due_steps(config))
     with ExitStack() as stack:
         stack.enter_context(run.computing())
         # First, since it guards the closing of the rest.
@@ -131,8 +131,7 @@ def _loop(run: Run, console: Console) -> None:
                 stop.cast_vote()
                 stopping = stop.agreed()
 
-            due = step % config.train.checkpoint_every == 0 or run.done or stopping
-            due = due or (config.train.keep_before_cooldown and step == before_cooldown)
+            due = step in saves or run.done or stopping
             if due and (step != saved_step or run.stopped_early):
                 watchdog.at(step, "the checkpoint", waits=True)
                 metrics.flush()

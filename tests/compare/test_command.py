@@ -9,6 +9,7 @@ import pytest
 
 from quintic.cli.main import main
 from quintic.config import MuonConfig
+from quintic.metrics import truncate_metrics
 from tests.conftest import tiny_arguments
 
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"
@@ -184,7 +185,17 @@ def test_a_run_that_diverged_and_one_that_is_damaged(
     (lost / "metrics.jsonl").write_text('{"step": 0,\n{"step": 1, "val_loss": 3}\n')
     assert "line 1 is not a record of a run" in refused(capsys, six[0], str(lost))
     (lost / "metrics.jsonl").write_text("")
-    assert "has no validation loss yet" in refused(capsys, six[0], str(lost))
+    assert "is complete and its losses are lost" in refused(capsys, six[0], str(lost))
+
+
+def test_a_complete_run_whose_last_losses_are_lost_is_not_called_unfinished(
+    six: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = Path(shutil.copytree(six[1], tmp_path / "lost"))
+    truncate_metrics(lost / "metrics.jsonl", 8)
+    run(six[0], str(lost))
+    note = f"note: {lost} is complete, and losses of it are lost, 4 of 12 steps: it has no final"
+    assert note in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_target_never_reached_gives_no_ratio(

@@ -196,7 +196,10 @@ def test_a_run_without_a_validation_is_refused(folder: Path, content: str | None
     (folder / METRICS).unlink()
     if content is not None:
         (folder / METRICS).write_text(content)
-    with pytest.raises(QuinticError, match="has no validation loss yet"):
+    with pytest.raises(QuinticError, match=r"is complete and its losses are lost \(.*leave"):
+        read_run(folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
+    with pytest.raises(QuinticError, match=r"has no validation loss yet .*: train it further"):
         read_run(folder)
 
 

@@ -333,8 +333,9 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
         for run in group.counted:
             if run.diverged_at is None and not run.finished:
+                state = "complete, and losses of it are lost" if run.trained else "unfinished"
                 yield (
-                    f"{run.path} is unfinished, {run.steps_done:,} of "
+                    f"{run.path} is {state}, {run.steps_done:,} of "
                     f"{counted(run.steps_planned or 0, 'step')}: it has no final loss"
                 )
             if run.stopped_early is not None:

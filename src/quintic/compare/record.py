@@ -71,6 +71,8 @@ class RunRecord:
     program_sha256: str | None = None
     """SHA-256 of the source code with which a log opens; it is the config of such a run."""
     steps_planned: int | None = None
+    trained: bool = False
+    """True where the weights of the last planned step are there, whatever is left of the losses."""
     stopped_at: int | None = None
     """Step before the planned end that is the end, since the run stopped early, or since all logs
     of the group stop at it."""

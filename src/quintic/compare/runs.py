@@ -15,7 +15,7 @@ from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
-from quintic.setup import check_same_config
+from quintic.setup import check_same_config, has_step
 
 
 def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
@@ -51,10 +51,16 @@ def read_run(path: Path) -> RunRecord:
             f"{path} was imported from {config.imported.source} and has no losses of a run: "
             "evaluate it with quintic evaluate, or compare runs that began with it"
         )
+    trained = has_step(path, config.train.steps)
     if not validations and diverged_at is None:
+        state = "without one" if records else "empty or missing"
+        if trained:
+            raise QuinticError(
+                f"{path} is complete and its losses are lost ({METRICS} is {state}): restore that, "
+                "or leave the run out"
+            )
         raise QuinticError(
-            f"{path} has no validation loss yet ({METRICS} is "
-            f"{'without one' if records else 'empty or missing'}): train it further with "
+            f"{path} has no validation loss yet ({METRICS} is {state}): train it further with "
             f"--resume {path}, or leave it out"
         )
     starts = run_dir.read_environments(path)
@@ -72,6 +78,7 @@ def read_run(path: Path) -> RunRecord:
         datasets=len({start["data"] for start in starts if start.get("data")}) or 1,
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
+        trained=trained,
         stopped_at=None if stopped_early is None else records[-1]["step"],
         stopped_early=stopped_early,
         diverged_at=diverged_at,
