@@ -4,9 +4,11 @@ import io
 import re
 
 import pytest
+import torch
 from rich.console import Console as RichConsole
 
-from quintic.console import Console, Table
+from quintic import console as console_module
+from quintic.console import Console, EvaluationProgress, Table
 
 RESULTS = Table(
     [
@@ -68,3 +70,13 @@ def test_a_file_gets_the_whole_width() -> None:
     text = printed(RESULTS, 80, terminal=False)
     assert text.count("group-1") == 1
     assert all(heading in text.splitlines()[2] for heading in RESULTS.header)
+
+
+def test_an_evaluation_shows_the_tokens_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_module, "PLAIN_LINE_EVERY_S", 0.0)
+    console, out = Console(), io.StringIO()
+    console.rich = RichConsole(file=out, width=80)
+    batches = [(torch.zeros(2, 4, dtype=torch.int64),) * 2, (torch.zeros(1, 4), -torch.ones(1, 4))]
+    with EvaluationProgress(console, 8) as bar:
+        assert list(bar.counting(batches)) == batches
+    assert out.getvalue().splitlines() == ["evaluated 8 of 8 tokens"] * 2  # padding is no token

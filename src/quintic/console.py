@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,10 @@ from rich.text import Text
 from quintic.errors import counted
 
 if TYPE_CHECKING:
-    # The last imports PyTorch, which takes seconds and which the data commands do without.
+    # Some import PyTorch, which takes seconds and which the data commands do without.
     from quintic.data.build.pipeline import BuildStatus
     from quintic.data.hub.client import Transfer
+    from quintic.data.loader import Batch
     from quintic.metrics import MetricsRecord
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -167,6 +169,23 @@ class RunProgress(_Bar):
         if "mfu" in record:
             text += f"  MFU {record['mfu']:.1%}"
         self._show(step + 1, f"step {step}/{self.steps}  {text}", text=text)
+
+
+class EvaluationProgress(_Bar):
+    """Shows how many tokens have been evaluated; a context manager."""
+
+    def __init__(self, out: Console, tokens: int) -> None:
+        super().__init__(out, "evaluated {task.completed:,.0f}/{task.total:,.0f} tokens")
+        self._tokens = tokens
+        self._begin(tokens, 0)
+
+    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and show those that are done when the next is asked for."""
+        done = 0
+        for batch in batches:
+            yield batch
+            done += int((batch[1] >= 0).sum())
+            self._show(done, f"evaluated {done:,} of {self._tokens:,} tokens")
 
 
 class TransferProgress(_Bar):

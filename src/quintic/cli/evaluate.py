@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quintic.cli.options import Evaluate
-from quintic.console import Console, Table
+from quintic.console import Console, EvaluationProgress, Table
 from quintic.data.document import read_document
 from quintic.data.loader import rolling_batches, validation_batches
 from quintic.data.tokenizer import load_tokenizer
@@ -60,7 +60,13 @@ def _evaluate_dataset(command: Evaluate, trained: Trained, console: Console) -> 
                 "dataset with more"
             )
         batches = rolling_batches(stream, context, tokens, train.micro_batch or 1)
-    sums = sum_losses(trained.model.loss, batches, trained.device, special_ids=dataset.special_ids)
+    with EvaluationProgress(console, tokens) as bar:
+        sums = sum_losses(
+            trained.model.loss,
+            bar.counting(batches),
+            trained.device,
+            special_ids=dataset.special_ids,
+        )
     part = "validation" if command.split == "val" else "training"
     where = "" if own else f" of {dataset.path}"
     console.line(f"{trained.checkpoint.path}, {counted(tokens, f'{part} token')}{where}")
@@ -78,7 +84,8 @@ def _evaluate_files(command: Evaluate, trained: Trained, console: Console) -> No
         tokens = len(document.ids) - 1  # all but the end of text before them
         batches = rolling_batches(document, context, tokens, train.micro_batch or 1)
         names.append(document.name)
-        sums.append(sum_losses(trained.model.loss, batches, trained.device))
+        with EvaluationProgress(console, tokens) as bar:
+            sums.append(sum_losses(trained.model.loss, bar.counting(batches), trained.device))
         sizes.append(len(document.text))
         gzipped.append(gzip_bytes(document.text))
     if len(documents) > 1:
