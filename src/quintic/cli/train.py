@@ -102,7 +102,8 @@ def new_folder(command: Train, taken: ExitStack) -> Path | None:
 
 def train_here(command: Train, world: World, taken: ExitStack) -> None:
     """Do this process's part of a run, in a folder that `taken` may hold."""
-    console = Console(quiet=not world.is_main)
+    # A reader that goes away, as `| tee` does at a Ctrl-C, is no reason to lose what is trained.
+    console = Console(quiet=not world.is_main, unheard=True)
     if len(set(world.all_gather_object(command.resume is not None))) > 1:
         # Each node's torchrun counts its own restarts, and none where a node comes back.
         raise QuinticError(
