@@ -406,6 +406,20 @@ def test_a_help_text_into_a_closed_pipe_ends_quietly(arguments: list[str]) -> No
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_training_goes_on_where_the_reader_of_its_output_goes_away(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    """As with `| head -1`: the reader is gone while the run trains."""
+    command = [sys.executable, "-m", "quintic", *tiny, "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(b"device")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert (tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json").exists()
+
+
 # evaluate -----------------------------------------------------------------------------------------
 
 

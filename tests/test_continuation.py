@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import quintic.checkpoint
+from quintic import run_dir
 from quintic.checkpoint import checkpoints, read_state
 from quintic.cli.main import main
 from quintic.cli.options import Train
@@ -224,7 +226,7 @@ def test_the_folder_is_chosen_before_processes_start(
     def chosen(*options: str) -> Path | None:
         command = parse(["train", "--resume", str(run), *options])
         assert isinstance(command, Train)
-        return new_folder(command)
+        return new_folder(command, ExitStack())
 
     assert chosen() is None
     assert chosen(*LONGER) == chosen(*LONGER, "--fresh-cooldown") == run.with_name("run-to-20")
@@ -405,6 +407,36 @@ def test_a_damaged_record_is_named_in_the_run_that_goes_on(
         f"{path} line 1 is not a record of a run: 'no record'; repair or remove the line"
     )
     assert files_below(tmp_path) == before
+
+
+def test_a_new_folder_that_another_process_is_creating_is_left_to_it(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / ".new.new").mkdir()
+    held = run_dir.lock(tmp_path / ".new.new")
+    before = files_below(tmp_path)
+    command = ["train", "--resume", run, *LONGER, "--out", tmp_path / "new"]
+    assert refusal(command, capsys) == (
+        f"{tmp_path}/new is being created by another process: choose another --out"
+    )
+    assert files_below(tmp_path) == before
+    held.release()
+
+
+def test_a_new_folder_that_another_process_has_created_meanwhile_is_named_once(
+    run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, new = quintic.checkpoint.save_checkpoint, tmp_path / "new"
+
+    def save(*arguments: Any) -> Path:
+        shutil.copytree(run, new)
+        return own(*arguments)
+
+    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", save)
+    assert refusal(["train", "--resume", run, *LONGER, "--out", new], capsys) == (
+        f"{new} already holds a run: continue it with --resume {new}, or choose another --out"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "new"}
 
 
 # Other data.

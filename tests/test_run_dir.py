@@ -87,10 +87,26 @@ def test_the_default_folder_is_the_first_that_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_dir.default_folder("laptop") == Path("runs/laptop-1")
-    for name in ("laptop-1", "laptop-2", "modded-3"):
+    with run_dir.default_folder("laptop") as first, run_dir.default_folder("laptop") as second:
+        assert (first, second) == (Path("runs/laptop-1"), Path("runs/laptop-2"))
+        (first / "config.json").touch()
+    for name in ("laptop-2", "modded-3"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-    assert run_dir.default_folder("laptop") == Path("runs/laptop-3")
+    with run_dir.default_folder("laptop") as third:
+        assert third == Path("runs/laptop-3")
+    assert {path.name for path in Path("runs").iterdir()} == {"laptop-1", "laptop-2", "modded-3"}
+
+
+def test_a_default_folder_that_was_not_used_leaves_nothing_and_a_file_in_its_way_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with run_dir.default_folder("laptop"):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").symlink_to("nowhere")
+    with pytest.raises(FileExistsError), run_dir.default_folder("laptop"):
+        pass
 
 
 @pytest.mark.parametrize(

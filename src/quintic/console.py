@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,11 +47,36 @@ class Table:
     rows: list[list[str]]
 
 
-class Console:
-    """Lines, tables and one progress bar, on standard output; of several processes one speaks."""
+def silence_stdout() -> None:
+    """Lead standard output to nowhere, since its reader went away."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.rich = RichConsole(highlight=False, soft_wrap=True, quiet=quiet)
+
+class _UnheardConsole(RichConsole):
+    """Falls silent where its reader goes away, as `| head` does, and does not end the process."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:  # of rich before 13.8, which does not call the other
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on."""
+        self.quiet = True
+        silence_stdout()
+
+
+class Console:
+    """Lines, tables and one progress bar, on standard output; of several processes one speaks.
+
+    Where the reader of the output goes away the command ends, or goes on `unheard`.
+    """
+
+    def __init__(self, *, quiet: bool = False, unheard: bool = False) -> None:
+        kind = _UnheardConsole if unheard else RichConsole
+        self.rich = kind(highlight=False, soft_wrap=True, quiet=quiet)
 
     def line(self, text: str) -> None:
         """Print one line, above the progress bar where there is one."""

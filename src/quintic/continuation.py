@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -323,8 +323,29 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
     folder = run.folder.resolve()
     aside = folder.with_name(f".{folder.name}.new")
 
+    def refused(error: BaseException) -> QuinticError:
+        return QuinticError(
+            f"{run.folder} could not be created: {reason(error)}: {way_out(error)}, or choose "
+            "another --out"
+        )
+
+    def hold() -> None:
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            held.callback(run_dir.lock(aside).release)
+        except OSError as error:
+            raise refused(error) from error
+        except QuinticError:
+            raise QuinticError(
+                f"{run.folder} is being created by another process: choose another --out"
+            ) from None
+
     def prepare() -> None:
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        for path in aside.iterdir():  # of a process that was killed
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != run_dir.LOCK:
+                path.unlink()
         run_dir.create(aside, run.config, param_groups_table(run.specs))
         if curve_of is not None:
             truncate_metrics(curve_of / METRICS, run.state.step, to=aside / METRICS)
@@ -338,17 +359,16 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
         aside.rename(folder)
         fsync_path(folder.parent)
 
-    try:
-        world.on_main(prepare)
-        with closing(CheckpointWriter(aside / CHECKPOINTS, run.config, world)) as writer:
-            writer.save(run.state)
-        world.on_main(publish)
-    except BaseException as error:
-        if world.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-        if system_error(error) is None:
-            raise
-        raise QuinticError(
-            f"{run.folder} could not be created: {reason(error)}: {way_out(error)}, or choose "
-            "another --out"
-        ) from error
+    with ExitStack() as held:
+        world.on_main(hold)
+        try:
+            world.on_main(prepare)
+            with closing(CheckpointWriter(aside / CHECKPOINTS, run.config, world)) as writer:
+                writer.save(run.state)
+            world.on_main(publish)
+        except BaseException as error:
+            if world.is_main:
+                shutil.rmtree(aside, ignore_errors=True)
+            if system_error(error) is None:
+                raise
+            raise refused(error) from error

@@ -13,11 +13,13 @@ checkpoints/      step-00000100, ... (quintic.checkpoint)
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,14 +44,29 @@ from quintic.recipes import read_recipe
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
 FIGURE, CHECKPOINTS, TENSORBOARD = "loss.png", "checkpoints", "tensorboard"
+LOCK = ".lock"
 
 
-def default_folder(recipe: str) -> Path:
-    """Return runs/RECIPE-N with the first free N."""
-    number = 1
-    while (folder := Path("runs") / f"{recipe}-{number}").exists():
-        number += 1
-    return folder
+@contextlib.contextmanager
+def default_folder(recipe: str) -> Iterator[Path]:
+    """Take runs/RECIPE-N with the first free N: an empty folder, so that no other process takes it,
+    which is gone at the end where nothing was written into it."""
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{recipe}-{number}"
+        found_runs = folder.parent.exists()
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not os.path.lexists(folder):  # it is the parent that is something else
+                raise
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            if not found_runs:
+                folder.parent.rmdir()
 
 
 def holds_run(folder: Path) -> bool:
@@ -72,7 +89,7 @@ def check_free(folder: Path) -> None:
             f"{folder} already holds a run: continue it with --resume {folder}, {or_else}"
         )
     # What a start that was killed left, before it was a run, is in nobody's way.
-    left_over = {folder / PARAM_GROUPS, *folder.glob(f".{CONFIG}.*.tmp")}
+    left_over = {folder / PARAM_GROUPS, folder / LOCK, *folder.glob(f".{CONFIG}.*.tmp")}
     if not folder.is_dir() or set(folder.iterdir()) - left_over:
         raise QuinticError(f"{folder} exists and is not an empty folder: choose another --out")
 
@@ -145,7 +162,7 @@ def kept_tokenizer(folder: Path) -> str | None:
 
 def lock(folder: Path) -> FileLock:
     """Hold the folder for this process; raises `QuinticError` where another one trains in it."""
-    held = FileLock(folder / ".lock", timeout=0)
+    held = FileLock(folder / LOCK, timeout=0)
     try:
         held.acquire()
     except Timeout as error:

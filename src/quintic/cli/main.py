@@ -6,7 +6,6 @@ Anything a user can cause ends with one line on standard error and exit code 2.
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -42,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does: nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from quintic.console import silence_stdout
+
+        silence_stdout()
         raise SystemExit(1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from quintic.cli.options import Train
@@ -64,26 +65,28 @@ def run(command: Train, arguments: Sequence[str]) -> None:
 
         procs = process_count(command.procs)
         check_divided(command.config, procs)  # before thousands are started
-        if command.out is None and (out := new_folder(command)) is not None:
-            # Chosen here, so that all processes and their restarts have the same.
-            arguments = [*arguments, "--out", str(out)]
-        code = launch(arguments, procs, command.max_restarts)
+        with ExitStack() as taken:
+            if command.out is None and (out := new_folder(command, taken)) is not None:
+                # Chosen here, so that all processes and their restarts have the same.
+                arguments = [*arguments, "--out", str(out)]
+            code = launch(arguments, procs, command.max_restarts)
         raise SystemExit(code)
 
     if launched_size() > 1:
         stop_with_launcher()
     world = connect(choose_device(command.train.device).type)
-    with first_failure_speaks(world):
-        train_here(command, world)
+    with first_failure_speaks(world), ExitStack() as taken:
+        train_here(command, world, taken)
 
 
-def new_folder(command: Train) -> Path | None:
-    """Return the folder of the run that begins; None where one continues in its own.
+def new_folder(command: Train, taken: ExitStack) -> Path | None:
+    """Return the folder of the run that begins; None where one continues in its own. One that
+    nobody named is taken as long as `taken` is open.
 
     Raises `QuinticError` where a scheduler's next start would not find it.
     """
     if command.resume is None:
-        return command.out or default_folder(command.recipe)
+        return command.out or taken.enter_context(default_folder(command.recipe))
     if command.out is not None:
         return command.out
     folder, config = command.resume, command.config
@@ -97,16 +100,17 @@ def new_folder(command: Train) -> Path | None:
     return continued_folder(folder, config.train.steps) if begins else None
 
 
-def train_here(command: Train, world: World) -> None:
-    """Do this process's part of a run."""
-    console = Console(quiet=not world.is_main)
+def train_here(command: Train, world: World, taken: ExitStack) -> None:
+    """Do this process's part of a run, in a folder that `taken` may hold."""
+    # A reader that goes away, as `| tee` does at a Ctrl-C, is no reason to lose what is trained.
+    console = Console(quiet=not world.is_main, unheard=True)
     if len(set(world.all_gather_object(command.resume is not None))) > 1:
         # Each node's torchrun counts its own restarts, and none where a node comes back.
         raise QuinticError(
             "some processes would continue a run and others begin one: give all of them "
             "--auto-resume, the same --out, and a file system that all of them see"
         )
-    config, folder = command.config, world.on_main(lambda: new_folder(command))
+    config, folder = command.config, world.on_main(lambda: new_folder(command, taken))
     if command.resume is not None and folder is not None:
         run = continue_run(
             command.resume,
