@@ -196,9 +196,19 @@ def test_values_of_the_wrong_type_out_of_range_or_inconsistent(
     assert refuse(*tiny, *options.split()).startswith(message)
 
 
-def test_a_model_too_large_for_any_memory(refuse: Refuse, tiny: list[str]) -> None:
-    message = refuse(*tiny, "--model.width", 2**62)
-    assert message.startswith(f"the model of 2 layers x {2**62}, context 32, does not fit into mem")
+@pytest.mark.parametrize(
+    ("option", "value", "sizes"),
+    [
+        ("--model.width", 2**62, f"2 layers x {2**62}"),
+        ("--model.width", 2**20, f"2 layers x {2**20}"),
+        ("--model.layers", 10**9, "1,000,000,000 layers x "),
+    ],
+)
+def test_a_model_too_large_for_any_memory(
+    option: str, value: int, sizes: str, refuse: Refuse, tiny: list[str]
+) -> None:
+    message = refuse(*tiny, option, value)
+    assert message.startswith(f"the model of {sizes}") and "does not fit into memory" in message
     assert message.endswith(
         "use fewer --model.layers, or a smaller --model.width or --model.context"
     )

@@ -5,6 +5,7 @@ Everything a user can get wrong is found here, before step 0 and before anything
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -334,8 +335,15 @@ def _build(
 
 @contextmanager
 def _memory_suffices(model: ModelConfig) -> Iterator[None]:
-    """Raise `QuinticError` where the memory does not suffice for a model."""
+    """Raise `QuinticError` where the memory does not suffice for a model.
+
+    Where the weights are more than the machine has, at once: the system may notice it late.
+    """
+    weights = 12 * model.layers * model.width**2 + (model.vocab_size or 0) * model.width
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
+        if 4 * weights > memory:
+            raise MemoryError
         yield
     except (MemoryError, RuntimeError) as error:
         # A size beyond 64 bits overflows before anybody is asked for memory.

@@ -164,6 +164,9 @@ def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
         ({"lr": -0.1}, "lr is -0.1 and must be 0 or more"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"lr": torch.zeros(2)}, "lr is tensor.* of one element"),
+        ({"lr": torch.tensor(-0.1)}, "lr is tensor.*0 or more"),
+        ({"transposed": "yes"}, "transposed is 'yes' and must be True or False"),
+        ({"cautious": 1}, "cautious is 1 and must be True or False"),
         ({"momentum": 1.0}, "momentum is 1.0 and must be at least 0 and below 1"),
         ({"momentum": -0.5}, "momentum is -0.5"),
         ({"weight_decay": -1}, "weight_decay is -1"),
@@ -200,6 +203,11 @@ def stepped(shape: tuple[int, ...] = (4, 4), *, cls: Any = Muon) -> torch.optim.
     return optimizer
 
 
+def of_whole_numbers(muon: torch.optim.Optimizer) -> dict[str, Any]:
+    state: dict[str, Any] = muon.state_dict()
+    return {**state, "state": {0: {"momentum": torch.zeros(4, 4, dtype=torch.int64)}}}
+
+
 def renamed(muon: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = muon.state_dict()
     state["state"][0]["momentum_buffer"] = state["state"][0].pop("momentum")
@@ -213,6 +221,7 @@ def renamed(muon: torch.optim.Optimizer) -> dict[str, Any]:
         (lambda: stepped(cls=torch.optim.Muon).state_dict(), "another optimizer's.*load_foreign"),
         (lambda: stepped(cls=torch.optim.SGD).state_dict(), "another optimizer's"),
         (lambda: renamed(stepped()), "state of w has momentum_buffer and not momentum"),
+        (lambda: of_whole_numbers(stepped()), "momentum of w is torch.int64 and must be of"),
         (lambda: {}, "has the keys state and param_groups"),
         (
             lambda: Muon([nn.Parameter(torch.zeros(4, 4)) for _ in range(2)], lr=1).state_dict(),

@@ -21,6 +21,7 @@ from quintic.optim.stacks import Group, group_matrices, whole_shapes
 SCALES: tuple[str, ...] = get_args(get_type_hints(MuonConfig)["scale"])
 """Those of `optim.muon.scale`, which is the same option."""
 
+FLAGS = ("nesterov", "cautious", "normuon", "flatten", "transposed")
 NONFINITE = ("propagate", "raise", "skip")
 
 
@@ -54,6 +55,7 @@ def check_options(group: Mapping[str, Any], *, whose: str = "Muon") -> None:
         "ns_coefficients": (lambda name: name in COEFFICIENTS, f"one of {', '.join(COEFFICIENTS)}"),
         "ns_dtype": (_is_dtype, dtypes),
         "momentum_dtype": (_is_dtype, dtypes),
+        **dict.fromkeys(FLAGS, (lambda flag: isinstance(flag, bool), "True or False")),
         "split": (_is_split, "a number of parts, a list of their rows, or None"),
     }
     for name, (allowed, rule) in rules.items():
@@ -157,6 +159,10 @@ def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
             "torch.distributed.checkpoint.state_dict converts between them"
         )
     check_shape(name, p, state, "momentum")
+    if not state["momentum"].is_floating_point():
+        raise QuinticError(
+            f"Muon: the momentum of {name} is {state['momentum'].dtype} and must be of real numbers"
+        )
 
 
 def check_shape(name: str, p: Tensor, state: Mapping[str, Any], key: str) -> None:
@@ -170,7 +176,8 @@ def check_shape(name: str, p: Tensor, state: Mapping[str, Any], key: str) -> Non
 
 def _is_rate(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1
+        # One on a GPU is not waited for.
+        return value.numel() == 1 and (value.device.type != "cpu" or 0 <= value.item() < math.inf)
     return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
 
 
