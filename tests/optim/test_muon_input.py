@@ -222,6 +222,7 @@ def renamed(muon: torch.optim.Optimizer) -> dict[str, Any]:
         (lambda: stepped(cls=torch.optim.SGD).state_dict(), "another optimizer's"),
         (lambda: renamed(stepped()), "state of w has momentum_buffer and not momentum"),
         (lambda: of_whole_numbers(stepped()), "momentum of w is torch.int64 and must be of"),
+        (lambda: 3, "a state dict is a dict, and this is 3"),
         (lambda: {}, "has the keys state and param_groups"),
         (
             lambda: Muon([nn.Parameter(torch.zeros(4, 4)) for _ in range(2)], lr=1).state_dict(),

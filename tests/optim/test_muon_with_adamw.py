@@ -201,3 +201,55 @@ def test_what_is_not_its_own_is_refused_and_changes_nothing() -> None:
         with pytest.raises(QuinticError, match=message):
             optimizer.load_state_dict(state)
         assert optimizer.state_dict() == expected
+
+
+def test_two_optimizers_share_no_memory_after_one_loaded_the_state_of_the_other() -> None:
+    one, two = Net(), Net()
+    first, second = make(one), make(two)
+    steps(one, [first], 0, 2)
+    two.load_state_dict(one.state_dict())
+    second.load_state_dict(first.state_dict())
+    steps(one, [first], 2, 3)
+    found = steps(two, [second], 2, 4)
+    assert equal(steps(one, [first], 3, 4), found)
+    held = [{t.data_ptr() for s in o.state.values() for t in s.values()} for o in (first, second)]
+    assert not held[0] & held[1]
+
+
+def test_a_state_without_what_adamw_needs_is_refused() -> None:
+    net = Net()
+    optimizer = make(net)
+    steps(net, [optimizer], 0, 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    key = state["param_groups"][1]["params"][0]
+    del state["state"][key]["exp_avg_sq"]
+    with pytest.raises(
+        QuinticError, match=r"state of words\.weight has step, exp_avg and not step"
+    ):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        (0, {"scale": "asp"}, "Muon: scale is 'asp' and must be one of"),
+        (0, {"lr": float("nan")}, "Muon: lr is nan and must be 0 or more"),
+        (0, {"split": 7}, r"Muon: up.weight has the shape \[6, 4\]: split=7 does not divide"),
+        (1, {"lr": -1.0}, "AdamW: lr is -1.0 and must be 0 or more"),
+    ],
+)
+def test_an_option_that_was_changed_to_what_cannot_be_is_refused_before_anything_moves(
+    place: int, options: dict[str, Any], message: str
+) -> None:
+    net = Net()
+    optimizer = make(net)
+    optimizer.param_groups[place].update(options)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(QuinticError, match=message):
+        steps(net, [optimizer], 0, 1)
+    assert equal([p.detach() for p in net.parameters()], before)
+
+
+def test_muon_alone_does_not_take_the_groups_of_adamw() -> None:
+    with pytest.raises(QuinticError, match="Muon: a group says optimizer=adamw: give the groups"):
+        Muon(groups_of(Net()), lr=0.1)

@@ -39,6 +39,7 @@ from quintic.optim.muon_checks import (
     check_matrices,
     check_members,
     check_options,
+    check_shape_of,
     check_state_dict,
     name_of,
 )
@@ -309,6 +310,11 @@ class Muon(torch.optim.Optimizer):
         self.param_groups.append(group)
 
     def _check_new_group(self, group: dict[str, Any], others: list[dict[str, Any]]) -> None:
+        if group.get("optimizer", "muon") != "muon":
+            raise QuinticError(
+                f"Muon: a group says optimizer={group['optimizer']}: give the groups to "
+                "MuonWithAdamW, or that one to another optimizer"
+            )
         check_options(group)
         check_members(group, others)
         check_matrices(group, others)
@@ -321,6 +327,8 @@ class Muon(torch.optim.Optimizer):
 
         Raises `QuinticError`, and loads nothing, where it is not Muon's over these parameters.
         """
+        if not isinstance(state_dict, Mapping):
+            raise QuinticError(f"Muon: a state dict is a dict, and this is {state_dict!r:.60}")
         saved: dict[str, Any] = {}
 
         def check(_: Any, found: dict[str, Any]) -> dict[str, Any]:
@@ -333,7 +341,11 @@ class Muon(torch.optim.Optimizer):
             for group, loaded in zip(self.param_groups, saved["param_groups"], strict=True):
                 for p, key in zip(group["params"], loaded["params"], strict=True):
                     for name, value in saved["state"].get(key, {}).items():
-                        if name in STATE:
+                        if name not in STATE:
+                            # PyTorch keeps the very tensors where precision and device are right.
+                            if isinstance(value, Tensor):
+                                self.state[p][name] = self.state[p][name].clone()
+                        else:
                             dtype = group.get("momentum_dtype") or p.dtype
                             value = value.to(p.device, dtype, copy=True).contiguous()
                             self.state[p][name] = value
@@ -377,10 +389,14 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _check_gradients(self) -> None:
-        """Raise `QuinticError` for a gradient that no step can be made of, before one is begun."""
+        """Raise `QuinticError` for a gradient or an option that no step can be made of, before one
+        is begun."""
         for group in self._orthogonalized():
-            for p, gradient, _ in to_update(group):
+            if not torch.compiler.is_compiling():
+                check_options(group)
+            for p, gradient, shape in to_update(group):
                 check_gradient(gradient, p, self.param_groups)
+                check_shape_of(p, shape, group, self.param_groups, lying=False)
 
     def _orthogonalized(self) -> list[dict[str, Any]]:
         """Return the groups of matrices to orthogonalise: all, but in `MuonWithAdamW`."""

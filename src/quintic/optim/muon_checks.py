@@ -80,15 +80,29 @@ def check_matrices(group: Group, others: list[Group]) -> None:
     for p, shape in zip(group["params"], whole_shapes(group), strict=True):
         if reason := _not_real_and_dense(p):
             raise QuinticError(f"Muon: {name_of(p, groups)} is {reason}")
-        try:
-            cut = group_matrices(shape, group)
-            if cut.transposed and group["normuon"]:
-                raise ValueError("normuon=True has no form for transposed=True")
-            if isinstance(p, DTensor):
-                parts_of(p, cut)
-        except ValueError as error:
-            name = name_of(p, groups)
-            raise QuinticError(f"Muon: {name} has the shape {list(shape)}: {error}") from None
+        check_shape_of(p, shape, group, groups)
+
+
+def check_shape_of(
+    p: Tensor,
+    shape: tuple[int, ...],
+    group: Group,
+    groups: list[Group],
+    *,
+    lying: bool = True,
+) -> None:
+    """Raise `QuinticError` where a parameter of this whole shape is no matrix, or none that the
+    options of its group can cut; with `lying`, also where a DTensor's placements leave none whole.
+    """
+    try:
+        cut = group_matrices(shape, group)
+        if cut.transposed and group["normuon"]:
+            raise ValueError("normuon=True has no form for transposed=True")
+        if lying and isinstance(p, DTensor):
+            parts_of(p, cut)
+    except ValueError as error:
+        name = name_of(p, groups)
+        raise QuinticError(f"Muon: {name} has the shape {list(shape)}: {error}") from None
 
 
 def check_gradient(gradient: Tensor, p: Tensor, groups: list[Group]) -> None:
@@ -141,6 +155,9 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None
         if names and own and names != own and sorted(names) == sorted(own):
             first, now = next(pair for pair in zip(names, own, strict=True) if len(set(pair)) > 1)
             raise QuinticError(f"Muon: the state dict has {first} in the place of {now}")
+        loaded = {**group, **saved, "params": group["params"]}
+        for p, shape in zip(group["params"], whole_shapes(group), strict=True):
+            check_shape_of(p, shape, loaded, groups)
         for key, p in zip(saved["params"], group["params"], strict=True):
             _check_state(name_of(p, groups), p, state_dict["state"].get(key, {}))
 
@@ -153,6 +170,8 @@ def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
             f"Muon: the state of {name} has {', '.join(map(str, state))} and not momentum: it is "
             "another optimizer's; see Muon.load_foreign"
         )
+    if not isinstance(state["momentum"], Tensor):
+        raise QuinticError(f"Muon: the momentum of {name} is {state['momentum']!r:.60}, no tensor")
     if isinstance(state["momentum"], DTensor) != isinstance(p, DTensor):
         raise QuinticError(
             f"Muon: {name} and its momentum must both be DTensors or neither; "

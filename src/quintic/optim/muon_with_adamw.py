@@ -24,6 +24,9 @@ from quintic.optim.muon_checks import (
 )
 from quintic.optim.stacks import to_update
 
+ADAMW_STATE = dict.fromkeys(("step", "exp_avg", "exp_avg_sq")).keys()
+"""What a parameter's state has after a step of AdamW."""
+
 
 class MuonWithAdamW(Muon):
     """Updates the groups that say `optimizer` muon as `Muon`, and those that say adamw as
@@ -85,6 +88,8 @@ class MuonWithAdamW(Muon):
         super()._check_gradients()
         for group in self.param_groups:
             if group["optimizer"] == "adamw":
+                if not torch.compiler.is_compiling():
+                    check_options(group, whose="AdamW")
                 for p, gradient, _ in to_update(group):
                     check_dense_gradient(gradient, p, self.param_groups)
 
@@ -99,7 +104,13 @@ class MuonWithAdamW(Muon):
             if group["optimizer"] == "adamw":
                 check_options(saved_group, whose="AdamW")
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
-                    check_shape(name_of(p, own), p, state_dict["state"].get(key, {}), "exp_avg")
+                    state = state_dict["state"].get(key, {})
+                    if state and not state.keys() >= ADAMW_STATE:
+                        raise QuinticError(
+                            f"MuonWithAdamW: the state of {name_of(p, own)} has "
+                            f"{', '.join(map(str, state))} and not {', '.join(ADAMW_STATE)}"
+                        )
+                    check_shape(name_of(p, own), p, state, "exp_avg")
 
     def _update_others(self) -> None:
         adamw = self._adamw
