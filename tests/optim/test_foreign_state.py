@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quintic.errors import QuinticError
 from quintic.optim.muon import Muon
+from quintic.optim.muon_with_adamw import MuonWithAdamW
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (8, 4))
 
@@ -116,3 +117,26 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(
     with pytest.raises(QuinticError, match=message):
         muon.load_foreign(state, kind)
     assert not muon.state
+
+
+@pytest.mark.parametrize("momentum", [1.0, float("nan"), -3.0])
+def test_a_momentum_that_no_average_has_is_refused(momentum: float) -> None:
+    _, theirs = trained(torch.optim.Muon, momentum=0.9)
+    muon = Muon(parameters(), lr=0.02)
+    with pytest.raises(QuinticError, match=f"momentum is {momentum} and must be at least 0 and"):
+        muon.load_foreign(theirs.state_dict(), "torch", momentum=momentum)
+    assert not muon.state
+
+
+def test_beside_adamw_the_state_is_of_the_matrices_alone() -> None:
+    _, theirs = trained(torch.optim.Muon, momentum=0.9)
+    params, vector = parameters(), nn.Parameter(torch.zeros(3))
+    both = MuonWithAdamW(
+        [
+            {"params": [vector], "optimizer": "adamw"},
+            {"params": params, "optimizer": "muon"},
+        ],
+        lr=0.02,
+    )
+    assert both.load_foreign(theirs.state_dict(), "torch").startswith("4 momentum buffers of torch")
+    assert_sums(both, params, 0.9)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quintic.errors import QuinticError
-from quintic.optim.muon_checks import name_of
+from quintic.optim.muon_checks import check_options, name_of
 from quintic.optim.stacks import Group
 
 
@@ -71,6 +71,7 @@ def momenta_of(
             )
         if of.averages:
             m = next(m for m in (momentum, saved_with, group["momentum"]) if m is not None)
+            check_options({"momentum": m})
             factors.add(float(m))
             value = value.double() / (1 - m)
         found[p] = value

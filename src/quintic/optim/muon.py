@@ -478,14 +478,14 @@ class Muon(torch.optim.Optimizer):
         """Take over the momentum of another Muon; return in words what was converted.
 
         `kind` is torch or muon-optimizer, with `state` a state dict of theirs over the same
-        parameters, or keras or optax, with the momentum arrays by the names of the parameters here.
+        matrices, or keras or optax, with the momentum arrays by the names of the parameters here.
         Averages become sums by a division by 1 - `momentum`, by default that of the other's groups
         or else of these; kernels (in, out) are transposed. Options are not taken over.
 
         Raises `QuinticError`, and loads nothing, where a parameter has none or another shape.
         """
-        found, words = momenta_of(state, kind, self.param_groups, momentum)
-        for group in self.param_groups:
+        found, words = momenta_of(state, kind, self._orthogonalized(), momentum)
+        for group in self._orthogonalized():
             for p in group["params"]:
                 if p in found:
                     value = found[p].to(p.device, group["momentum_dtype"] or p.dtype)
