@@ -14,6 +14,7 @@ from quintic.compare.statistics import (
     TRACK3_SIGMA,
     below_target,
     difference,
+    level_of_each,
     power_below_target,
     power_of_difference,
     ratio,
@@ -199,6 +200,22 @@ def test_the_power_of_a_difference_is_the_share_that_finds_it(
     power = power_of_difference(effect, 12, (one + other) ** 2 / (one**2 + other**2))
     assert 0.5 < power < 0.95
     assert welch_rate(1.6, (12, 12), spreads) == pytest.approx(power, abs=0.02)
+
+
+def test_the_runs_needed_are_those_for_the_level_that_p_is_held_against() -> None:
+    values, reference = [3.1, 3.3, 3.2], [3.25, 3.4, 3.3]
+    level = level_of_each(5)
+    assert level == pytest.approx(0.002)
+    needed = difference(values, reference, level=level).runs_needed
+    fewer = difference(values, reference).runs_needed
+    assert needed is not None and fewer is not None and needed > fewer
+    variances = statistics.variance(values), statistics.variance(reference)
+    effect = (statistics.fmean(reference) - statistics.fmean(values)) / math.sqrt(
+        statistics.fmean(variances)
+    )
+    balance = sum(variances) ** 2 / sum(v**2 for v in variances)
+    assert power_of_difference(effect, needed, balance, level) >= POWER
+    assert power_of_difference(effect, needed - 1, balance, level) < POWER
 
 
 def test_the_pairs_needed_find_a_difference_as_often_as_the_power_says() -> None:

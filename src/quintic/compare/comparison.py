@@ -18,6 +18,7 @@ from quintic.compare.groups import (
 from quintic.compare.matched_loss import MatchedLoss, match_losses
 from quintic.compare.record import AXES, Axis, Place, RunRecord
 from quintic.compare.statistics import (
+    ALPHA,
     TRACK3_TARGET,
     BelowTarget,
     Difference,
@@ -25,6 +26,7 @@ from quintic.compare.statistics import (
     Summary,
     below_target,
     difference,
+    level_of_each,
     ratio,
     summarize,
     track3_margin,
@@ -172,7 +174,7 @@ def compare(
     for group in groups[1:]:
         if paired:
             _check_pairs(group, groups[0])
-        results.append(_result(group, target, reference, paired))
+        results.append(_result(group, target, reference, paired, level_of_each(len(groups) - 1)))
     return Comparison(
         target=target,
         axis=axis,
@@ -207,7 +209,11 @@ def _check_pairs(group: Group, first: Group) -> None:
 
 
 def _result(
-    group: Group, target: float | None, first: GroupResult | None, paired: bool
+    group: Group,
+    target: float | None,
+    first: GroupResult | None,
+    paired: bool,
+    level: float = ALPHA,
 ) -> GroupResult:
     counted = group.counted
     losses = tuple(run.final_loss for run in counted if run.final_loss is not None)
@@ -217,7 +223,7 @@ def _result(
     if summary is not None and first is not None and first.summary is not None:
         values, reference = _samples(group, first.group, lambda run: run.final_loss, paired)
         if values:
-            to_first = difference(values, reference, paired=paired)
+            to_first = difference(values, reference, paired=paired, level=level)
     margin = margin_to_first = None
     if summary is not None and target == TRACK3_TARGET and _of_track3(group):
         margin = track3_margin(summary.mean, len(losses))

@@ -15,6 +15,7 @@ from quintic.compare.statistics import (
     TRACK3_SIGMA,
     TRACK3_TARGET,
     Ratio,
+    level_of_each,
 )
 from quintic.errors import counted
 
@@ -44,9 +45,7 @@ def _against_first(comparison: Comparison) -> Iterator[str]:
         what = "one run" if len(first.group.runs) == 1 else "one group"
         yield f"This is {what}: there is nothing to compare it with."
         return
-    # With several groups beside the first, a difference by chance is as many times as likely
-    # (Bonferroni).
-    level = ALPHA / len(others)
+    level = level_of_each(len(others))
     for result in others:
         yield _difference(result, first, level)
         if comparison.target is not None:
@@ -185,7 +184,7 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
         return f"{opening}: the evidence supports that its final loss is {direction}."
     more = (
         f"; if means and spreads stay as they are, {test.runs_needed} runs in each group have a "
-        f"chance of {POWER:.0%} to reach p < {ALPHA:g}"
+        f"chance of {POWER:.0%} to reach p < {level:.2g}"
         if test.runs_needed is not None
         else ""
     )

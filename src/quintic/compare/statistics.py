@@ -67,8 +67,8 @@ class Difference:
     high: float | None
     p: float | None
     runs_needed: int | None
-    """Runs in each group for p < ALPHA with a chance of POWER if means and spreads are those
-    seen."""
+    """Runs in each group for a p below the level with a chance of POWER if means and spreads are
+    those seen."""
     pairs: int | None = None
     """Number of seeds that both have, where these were compared; None: the groups as a whole."""
 
@@ -145,10 +145,20 @@ def track3_pairwise_margin(
     return gain / math.sqrt(1 / runs[0] + 1 / runs[1])
 
 
+def level_of_each(comparisons: int) -> float:
+    """Return what each p is held against where so many are looked at: by chance alone one is below
+    it somewhere as seldom as ALPHA says (Bonferroni)."""
+    return ALPHA / max(1, comparisons)
+
+
 def difference(
-    values: Sequence[float], reference: Sequence[float], *, paired: bool = False
+    values: Sequence[float],
+    reference: Sequence[float],
+    *,
+    paired: bool = False,
+    level: float = ALPHA,
 ) -> Difference:
-    """Test whether two groups differ in their mean.
+    """Test whether two groups differ in their mean; p will be held against `level`.
 
     By Welch's test, since their spreads need not be equal. Where each value has a partner (the
     same seed), by Student's test of the differences: what a seed does to both alike, its
@@ -161,14 +171,16 @@ def difference(
         # As many pairs as runs, so the formula for two groups holds for them with one variance.
         effect = abs(value) / math.sqrt(sum(variances) / 2)
         balance = sum(variances) ** 2 / sum(variance**2 for variance in variances)
-        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance))
+        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance, level))
     pairs = len(values) if paired else None
     return Difference(value, *_interval(values, reference, paired), needed, pairs)
 
 
-def power_of_difference(effect: float, runs: int, balance: float = 2.0) -> float:
-    """Return the chance of p < ALPHA in Welch's test, two-sided, with `runs` (at least two) in each
-    of two groups.
+def power_of_difference(
+    effect: float, runs: int, balance: float = 2.0, level: float = ALPHA
+) -> float:
+    """Return the chance of p < `level` in Welch's test, two-sided, with `runs` (at least two) in
+    each of two groups.
 
     `effect` is the distance of the means over the root of the mean of the variances; `balance`
     is Welch and Satterthwaite's degrees of freedom over runs - 1: 2 where the variances are equal,
@@ -177,7 +189,7 @@ def power_of_difference(effect: float, runs: int, balance: float = 2.0) -> float
     from scipy import stats
 
     freedom, shift = balance * (runs - 1), effect * math.sqrt(runs / 2)
-    critical = stats.t.isf(ALPHA / 2, freedom)
+    critical = stats.t.isf(level / 2, freedom)
     return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
 
