@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from threading import Thread
 
@@ -29,6 +30,19 @@ def test_each_task_has_one_thread_and_afterwards_all_is_as_before(three_threads:
     later.start()
     later.join()
     assert (torch.get_num_threads(), seen[-1]) == (3, 3)
+
+
+def test_a_thread_that_begins_meanwhile_has_as_many_as_before(three_threads: None) -> None:
+    seen: list[int] = []
+
+    def task() -> None:
+        other = Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+
+    # The first tasks may be quicker than the thread that started them.
+    side_by_side([*[lambda: time.sleep(0.2)] * 3, *[task] * 4])
+    assert seen == [3] * 4
 
 
 def test_an_error_is_raised_and_threads_are_set_back(three_threads: None) -> None:

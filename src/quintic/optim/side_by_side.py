@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import torch
 
@@ -23,11 +24,23 @@ def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
         for task in tasks:
             task()
         return
-    # PyTorch's number is a thread's own, but also that of threads to come: it is set back.
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    began = Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread takes over the program's number when it first asks
+        began.wait()
+
+    pool = ThreadPoolExecutor(workers, initializer=begin)
     try:
-        for done in [pool.submit(task) for task in tasks]:
-            done.result()
+        results = [pool.submit(task) for task in tasks]
+        began.wait()
+        # PyTorch's number is a thread's own, but also that of all threads that begin to use it
+        # from now on, here or elsewhere in the program: it is set back at once.
+        torch.set_num_threads(threads)
+        for result in results:
+            result.result()
     finally:
+        began.abort()  # where not all could be started
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
