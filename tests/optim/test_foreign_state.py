@@ -140,3 +140,14 @@ def test_beside_adamw_the_state_is_of_the_matrices_alone() -> None:
     )
     assert both.load_foreign(theirs.state_dict(), "torch").startswith("4 momentum buffers of torch")
     assert_sums(both, params, 0.9)
+
+
+def test_names_in_another_order_are_refused() -> None:
+    one, other = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    theirs = torch.optim.Muon([("x", one), ("y", other)], lr=0.1)
+    one.grad, other.grad = torch.ones(2, 2), torch.ones(2, 2)
+    theirs.step()
+    ours = Muon([("y", one), ("x", other)], lr=0.1)
+    with pytest.raises(QuinticError, match="the other state dict has x in the place of y"):
+        ours.load_foreign(theirs.state_dict(), "torch")
+    assert not ours.state

@@ -98,6 +98,21 @@ def _by_name(
     return found
 
 
+def _check_names(state: Mapping[str, Any], parameters: list[tuple[Tensor, Group]]) -> None:
+    """Raise `QuinticError` where both have names for the matrices, and they are not the same."""
+    saved = [
+        name
+        for group in state["param_groups"]
+        if group.get("use_muon", True)
+        for name in group.get("param_names") or [None] * len(group["params"])
+    ]
+    groups = list({id(group): group for _, group in parameters}.values())
+    own = [name for g in groups for name in g.get("param_names") or [None] * len(g["params"])]
+    for name, now in zip(saved, own, strict=True):
+        if name is not None and now is not None and name != now:
+            raise QuinticError(f"Muon: the other state dict has {name} in the place of {now}")
+
+
 def _from_state_dict(
     state: Mapping[str, Any], of: Kind, parameters: list[tuple[Tensor, Group]]
 ) -> dict[Tensor, tuple[Tensor, float | None]]:
@@ -116,6 +131,7 @@ def _from_state_dict(
             f"Muon: the state of {of.label} has {len(saved)} matrices and this optimizer has "
             f"{len(parameters)}"
         )
+    _check_names(state, parameters)
     own = [p for p, _ in parameters]
     in_order = all(b is None or b.shape == p.shape for (b, _), p in zip(saved, own, strict=True))
     if not in_order and of.label == "muon-optimizer":
