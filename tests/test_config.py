@@ -341,12 +341,12 @@ def test_an_optimizer_that_is_none_is_refused_with_the_list(value: str) -> None:
         (
             {"model.width": 100, "model.heads": 6},
             "model.width 100 is not divisible by model.heads 6: choose a multiple, for example "
-            "--model.width 102",
+            "--model.width 96",
         ),
         (
             {"model.width": 2, "model.heads": 5},
             "model.width 2 is not divisible by model.heads 5: choose a multiple, for example "
-            "--model.width 5",
+            "--model.width 10",
         ),
         (
             {"model.width": 45, "model.heads": 5},

@@ -6,6 +6,7 @@ before any timeout that a run would end by itself (`train.hang_timeout_s` is ten
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -34,6 +35,20 @@ def wait_until(
             return
         assert time.monotonic() < end_s, f"no {what}: {said()}"
         time.sleep(LOOK_EVERY_S)
+
+
+def outputs_after_ctrl_c(process: subprocess.Popen[Any]) -> tuple[Any, Any]:
+    """Interrupt a process until it ends, as a user does; returns what it wrote to its pipes.
+
+    Python loses the KeyboardInterrupt of a signal that comes while it runs a destructor.
+    """
+    end_s = time.monotonic() + LAST_BOUND_S
+    while True:
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=min(10.0, LAST_BOUND_S))
+        except subprocess.TimeoutExpired:
+            assert time.monotonic() < end_s, "Ctrl-C does not end it"
 
 
 def outputs(process: subprocess.Popen[Any]) -> tuple[Any, Any]:

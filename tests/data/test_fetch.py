@@ -27,7 +27,7 @@ from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
 from tests.conftest import refusal
 from tests.data.hub_server import Fault, HubServer, Repo
-from tests.waiting import LAST_BOUND_S, outputs, wait_until
+from tests.waiting import LAST_BOUND_S, outputs, outputs_after_ctrl_c, wait_until
 
 TOKENS = 40_000
 NAMES = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06}.bin" for i in range(1, 8))]
@@ -278,8 +278,11 @@ def test_a_fetch_that_was_killed_keeps_whole_shards_and_fetches_the_others(
         "all but one",
         alive=lambda: process.poll() is None,
     )
-    process.send_signal(number)
-    outputs(process)
+    if number == signal.SIGINT:
+        outputs_after_ctrl_c(process)
+    else:
+        process.send_signal(number)
+        outputs(process)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     full_hub.released.set()
     for name in FIVE[:-1]:
@@ -302,8 +305,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(
         "one half of each",
         alive=lambda: process.poll() is None,
     )
-    process.send_signal(signal.SIGINT)
-    outputs(process)
+    outputs_after_ctrl_c(process)
     assert process.returncode == 130
     full_hub.released.set()
     fetch(REPO, out, shards=5)

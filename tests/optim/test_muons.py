@@ -262,3 +262,14 @@ def test_a_run_without_muon_has_nothing_to_convert(tmp_path: Path, capsys: Captu
 
 def test_the_names_of_polynomials_are_those_of_the_record() -> None:
     assert {one.polynomial for one in implementations().values()} <= set(muons.POLYNOMIALS)
+
+
+def test_groups_of_quintics_own_say_their_scale_and_those_of_adamw_are_left_out() -> None:
+    text = json.dumps(
+        [
+            {"lr": 0.02, "scale": "aspect", "ns_coefficients": "quintic", "optimizer": "muon"},
+            {"lr": 0.003, "optimizer": "adamw"},
+        ]
+    )
+    (group,) = muons.parse_groups(text.encode(), implementation("max_dim"))
+    assert (group.source.name, group.source.polynomial, group.lr) == ("aspect", "jordan", 0.02)

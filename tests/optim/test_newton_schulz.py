@@ -211,3 +211,11 @@ def test_polar_express_in_bfloat16_stays_close_to_the_svd() -> None:
     found = newton_schulz(G.bfloat16(), coefficients=POLAR_EXPRESS).double()
     exact = orthogonalize_svd(G)
     assert (found - exact).norm() / exact.norm() < 0.1
+
+
+def test_products_that_are_given_are_used_for_large_matrices_too() -> None:
+    def refused(X_nRC: torch.Tensor, b: float, c: float) -> torch.Tensor:
+        raise KeyError("asked")
+
+    with pytest.raises(KeyError, match="asked"):
+        newton_schulz(torch.ones(1, 256, 300), polynomial=refused)

@@ -77,7 +77,7 @@ class ModelConfig(Section, name="model"):
             self.width % self.heads == 0,
             f"model.width {self.width} is not divisible by model.heads {self.heads}: "
             "choose a multiple, for example --model.width "
-            f"{max(1, round(self.width / self.heads)) * self.heads}",
+            f"{max(1, round(self.width / self.heads / 2)) * 2 * self.heads}",
         )
         require(
             self.architecture != "gpt" or self.positions != "rotary" or self.head_width % 2 == 0,

@@ -290,7 +290,7 @@ def parse_groups(text: bytes, source: Implementation) -> list[Group]:
     found = [
         _group(number, group, source)
         for number, group in enumerate(groups)
-        if group.get("use_muon", True)
+        if group.get("use_muon", True) and group.get("optimizer", "muon") == "muon"
     ]
     if not found:
         raise QuinticError("--groups has no group for Muon: each says use_muon false, or none is")
@@ -315,15 +315,18 @@ def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
     if "initial_lr" in group:
         notes.append(f"the learning rate is initial_lr, before the schedule; now {lr:g}")
         lr = setting("initial_lr", None)
+    if source.name in SCALES and (scale := group.get("scale", source.scale)) != source.scale:
+        source = implementation(str(scale), "--groups")  # quintic's own groups say which
     variant = group.get("adjust_lr_fn") or (group.get("use_adjusted_lr") and "use_adjusted_lr")
     if variant and variant != "original":
         source = implementation(f"{source.name.partition(':')[0]}:{variant}", "--groups")
     momentum = setting("momentum", source.momentum)
     source = replace(source, momentum=momentum)
     if group.get("nesterov", True) is False:
-        source = replace(source, newest=without_nesterov(momentum))
+        # The recorded difference is that of the default.
+        source = replace(source, newest=without_nesterov(momentum), difference=0.0)
     coefficients = group.get("ns_coefficients", "original")
-    if coefficients not in ("original", list(JORDAN)):
+    if coefficients not in ("original", "quintic", list(JORDAN)):
         if not isinstance(coefficients, list | str):
             raise QuinticError(
                 f"--groups: group {number} has ns_coefficients {coefficients!r}: they must be a "

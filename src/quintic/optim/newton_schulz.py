@@ -128,7 +128,8 @@ def newton_schulz(
     room_nRC = torch.empty_like(X_nRC, memory_format=torch.contiguous_format)
     X_nRC = torch.div(X_nRC, norm_n11 + EPS, out=room_nRC)
     sequence = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
-    if newton_schulz_cpu.one_at_a_time(X_nRC.shape[1:], X_nRC.device):
+    by_strips = polynomial is gram_polynomial  # of which they are another form
+    if by_strips and newton_schulz_cpu.one_at_a_time(X_nRC.shape[1:], X_nRC.device):
         spare_RC = G_nrc.view(-1, *X_nRC.shape[1:])[0] if overwrite else torch.empty_like(X_nRC[0])
         newton_schulz_cpu.iterate_in_place(X_nRC, sequence, spare_RC)
     else:

@@ -7,8 +7,7 @@ wait for each other after each of a hundred products; whole matrices side by sid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Semaphore, Thread
 
 import torch
 
@@ -24,23 +23,39 @@ def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
         for task in tasks:
             task()
         return
-    began = Barrier(workers + 1)
+    waiting, errors = iter(tasks), list[BaseException]()
+    ready = Semaphore(0)
 
-    def begin() -> None:
+    def work() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # a thread takes over the program's number when it first asks
-        began.wait()
+        ready.release()
+        for task in waiting:  # that of a list gives each to one thread
+            try:
+                task()
+            except BaseException as error:
+                errors.append(error)
+            if errors:
+                return
 
-    pool = ThreadPoolExecutor(workers, initializer=begin)
+    started: list[Thread] = []
     try:
-        results = [pool.submit(task) for task in tasks]
-        began.wait()
+        for _ in range(workers):
+            thread = Thread(target=work, name="side by side")
+            thread.start()
+            started.append(thread)
+        for _ in started:
+            ready.acquire()
         # PyTorch's number is a thread's own, but also that of all threads that begin to use it
         # from now on, here or elsewhere in the program: it is set back at once.
         torch.set_num_threads(threads)
-        for result in results:
-            result.result()
+        for thread in started:
+            thread.join()
+    except BaseException as error:  # a Ctrl-C, or a thread that cannot be started
+        errors.append(error)
     finally:
-        began.abort()  # where not all could be started
-        pool.shutdown(cancel_futures=True)
+        for thread in started:
+            thread.join()
         torch.set_num_threads(threads)
+    if errors:
+        raise errors[0]
