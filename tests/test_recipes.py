@@ -148,7 +148,7 @@ def test_a_config_in_a_file_is_a_recipe_and_keeps_its_name(tmp_path: Path) -> No
         ('{"train": {}, "model": {}, "train": {}}', "it has 'train' twice in one object: keep one"),
         (
             '{"model": {"width": 10, "heads": 3}}',
-            "choose a multiple, for example model.width 9\n",
+            "choose a multiple, for example model.width 12\n",
         ),
         (
             '{"train": {"cuda_graphs": true}}',
