@@ -40,13 +40,13 @@ def wait_until(
 def outputs_after_ctrl_c(process: subprocess.Popen[Any]) -> tuple[Any, Any]:
     """Interrupt a process until it ends, as a user does; returns what it wrote to its pipes.
 
-    Python loses the KeyboardInterrupt of a signal that comes while it runs a destructor.
+    Python loses a KeyboardInterrupt that is raised in a destructor.
     """
     end_s = time.monotonic() + LAST_BOUND_S
     while True:
         process.send_signal(signal.SIGINT)
         try:
-            return process.communicate(timeout=min(10.0, LAST_BOUND_S))
+            return process.communicate(timeout=10.0)
         except subprocess.TimeoutExpired:
             assert time.monotonic() < end_s, "Ctrl-C does not end it"
 

@@ -232,6 +232,7 @@ def generate_samples(
     Raises `QuinticError` on settings out of range.
     """
     check_text(samples=samples, stop=stop, batch=batch)
+    given = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     wanted = [Sample(p, seed + i) for p in range(len(prompts)) for i in range(samples)]
     for first in range(0, len(wanted), batch):
         together = wanted[first : first + batch]
@@ -242,7 +243,7 @@ def generate_samples(
                 sample.logprobs = []
         for row, token, logprob in generate_rows(
             model,
-            [prompt_ids(tokenizer, prompts[sample.prompt]) for sample in together],
+            [given[sample.prompt] for sample in together],
             tokens=tokens,
             sampling=sampling,
             seeds=[sample.seed for sample in together],

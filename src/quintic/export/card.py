@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,18 @@ def model_title(source: Source) -> str:
 
 
 def write_card(
-    source: Source, folder: Path, *, library: str, use: str, notes: Sequence[str]
+    source: Source,
+    folder: Path,
+    *,
+    library: str,
+    use: str,
+    notes: Sequence[str],
+    log: Callable[[str], None],
 ) -> None:
     """Write the README.md of an exported model, and the figure of its run where there is one.
 
     `library` is the hub's name of what loads it, and `use` says in Markdown how; `notes` are
-    what it does otherwise than quintic.
+    what it does otherwise than quintic, which is said to `log` too.
     """
     figure = ""
     if (drawn := source.trained.folder / run_dir.FIGURE).exists():
@@ -83,6 +89,8 @@ after a look at that of the data.
 {_history(source, figure)}
 """
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    for line in notes:
+        log(f"note: {line}")
 
 
 def _history(source: Source, figure: str) -> str:

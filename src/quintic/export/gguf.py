@@ -27,7 +27,7 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.data.tokenizer import GPT2, Tokenizer
-from quintic.export.hf import LAYER_NORM_EPS, RMS_EPS
+from quintic.export.hf import LAYER_NORM_EPS, RMS_EPS, own_switches
 from quintic.export.parts import (
     STACKED,
     Part,
@@ -56,17 +56,12 @@ def unheld_switches(config: ModelConfig) -> list[str]:
 
     `model.document_mask` is left out of account: for a text of one document it changes nothing.
     """
-    own = {
-        "value_embeddings": config.value_embeddings > 0,
-        "x0_skip": config.x0_skip,
-        "unet_skips": config.unet_skips,
-        "window": config.window is not None and config.window < config.context,
-        "positions": config.positions != "rotary",
-        "norm": config.norm != "rmsnorm",
-        "activation": config.activation != "relu2",
-        "logit_softcap": config.logit_softcap is not None,
-    }
-    return [f"model.{name} {getattr(config, name)}" for name, is_on in own.items() if is_on]
+    found = own_switches(config)
+    if config.activation != "relu2":
+        found.append(f"model.activation {config.activation}")
+    if config.logit_softcap is not None:
+        found.append(f"model.logit_softcap {config.logit_softcap}")
+    return found
 
 
 def held_model(

@@ -87,10 +87,8 @@ def write_gguf(
     }
     path = folder / f"model-{dtype}.gguf"
     write_file(path, architecture(held), keys, to_gguf(held, tensors), storage)
-    notes = _notes(source)
-    write_card(source, folder, library="gguf", use=_use(source, path.name), notes=notes)
-    for line in notes:
-        log(f"note: {line}")
+    use, notes = _use(source, path.name), _notes(source)
+    write_card(source, folder, library="gguf", use=use, notes=notes, log=log)
     read_keys, read_tensors = read_file(path)
     for key, value in {"general.architecture": architecture(held), **keys}.items():
         if not _is_same(read_keys.get(key), value):

@@ -76,8 +76,8 @@ def class_of(config: ModelConfig) -> str:
     return APERTUS if config.qk_norm else ARCEE
 
 
-def unheld_switches(config: ModelConfig) -> list[str]:
-    """Return in words the switches with which no class of transformers computes the model."""
+def own_switches(config: ModelConfig) -> list[str]:
+    """Return in words the switches with which no model of another tool computes the same."""
     own = {
         "value_embeddings": config.value_embeddings > 0,
         "x0_skip": config.x0_skip,
@@ -86,7 +86,12 @@ def unheld_switches(config: ModelConfig) -> list[str]:
         "positions": config.positions != "rotary",
         "norm": config.norm != "rmsnorm",
     }
-    found = [f"model.{name} {getattr(config, name)}" for name, is_on in own.items() if is_on]
+    return [f"model.{name} {getattr(config, name)}" for name, is_on in own.items() if is_on]
+
+
+def unheld_switches(config: ModelConfig) -> list[str]:
+    """Return in words the switches with which no class of transformers computes the model."""
+    found = own_switches(config)
     if config.embed_norm and not config.qk_norm:
         found.append("model.embed_norm True without model.qk_norm")
     if config.logit_softcap is not None and not config.embed_norm:

@@ -55,10 +55,8 @@ def write_hf(source: Source, folder: Path, log: Callable[[str], None]) -> None:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     write_json(folder / GENERATION_FILE, dict.fromkeys(names, end))
     write_tokenizer(tokenizer, folder, config.context)
-    notes = _notes(source)
-    write_card(source, folder, library="transformers", use=_use(source), notes=notes)
-    for line in notes:
-        log(f"note: {line}")
+    use, notes = _use(source), _notes(source)
+    write_card(source, folder, library="transformers", use=use, notes=notes, log=log)
     if importlib.util.find_spec("transformers") is None:
         log("not verified: that needs the package transformers, pip install 'quintic[hf]'")
         return

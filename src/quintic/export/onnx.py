@@ -67,10 +67,8 @@ def write_onnx(source: Source, folder: Path, log: Callable[[str], None]) -> None
     assert program is not None, "with dynamo it returns one"
     program.save(folder / MODEL_FILE)
     write_tokenizer(source.tokenizer, folder, context)
-    notes = padding_note(source)
-    write_card(source, folder, library="onnx", use=_use(source), notes=notes)
-    for line in notes:
-        log(f"note: {line}")
+    use, notes = _use(source), padding_note(source)
+    write_card(source, folder, library="onnx", use=use, notes=notes, log=log)
     if importlib.util.find_spec("onnxruntime") is None:
         log("not verified: that needs the package onnxruntime, pip install 'quintic[onnx]'")
         return

@@ -23,15 +23,7 @@ def fetch_model(
     Raises `QuinticError` where there is no such repository, no network, no safetensors in it, and
     where a file is not the one that the hub lists.
     """
-    try:
-        info = repo.info(log)
-    except QuinticError as error:
-        if cached := repo.cached_folder():
-            raise QuinticError(
-                f"{error}; what was downloaded of it before is in {cached}: name that folder "
-                "instead to do without the hub"
-            ) from error
-        raise
+    info = repo.info_or_cache(log)
     commit = info.sha or "main"
     files = {entry.rfilename: HubFile.of(entry) for entry in info.siblings or []}
     weights = next((name for name in (WEIGHTS_FILE, INDEX_FILE) if name in files), None)

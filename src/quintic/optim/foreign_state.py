@@ -6,7 +6,7 @@ buffer = m buffer + gradient. `docs/muons.md` has what else differs between them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,19 +98,9 @@ def _by_name(
     return found
 
 
-def _check_names(state: Mapping[str, Any], parameters: list[tuple[Tensor, Group]]) -> None:
-    """Raise `QuinticError` where both have names for the matrices, and they are not the same."""
-    saved = [
-        name
-        for group in state["param_groups"]
-        if group.get("use_muon", True)
-        for name in group.get("param_names") or [None] * len(group["params"])
-    ]
-    groups = list({id(group): group for _, group in parameters}.values())
-    own = [name for g in groups for name in g.get("param_names") or [None] * len(g["params"])]
-    for name, now in zip(saved, own, strict=True):
-        if name is not None and now is not None and name != now:
-            raise QuinticError(f"Muon: the other state dict has {name} in the place of {now}")
+def _names(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """Return the names of the parameters of groups, None for those of a group without."""
+    return [n for g in groups for n in g.get("param_names") or [None] * len(g["params"])]
 
 
 def _from_state_dict(
@@ -118,10 +108,10 @@ def _from_state_dict(
 ) -> dict[Tensor, tuple[Tensor, float | None]]:
     try:
         # Beside AdamW in one optimizer, the groups of Muon are marked.
+        groups = [group for group in state["param_groups"] if group.get("use_muon", True)]
         saved = [
             (state["state"].get(number, {}).get(of.key), group.get("momentum"))
-            for group in state["param_groups"]
-            if group.get("use_muon", True)
+            for group in groups
             for number in group["params"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -131,7 +121,10 @@ def _from_state_dict(
             f"Muon: the state of {of.label} has {len(saved)} matrices and this optimizer has "
             f"{len(parameters)}"
         )
-    _check_names(state, parameters)
+    own_groups = {id(group): group for _, group in parameters}.values()
+    for name, now in zip(_names(groups), _names(own_groups), strict=True):
+        if name is not None and now is not None and name != now:
+            raise QuinticError(f"Muon: the other state dict has {name} in the place of {now}")
     own = [p for p, _ in parameters]
     in_order = all(b is None or b.shape == p.shape for (b, _), p in zip(saved, own, strict=True))
     if not in_order and of.label == "muon-optimizer":

@@ -64,15 +64,7 @@ def hub_text_files(argument: str) -> list[TextFile]:
     """
     place, _, config = argument.removeprefix("hub:").partition(":")
     repo = HubRepo.parse(f"hub:{place}")
-    try:
-        info = repo.info(lambda line: None)
-    except QuinticError as error:
-        if cached := repo.cached_folder():
-            raise QuinticError(
-                f"{error}; what was downloaded of it before is in {cached}: name that folder "
-                "instead to do without the hub"
-            ) from error
-        raise
+    info = repo.info_or_cache(lambda line: None)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     configs = (info.card_data.get("configs") if info.card_data else None) or []
     declared = {entry.get("config_name", "default"): entry for entry in configs}

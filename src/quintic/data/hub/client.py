@@ -141,6 +141,19 @@ class HubRepo:
 
         return self._ask(ask, "cannot be listed", log, Event())
 
+    def info_or_cache(self, log: Log) -> DatasetInfo | ModelInfo:
+        """Return what `info` does; the `QuinticError` where there is none names the folder that the
+        cache has of the repository, if it has one."""
+        try:
+            return self.info(log)
+        except QuinticError as error:
+            if cached := self.cached_folder():
+                raise QuinticError(
+                    f"{error}; what was downloaded of it before is in {cached}: name that folder "
+                    "instead to do without the hub"
+                ) from error
+            raise
+
     def cached_folder(self) -> Path | None:
         """Return the folder of the newest commit that huggingface_hub's cache has files of."""
         try:
