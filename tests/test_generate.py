@@ -25,6 +25,7 @@ from quintic.generate import (
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
 from quintic.model.loss import plain_cross_entropy
+from quintic.model.token_tree import TokenTree
 from quintic.sampling import Sampling
 from tests.model.test_gpt import SWITCHES
 
@@ -56,7 +57,9 @@ class FixedLogits(LanguageModel):
         self.embed = torch.nn.Embedding.from_pretrained(torch.eye(width))
         self.logits = torch.tensor(logits)
 
-    def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def features(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
         return self.logits.expand(*tokens_BT.shape, -1)
 
 

@@ -191,7 +191,7 @@ def test_rotary_embedding_is_relative() -> None:
     q, k = torch.randn(2, 1, 1, 1, SMALL.head_width, generator=random, dtype=torch.float64)
 
     def score(t: int, s: int) -> float:
-        return float((rotate(q, t) * rotate(k, s)).sum())
+        return float((rotate(q, slice(t, t + 1)) * rotate(k, slice(s, s + 1))).sum())
 
     for shift in (1, 4, 9):
         assert score(5 + shift, 2 + shift) == pytest.approx(score(5, 2), rel=1e-12)
@@ -202,7 +202,7 @@ def test_rotary_embedding_rotates_the_planes_as_the_original_does() -> None:
     rotate = rotary(torch.float64).rotate
     random = torch.Generator().manual_seed(2)
     x = torch.randn(2, 3, 5, SMALL.head_width, generator=random, dtype=torch.float64)
-    y = rotate(x, start=4)
+    y = rotate(x, slice(4, 9))
     half = SMALL.head_width // 2
     for i in range(half):
         angle = torch.arange(4, 9, dtype=torch.float64) / 10_000.0 ** (i / half)
@@ -227,7 +227,7 @@ def test_rotary_tables_are_never_below_float32(compute: torch.dtype, tables: tor
     assert positions.cos_TK.dtype == positions.sin_TK.dtype == tables
     angle = torch.arange(1024, dtype=torch.float64)
     torch.testing.assert_close(positions.cos_TK[:, 0], angle.cos().to(tables), rtol=0, atol=1e-7)
-    assert positions.rotate(torch.ones(1, 1, 3, 16, dtype=compute), 0).dtype == compute
+    assert positions.rotate(torch.ones(1, 1, 3, 16, dtype=compute), slice(3)).dtype == compute
 
 
 def test_every_block_is_the_identity_at_the_start() -> None:

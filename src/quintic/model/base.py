@@ -22,6 +22,8 @@ from quintic.model.attention import mean_attention_span
 from quintic.model.head import logits_of
 from quintic.model.loss import CrossEntropy, Reduction
 from quintic.model.multi_token import mtp_targets
+from quintic.model.target_scores import TargetScores, target_scores
+from quintic.model.token_tree import TokenTree
 
 
 class KVCache:
@@ -119,8 +121,14 @@ class LanguageModel(nn.Module, ABC):
         return self.embed.weight if self.config.tied_head else self.head.weight
 
     @abstractmethod
-    def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the final normed activations x_BTD, the head's input, in `compute_dtype`."""
+    def features(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
+        """Return the final normed activations x_BTD, the head's input, in `compute_dtype`.
+
+        The rows are sequences, with a cache the ends of those in it, or else the `tree`, whose
+        tokens they are.
+        """
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return logits_BTV in float32 (float64 for float64), with a cache those of new tokens.
@@ -158,6 +166,19 @@ class LanguageModel(nn.Module, ABC):
         return self.cross_entropy(
             x_ND, self.head_weight, targets, self.config.logit_softcap, weights_M, reduction
         )
+
+    def score_targets(
+        self, tree: TokenTree, place_N: Tensor, behind_P: Tensor, target_P: Tensor, vocab_size: int
+    ) -> TargetScores:
+        """Return how likely each target is behind a token of the tree, among the first `vocab_size`
+        tokens: rows that pad an embedding count for nothing, as in a model exported without them.
+
+        `place_N` are the places, in the flattened rows, of the tokens behind which something is
+        predicted; target p stands behind the token at `place_N[behind_P[p]]`.
+        """
+        x_ND = self.features(tree.tokens_BT, tree=tree).flatten(0, 1)[place_N]
+        head_VD = self.head_weight[:vocab_size].to(x_ND.dtype)
+        return target_scores(x_ND, head_VD, behind_P, target_P, self.config.logit_softcap)
 
     def enable_mtp(self, tokens: int) -> None:
         """Let each position predict so many tokens in training, the next one included."""

@@ -30,6 +30,7 @@ from quintic.model.base import Head, KVCache, LanguageModel
 from quintic.model.linear import Linear
 from quintic.model.loss import CrossEntropy
 from quintic.model.skips import ValueEmbeddings, unet_skips, value_mix, value_table, x0_skip
+from quintic.model.token_tree import TokenTree
 
 ROTARY_BASE = 10_000.0
 
@@ -73,16 +74,16 @@ class Rotary(nn.Module):
         self.register_buffer("cos_TK", angle_TK.cos().to(tables), persistent=False)
         self.register_buffer("sin_TK", angle_TK.sin().to(tables), persistent=False)
 
-    def add(self, x_BTD: Tensor, start: int) -> Tensor:
+    def add(self, x_BTD: Tensor, at: slice | Tensor) -> Tensor:
         """Return the embedded tokens as they are: these positions enter at the queries and keys."""
         return x_BTD
 
-    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
-        """Rotate queries or keys whose first position is `start`, in the precision they have."""
-        stop = start + x_BHTK.shape[2]
-        cos_TK, sin_TK = self.cos_TK[start:stop], self.sin_TK[start:stop]
+    def rotate(self, x_BHTK: Tensor, at: slice | Tensor) -> Tensor:
+        """Rotate queries or keys at these positions, all rows' or [B, T], in the precision they
+        have."""
+        cos, sin = self.cos_TK[at].unsqueeze(-3), self.sin_TK[at].unsqueeze(-3)
         x1, x2 = x_BHTK.chunk(2, dim=-1)
-        y = torch.cat((x1 * cos_TK + x2 * sin_TK, x2 * cos_TK - x1 * sin_TK), dim=-1)
+        y = torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
         return y.to(x_BHTK.dtype)
 
 
@@ -93,11 +94,11 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.context, config.width))
 
-    def add(self, x_BTD: Tensor, start: int) -> Tensor:
-        """Add their vectors to embedded tokens, of which the first stands at position `start`."""
-        return x_BTD + self.weight[start : start + x_BTD.shape[1]]
+    def add(self, x_BTD: Tensor, at: slice | Tensor) -> Tensor:
+        """Add their vectors to embedded tokens at these positions, all rows' or [B, T]."""
+        return x_BTD + self.weight[at]
 
-    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+    def rotate(self, x_BHTK: Tensor, at: slice | Tensor) -> Tensor:
         """Return queries or keys as they are: these positions are in the residual stream."""
         return x_BHTK
 
@@ -110,6 +111,8 @@ class ForwardContext(NamedTuple):
     """The arguments that all blocks of a forward pass share."""
 
     positions: Positions
+    at: slice | Tensor
+    """The positions of the tokens, those of all rows or [B, T]."""
     cache: KVCache | None
     dtype: torch.dtype
     """The precision of matrix products."""
@@ -139,11 +142,10 @@ class Attention(nn.Module):
         return x_BHTK
 
     def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
-        start = 0 if ctx.cache is None else ctx.cache.length
         q_BHTK, k_BHTK, v_BHTK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
         if value_BTD is not None:
             v_BHTK = self.value_mix(v_BHTK, self.split(value_BTD))
-        q_BHTK, k_BHTK = (ctx.positions.rotate(self.qk_norm(x), start) for x in (q_BHTK, k_BHTK))
+        q_BHTK, k_BHTK = (ctx.positions.rotate(self.qk_norm(x), ctx.at) for x in (q_BHTK, k_BHTK))
         if ctx.cache is not None:
             k_BHTK, v_BHTK = ctx.cache.append(self.layer, k_BHTK, v_BHTK)
         y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, ctx.attn_mask)
@@ -248,11 +250,15 @@ class GPT(LanguageModel):
         if self.config.value_embeddings:
             nn.init.uniform_(self.value_embed.weight, -bound, bound)
 
-    def attn_mask(self, tokens_BT: Tensor, cache: KVCache | None) -> AttentionMask | None:
+    def attn_mask(
+        self, tokens_BT: Tensor, cache: KVCache | None, tree: TokenTree | None = None
+    ) -> AttentionMask | None:
         """Return the mask of all layers, where there is more to mask than later positions."""
         config = self.config
         assert config.eot_id is not None or not config.document_mask, "resolve_eot fills it in"
         window = config.window if config.window_start is None else self.window
+        if tree is not None:
+            return tree.attention_mask(window=window, eot_id=config.eot_id)
         if self.block_masks and cache is None:
             return attention_block_mask(tokens_BT, window=window, eot_id=config.eot_id)
         if config.window is None and not config.document_mask:
@@ -260,14 +266,18 @@ class GPT(LanguageModel):
         tokens_BS = tokens_BT if cache is None else cache.append_tokens(tokens_BT)
         return attention_mask(tokens_BS, tokens_BT.shape[1], window=window, eot_id=config.eot_id)
 
-    def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def features(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
         config, start = self.config, 0 if cache is None else cache.length
-        x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), start))
+        at = slice(start, start + tokens_BT.shape[1]) if tree is None else tree.depth_BT
+        x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), at))
         ctx = ForwardContext(
             positions=self.positions,
+            at=at,
             cache=cache,
             dtype=self.compute_dtype,
-            attn_mask=self.attn_mask(tokens_BT, cache),
+            attn_mask=self.attn_mask(tokens_BT, cache, tree),
             x0_BTD=x_BTD if config.x0_skip else None,
         )
         values: list[Tensor | None] = [None] * config.layers

@@ -20,6 +20,7 @@ from quintic.model.attention import attend
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.linear import Linear
 from quintic.model.loss import CrossEntropy
+from quintic.model.token_tree import TokenTree
 
 
 class Attention(nn.Module):
@@ -33,14 +34,16 @@ class Attention(nn.Module):
         self.v = Linear(config.width, config.width)
         self.o = Linear(config.width, config.width)
 
-    def forward(self, x_BTD: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cache: KVCache | None, attn_mask: Tensor | None = None
+    ) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (
             linear(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
         if cache is not None:
             k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK)
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, attn_mask)
         y: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
         return y
 
@@ -68,8 +71,14 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, cache: KVCache | None, dtype: torch.dtype) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), cache)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cache: KVCache | None,
+        dtype: torch.dtype,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD).to(dtype), cache, attn_mask)
         x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD).to(dtype))
         return x_BTD
 
@@ -104,11 +113,17 @@ class GPT2(LanguageModel):
             for projection in (block.attention.o, block.mlp.down):
                 projection.weight /= math.sqrt(2 * self.config.layers)
 
-    def features(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def features(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, tree: TokenTree | None = None
+    ) -> Tensor:
         start = 0 if cache is None else cache.length
-        positions_T = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
-        x_BTD = self.embed(tokens_BT) + self.positions(positions_T)
+        positions = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
+        attn_mask = None
+        if tree is not None:
+            positions = tree.depth_BT
+            attn_mask = tree.attention_mask(window=None, eot_id=None)
+        x_BTD = self.embed(tokens_BT) + self.positions(positions)
         for block in self.layers:
-            x_BTD = block(x_BTD, cache, self.compute_dtype)
+            x_BTD = block(x_BTD, cache, self.compute_dtype, attn_mask)
         x: Tensor = self.final_norm(x_BTD).to(self.compute_dtype)
         return x

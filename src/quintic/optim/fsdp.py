@@ -33,7 +33,8 @@ def shard_model(model: LanguageModel, world: World, device: torch.device) -> Non
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "score_targets"):
+        register_fsdp_forward_method(model, method)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Losses are already shares of the global mean, so gradients are summed as they are.
