@@ -215,6 +215,19 @@ class EvaluationProgress(_Bar):
             self._show(done, f"evaluated {done:,} of {self._tokens:,} tokens")
 
 
+class ScoringProgress(_Bar):
+    """Shows how much of a task has been scored; a context manager."""
+
+    def __init__(self, out: Console, task: str, items: int) -> None:
+        super().__init__(out, f"scored {task}", TextColumn("{task.percentage:3.0f}%"))
+        self._what = f"of {task}, {counted(items, 'item')}"
+        self._begin(1000, 0)
+
+    def show(self, fraction: float) -> None:
+        """Show the fraction that is done."""
+        self._show(round(1000 * fraction), f"scored {fraction:.0%} {self._what}")
+
+
 class TransferProgress(_Bar):
     """Shows a fetch or a push as one bar; a context manager."""
 

@@ -14,6 +14,7 @@ from quintic.compare.figure import draw_comparison
 from quintic.compare.page import write_page
 from quintic.compare.runs import read_runs
 from quintic.compare.table import differences_table, results_table
+from quintic.compare.task_scores import tasks_table
 from quintic.console import Console
 from quintic.errors import QuinticError, require_package
 from quintic.files import write_json
@@ -47,6 +48,8 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     if (differences := differences_table(comparison)) is not None:
         console.table(differences, "what differs")
     console.table(results_table(comparison), "validation loss in nats per token")
+    if (tasks := tasks_table(comparison.tasks)) is not None:
+        console.table(tasks, "scores on tasks")
     for note in comparison.notes:
         console.line(f"note: {note}")
     for conclusion in conclusions(comparison):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quintic.cli.evaluate_tasks import evaluate_tasks, evaluate_with_lm_eval
 from quintic.cli.options import Evaluate
 from quintic.console import Console, EvaluationProgress, Table
 from quintic.data.document import read_document
@@ -22,22 +23,49 @@ def run(command: Evaluate, _arguments: Sequence[str]) -> None:
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
     for problem in trained.checkpoint.damaged:
         console.line(f"skipped: {problem}")
-    (_evaluate_dataset if command.text is None else _evaluate_files)(command, trained, console)
+    if command.tasks is not None:
+        evaluate_tasks(command, trained, console)
+    elif command.lm_eval is not None:
+        evaluate_with_lm_eval(command, trained, console)
+    elif command.text is not None:
+        _evaluate_files(command, trained, console)
+    else:
+        _evaluate_dataset(command, trained, console)
 
 
 def _check(command: Evaluate) -> None:
     """Raise `QuinticError` where options contradict each other."""
-    if command.text is None:
-        return
-    if not command.text:
+    if command.text is not None and not command.text:
         raise QuinticError("--text names no file: give one or more, - for standard input")
-    for option, given in {
-        "--data": command.data is not None,
-        "--split": command.split != "val",
-        "--tokens": command.tokens is not None,
-    }.items():
-        if given:
-            raise QuinticError(f"{option} is for a dataset and --text for files: leave one out")
+    if command.limit is not None and command.limit < 1:
+        raise QuinticError(f"--limit is {command.limit}: it counts items and must be positive")
+    what = {"--text": "files", "--tasks": "tasks", "--lm-eval": "tasks of lm-evaluation-harness"}
+    values = {
+        "--text": command.text,
+        "--tasks": command.tasks,
+        "--lm-eval": command.lm_eval,
+    }
+    chosen = [name for name, value in values.items() if value is not None] or ["a dataset"]
+    if len(chosen) > 1:
+        raise QuinticError(
+            f"{chosen[0]} is for {what[chosen[0]]} and {chosen[1]} for {what[chosen[1]]}: "
+            "leave one out"
+        )
+    for option, given, of in (
+        ("--data", command.data is not None, ["a dataset"]),
+        ("--split", command.split != "val", ["a dataset"]),
+        ("--tokens", command.tokens is not None, ["a dataset"]),
+        ("--task-data", command.task_data is not None, ["--tasks"]),
+        ("--limit", command.limit is not None, ["--tasks", "--lm-eval"]),
+        ("--subtasks", command.subtasks, ["--tasks"]),
+        ("--json", command.json, ["--tasks", "--lm-eval"]),
+    ):
+        if given and chosen[0] not in of:
+            raise QuinticError(
+                f"{option} is for {' and '.join(of)}"
+                + (f" and {chosen[0]} for {what[chosen[0]]}" if chosen[0] in what else "")
+                + ": leave it out"
+            )
 
 
 def _evaluate_dataset(command: Evaluate, trained: Trained, console: Console) -> None:

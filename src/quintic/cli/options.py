@@ -109,7 +109,9 @@ class Sweep(_ConfigOptions):
 @dataclass(frozen=True)
 class Evaluate(_TrainedOptions):
     """Loss, perplexity and bits per byte of a trained model, on the tokens the run validated on, on
-    another dataset, or on files of text: quintic evaluate RUN --text FILE ..."""
+    another dataset, or on files of text: quintic evaluate RUN --text FILE ...
+
+    Or its scores on standard tasks: quintic evaluate RUN --tasks blimp,hellaswag"""
 
     data: Path | None = None
     """Folder of shards made with the run's tokenizer; default the run's own."""
@@ -120,6 +122,19 @@ class Evaluate(_TrainedOptions):
     all where another dataset has fewer."""
     text: tuple[Path, ...] | None = None
     """FILE: files of text instead, each of them a document; - is standard input."""
+    tasks: str | None = None
+    """Standard tasks instead, with commas between them: blimp, hellaswag, lambada_openai, arc_easy,
+    arc_challenge, piqa, winogrande, openbookqa, sciq."""
+    task_data: Path | None = None
+    """Folder of the tasks' data, such as hellaswag.jsonl; default the hub's, fetched once."""
+    limit: int | None = None
+    """First items of each task, or of each of its subtasks; scores of a part are not kept."""
+    subtasks: bool = False
+    """Print each subtask and not only their groups."""
+    lm_eval: str | None = None
+    """Tasks of lm-evaluation-harness instead, with commas between them, which it runs itself."""
+    json: bool = False
+    """Print one JSON object, with --tasks."""
 
 
 @dataclass(frozen=True)

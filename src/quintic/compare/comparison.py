@@ -32,6 +32,7 @@ from quintic.compare.statistics import (
     track3_margin,
     track3_pairwise_margin,
 )
+from quintic.compare.task_scores import TaskComparison, compare_tasks
 from quintic.errors import QuinticError, counted
 
 FORMAT = 1
@@ -108,6 +109,7 @@ class Comparison:
     comparable: bool
     """False where the losses do not compare and were forced side by side."""
     notes: tuple[str, ...]
+    tasks: TaskComparison
 
     def to_dict(self) -> dict[str, Any]:
         """Return every number of the comparison, ready for JSON."""
@@ -121,6 +123,7 @@ class Comparison:
             "notes": list(self.notes),
             "lengths": [matched.to_dict() for matched in self.matched],
             "groups": [result.to_dict() for result in self.results],
+            "tasks": [result.to_dict() for result in self.tasks.results],
         }
 
 
@@ -184,6 +187,7 @@ def compare(
         matched=tuple(match_losses(groups)) if comparable else (),
         comparable=comparable,
         notes=(*notes, *_notes(results, target, comparable)),
+        tasks=compare_tasks(groups),
     )
 
 

@@ -17,6 +17,7 @@ from quintic.compare.statistics import (
     Ratio,
     level_of_each,
 )
+from quintic.compare.task_scores import task_conclusions
 from quintic.errors import counted
 
 
@@ -32,6 +33,7 @@ def conclusions(comparison: Comparison) -> Iterator[str]:
     else:
         yield from _against_first(comparison)
         yield from map(_matched_loss, comparison.matched)
+    yield from task_conclusions(comparison.tasks)
     if any(len(result.group.counted) == 1 for result in comparison.results):
         yield (
             "For a claim, train each with several seeds (--train.seed), 3 at the least; seeds of "

@@ -19,6 +19,7 @@ from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import AXIS_LABELS, caption, legend_text
 from quintic.compare.record import AXES
 from quintic.compare.table import differences_table, results_table
+from quintic.compare.task_scores import tasks_table
 from quintic.console import Table
 from quintic.figure import style
 from quintic.files import replacing
@@ -29,11 +30,12 @@ TEMPLATE = "page.html"
 def write_page(comparison: Comparison, path: Path) -> None:
     """Write the page; the file is replaced whole."""
     template = resources.files("quintic.compare").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    differences = differences_table(comparison)
+    differences, tasks = differences_table(comparison), tasks_table(comparison.tasks)
     parts = {
         "DATA": _script_json(_data(comparison)),
         "CAPTION": html.escape(caption(comparison)),
         "RESULTS": _table("validation loss in nats per token", results_table(comparison)),
+        "TASKS": _table("scores on tasks", tasks) if tasks else "",
         "DIFFERENCES": _table("what differs", differences) if differences else "",
         "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes),
         "CONCLUSIONS": "".join(f"<li>{html.escape(text)}</li>" for text in conclusions(comparison)),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 
-from quintic.data.background import in_background
+from quintic.data.hub.cached import fetch_files
 from quintic.data.hub.client import HubFile, HubRepo, Log, Transfer
 from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError
@@ -34,33 +33,13 @@ def fetch_model(
             f"and {WEIGHTS_FILE}, and no pickle is executed; see {repo.page}"
         )
     wanted = [CONFIG_FILE, *[name for name in (TOKENIZER_FILE,) if name in files], weights]
-    fetched: dict[str, Path] = {}
-
-    def fetch(name: str) -> None:
-        if name not in files:
-            raise QuinticError(f"{repo} has no {name}, which {INDEX_FILE} lists; see {repo.page}")
-        done = sum(files[n].size for n in fetched)
-        total = sum(files[n].size for n in wanted if n in files)
-
-        def on_bytes(count: int) -> None:
-            now = min(total, done + count)
-            on_progress(Transfer(now, total, len(fetched), len(wanted)))
-
-        # In the background, so that Ctrl-C need not wait for it.
-        fetched[name] = in_background(
-            lambda: repo.download(name, commit, None, on_bytes, log, Event())
-        ).result()
-        if not files[name].equals(fetched[name]):
-            file = fetched[name].resolve()  # the name in the snapshot is a link
-            raise QuinticError(
-                f"{file} is not the {name} that {repo} lists: remove it and try again"
-            )
-        on_bytes(files[name].size)
-
-    for name in [*wanted]:
-        fetch(name)
+    fetched = fetch_files(repo, commit, files, wanted, on_progress, log)
     if weights == INDEX_FILE:
-        wanted += shard_names(read_object(fetched[INDEX_FILE]))
-        for name in wanted[len(fetched) :]:
-            fetch(name)
+        shards = shard_names(read_object(fetched[INDEX_FILE]))
+        for name in shards:
+            if name not in files:
+                raise QuinticError(
+                    f"{repo} has no {name}, which {INDEX_FILE} lists; see {repo.page}"
+                )
+        fetch_files(repo, commit, files, shards, on_progress, log)
     return fetched[CONFIG_FILE].parent, commit

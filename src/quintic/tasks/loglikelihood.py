@@ -153,10 +153,12 @@ def log_likelihoods(
         time = tree.tokens_BT.shape[1]
         places = np.concatenate([np.array(r.places) + b * time for b, r in enumerate(batch)])
         place_N, behind_P = np.unique(places, return_inverse=True)
+        targets = [target for row in batch for target in row.targets]
         nats_P, likeliest_P = model.score_targets(
             tree,
-            *(torch.from_numpy(array).to(device) for array in (place_N, behind_P)),
-            torch.tensor([t for row in batch for t in row.targets], device=device),
+            torch.from_numpy(place_N).to(device),
+            torch.from_numpy(behind_P).to(device),
+            torch.tensor(targets, device=device),
             vocab_size,
         )
         if own:

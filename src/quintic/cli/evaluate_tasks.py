@@ -1,0 +1,118 @@
+"""quintic evaluate RUN --tasks and --lm-eval."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+
+from quintic.cli.options import Evaluate
+from quintic.console import Console, ScoringProgress, Table, TransferProgress
+from quintic.data.tokenizer import load_tokenizer
+from quintic.errors import QuinticError, require_package
+from quintic.tasks.data import TaskData, hub_data, local_data
+from quintic.tasks.definitions import TASKS, Task
+from quintic.tasks.score import Score, TaskScores, save_scores, score_task
+from quintic.trained import Trained
+
+
+def named_tasks(names: str) -> list[Task]:
+    """Return the tasks of a list with commas; raises `QuinticError` for a name of none."""
+    chosen = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name not in TASKS:
+            close = difflib.get_close_matches(name, TASKS, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise QuinticError(
+                f"there is no task {name}{meant}: choose among {', '.join(TASKS)}, or run it with "
+                "--lm-eval"
+            )
+        chosen.append(TASKS[name])
+    if not chosen:
+        raise QuinticError(f"--tasks names none: choose among {', '.join(TASKS)}")
+    return list(dict.fromkeys(chosen))
+
+
+def evaluate_tasks(command: Evaluate, trained: Trained, console: Console) -> None:
+    """Print a model's scores on standard tasks, and keep them in its run's folder."""
+    assert command.tasks is not None
+    tasks = named_tasks(command.tasks)
+    tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
+    # All data first: nothing is scored in vain because of a file that is missing.
+    speaking = Console(quiet=command.json)
+    data = [_data(task, command, speaking) for task in tasks]
+    found, step = [], trained.checkpoint.state["step"]
+    for task_data in data:
+        with ScoringProgress(speaking, task_data.task.name, len(task_data.items)) as bar:
+            found.append(score_task(trained.model, tokenizer, task_data, bar.show))
+    if command.json:
+        print(json.dumps(_as_json(trained, found), indent=1))
+    else:
+        console.line(f"{trained.checkpoint.path}, without examples (zero-shot)")
+        _print(found, command.subtasks, console)
+    if command.limit is not None:
+        speaking.line("scores of the first items alone are not kept")
+        return
+    for scores in found:
+        folder = save_scores(trained.folder, step, scores)
+    speaking.line(f"kept, item by item, in {folder}; quintic compare tests the difference of two")
+
+
+def _data(task: Task, command: Evaluate, console: Console) -> TaskData:
+    if command.task_data is not None:
+        return local_data(task, command.task_data, command.limit)
+    require_package("huggingface_hub", "data", "a task's data from the hub")
+    with TransferProgress(console, "fetched") as bar:
+        return hub_data(task, bar.show, console.line, command.limit)
+
+
+def _as_json(trained: Trained, found: Sequence[TaskScores]) -> Mapping[str, object]:
+    shown = {scores.task: scores.to_dict() for scores in found}
+    for content in shown.values():
+        del content["items"]  # which the run's folder keeps
+    return {"checkpoint": str(trained.checkpoint.path), "tasks": shown}
+
+
+def _print(found: Sequence[TaskScores], subtasks: bool, console: Console) -> None:
+    metrics = list(dict.fromkeys(metric for scores in found for metric in scores.items))
+    header = ["task", "items", *metrics, "chance"]
+    rows = []
+    for scores in found:
+        chance = f"{scores.chance:.4f}" if scores.chance else "-"
+        rows.append([scores.task, f"{scores.count():,}", *_cells(scores.metrics, metrics), chance])
+    console.table(Table(header, rows))
+    for scores in found:
+        if len(scores.groups) > 1:
+            parts = scores.by_subtask() if subtasks else scores.by_group()
+            console.table(
+                Table(
+                    [scores.task, "items", *scores.items],
+                    [
+                        [name, f"{scores.count(name):,}", *_cells(part, list(scores.items))]
+                        for name, part in parts.items()
+                    ],
+                )
+            )
+    console.line("±: standard error over the items, by bootstrap")
+    for scores in found:
+        console.line(f"{scores.task}: {scores.source}")
+
+
+def _cells(scores: Mapping[str, Score], metrics: Sequence[str]) -> list[str]:
+    return [str(scores[metric]) if metric in scores else "-" for metric in metrics]
+
+
+def evaluate_with_lm_eval(command: Evaluate, trained: Trained, console: Console) -> None:
+    """Print what lm-evaluation-harness finds out about a model."""
+    assert command.lm_eval is not None
+    require_package("lm_eval", "lm-eval", "--lm-eval")
+    from quintic.tasks.lm_eval_model import run_lm_eval
+
+    tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
+    names = [name for name in map(str.strip, command.lm_eval.split(",")) if name]
+    table, results = run_lm_eval(trained, tokenizer, names, command.limit)
+    if command.json:
+        print(json.dumps(results, indent=1))
+    else:
+        console.line(f"{trained.checkpoint.path}, by lm-evaluation-harness")
+        print(table)

@@ -1,0 +1,220 @@
+"""The tasks: what a record of each says, and which continuations behind which contexts it asks for.
+
+Contexts, continuations and metrics are those of lm-evaluation-harness 0.4.13 without examples
+(zero-shot), so that scores compare with published ones: read in its tasks' yaml files
+(https://github.com/EleutherAI/lm-evaluation-harness/tree/v0.4.13/lm_eval/tasks) and compared with
+what it computes in tests/integration/test_lm_eval.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from quintic.tasks.blimp import PARADIGMS
+
+Record = Mapping[str, Any]
+"""A record of a task's data, as its JSON or Parquet has it."""
+
+
+class Question(NamedTuple):
+    """What an item asks for: the likeliest of several continuations, or whether one is the model's
+    own."""
+
+    pairs: Sequence[tuple[str, str]]
+    """Context and continuation of each choice; an empty context is the beginning of a document."""
+    answer: int
+    """Index of the right choice."""
+    characters: Sequence[int]
+    """Length of each choice as it is written, which `acc_norm` divides by."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A standard task and where the Hugging Face hub has its data."""
+
+    name: str
+    about: str
+    kind: Literal["choice", "pair", "last word"]
+    question: Callable[[Record], Question]
+    fields: str
+    """The fields that a record must have, for messages."""
+    repo_id: str
+    split: str
+    config: str = "default"
+    subtasks: Sequence[str] = ()
+    """Configs of the repository, where the task is the unweighted mean of several."""
+    group_field: str | None = None
+    """The field that sorts subtasks into groups."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Return the names of its metrics; the first is the one that a run is judged by."""
+        return {
+            "choice": ("acc", "acc_norm"),
+            "pair": ("acc",),
+            "last word": ("acc", "perplexity"),
+        }[self.kind]
+
+
+def choose(context: str, choices: Sequence[str], answer: int) -> Question:
+    """Return the question which choice follows a context, each behind a blank."""
+    if not 0 <= answer < len(choices):
+        raise ValueError(f"the answer is number {answer} of {len(choices)} choices")
+    return Question([(context, f" {c}") for c in choices], answer, [len(c) for c in choices])
+
+
+def _blimp(record: Record) -> Question:
+    return choose("", [record["sentence_good"], record["sentence_bad"]], 0)
+
+
+def _arc(record: Record) -> Question:
+    choices = record["choices"]
+    return choose(
+        f"Question: {record['question']}\nAnswer:",
+        choices["text"],
+        list(choices["label"]).index(record["answerKey"]),
+    )
+
+
+def _hellaswag(record: Record) -> Question:
+    context = f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}"
+    endings = [_without_wikihow_marks(ending) for ending in record["endings"]]
+    return choose(_without_wikihow_marks(context), endings, int(record["label"]))
+
+
+def _without_wikihow_marks(text: str) -> str:
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def _lambada(record: Record) -> Question:
+    context, _, word = record["text"].rpartition(" ")
+    return Question([(context, f" {word}")], 0, [len(word)])
+
+
+def _openbookqa(record: Record) -> Question:
+    choices = record["choices"]
+    answer = list(choices["label"]).index(record["answerKey"].lstrip())
+    return choose(record["question_stem"], choices["text"], answer)
+
+
+def _piqa(record: Record) -> Question:
+    context = f"Question: {record['goal']}\nAnswer:"
+    return choose(context, [record["sol1"], record["sol2"]], int(record["label"]))
+
+
+def _sciq(record: Record) -> Question:
+    context = f"{record['support'].lstrip()}\nQuestion: {record['question']}\nAnswer:"
+    names = ("distractor1", "distractor2", "distractor3", "correct_answer")
+    return choose(context, [record[name] for name in names], 3)
+
+
+def _winogrande(record: Record) -> Question:
+    """The choices differ in the context, and the continuation is the same."""
+    before, blank, after = record["sentence"].partition("_")
+    if not blank:
+        raise ValueError("its sentence has no blank, which is written _")
+    options = [before + record[name] for name in ("option1", "option2")]
+    ending = f" {after.strip()}"
+    answer = ("1", "2").index(str(record["answer"]))
+    return Question([(option, ending) for option in options], answer, [len(o) for o in options])
+
+
+_ARC_FIELDS = "question, choices (text, label) and answerKey"
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "blimp",
+            "which of two sentences is grammatical, 67 paradigms of 1,000 pairs",
+            "pair",
+            _blimp,
+            "sentence_good and sentence_bad",
+            "nyu-mll/blimp",
+            "train",
+            subtasks=PARADIGMS,
+            group_field="linguistics_term",
+        ),
+        Task(
+            "hellaswag",
+            "how a description of everyday life goes on",
+            "choice",
+            _hellaswag,
+            "activity_label, ctx_a, ctx_b, endings and label",
+            "Rowan/hellaswag",
+            "validation",
+        ),
+        Task(
+            "lambada_openai",
+            "the last word of a passage",
+            "last word",
+            _lambada,
+            "text",
+            "EleutherAI/lambada_openai",
+            "test",
+        ),
+        Task(
+            "arc_easy",
+            "science questions of schools, the easier ones",
+            "choice",
+            _arc,
+            _ARC_FIELDS,
+            "allenai/ai2_arc",
+            "test",
+            config="ARC-Easy",
+        ),
+        Task(
+            "arc_challenge",
+            "science questions of schools, the harder ones",
+            "choice",
+            _arc,
+            _ARC_FIELDS,
+            "allenai/ai2_arc",
+            "test",
+            config="ARC-Challenge",
+        ),
+        Task(
+            "piqa",
+            "which of two ways reaches an everyday goal",
+            "choice",
+            _piqa,
+            "goal, sol1, sol2 and label",
+            "baber/piqa",
+            "validation",
+        ),
+        Task(
+            "winogrande",
+            "which of two nouns a pronoun means",
+            "pair",
+            _winogrande,
+            "sentence, option1, option2 and answer",
+            "allenai/winogrande",
+            "validation",
+            config="winogrande_xl",
+        ),
+        Task(
+            "openbookqa",
+            "science questions that need a fact and common sense",
+            "choice",
+            _openbookqa,
+            "question_stem, choices (text, label) and answerKey",
+            "allenai/openbookqa",
+            "test",
+            config="main",
+        ),
+        Task(
+            "sciq",
+            "science questions behind a paragraph that supports the answer",
+            "choice",
+            _sciq,
+            "support, question, distractor1 to distractor3 and correct_answer",
+            "allenai/sciq",
+            "test",
+        ),
+    )
+}
+"""The tasks by name."""

@@ -1,0 +1,245 @@
+"""A model's scores on a task, each with its standard error, and the same by item in a run's folder.
+
+A choice is right where its log-likelihood is the largest (`acc`), or the largest for each of its
+characters (`acc_norm`); of equal ones the first counts. A last word is right where every token of
+it is the model's likeliest; its perplexity is that of the word. A task of subtasks is their
+unweighted mean. All as lm-evaluation-harness 0.4.13 has it (lm_eval/api/task.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quintic.data.tokenizer import Tokenizer
+from quintic.distributed.world import ALONE, World
+from quintic.errors import QuinticError, one_line
+from quintic.files import parse_json, write_json
+from quintic.model.base import LanguageModel
+from quintic.tasks.data import Item, TaskData
+from quintic.tasks.loglikelihood import LogLikelihood, Scored, log_likelihoods
+
+SCORES = "scores"
+"""The folder in a run's, with a folder for each checkpoint that was scored."""
+
+BOOTSTRAP_DRAWS = 1000
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a task, or of a part of it."""
+
+    value: float
+    stderr: float
+    """Standard deviation over resamples of the items, those of each subtask among themselves."""
+
+    def __str__(self) -> str:
+        digits = 4 if self.value < 10 else 2
+        return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The scores of a model on a task."""
+
+    task: str
+    source: str
+    """Where the items are from."""
+    fingerprint: str
+    """Of the items: scores on the same ones compare pair by pair."""
+    subtasks: Sequence[str]
+    """The subtask of each item, n of them."""
+    groups: Mapping[str, str]
+    """The group of each subtask."""
+    items: Mapping[str, Values]
+    """By metric a number for each item, [n]: 1 where it is right, nats for perplexity."""
+    chance: float
+    """The accuracy of guessing."""
+
+    @property
+    def metrics(self) -> Mapping[str, Score]:
+        """Return the scores of the whole task."""
+        return self._scores(set(self.subtasks))
+
+    def by_subtask(self) -> Mapping[str, Mapping[str, Score]]:
+        """Return the scores of each subtask."""
+        return {name: self._scores({name}) for name in dict.fromkeys(self.subtasks)}
+
+    def by_group(self) -> Mapping[str, Mapping[str, Score]]:
+        """Return the scores of each group of subtasks, their unweighted mean."""
+        return {
+            group: self._scores({s for s, g in self.groups.items() if g == group})
+            for group in sorted({*self.groups.values()})
+        }
+
+    def count(self, part: str | None = None) -> int:
+        """Return the number of items, of all, or of the subtask or the group of a name."""
+        return sum(1 for s in self.subtasks if part in (None, s, self.groups[s]))
+
+    def _scores(self, chosen: set[str]) -> dict[str, Score]:
+        subtasks = np.array(self.subtasks)
+        found = {}
+        for metric, values in self.items.items():
+            parts = [values[subtasks == name] for name in sorted(chosen)]
+            finish = perplexity if metric == "perplexity" else float
+            random = np.random.default_rng(0)
+            drawn = np.mean([_resampled_means(part, random) for part in parts], axis=0)
+            value = finish(float(np.mean([part.mean() for part in parts])))
+            found[metric] = Score(value, float(np.std([finish(mean) for mean in drawn], ddof=1)))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it; `from_dict` takes it back."""
+        return {
+            "task": self.task,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "chance": self.chance,
+            "metrics": {name: asdict(score) for name, score in self.metrics.items()},
+            "subtasks": {
+                subtask: {name: asdict(score) for name, score in scores.items()}
+                for subtask, scores in self.by_subtask().items()
+            },
+            "groups": dict(self.groups),
+            "items": {
+                "subtask": list(self.subtasks),
+                **{metric: [round(float(v), 6) for v in vs] for metric, vs in self.items.items()},
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> TaskScores:
+        """Read what `to_dict` returned; raises KeyError, TypeError or ValueError for others."""
+        items = dict(content["items"])
+        subtasks = [str(name) for name in items.pop("subtask")]
+        values = {name: np.array(vs, dtype=np.float64) for name, vs in items.items()}
+        if not values or any(v.shape != (len(subtasks),) for v in values.values()):
+            raise ValueError("items of unequal number")
+        return cls(
+            str(content["task"]),
+            str(content["source"]),
+            str(content["fingerprint"]),
+            subtasks,
+            dict(content["groups"]),
+            values,
+            float(content["chance"]),
+        )
+
+
+def perplexity(nats: float) -> float:
+    """Return exp of minus a mean log-likelihood; infinite where that overflows."""
+    return math.exp(-nats) if nats > -700 else math.inf
+
+
+def _resampled_means(values: Values, random: np.random.Generator) -> Values:
+    n, at_once = len(values), 50  # index arrays of all draws would be large
+    return np.concatenate(
+        [
+            values[random.integers(0, n, (at_once, n))].mean(axis=1)
+            for _ in range(BOOTSTRAP_DRAWS // at_once)
+        ]
+    )
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, longest: int) -> Scored:
+    """Return a context and a continuation as tokens, at most `longest`, the context cut at its
+    beginning.
+
+    White space at the end of the context belongs to the continuation, and the continuation is what
+    the two together have behind as many tokens as the context alone. Nothing stands before a
+    context; before a continuation without one stands end of text. Raises ValueError where nothing
+    is left to score, and where the continuation alone is too long.
+    """
+    stripped = context.rstrip()
+    if not stripped:
+        context_ids, ids = [tokenizer.eot_id], tokenizer.encode(context + continuation)
+    else:
+        context_ids = tokenizer.encode(stripped)
+        whole = tokenizer.encode(context + continuation)
+        ids = whole[len(context_ids) :]
+    if not ids:
+        raise ValueError(f"its continuation {continuation[:40]!r} has no tokens of its own")
+    if len(ids) >= longest:
+        raise ValueError(f"its continuation {continuation[:40]!r} has {len(ids)} tokens")
+    return Scored((context_ids + ids)[-longest:], len(ids))
+
+
+def score_task(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: TaskData,
+    on_progress: Callable[[float], None] | None = None,
+    world: World = ALONE,
+) -> TaskScores:
+    """Return the scores of a model on a task; every process of a run calls it, and gets them all.
+
+    Raises `QuinticError` where a continuation does not fit into the model's context.
+    """
+    longest, sequences = model.config.context + 1, []
+    for number, item in enumerate(data.items, 1):
+        try:
+            sequences += [encode_pair(tokenizer, *pair, longest) for pair in item.question.pairs]
+        except ValueError as error:
+            raise QuinticError(
+                f"item {number} of {data.task.name} cannot be scored ({error}): the model's "
+                f"context is {model.config.context} tokens; leave the task out"
+            ) from error
+    results = iter(log_likelihoods(model, sequences, tokenizer.vocab_size, on_progress, world))
+    found = [
+        _item_scores(item, [next(results) for _ in item.question.pairs]) for item in data.items
+    ]
+    return TaskScores(
+        data.task.name,
+        data.source,
+        data.fingerprint,
+        [item.subtask for item in data.items],
+        {item.subtask: item.group for item in data.items},
+        {metric: np.array([f[metric] for f in found]) for metric in data.task.metrics},
+        data.chance,
+    )
+
+
+def _item_scores(item: Item, found: Sequence[LogLikelihood]) -> dict[str, float]:
+    question = item.question
+    if len(found) == 1:
+        return {"acc": float(found[0].greedy), "perplexity": found[0].nats}
+    nats = np.array([f.nats for f in found])
+    by_character = nats / np.array(question.characters)
+    return {
+        "acc": float(nats.argmax() == question.answer),
+        "acc_norm": float(by_character.argmax() == question.answer),
+    }
+
+
+def save_scores(run: Path, step: int, scores: TaskScores) -> Path:
+    """Write scores of a run's checkpoint into its folder and return where; raises OSError."""
+    folder = run / SCORES / f"step-{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{scores.task}.json", scores.to_dict())
+    return folder
+
+
+def read_scores(run: Path) -> dict[str, TaskScores]:
+    """Return the scores in a run's folder by task, of each those of the last step scored.
+
+    Raises `QuinticError` where a file is damaged.
+    """
+    found: dict[str, TaskScores] = {}
+    for path in sorted((run / SCORES).glob("step-*/*.json")):
+        try:
+            scores = TaskScores.from_dict(parse_json(path.read_bytes()))
+        except (OSError, QuinticError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise QuinticError(
+                f"{path} cannot be read as scores ({one_line(error)}): remove it, and score the "
+                "run again with quintic evaluate --tasks"
+            ) from error
+        found[scores.task] = scores
+    return found

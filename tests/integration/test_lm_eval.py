@@ -1,0 +1,147 @@
+"""lm-evaluation-harness computes the same scores with the exported model, item by item, and with
+quintic's own model in its loop.
+
+It is of the extra `lm-eval`; without it and transformers the tests are skipped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quintic.cli.main import main
+from quintic.console import Console
+from quintic.data.tokenizer import Tokenizer
+from quintic.tasks.definitions import TASKS
+from quintic.tasks.score import read_scores
+from quintic.trained import Trained, load_trained
+from tests.conftest import tiny_arguments
+from tests.tasks.material import write_task
+
+pytest.importorskip("transformers")
+lm_eval = pytest.importorskip("lm_eval")
+
+YAML = {
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "sciq": "sciq/sciq.yaml",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("datasets")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose context holds most items and cuts some, and its export beside it."""
+    folder = tmp_path_factory.mktemp("lm-eval") / "run"
+    size = ["--model.vocab-size", "None", "--model.context", "128", "--train.micro-batch", "1"]
+    main([*tiny_arguments(text_data), *size, "--train.batch-tokens", "128", "--out", str(folder)])
+    main(["export", str(folder), "--to", "hf", "--out", str(folder.parent / "hf")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    for task in TASKS:
+        write_task(folder, task, count=4 if task == "blimp" else 24)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(run: Path) -> Any:
+    """Their own model of the export."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(run.parent / "hf"), device="cpu", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> Trained:
+    return load_trained(run)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained: Trained) -> Tokenizer:
+    return trained.load_tokenizer(Console(quiet=True))
+
+
+def their_task(name: str, file: Path) -> dict[str, Any]:
+    """A task of theirs that takes its data from a file."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = Path(lm_eval.__file__).parent / "tasks"
+    config: dict[str, Any] = load_yaml(path / YAML.get(name, "blimp/adjunct_island.yaml"))
+    for key in ("dataset_name", "training_split", "validation_split", "test_split", "tag"):
+        config.pop(key, None)
+    split = TASKS[name].split
+    return config | {
+        "task": file.stem,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {split: str(file)}},
+        "test_split" if split == "test" else "validation_split": split,
+    }
+
+
+def their_samples(model: Any, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=tasks, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
+    )
+    assert found is not None
+    return dict(found)
+
+
+@pytest.mark.parametrize("task", [*YAML])
+def test_scores_are_those_of_lm_eval_item_by_item(
+    task: str, run: Path, theirs: Any, task_data: Path, tmp_path: Path
+) -> None:
+    main(["evaluate", str(run), "--tasks", task, "--task-data", str(task_data)])
+    own = read_scores(run)[task]
+    found = their_samples(theirs, [their_task(task, task_data / f"{task}.jsonl")])
+    samples = sorted(found["samples"][task], key=lambda sample: int(sample["doc_id"]))
+    assert len(samples) == 24
+    for metric, values in own.items.items():
+        theirs_by_item = [float(np.mean(sample[metric])) for sample in samples]
+        if metric == "perplexity":
+            np.testing.assert_allclose(values, theirs_by_item, rtol=1e-4)
+        else:
+            assert list(values) == theirs_by_item, metric
+        total = found["results"][task][f"{metric},none"]
+        assert own.metrics[metric].value == pytest.approx(total, rel=1e-4)
+
+
+def test_blimp_is_that_of_lm_eval_item_by_item(
+    run: Path, theirs: Any, task_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["evaluate", str(run), "--tasks", "blimp", "--task-data", str(task_data)])
+    own = read_scores(run)["blimp"]
+    files = sorted((task_data / "blimp").iterdir())
+    found = their_samples(theirs, [their_task("blimp", file) for file in files])
+    by_subtask: dict[str, list[float]] = {}
+    for subtask, value in zip(own.subtasks, own.items["acc"], strict=True):
+        by_subtask.setdefault(subtask, []).append(float(value))
+    assert by_subtask == {
+        file.stem: [
+            sample["acc"]
+            for sample in sorted(found["samples"][file.stem], key=lambda s: int(s["doc_id"]))
+        ]
+        for file in files
+    }
+    means = [found["results"][file.stem]["acc,none"] for file in files]
+    assert own.metrics["acc"].value == pytest.approx(float(np.mean(means)))
