@@ -20,6 +20,9 @@ Fault = Literal["429", "500", "cut", "length", "corrupt", "stall", "hold", "slow
 LFS = (".bin", ".safetensors", ".gguf", ".onnx", ".data")
 """The ends of names of files that the hub keeps apart from the others."""
 
+PARQUET = "refs/convert/parquet"
+"""The branch that has a dataset as Parquet; here it is the only commit, too."""
+
 _CHUNK_BYTES = 8192
 _MAX_REQUESTS = 2000
 _STALL_S = 5.0
@@ -187,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str) -> None:
         repo, kinds = r"(?P<repo>[^/]+/[^/]+?)", "(datasets|models)"
         for pattern, answer in (
-            (rf"/api/{kinds}/{repo}(/revision/(?P<revision>[^/]+))?", self._repo_info),
+            (rf"/api/{kinds}/{repo}(/revision/(?P<revision>.+))?", self._repo_info),
             (rf"/(datasets/)?{repo}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self._resolve),
             (rf"/cdn/{repo}/(?P<name>.+)", self._content),
             (r"/api/repos/create", self._create),
@@ -239,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._busy(self.hub.listing_faults.pop(0))
             return
         found = self.hub.repos[repo]
-        if revision not in (None, "main", found.commit):
+        if revision not in (None, "main", found.commit, PARQUET):
             self._json(404, {"error": "no"}, {"X-Error-Code": "RevisionNotFound"})
             return
         info = {"_id": "1", "id": repo, "sha": found.commit, "siblings": found.listing()}

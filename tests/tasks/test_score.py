@@ -145,7 +145,7 @@ def test_records_give_the_questions_of_their_tasks() -> None:
         "label": "2",
     }
     found = TASKS["hellaswag"].question(hellaswag)
-    assert found.pairs[0] == ("Tea:  How to boil. Water. Then A kettle", " sings on.")
+    assert found.pairs[0] == ("Tea: How to boil. Water. Then A kettle", " sings on.")
     assert (found.answer, found.characters[0]) == (2, len("sings on."))
     winogrande = {"sentence": "Ann met Bo since _ was in.", "answer": "2"}
     found = TASKS["winogrande"].question({**winogrande, "option1": "Ann", "option2": "Bo"})
@@ -224,7 +224,7 @@ def test_a_continuation_longer_than_the_context_is_named(
     text_run: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", text_run, "--tasks", "piqa", "--task-data", task_data]
-    assert "item 1 of piqa cannot be scored (its continuation" in refusal(command, capsys)
+    assert "item 5 of piqa cannot be scored (its continuation" in refusal(command, capsys)
 
 
 def test_damaged_scores_are_named(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_data_of_the_hub_comes_once_and_names_its_commit(
     task: str, hub: HubServer, hub_cache: Path, tmp_path: Path
 ) -> None:
     of, configs = TASKS[task], TASKS[task].subtasks or (TASKS[task].config,)
-    rows = {config: [record(task, n, config) for n in range(3)] for config in configs}
+    rows = {c: [record(task, n, c if of.subtasks else "") for n in range(3)] for c in configs}
     files = {f"{c}/{of.split}/0000.parquet": parquet(rows[c]) for c in configs}
     files[f"{configs[0]}/other/0000.parquet"] = b"not this"
     hub.repos[of.repo_id] = repo = Repo(files)

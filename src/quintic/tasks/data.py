@@ -182,7 +182,8 @@ def _task_data(task: Task, parts: Sequence[_Part], source: str, limit: int | Non
             "such as those that its authors publish"
         )
     items = []
-    for part in parts:
+    # In one order, wherever they are from, so that the same items have one fingerprint.
+    for part in sorted(parts, key=lambda part: part.subtask) if task.subtasks else parts:
         taken = 0
         for place, record in _records(part):
             if taken == limit:
@@ -203,7 +204,7 @@ def _item(task: Task, part: _Part, place: str, record: Record) -> Item:
         if not all(continuation.strip() for _, continuation in question.pairs):
             raise ValueError("a choice is empty")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else one_line(error)
+        problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise QuinticError(
             f"{part.name}, {place}, is no item of {task.name} ({problem}): it needs {task.fields}, "
             f"as hub:{task.repo_id} has them"

@@ -1,0 +1,78 @@
+"""Scores on tasks side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_ind
+
+from quintic.compare.groups import Group
+from quintic.compare.task_scores import compare_tasks, mcnemar, task_conclusions, tasks_table
+from quintic.tasks.score import TaskScores, save_scores
+from tests.compare.records import record
+
+
+def scored(values: list[int], fingerprint: str = "f") -> TaskScores:
+    items = {"acc": np.array(values, dtype=float)}
+    return TaskScores(
+        "piqa", "made up", fingerprint, ["piqa"] * len(values), {"piqa": "piqa"}, items, 0.5
+    )
+
+
+def group(label: str, folder: Path, *runs: TaskScores | None) -> Group:
+    records = []
+    for seed, scores in enumerate(runs):
+        path = folder / label / str(seed)
+        path.mkdir(parents=True)
+        if scores is not None:
+            save_scores(path, 10, scores)
+        records.append(record(str(path), [5.0, 4.0 + seed], seed=seed))
+    return Group(label, tuple(records))
+
+
+def test_two_models_are_tested_by_the_items_that_only_one_got_right(tmp_path: Path) -> None:
+    a = [1] * 30 + [1] * 12 + [0] * 3 + [0] * 15
+    b = [1] * 30 + [0] * 12 + [1] * 3 + [0] * 15
+    found = mcnemar(np.array(b, dtype=float), np.array(a, dtype=float))
+    assert (found.own, found.first) == (3, 12)
+    assert found.p == pytest.approx(2 * sum((1, 15, 105, 455)) / 2**15)
+    comparison = compare_tasks([group("a", tmp_path, scored(a)), group("b", tmp_path, scored(b))])
+    [sentence] = task_conclusions(comparison)
+    assert "piqa acc: b is 0.1500 lower than a: 3 items only it got right, 12 only the other" in (
+        sentence
+    )
+    assert "McNemar's test p = 0.035: at 0.01 the evidence does not support" in sentence
+    table = tasks_table(comparison)
+    assert table is not None
+    assert table.rows[0][0] == "piqa acc"
+    assert table.rows[0][1].startswith("0.7000 ± 0.05")
+
+
+def test_equal_answers_are_no_difference() -> None:
+    assert mcnemar(np.ones(4), np.ones(4)).p == 1
+
+
+def test_groups_of_runs_are_tested_by_their_runs(tmp_path: Path) -> None:
+    a = [scored([1] * n + [0] * (100 - n)) for n in (60, 62, 64)]
+    b = [scored([1] * n + [0] * (100 - n)) for n in (70, 71, 75)]
+    comparison = compare_tasks([group("a", tmp_path, *a), group("b", tmp_path, *b)])
+    expected = ttest_ind([0.7, 0.71, 0.75], [0.6, 0.62, 0.64], equal_var=False)
+    result = comparison.results[1]
+    assert result.by_items is None
+    assert result.by_runs is not None
+    assert result.by_runs.p == pytest.approx(expected.pvalue)
+    [sentence] = task_conclusions(comparison)
+    assert "b is 0.1000 higher than a in the mean (3 and 3 runs" in sentence
+
+
+def test_what_was_not_scored_alike_is_said(tmp_path: Path) -> None:
+    groups = [group("a", tmp_path, scored([1, 0])), group("b", tmp_path, None)]
+    assert list(task_conclusions(compare_tasks(groups))) == ["B has no scores of piqa."]
+    groups = [groups[0], group("c", tmp_path, scored([1, 0], "other"))]
+    [sentence] = task_conclusions(compare_tasks(groups))
+    assert "The scores of piqa are of different items" in sentence
+    nothing = compare_tasks([group("d", tmp_path, None)])
+    assert tasks_table(nothing) is None
+    assert list(task_conclusions(nothing)) == []
