@@ -192,6 +192,10 @@ class RunProgress(_Bar):
         if "val_loss" in record:
             self.out.line(f"step {step}/{self.steps}  validation loss {record['val_loss']:.4f}")
             return
+        if "tasks_s" in record:
+            found = "  ".join(f"{name} {v:.4f}" for name, v in record.items() if "/" in name)
+            self.out.line(f"step {step}/{self.steps}  {found}")
+            return
         text = f"loss {record['train_loss']:.4f}  {record['tokens_per_s']:,.0f} tokens/s"
         if "mfu" in record:
             text += f"  MFU {record['mfu']:.1%}"

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -140,6 +140,16 @@ class Metrics:
         self._write(record)
         if not math.isfinite(val_loss):
             raise NonFiniteLossError(step, val_loss)
+        self.restart_clock()
+
+    def scores(self, step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+        """Write scores on tasks, by task and metric, with the seconds they took; restart the
+        clock."""
+        record: MetricsRecord = {"step": step, "tokens": self.tokens_before(step)}
+        for task, metrics in found.items():
+            record |= {f"{task}/{name}": value for name, value in metrics.items()}
+        record |= {"tasks_s": round(seconds, 3), "elapsed_s": round(self.elapsed_s, 3)}
+        self._write(record)
         self.restart_clock()
 
     def restart_clock(self) -> None:

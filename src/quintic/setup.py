@@ -77,6 +77,7 @@ from quintic.optim.param_groups import (
 from quintic.optim.schedule import steps_alike
 from quintic.optim.step import LocalStepper, Stepper
 from quintic.optim.zero1 import Zero1Stepper
+from quintic.tasks.in_training import TrainingTasks, open_tasks
 
 
 @dataclass
@@ -96,6 +97,8 @@ class Run:
     state: TrainState
     weight_cache: WeightCache | None = None
     """Where `train.cache_bf16_weights` is on."""
+    tasks: TrainingTasks | None = None
+    """Where `train.eval_tasks` names some."""
     validation: LossSums | None = None
     """Of the newest validation."""
     stopped_early: str | None = None
@@ -166,6 +169,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
     """
     device, dtype = _choose_device(config, world)
     config, dataset, loader = _check_data(config, device, dtype, console, world)
+    tasks = open_tasks(config, dataset, console, world)
     with _memory_suffices(config.model):
         model, specs, stepper = _build(config, device, dtype, world)
         linears = [module for module in model.modules() if isinstance(module, Linear)]
@@ -189,6 +193,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
             shapes={spec.name: spec.shape for spec in specs},
         ),
         weight_cache=weight_cache,
+        tasks=tasks,
     )
 
 

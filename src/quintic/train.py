@@ -28,6 +28,8 @@ from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_me
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
 from quintic.setup import Run
+from quintic.tasks.in_training import TrainingTasks
+from quintic.tasks.score import save_scores
 
 UNWATCHED = Watchdog(ALONE, math.inf)
 """Takes note of what is done outside the loop, and does nothing about it."""
@@ -128,6 +130,14 @@ def _loop(run: Run, console: Console) -> None:
                 metrics.validation(step, state.val_loss, seconds, stopped_early=run.stopped_early)
                 if world.is_main:
                     drawer.submit(_draw, run, console)
+                stop.cast_vote()
+                stopping = stop.agreed()
+
+            if run.tasks is not None and run.tasks.due(step, done=run.done) and not stopping:
+                metrics.flush()
+                began = time.perf_counter()
+                found = score_run(run, run.tasks, watchdog)
+                metrics.scores(step, found, time.perf_counter() - began)
                 stop.cast_vote()
                 stopping = stop.agreed()
 
@@ -234,6 +244,22 @@ def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
     special_ids = run.dataset.special_ids
     run.validation = sum_losses(run.loss, noted(), run.device, run.world, special_ids)
     return run.validation.mean
+
+
+def score_run(
+    run: Run, tasks: TrainingTasks, watchdog: Watchdog = UNWATCHED
+) -> dict[str, dict[str, float]]:
+    """Return the scores on the run's tasks, by task and metric; those of its end are kept in its
+    folder, item by item."""
+    step = run.state.step
+    run.state.model.set_window(scheduled(run.config, step).window)
+    if run.weight_cache is not None:
+        run.weight_cache.renew()
+    found = tasks.score(run.state.model, run.world, lambda what: watchdog.at(step, what))
+    if run.world.is_main and run.done:
+        for scores in found:
+            save_scores(run.folder, step, scores)
+    return {s.task: {name: score.value for name, score in s.metrics.items()} for s in found}
 
 
 def _open_metrics(run: Run, progress: RunProgress) -> Metrics:

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 
 from quintic.cli.options import Evaluate
-from quintic.console import Console, ScoringProgress, Table, TransferProgress
+from quintic.console import Console, ScoringProgress, Table
 from quintic.data.tokenizer import load_tokenizer
-from quintic.errors import QuinticError, require_package
-from quintic.tasks.data import TaskData, hub_data, local_data
-from quintic.tasks.definitions import TASKS, Task
+from quintic.errors import require_package
+from quintic.tasks.data import load_data
+from quintic.tasks.definitions import named_tasks
 from quintic.tasks.score import Score, TaskScores, save_scores, score_task
 from quintic.trained import Trained
-
-
-def named_tasks(names: str) -> list[Task]:
-    """Return the tasks of a list with commas; raises `QuinticError` for a name of none."""
-    chosen = []
-    for name in filter(None, map(str.strip, names.split(","))):
-        if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=1)
-            meant = f" (did you mean {close[0]}?)" if close else ""
-            raise QuinticError(
-                f"there is no task {name}{meant}: choose among {', '.join(TASKS)}, or run it with "
-                "--lm-eval"
-            )
-        chosen.append(TASKS[name])
-    if not chosen:
-        raise QuinticError(f"--tasks names none: choose among {', '.join(TASKS)}")
-    return list(dict.fromkeys(chosen))
 
 
 def evaluate_tasks(command: Evaluate, trained: Trained, console: Console) -> None:
     """Print a model's scores on standard tasks, and keep them in its run's folder."""
     assert command.tasks is not None
-    tasks = named_tasks(command.tasks)
+    tasks = named_tasks(command.tasks, "--tasks")
     tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
     # All data first: nothing is scored in vain because of a file that is missing.
     speaking = Console(quiet=command.json)
-    data = [_data(task, command, speaking) for task in tasks]
+    data = [load_data(task, command.task_data, speaking, command.limit) for task in tasks]
     found, step = [], trained.checkpoint.state["step"]
     for task_data in data:
         with ScoringProgress(speaking, task_data.task.name, len(task_data.items)) as bar:
@@ -56,14 +38,6 @@ def evaluate_tasks(command: Evaluate, trained: Trained, console: Console) -> Non
     for scores in found:
         folder = save_scores(trained.folder, step, scores)
     speaking.line(f"kept, item by item, in {folder}; quintic compare tests the difference of two")
-
-
-def _data(task: Task, command: Evaluate, console: Console) -> TaskData:
-    if command.task_data is not None:
-        return local_data(task, command.task_data, command.limit)
-    require_package("huggingface_hub", "data", "a task's data from the hub")
-    with TransferProgress(console, "fetched") as bar:
-        return hub_data(task, bar.show, console.line, command.limit)
 
 
 def _as_json(trained: Trained, found: Sequence[TaskScores]) -> Mapping[str, object]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from quintic.config.schema import (
+    ON,
     OTHER_TEXT,
     PositiveFloat,
     PositiveInt,
@@ -78,6 +79,17 @@ class TrainConfig(Section, name="train"):
     """Steps between validations; the last step always validates."""
     eval_tokens: PositiveInt = setting(10_485_760, not_swept=OTHER_TEXT)
     """Tokens of one validation, from the start of the validation stream."""
+    eval_tasks: str | None = setting(None, resume="free", compare="ignored")
+    """Standard tasks that the model is scored on at its end, as quintic evaluate --tasks does, with
+    commas between them."""
+    eval_tasks_every: PositiveInt | None = setting(
+        None, resume="free", compare="ignored", part_of={"train.eval_tasks": ON}
+    )
+    """Steps between scores on the tasks; None: at the end alone."""
+    eval_task_data: str | None = setting(
+        None, resume="free", compare="ignored", ranks="own", part_of={"train.eval_tasks": ON}
+    )
+    """Folder of the tasks' data; None: the hub's, fetched once."""
     target_loss: PositiveFloat | None = setting(
         None,
         resume="free",

@@ -9,11 +9,14 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quintic.data.hub.cached import fetch_files
-from quintic.data.hub.client import HubFile, HubRepo, Log, Transfer
-from quintic.errors import QuinticError, one_line, reason, way_out
+from quintic.console import Console, TransferProgress
+from quintic.errors import QuinticError, one_line, reason, require_package, way_out
 from quintic.tasks.definitions import Question, Record, Task
+
+if TYPE_CHECKING:
+    from quintic.data.hub.client import Log, Transfer
 
 PARQUET_BRANCH = "refs/convert/parquet"
 """The branch in which the hub keeps every public dataset as Parquet, whatever it was written in:
@@ -51,6 +54,18 @@ class TaskData:
         """Return the accuracy of guessing, 0 where there is nothing to choose from."""
         counts = [len(item.question.pairs) for item in self.items]
         return sum(1 / n for n in counts if n > 1) / len(counts)
+
+
+def load_data(
+    task: Task, folder: Path | None, console: Console, limit: int | None = None
+) -> TaskData:
+    """Return a task's data out of a folder, or from the hub where there is none; raises
+    `QuinticError` as `local_data` and `hub_data` do."""
+    if folder is not None:
+        return local_data(task, folder, limit)
+    require_package("huggingface_hub", "data", "a task's data from the hub")
+    with TransferProgress(console, f"{task.name}: fetched") as bar:
+        return hub_data(task, bar.show, console.line, limit)
 
 
 def local_data(task: Task, folder: Path, limit: int | None = None) -> TaskData:
@@ -99,6 +114,10 @@ def hub_data(
 
     Raises `QuinticError` where the hub does not have it or cannot be reached.
     """
+    # Here, since the hub's client is of an extra, and local files do without it.
+    from quintic.data.hub.cached import fetch_files
+    from quintic.data.hub.client import HubFile, HubRepo
+
     repo = HubRepo(task.repo_id, PARQUET_BRANCH)
     folders = [f"{config}/{task.split}" for config in task.subtasks or (task.config,)]
     cached = repo.cached_folder(f"{folders[-1]}/*.parquet")

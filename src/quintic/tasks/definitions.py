@@ -8,11 +8,13 @@ what it computes in tests/integration/test_lm_eval.py.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from quintic.errors import QuinticError
 from quintic.tasks.blimp import PARADIGMS
 
 Record = Mapping[str, Any]
@@ -218,3 +220,20 @@ TASKS = {
     )
 }
 """The tasks by name."""
+
+
+def named_tasks(names: str, option: str) -> list[Task]:
+    """Return the tasks of a list with commas; raises `QuinticError` for a name of none, or none."""
+    chosen = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name not in TASKS:
+            close = difflib.get_close_matches(name, TASKS, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise QuinticError(
+                f"there is no task {name}{meant}: choose among {', '.join(TASKS)}; quintic "
+                "evaluate --lm-eval runs those of lm-evaluation-harness"
+            )
+        chosen.append(TASKS[name])
+    if not chosen:
+        raise QuinticError(f"{option} names none: choose among {', '.join(TASKS)}")
+    return list(dict.fromkeys(chosen))
