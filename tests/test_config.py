@@ -191,6 +191,9 @@ def configs(draw: st.DrawFn) -> Config:
             log_every=draw(st.integers(1, 10)),
             tensorboard=draw(st.booleans()),
             export_at_end=draw(st.sampled_from(["none", "hf"])),
+            eval_tasks=(eval_tasks := draw(st.sampled_from([None, "blimp,piqa"]))),
+            eval_tasks_every=draw(st.sampled_from([None, 100])) if eval_tasks else None,
+            eval_task_data=draw(st.sampled_from([None, "tasks"])) if eval_tasks else None,
         ),
         continued_from=ContinuedFrom(
             run=draw(st.none() | st.text()),
