@@ -150,7 +150,9 @@ def test_the_runs_still_needed_are_those_beyond_the_ones_there() -> None:
     needed = below_target(finals, 3.28).runs_needed
     assert needed is not None
     text = text_of(group_of("run", finals), 3.28)
-    assert f"{needed - 4} more runs, {needed} in all, there is a chance of 80% to be" in text
+    assert (
+        f"{needed - 4} more runs, {needed} in all, there is a chance of at least 80% to be" in text
+    )
 
 
 def test_a_mean_above_the_target_asks_for_no_further_runs() -> None:

@@ -125,8 +125,7 @@ def _below_target(result: GroupResult, target: float) -> str:
     return (
         f"{opening}: not significant at {ALPHA:g}. If mean and spread stay as they are, "
         f"with {counted(test.runs_needed - seen.count, 'more run', 'more runs')}, "
-        f"{test.runs_needed} in all, there is a chance of "
-        f"{POWER:.0%} to be."
+        f"{test.runs_needed} in all, there is a chance of at least {POWER:.0%} to be."
     )
 
 
@@ -184,7 +183,7 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
         return f"{opening}: the evidence supports that its final loss is {direction}."
     more = (
         f"; if means and spreads stay as they are, {test.runs_needed} runs in each group have a "
-        f"chance of {POWER:.0%} to reach p < {level:.2g}"
+        f"chance of at least {POWER:.0%} to reach p < {level:.2g}"
         if test.runs_needed is not None
         else ""
     )
