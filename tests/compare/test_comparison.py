@@ -5,6 +5,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -260,7 +261,8 @@ def test_copies_are_no_evidence() -> None:
     comparison = compare(copied, target=3.5)
     assert comparison.results[0].final_losses == (3.20,)
     assert len(comparison.notes) == 2
-    assert "repeats seed 1 of its group" in comparison.notes[0]
+    copy = "muon-seed1/1 has every loss of muon-seed1/0: a copy does not count"
+    assert comparison.notes[0] == copy
     # With other seeds, as a config copied by hand would have it, or without, as a log.
     for seeds in ([1, 2, 3], [None, None, None]):
         of_one = [
@@ -271,13 +273,30 @@ def test_copies_are_no_evidence() -> None:
         assert comparison.results[0].final_losses == (3.20,)
         assert [str(run.path) for run in comparison.results[0].group.counted] == ["muon-seed1"]
         assert comparison.notes == tuple(
-            f"muon-seed{number} has every loss of another run of its group: a copy does not count"
+            f"muon-seed{number} has every loss of muon-seed1: a copy does not count"
             for number in (2, 3)
         )
     same = group_of("muon", [3.2, 3.2, 3.2])
     assert "are they one run, copied?" in text_of(same, 3.5)
     others = group_of("adamw", [3.4, 3.4, 3.4], settings={"optim.matrices": "adamw"})
     assert "there is no spread to test with" in text_of([*same, *others])
+
+
+def test_a_second_run_of_a_seed_is_noted_with_the_first() -> None:
+    again = replace(record("again", [8.0, 5.0, 3.1], seed=2), settings=MUON[1].settings)
+    (note,) = compare([*MUON, again]).notes
+    assert note == "again repeats seed 2, of muon-seed2: the first run of a seed counts"
+
+
+def test_the_run_that_its_checkpoints_confirm_counts_and_its_edited_copy_does_not() -> None:
+    original = replace(MUON[0], confirmed=True)
+    # Named first, and with the seed of another run.
+    edited = replace(
+        MUON[0], path=Path("edited"), settings={**MUON[0].settings, SEED: MUON[1].seed}
+    )
+    comparison = compare([edited, original, *MUON[1:]])
+    assert comparison.results[0].group.counted == (original, *MUON[1:])
+    assert comparison.notes == ("edited has every loss of muon-seed1: a copy does not count",)
 
 
 def test_paired_holds_each_seed_against_the_same_seed() -> None:

@@ -76,12 +76,16 @@ def test_an_edited_config_is_refused_by_field_and_one_that_a_resume_may_have_is_
     with pytest.raises(QuinticError, match=re.escape(message)):
         read_run(folder)
     (newest / "state.json").write_text("{")
-    assert read_run(folder).settings["optim.muon.lr"] == 0.5, "nothing is known against it"
+    believed = read_run(folder)
+    assert believed.settings["optim.muon.lr"] == 0.5, "nothing is known against it"
+    assert not believed.confirmed
     config["optim"]["muon"]["lr"] = 0.02
     config["train"]["keep_checkpoints"] = 7
     path.write_text(json.dumps(config))
     shutil.copy(folder / "checkpoints/step-00000008/state.json", newest)
-    assert read_run(folder).settings["train.keep_checkpoints"] == 7
+    confirmed = read_run(folder)
+    assert confirmed.settings["train.keep_checkpoints"] == 7
+    assert confirmed.confirmed
 
 
 def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path) -> None:

@@ -367,10 +367,13 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                     f"{run.settings['init_from.at_step']:,}"
                 )
         for run in group.repeated:
+            if (original := group.original(run)) is not run:
+                yield f"{run.path} has every loss of {original.path}: a copy does not count"
+                continue
+            first = next(one for one in group.counted if one.seed == run.seed)
             yield (
-                f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
-                if run.seed in {counted.seed for counted in group.counted} - {None}
-                else f"{run.path} has every loss of another run of its group: a copy does not count"
+                f"{run.path} repeats seed {run.seed}, of {first.path}: the first run of a seed "
+                "counts"
             )
         commits = {run.commit for run in group.runs if run.commit is not None}
         if len(commits) > 1:

@@ -71,6 +71,8 @@ class RunRecord:
     program_sha256: str | None = None
     """SHA-256 of the source code with which a log opens; it is the config of such a run."""
     steps_planned: int | None = None
+    confirmed: bool = False
+    """True where a checkpoint was trained with this config."""
     trained: bool = False
     """True where the weights of the last planned step are there, whatever is left of the losses."""
     stopped_at: int | None = None

@@ -31,7 +31,7 @@ def read_run(path: Path) -> RunRecord:
     """Return the record of a run folder; raises `QuinticError` as `read_runs` does, and where its
     config is not the one that its checkpoints were trained with."""
     config = run_dir.read_config(path)
-    _check_config(path, config)
+    confirmed = _check_config(path, config)
     records = _read_numbers(path / METRICS)
     validations: list[Validation] = []
     elapsed_s, diverged_at = 0.0, None
@@ -78,6 +78,7 @@ def read_run(path: Path) -> RunRecord:
         datasets=len({start["data"] for start in starts if start.get("data")}) or 1,
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
+        confirmed=confirmed,
         trained=trained,
         stopped_at=None if stopped_early is None else records[-1]["step"],
         stopped_early=stopped_early,
@@ -96,21 +97,23 @@ def read_run(path: Path) -> RunRecord:
     )
 
 
-def _check_config(path: Path, config: Config) -> None:
-    """Raise `QuinticError` where the newest checkpoint was trained with another config than the
-    folder's, which somebody has edited; the losses are then of that other one.
+def _check_config(path: Path, config: Config) -> bool:
+    """Return whether the newest checkpoint was trained with the folder's config; raises
+    `QuinticError` where it was trained with another one, since somebody has edited the folder's and
+    the losses are of that other one.
 
     Where no checkpoint is left, or none that can be read, the folder's is believed.
     """
     newest = max(path.glob(f"{run_dir.CHECKPOINTS}/step-*/{STATE}"), default=None)
     if newest is None:
-        return
+        return False
     try:
         state = json.loads(newest.read_text())
         found = WholeCheckpoint(newest.parent, {**state, "step": int(state["step"])}, [])
     except (OSError, ValueError, KeyError, TypeError):
-        return
+        return False
     check_same_config(config, found)
+    return "config" in found.state
 
 
 def _read_numbers(path: Path) -> list[MetricsRecord]:
