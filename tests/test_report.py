@@ -122,7 +122,9 @@ def test_the_scores_stand_beside_gzip_and_unigram(text_data: Path) -> None:
     assert 0 < gzip < unigram < 8
 
 
-@pytest.mark.parametrize(("loss", "perplexity"), [(1.5, "4.48"), (2_000.0, "inf")])
+@pytest.mark.parametrize(
+    ("loss", "perplexity"), [(1.5, "4.48"), (128.0, "3.89e+55"), (2_000.0, "inf")]
+)
 def test_without_a_tokenizer_the_loss_is_told_and_why_no_bytes(
     tiny_data: Path, loss: float, perplexity: str
 ) -> None:

@@ -137,7 +137,8 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
 def score_lines(dataset: Dataset, split: Split, sums: LossSums, *, unigram: bool) -> Iterator[str]:
     """Yield the loss on the first tokens of a split, per token and per byte, beside gzip and, if
     asked for, a unigram model of the dataset's training tokens."""
-    loss = f"loss {sums.mean:.4f} nats per token, perplexity {sums.perplexity:.2f}"
+    perplexity = f"{sums.perplexity:{'.2f' if sums.perplexity < 1e6 else '.3g'}}"
+    loss = f"loss {sums.mean:.4f} nats per token, perplexity {perplexity}"
     loss = f"{'validation' if split == 'val' else 'training'} {loss}"
     try:
         scores = score_text(

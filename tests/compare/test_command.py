@@ -139,6 +139,7 @@ def test_bad_input_is_refused_in_one_line(
         "--target is 'low': it must be a number": (first, "--target", "low"),
         "--target is nan": (first, "--target", "nan"),
         "--batch-tokens is 0": (first, "--batch-tokens", "0"),
+        "all of these runs say it: leave it out": (first, "--batch-tokens", "512"),
         "it must end in .png": (first, "--out", str(tmp_path / "figure.pdf")),
         "there is no folder": (first, "--out", str(tmp_path / "none" / "figure.png")),
         "is a folder: name a file": (first, "--out", str(tmp_path / "folder.png")),

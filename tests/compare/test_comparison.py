@@ -17,6 +17,7 @@ from quintic.compare.statistics import (
     difference,
     ratio,
 )
+from quintic.compare.table import results_table
 from quintic.errors import QuinticError
 from tests.compare.records import STEP_S, STEP_TOKENS, group_of, record
 
@@ -197,7 +198,7 @@ def test_a_group_of_which_some_reach_the_target_has_no_mean_to_reach_it() -> Non
     assert len(reach.values) == 1
     assert reach.mean is None
     assert reach.ratio is None
-    assert "1 of the 3 runs of muon reaches 3.195." in said(comparison)
+    assert "1 of the 3 runs of muon reaches 3.195, and adamw" in said(comparison)
 
 
 def test_a_target_above_the_first_loss_gives_no_ratio() -> None:
@@ -223,7 +224,27 @@ def test_a_run_that_diverged_before_any_validation_is_shown() -> None:
     lost = replace(MUON[0], diverged_at=0, validations=())
     comparison = compare([lost, *ADAMW], target=3.5)
     assert comparison.results[0].curve == ()
-    assert "does not reach 3.5." in said(comparison)
+    text = said(comparison)
+    assert "does not reach 3.5." in text
+    assert "muon-seed1: the one run diverged and has no final loss" in text
+    assert results_table(comparison).rows[0][3] == "diverged"
+    both = [replace(run, diverged_at=20) for run in MUON[:2]]
+    assert "muon: both runs diverged and have no final loss" in text_of(both, 3.5)
+
+
+def test_why_there_is_no_ratio_is_said_of_both_sides() -> None:
+    text = text_of([*ADAMW, *MUON], 3.0)
+    assert text.count("No ratio") == 1
+    (line,) = (line for line in text.splitlines() if "No ratio" in line)
+    assert "adamw does not reach 3, its lowest loss is" in line
+    assert ", and " in line
+    assert "muon does not reach 3, its lowest loss is 3.19" in line
+
+
+def test_a_loss_that_is_no_number_amid_others_is_noted() -> None:
+    holed = replace(MUON[0], gaps=(10, 15))
+    (note,) = compare([holed, *MUON[1:]]).notes
+    assert "muon-seed1 has a loss that is not a number at step 10, 2 in all" in note
 
 
 def test_an_unfinished_run_has_no_final_loss_and_the_others_count() -> None:

@@ -40,6 +40,11 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     if command.batch_tokens is not None and command.batch_tokens < 1:
         raise QuinticError(f"--batch-tokens is {command.batch_tokens}: it must be positive")
     runs = [r for path in command.runs for r in read_runs(path, batch_tokens=command.batch_tokens)]
+    if command.batch_tokens is not None and not any(run.batch_given for run in runs):
+        raise QuinticError(
+            f"--batch-tokens is {command.batch_tokens}, for logs that do not say how many tokens a "
+            "step has, and all of these runs say it: leave it out"
+        )
     comparison = compare(
         runs, target=command.target, axis=command.x, paired=command.paired, force=command.force
     )

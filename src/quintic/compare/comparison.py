@@ -338,6 +338,12 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
         for run in group.counted:
+            if run.gaps:
+                yield (
+                    f"{run.path} has a loss that is not a number at step {run.gaps[0]:,}"
+                    f"{f', {len(run.gaps)} in all' if len(run.gaps) > 1 else ''}, and finite ones "
+                    "after it: is the log whole? Its curve goes on without"
+                )
             if run.diverged_at is None and not run.finished:
                 state = "complete, and losses of it are lost" if run.trained else "unfinished"
                 yield (

@@ -193,9 +193,8 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
 def _ratio(result: GroupResult, first: GroupResult, comparison: Comparison, level: float) -> str:
     label, other, axis = result.group.label, first.group.label, comparison.axis
     no_ratio = f"No ratio of {axis} between {label} and {other}"
-    for one in (result, first):
-        if one.to_target[axis].mean is None:
-            return f"{no_ratio}: {_never_reached(one, comparison)}."
+    if missed := [r for r in (result, first) if r.to_target[axis].mean is None]:
+        return f"{no_ratio}: {', and '.join(_never_reached(r, comparison) for r in missed)}."
     found = result.to_target[axis].ratio
     if found is None:
         return f"{no_ratio}: the target is reached before the first step."
@@ -240,7 +239,10 @@ def _no_mean(result: GroupResult, *, named: bool = False) -> str:
     whose = f" of {result.group.label}" if named else ""
     runs = len(result.group.counted)
     if diverged := len(result.group.diverged):
+        which = f"{diverged} of {runs} runs"
+        if diverged == runs:
+            which = {1: "the one run", 2: "both runs"}.get(runs, f"all {runs} runs")
         have = "has" if diverged == 1 else "have"
-        return f"{diverged} of {counted(runs, 'run')}{whose} diverged and {have} no final loss"
+        return f"{which}{whose} diverged and {have} no final loss"
     which = "the one run" if runs == 1 else f"none of the {runs} runs"
     return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"

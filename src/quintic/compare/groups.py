@@ -184,4 +184,5 @@ def _stem(group: list[RunRecord]) -> str:
     stem = "".join(letters[0] for letters in alike)
     if any(name[len(stem) : len(stem) + 1].isdigit() for name in names):
         stem = stem.rstrip("0123456789")  # of run10 and run11, the 1 is part of no name
-    return re.sub(r"(?<![^-_.])(seed|s)$", "", stem.rstrip("-_.#")).rstrip("-_.#")
+    # As a sweep names its runs, muon.lr=0.02,seed=1, too.
+    return re.sub(r"(?<![^-_.,])(seed|s)$", "", stem.rstrip("-_.#=")).rstrip("-_.#,")

@@ -82,6 +82,10 @@ class RunRecord:
     """Why, in words, where it is a rule of the run."""
     diverged_at: int | None = None
     """Step of the first loss that is not finite, where no finite one follows."""
+    gaps: tuple[int, ...] = ()
+    """Steps of losses that are not finite, where finite ones follow."""
+    batch_given: bool = False
+    """True where a log does not say the tokens of a step, and `--batch-tokens` does."""
     tokens_per_s: float | None = None
     memory_gib: float | None = None
     """The peak."""
