@@ -163,6 +163,10 @@ def test_the_closing_without_a_tokenizer_has_no_sample(tiny_data: Path, tmp_path
     run = start(tiny_config(tiny_data, {"train.steps": 2}), tmp_path / "run", Console())
     assert train_run(run, Console())
     text = "\n".join(closing_lines(run))
+    nothing = "no better than that of guessing among all 128 tokens, 4.8520: train with a lower"
+    for loss, said in ((4.8521, True), (4.84, False)):
+        run.validation = LossSums(512, 512 * loss, 512 * loss)
+        assert any(nothing in line for line in closing_lines(run)) == said
     assert "no bits per byte" in text
     assert "sample" not in text
     assert "figure" in text
