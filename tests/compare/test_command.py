@@ -1,5 +1,6 @@
 """quintic compare, as it is called: on real runs, and on what is none."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -153,6 +154,23 @@ def test_bad_input_is_refused_in_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["main.log", "empty", "foreign.json", "folder.png"]
     )
+
+
+def test_a_full_disk_is_said_before_the_table(
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "all.json"
+
+    def full(dir: Path) -> None:
+        assert dir == tmp_path
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("quintic.cli.compare.TemporaryFile", full)
+    message = refused(capsys, str(tiny_run), "--out", str(out))  # and prints nothing else
+    assert f"--out {out} cannot be written: No space left on device; make room" in message
 
 
 def test_runs_on_other_data_are_refused_unless_forced(

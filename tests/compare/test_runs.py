@@ -98,6 +98,17 @@ def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path)
     assert found == {"cpu (some processor, 1 thread)"}
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "null", "[]", '[{"data": {"x": 1}}]', '[{"device": 3, "python": 4}]']
+)
+def test_a_damaged_environment_is_noted(folder: Path, content: str) -> None:
+    (folder / "environment.json").write_text(content)
+    run = read_run(folder)
+    assert (run.data.fingerprint, run.device) == (None, None)
+    note = f"the environment.json of {folder} is damaged: what it said of data, device and commit"
+    assert [found.startswith(note) for found in compare([run]).notes] == [True]
+
+
 def test_a_run_of_several_datasets_in_one_folder_is_noted(folder: Path) -> None:
     path = folder / "environment.json"
     (first,) = json.loads(path.read_text())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from quintic.cli.options import Compare
 from quintic.compare.comparison import Comparison, compare
@@ -15,7 +16,7 @@ from quintic.compare.page import write_page
 from quintic.compare.runs import read_runs
 from quintic.compare.table import differences_table, results_table
 from quintic.console import Console
-from quintic.errors import QuinticError, require_package
+from quintic.errors import QuinticError, reason, require_package, way_out
 from quintic.files import write_json
 from quintic.run_dir import CONFIG
 
@@ -30,6 +31,9 @@ WRITERS: dict[str, Callable[[Comparison, Path], None]] = {
     ".json": _write_json,
 }
 """Writer of `--out` by the end of the file's name."""
+
+PROBE_BYTES = 1 << 16
+"""Bytes for which there must be room: as many as the figure of a few runs has."""
 
 
 def run(command: Compare, _arguments: Sequence[str]) -> None:
@@ -70,6 +74,13 @@ def _check_out(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise QuinticError(f"--out {path}: there is no folder {path.parent}; create it first")
+    try:  # before the runs are read, and not after the table
+        with TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise QuinticError(
+            f"--out {path} cannot be written: {reason(error)}; {way_out(error)}"
+        ) from error
     if not path.exists():
         return
     if path.is_dir():

@@ -33,6 +33,7 @@ from quintic.compare.statistics import (
     track3_pairwise_margin,
 )
 from quintic.errors import QuinticError, counted
+from quintic.run_dir import ENVIRONMENT
 
 FORMAT = 1
 
@@ -357,6 +358,11 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                     f"there: {run.stopped_early}"
                 )
         for run in group.counted:
+            if run.environment_damaged:
+                yield (
+                    f"the {ENVIRONMENT} of {run.path} is damaged: what it said of data, device and "
+                    "commit is not known; restore it"
+                )
             if run.datasets > 1:
                 yield (
                     f"{run.path} was trained on {run.datasets} datasets one after the other: its "

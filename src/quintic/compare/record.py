@@ -93,6 +93,8 @@ class RunRecord:
     """The optimizer's share of the time of a step, 0 to 1."""
     device: str | None = None
     commit: str | None = None
+    environment_damaged: bool = False
+    """True where the file that says data, device and commit cannot be read."""
 
     @property
     def seed(self) -> int | None:

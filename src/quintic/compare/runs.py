@@ -17,6 +17,9 @@ from quintic.errors import QuinticError
 from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
 from quintic.setup import check_same_config, has_step
 
+FACTS = ("data", "device", "commit", "python")
+"""Facts in `environment.json` that are used here: texts, or null."""
+
 
 def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
     """Return the record of a run folder, or those of a text log of modded-nanogpt or llm.c.
@@ -63,7 +66,7 @@ def read_run(path: Path) -> RunRecord:
             f"{path} has no validation loss yet ({METRICS} is {state}): train it further with "
             f"--resume {path}, or leave it out"
         )
-    starts = run_dir.read_environments(path)
+    starts, damaged = _read_starts(path)
     environment = [{}, *starts][-1]
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
@@ -92,9 +95,23 @@ def read_run(path: Path) -> RunRecord:
             else None
         ),
         # As quintic 0.1 spelled it, whose machine is no other for that.
-        device=str(environment.get("device", "")).replace(" 1 threads)", " 1 thread)") or None,
+        device=environment.get("device", "").replace(" 1 threads)", " 1 thread)") or None,
         commit=environment.get("commit"),
+        environment_damaged=damaged,
     )
+
+
+def _read_starts(path: Path) -> tuple[list[dict[str, str]], bool]:
+    """Return what is used here of each start in a run's `environment.json`, and whether some of
+    that is damaged."""
+    starts = run_dir.read_environments(path)
+    damaged = (path / run_dir.ENVIRONMENT).exists() and not starts
+    found: list[dict[str, str]] = []
+    for start in starts:
+        known = {name: start[name] for name in FACTS if start.get(name) is not None}
+        found.append({name: value for name, value in known.items() if isinstance(value, str)})
+        damaged = damaged or len(found[-1]) < len(known)
+    return found, damaged
 
 
 def _check_config(path: Path, config: Config) -> bool:
