@@ -124,12 +124,16 @@ def test_bad_input_is_refused_in_one_line(
     log = tmp_path / "main.log"
     log.write_text(LLMC)
     (tmp_path / "empty").mkdir()
+    sweep = Path(six[0]).parent
     (tmp_path / "foreign.json").write_text('{"mine": 1}')
     (tmp_path / "folder.png").mkdir()
     first = six[0]
     cases: dict[str, tuple[str, ...]] = {
         "needs at least one run": (),
         "holds no run": (str(tmp_path / "empty"),),
+        f"holds no run (config.json is missing): name the folder that quintic train wrote, such as "
+        f"{sweep}/adamw-seed1": (str(sweep),),
+        f"metrics.jsonl is a file of the run in {first}: name": (f"{first}/metrics.jsonl",),
         "does not exist": (str(tmp_path / "absent"),),
         "neither the folder of a run nor a log": (str(tmp_path / "foreign.json"),),
         "are the same run": (first, first),

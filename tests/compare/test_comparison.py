@@ -241,6 +241,14 @@ def test_why_there_is_no_ratio_is_said_of_both_sides() -> None:
     assert "muon does not reach 3, its lowest loss is 3.19" in line
 
 
+def test_a_run_that_has_learned_nothing_is_noted() -> None:
+    guesses = group_of("high", [4.852, 4.86, 4.7], settings={"model.vocab_size": 128})
+    assert compare(guesses).notes == (
+        "of 2 of 3 runs of high, the loss is no better than that of guessing among all 128 tokens, "
+        "4.8520",
+    )
+
+
 def test_a_loss_that_is_no_number_amid_others_is_noted() -> None:
     holed = replace(MUON[0], gaps=(10, 15))
     (note,) = compare([holed, *MUON[1:]]).notes

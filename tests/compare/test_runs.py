@@ -11,7 +11,7 @@ import pytest
 
 from quintic.compare.comparison import compare
 from quintic.compare.groups import same_data
-from quintic.compare.runs import read_run
+from quintic.compare.runs import read_run, read_runs
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
 
@@ -107,6 +107,14 @@ def test_a_damaged_environment_is_noted(folder: Path, content: str) -> None:
     assert (run.data.fingerprint, run.device) == (None, None)
     note = f"the environment.json of {folder} is damaged: what it said of data, device and commit"
     assert [found.startswith(note) for found in compare([run]).notes] == [True]
+
+
+def test_a_file_beside_a_run_as_in_a_sweep_is_no_log(folder: Path) -> None:
+    for suffix in (".json", ".log"):
+        beside = folder.with_name(folder.name + suffix)
+        beside.write_text("{}")
+        with pytest.raises(QuinticError, match=f"is a file of the run in {folder}: name that"):
+            read_runs(beside)
 
 
 def test_a_run_of_several_datasets_in_one_folder_is_noted(folder: Path) -> None:

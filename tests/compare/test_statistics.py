@@ -139,10 +139,22 @@ def test_one_value_or_no_spread_gives_no_p() -> None:
     assert below_target([3.2, 3.2, 3.2], 3.28).p is None
     assert difference([3.2], OTHER).p is None
     assert difference([3.2, 3.2], [3.3, 3.3]).p is None
+    # Nor does a spread that is of the rounding of numbers.
+    assert 3.4 - 3.3 != 3.3 - 3.2
+    assert difference([3.4, 3.3], [3.3, 3.2], paired=True).p is None
+    assert below_target([3.2, 3.2 + 1e-15], 3.28).p is None
+    double = ratio([0.3, 0.7], [0.1, 0.7 / 3], paired=True)
+    assert double is not None and double.p is None
     single = ratio([2.0], [4.0])
     assert single is not None
     assert (single.value, single.low, single.p) == (0.5, None, None)
     assert ratio([0.0, 1.0], [1.0, 2.0]) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_group_without_spread_beside_one_with_some_is_tested_without_a_warning() -> None:
+    p = difference([3.2, 3.2], [3.3, 3.4]).p
+    assert p == pytest.approx(float(stats.ttest_1samp([3.3, 3.4], 3.2).pvalue))
 
 
 def rates(means: float, runs: int, seed: int) -> float:

@@ -33,6 +33,7 @@ from quintic.compare.statistics import (
     track3_pairwise_margin,
 )
 from quintic.errors import QuinticError, counted
+from quintic.report import no_better_than_guessing
 from quintic.run_dir import ENVIRONMENT
 
 FORMAT = 1
@@ -387,6 +388,10 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                 f"{run.path} repeats seed {run.seed}, of {first.path}: the first run of a seed "
                 "counts"
             )
+        if nothing := [text for run in group.counted if (text := _learned_nothing(run))]:
+            total = len(group.counted)
+            some = f"{len(nothing)} of {total} runs of " if len(nothing) < total else ""
+            yield f"of {some}{group.label}, {nothing[0]}"
         commits = {run.commit for run in group.runs if run.commit is not None}
         if len(commits) > 1:
             yield (
@@ -412,6 +417,13 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         yield f"seconds do not compare, the devices differ: {'; '.join(devices)}"
     elif len({run.source for run in runs}) > 1:
         yield "seconds do not compare: the trainers count them differently, and elsewhere"
+
+
+def _learned_nothing(run: RunRecord) -> str | None:
+    vocab_size = run.settings.get("model.vocab_size")
+    if run.final_loss is None or vocab_size is None:
+        return None
+    return no_better_than_guessing(run.final_loss, vocab_size)
 
 
 def _short(commit: str) -> str:

@@ -25,9 +25,26 @@ def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]
     """Return the record of a run folder, or those of a text log of modded-nanogpt or llm.c.
 
     `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
+    where it is a file that belongs to a run,
     where a line is damaged and where there is no validation yet.
     """
-    return read_logs(path, batch_tokens) if path.is_file() else [read_run(path)]
+    if not path.is_file():
+        return [read_run(path)]
+    if (folder := _run_of(path)) is not None:
+        raise QuinticError(
+            f"{path} is a file of the run in {folder}: name that folder (a pattern that ends in / "
+            "takes folders alone)"
+        )
+    return read_logs(path, batch_tokens)
+
+
+def _run_of(file: Path) -> Path | None:
+    """Return the folder of the run that a file is in, or stands beside, as in a sweep; None for
+    any other file."""
+    if file.name in (run_dir.CONFIG, METRICS, run_dir.ENVIRONMENT):
+        return file.parent if run_dir.holds_run(file.parent) else None
+    beside = file.with_suffix("")
+    return beside if file.suffix in (".json", ".log") and run_dir.holds_run(beside) else None
 
 
 def read_run(path: Path) -> RunRecord:

@@ -8,10 +8,12 @@ and, with `data.order shuffle`, the data order.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,9 @@ POWER = 0.8
 """The chance to find an effect that is as large as the one seen, for the number of runs needed."""
 
 MOST_RUNS = 10_000
+
+ROUNDING = 1e-12
+"""Deviation, over the size of the values, up to which it is of the rounding of numbers."""
 
 TRACK3_TARGET, TRACK3_MARGIN, TRACK3_SIGMA = 3.28, 0.004, 0.0013
 """Target, margin and standard deviation over seeds, in nats, that the rules of Track 3 name."""
@@ -93,7 +98,7 @@ def summarize(values: Sequence[float]) -> Summary:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Summary(len(values), mean, None, None)
-    deviation = statistics.stdev(values)
+    deviation = math.sqrt(_variance(values, values))
     return Summary(len(values), mean, deviation, deviation / math.sqrt(len(values)))
 
 
@@ -107,7 +112,8 @@ def below_target(values: Sequence[float], target: float) -> BelowTarget:
     seen = summarize(values)
     if not seen.deviation:
         return BelowTarget(None, None)
-    p = float(stats.ttest_1samp(values, target, alternative="less").pvalue)
+    with _nearly_identical():
+        p = float(stats.ttest_1samp(values, target, alternative="less").pvalue)
     effect = (target - seen.mean) / seen.deviation
     least = 2 if p < ALPHA else len(values) + 1
     power = functools.partial(power_below_target, effect)
@@ -247,7 +253,8 @@ def _interval(values: Sequence[float], reference: Sequence[float], paired: bool)
     if not any(_variances(values, reference, paired)):
         return None, None, None
     welch = functools.partial(stats.ttest_ind, equal_var=False)
-    test = (stats.ttest_rel if paired else welch)(values, reference)
+    with _nearly_identical():
+        test = (stats.ttest_rel if paired else welch)(values, reference)
     interval = test.confidence_interval(CONFIDENCE)
     return float(interval.low), float(interval.high), float(test.pvalue)
 
@@ -258,7 +265,25 @@ def _variances(values: Sequence[float], reference: Sequence[float], paired: bool
     samples = [values, reference]
     if paired:
         samples = [[value - base for value, base in zip(values, reference, strict=True)]]
-    return [statistics.variance(s) for s in samples] if min(map(len, samples)) > 1 else []
+    if min(map(len, samples)) < 2:
+        return []
+    return [_variance(sample, [*values, *reference]) for sample in samples]
+
+
+def _variance(sample: Sequence[float], values: Sequence[float]) -> float:
+    """Return the variance of a sample; 0 where it is of the rounding of the values that the sample
+    was computed from."""
+    variance = statistics.variance(sample)
+    rounding = ROUNDING * max(1.0, *map(abs, values))
+    return variance if variance > rounding**2 else 0.0
+
+
+@contextlib.contextmanager
+def _nearly_identical() -> Iterator[None]:
+    """Keep SciPy from warning of a group without spread: there is one in another, or no test."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss occurred in moment calculation")
+        yield
 
 
 def _fewest(power: Callable[[int], float], least: int) -> int | None:
