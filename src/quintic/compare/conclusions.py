@@ -17,7 +17,7 @@ from quintic.compare.statistics import (
     Ratio,
     level_of_each,
 )
-from quintic.errors import counted
+from quintic.errors import all_of, counted
 
 
 def conclusions(comparison: Comparison) -> Iterator[str]:
@@ -106,8 +106,8 @@ def _below_target(result: GroupResult, target: float) -> str:
         )
     if test.p is None:
         return (
-            f"{label}: all {seen.count} runs end at exactly {seen.mean:.4f}, so there is no spread "
-            "to test with; are they one run, copied?"
+            f"{label}: {all_of(seen.count, 'run')} end at exactly {seen.mean:.4f}, so there is no "
+            "spread to test with; are they one run, copied?"
         )
     opening = (
         f"{label}: the mean of {seen.count} runs is {seen.mean:.4f} ± {seen.error:.4f}, {where} "
@@ -239,9 +239,7 @@ def _no_mean(result: GroupResult, *, named: bool = False) -> str:
     whose = f" of {result.group.label}" if named else ""
     runs = len(result.group.counted)
     if diverged := len(result.group.diverged):
-        which = f"{diverged} of {runs} runs"
-        if diverged == runs:
-            which = {1: "the one run", 2: "both runs"}.get(runs, f"all {runs} runs")
+        which = all_of(runs, "run") if diverged == runs else f"{diverged} of {runs} runs"
         have = "has" if diverged == 1 else "have"
         return f"{which}{whose} diverged and {have} no final loss"
     which = "the one run" if runs == 1 else f"none of the {runs} runs"
