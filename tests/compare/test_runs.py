@@ -109,12 +109,14 @@ def test_a_damaged_environment_is_noted(folder: Path, content: str) -> None:
     assert [found.startswith(note) for found in compare([run]).notes] == [True]
 
 
-def test_a_file_beside_a_run_as_in_a_sweep_is_no_log(folder: Path) -> None:
+def test_a_file_beside_a_run_as_in_a_sweep_is_named_with_it(folder: Path) -> None:
     for suffix in (".json", ".log"):
         beside = folder.with_name(folder.name + suffix)
         beside.write_text("{}")
         with pytest.raises(QuinticError, match=f"is a file of the run in {folder}: name that"):
             read_runs(beside)
+    beside.write_text("s:0 tel:11.0\n")  # another trainer's
+    assert [run.source for run in read_runs(beside)] == ["llm.c"]
 
 
 def test_a_run_of_several_datasets_in_one_folder_is_noted(folder: Path) -> None:

@@ -70,6 +70,10 @@ class _Trial:
     newest: int = 0
 
 
+class NoLogError(QuinticError):
+    """A file that no trainer known here has written."""
+
+
 def read_logs(path: Path, batch_tokens: int | None = None) -> list[RunRecord]:
     """Return the record of a log, or one for each trial in it, with #1, #2, ... after the name.
 
@@ -86,7 +90,7 @@ def read_logs(path: Path, batch_tokens: int | None = None) -> list[RunRecord]:
     lines = text.splitlines()
     trials = list(_trials(path, lines))
     if not trials:
-        raise QuinticError(
+        raise NoLogError(
             f"{path} is neither the folder of a run nor a log of modded-nanogpt or llm.c: no line "
             "reads like `step:125/5100 val_loss:4.9493 train_time:20289ms step_avg:176.43ms` or "
             "`s:9536 tel:3.275959`"

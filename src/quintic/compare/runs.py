@@ -10,7 +10,7 @@ from typing import Any
 
 from quintic import run_dir
 from quintic.checkpoint import STATE, WholeCheckpoint
-from quintic.compare.logs import read_logs
+from quintic.compare.logs import NoLogError, read_logs
 from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
@@ -25,17 +25,20 @@ def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]
     """Return the record of a run folder, or those of a text log of modded-nanogpt or llm.c.
 
     `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
-    where it is a file that belongs to a run,
-    where a line is damaged and where there is no validation yet.
+    with the run of which it is a file, where a line is damaged and where there is no validation
+    yet.
     """
     if not path.is_file():
         return [read_run(path)]
-    if (folder := _run_of(path)) is not None:
+    try:
+        return read_logs(path, batch_tokens)
+    except NoLogError:
+        if (folder := _run_of(path)) is None:
+            raise
         raise QuinticError(
             f"{path} is a file of the run in {folder}: name that folder (a pattern that ends in / "
             "takes folders alone)"
-        )
-    return read_logs(path, batch_tokens)
+        ) from None
 
 
 def _run_of(file: Path) -> Path | None:

@@ -77,7 +77,7 @@ class Difference:
     p: float | None
     runs_needed: int | None
     """Runs in each group for a p below the level with a chance of at least POWER if means and
-    spreads are those seen, more than either group's fewest where p is not below it."""
+    spreads are those seen, more than the smaller group has where p is not below it."""
     pairs: int | None = None
     """Number of seeds that both have, where these were compared; None: the groups as a whole."""
 

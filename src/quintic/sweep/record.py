@@ -51,9 +51,10 @@ class Outcome:
         return self.kind in ("finished", "diverged")
 
     @property
-    def learned_nothing(self) -> bool:
-        """Return whether a finished run predicts no better than by guessing."""
-        return self.kind == "finished" and self.message is not None
+    def learned_nothing(self) -> str | None:
+        """Return in words that a finished run predicts no better than by guessing; None where it
+        does, and where it has not finished."""
+        return self.message if self.kind == "finished" else None
 
 
 Outcomes = dict[str, Outcome]

@@ -40,9 +40,8 @@ class Combination:
 
     @property
     def learned_nothing(self) -> str | None:
-        """Return the words on the first run that finished no better than by guessing; None where
-        there is none."""
-        return next((o.message for o in self.outcomes if o.learned_nothing), None)
+        """Return in words that a run predicts no better than by guessing; None where none does."""
+        return next((o.learned_nothing for o in self.outcomes if o.learned_nothing), None)
 
     @property
     def name(self) -> str:
