@@ -674,7 +674,7 @@ def test_fields_that_a_resume_may_change_give_the_same_losses(
     [
         ("{", "config.json is not valid JSON"),
         ("\ufffd\x00", "config.json is not valid JSON"),
-        ("[]", "config.json: config section config is not an object"),
+        ("[]", "config.json: a config is an object with sections, and this is []: restore"),
         ('{"model": {"widht": 3}}', "config.json: there is no field model.widht: did you mean"),
         ('{"train": {"steps": "many"}}', "config.json: train.steps is 'many': it must be int"),
         ('{"train": {"steps": -1}}', "config.json: train.steps is -1: it must be positive"),

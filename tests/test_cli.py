@@ -175,9 +175,16 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ("generate run other", "generate does not understand 'other': see quintic generate --help"),
         ("train laptop extra", "train does not understand 'extra': see quintic train --help"),
         (
-            "train --train.compile yes",
-            "train does not understand 'yes': a recipe comes first, and ",
+            "train --train.compile 5",
+            "train does not understand '5': a recipe comes first, and ",
         ),
+        (
+            "train laptop --model.tied_head false",
+            "--model.tied-head is 'false', and a switch takes no value: give --model.tied-head for "
+            "True and --model.no-tied-head for False",
+        ),
+        ("compare --no-paired=True a b", "--no-paired is 'True', and a switch takes no value"),
+        ("train laptop --out a --train.seed 3 --out=b", "--out is given 2 times: give it once"),
         (
             "train --train.seed 3 modded",
             "the recipe 'modded' must come first: quintic train modded",

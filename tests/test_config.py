@@ -657,7 +657,7 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
 def test_a_section_that_is_no_object_is_refused() -> None:
     with pytest.raises(QuinticError, match="section model is not an object"):
         Config.from_dict({"model": 3})
-    with pytest.raises(QuinticError, match="section config is not an object"):
+    with pytest.raises(QuinticError, match=r"an object with sections, and this is \[1\]: res"):
         Config.from_dict([1])  # type: ignore[arg-type]
 
 

@@ -1,6 +1,7 @@
 """The recipes: each builds a run whose figures are those of its card; a config in a file is one."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_an_unknown_recipe_suggests_the_nearest_and_lists_all() -> None:
         get_recipe("zzzz")
 
 
+@pytest.mark.parametrize(("file", "of"), [("config.json", "a run"), ("best.json", "a sweep")])
+def test_a_folder_in_place_of_a_recipe_names_the_file_in_it(
+    tmp_path: Path, file: str, of: str
+) -> None:
+    (tmp_path / file).write_text("{}")
+    message = f"{tmp_path} is the folder of {of} and no recipe: name its {tmp_path / file} for"
+    with pytest.raises(QuinticError, match=re.escape(message)):
+        get_recipe(str(tmp_path))
+
+
 def test_a_recipe_cannot_be_changed_by_whoever_asked_for_it() -> None:
     first: Config = get_recipe("modded")
     with pytest.raises(AttributeError):
@@ -141,7 +152,7 @@ def test_a_config_in_a_file_is_a_recipe_and_keeps_its_name(tmp_path: Path) -> No
         ("{", "is not valid JSON: "),
         ("\ufffd\x00", "is not valid JSON: "),
         ("[" * 100_000, "is not valid JSON: "),
-        ("[]", "config section config is not an object"),
+        ("[1, 2]", "a config is an object with sections, and this is [1, 2]: restore it"),
         ('{"train": {"stesp": 3}}', "there is no field train.stesp: did you mean train.steps?"),
         ('{"train": {"steps": -1}}', "train.steps is -1: it must be positive"),
         ('{"train": {"steps": 8, "steps": 9}}', "it has 'steps' twice in one object: keep one"),

@@ -122,7 +122,9 @@ def test_the_scores_stand_beside_gzip_and_unigram(text_data: Path) -> None:
     assert 0 < gzip < unigram < 8
 
 
-@pytest.mark.parametrize(("loss", "perplexity"), [(1.5, "4.48"), (2_000.0, "inf")])
+@pytest.mark.parametrize(
+    ("loss", "perplexity"), [(1.5, "4.48"), (128.0, "3.89e+55"), (2_000.0, "inf")]
+)
 def test_without_a_tokenizer_the_loss_is_told_and_why_no_bytes(
     tiny_data: Path, loss: float, perplexity: str
 ) -> None:
@@ -161,6 +163,10 @@ def test_the_closing_without_a_tokenizer_has_no_sample(tiny_data: Path, tmp_path
     run = start(tiny_config(tiny_data, {"train.steps": 2}), tmp_path / "run", Console())
     assert train_run(run, Console())
     text = "\n".join(closing_lines(run))
+    nothing = "no better than that of guessing among all 128 tokens, 4.8520: train with a lower"
+    for loss, said in ((4.8521, True), (4.84, False)):
+        run.validation = LossSums(512, 512 * loss, 512 * loss)
+        assert any(nothing in line for line in closing_lines(run)) == said
     assert "no bits per byte" in text
     assert "sample" not in text
     assert "figure" in text

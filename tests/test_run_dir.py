@@ -113,7 +113,7 @@ def test_a_default_folder_that_was_not_used_leaves_nothing_and_a_file_in_its_way
     ("content", "message"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "is not an object"),
+        ("null", "a config is an object with sections, and this is null: restore it"),
         ('{"train": {"stesp": 3}}', "train.stesp: did you mean train.steps"),
         ('{"train": {"steps": "many"}}', "train.steps is 'many'"),
         ('{"train": {"steps": -1}}', "must be positive"),

@@ -105,6 +105,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def all_of(number: int, noun: str) -> str:
+    """Return words for every one of so many: the one run, both runs, all 3 runs."""
+    return {1: f"the one {noun}", 2: f"both {noun}s"}.get(number, f"all {number:,} {noun}s")
+
+
 def require_package(module: str, extra: str, what: str) -> None:
     """Raise `QuinticError` where a module that one of quintic's extras installs is missing.
 

@@ -65,6 +65,16 @@ def get_recipe(name: str) -> Config:
     if name.endswith(".json"):
         return read_recipe(Path(name))
     if name not in RECIPES:
+        if (found := Path(name) / "config.json").is_file():
+            raise QuinticError(
+                f"{name} is the folder of a run and no recipe: name its {found} for a new run of "
+                f"that config, or continue it with quintic train --resume {name}"
+            )
+        if (found := Path(name) / "best.json").is_file():
+            raise QuinticError(
+                f"{name} is the folder of a sweep and no recipe: name its {found} for the config "
+                "that it found best"
+            )
         close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
         raise QuinticError(

@@ -137,7 +137,8 @@ def _optimizer_line(optimizer: str, specs: list[ParamSpec], run: Run) -> str:
 def score_lines(dataset: Dataset, split: Split, sums: LossSums, *, unigram: bool) -> Iterator[str]:
     """Yield the loss on the first tokens of a split, per token and per byte, beside gzip and, if
     asked for, a unigram model of the dataset's training tokens."""
-    loss = f"loss {sums.mean:.4f} nats per token, perplexity {sums.perplexity:.2f}"
+    perplexity = f"{sums.perplexity:{'.2f' if sums.perplexity < 1e6 else '.3g'}}"
+    loss = f"loss {sums.mean:.4f} nats per token, perplexity {perplexity}"
     loss = f"{'validation' if split == 'val' else 'training'} {loss}"
     try:
         scores = score_text(
@@ -162,14 +163,29 @@ def score_lines(dataset: Dataset, split: Split, sums: LossSums, *, unigram: bool
     )
 
 
+def no_better_than_guessing(loss: float, vocab_size: int) -> str | None:
+    """Return in words that a loss, in nats per token, is not below that of giving each token of the
+    vocabulary the same chance; None where it is."""
+    guessing = math.log(vocab_size)
+    if loss < guessing - 1e-3:
+        return None
+    return (
+        f"the loss is no better than that of guessing among all {vocab_size:,} tokens, "
+        f"{guessing:.4f}"
+    )
+
+
 def closing_lines(run: Run) -> Iterator[str]:
-    """Yield why it stopped early where it did, scores, a sample and the place of the figure, for a
-    run that came to its end."""
+    """Yield why it stopped early where it did, scores, whether it has learned nothing, a sample and
+    the place of the figure, for a run that came to its end."""
     if run.stopped_early:
         steps = run.config.train.steps
         yield f"stopped early at step {run.state.step} of {steps}: {run.stopped_early}"
     assert run.validation is not None, "the end validates"
     yield from score_lines(run.dataset, "val", run.validation, unigram=True)
+    assert run.config.model.vocab_size is not None, "set_up resolves it"
+    if nothing := no_better_than_guessing(run.validation.mean, run.config.model.vocab_size):
+        yield f"{nothing}: train with a lower {run.config.optim.lr_options}, or for more steps"
     if run.sharded:
         yield "no sample: the weights are divided among processes; generate from the run instead"
     else:

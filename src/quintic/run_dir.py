@@ -120,11 +120,13 @@ def read_config(folder: Path) -> Config:
     if not path.exists():
         what = "holds no run" if folder.is_dir() else "does not exist"
         what = f"{what} ({CONFIG} is missing)" if not folder.is_file() else "is a file"
-        around = next((outer for outer in folder.parents if holds_run(outer)), None)
-        raise QuinticError(
-            f"{folder} {what}: name the folder that quintic train wrote"
-            + (f", which is {around}" if around else "")
-        )
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        hints = [
+            *(f", which is {outer}" for outer in folder.parents if holds_run(outer)),
+            *(f", such as {inner}" for inner in inside if holds_run(inner)),
+            "",
+        ]
+        raise QuinticError(f"{folder} {what}: name the folder that quintic train wrote{hints[0]}")
     return read_recipe(path)
 
 

@@ -1,5 +1,6 @@
 """quintic compare, as it is called: on real runs, and on what is none."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -123,12 +124,16 @@ def test_bad_input_is_refused_in_one_line(
     log = tmp_path / "main.log"
     log.write_text(LLMC)
     (tmp_path / "empty").mkdir()
+    sweep = Path(six[0]).parent
     (tmp_path / "foreign.json").write_text('{"mine": 1}')
     (tmp_path / "folder.png").mkdir()
     first = six[0]
     cases: dict[str, tuple[str, ...]] = {
         "needs at least one run": (),
         "holds no run": (str(tmp_path / "empty"),),
+        f"holds no run (config.json is missing): name the folder that quintic train wrote, such as "
+        f"{sweep}/adamw-seed1": (str(sweep),),
+        f"metrics.jsonl is a file of the run in {first}: name": (f"{first}/metrics.jsonl",),
         "does not exist": (str(tmp_path / "absent"),),
         "neither the folder of a run nor a log": (str(tmp_path / "foreign.json"),),
         "are the same run": (first, first),
@@ -139,6 +144,7 @@ def test_bad_input_is_refused_in_one_line(
         "--target is 'low': it must be a number": (first, "--target", "low"),
         "--target is nan": (first, "--target", "nan"),
         "--batch-tokens is 0": (first, "--batch-tokens", "0"),
+        "all of these runs say it: leave it out": (first, "--batch-tokens", "512"),
         "it must end in .png": (first, "--out", str(tmp_path / "figure.pdf")),
         "there is no folder": (first, "--out", str(tmp_path / "none" / "figure.png")),
         "is a folder: name a file": (first, "--out", str(tmp_path / "folder.png")),
@@ -152,6 +158,23 @@ def test_bad_input_is_refused_in_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["main.log", "empty", "foreign.json", "folder.png"]
     )
+
+
+def test_a_full_disk_is_said_before_the_table(
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "all.json"
+
+    def full(dir: Path) -> None:
+        assert dir == tmp_path
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("quintic.cli.compare.TemporaryFile", full)
+    message = refused(capsys, str(tiny_run), "--out", str(out))  # and prints nothing else
+    assert f"--out {out} cannot be written: No space left on device; make room" in message
 
 
 def test_runs_on_other_data_are_refused_unless_forced(

@@ -5,6 +5,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from quintic.compare.statistics import (
     difference,
     ratio,
 )
+from quintic.compare.table import results_table
 from quintic.errors import QuinticError
 from tests.compare.records import STEP_S, STEP_TOKENS, group_of, record
 
@@ -150,7 +152,9 @@ def test_the_runs_still_needed_are_those_beyond_the_ones_there() -> None:
     needed = below_target(finals, 3.28).runs_needed
     assert needed is not None
     text = text_of(group_of("run", finals), 3.28)
-    assert f"{needed - 4} more runs, {needed} in all, there is a chance of 80% to be" in text
+    assert (
+        f"{needed - 4} more runs, {needed} in all, there is a chance of at least 80% to be" in text
+    )
 
 
 def test_a_mean_above_the_target_asks_for_no_further_runs() -> None:
@@ -194,7 +198,7 @@ def test_a_group_of_which_some_reach_the_target_has_no_mean_to_reach_it() -> Non
     assert len(reach.values) == 1
     assert reach.mean is None
     assert reach.ratio is None
-    assert "1 of the 3 runs of muon reaches 3.195." in said(comparison)
+    assert "1 of the 3 runs of muon reaches 3.195, and adamw" in said(comparison)
 
 
 def test_a_target_above_the_first_loss_gives_no_ratio() -> None:
@@ -220,7 +224,35 @@ def test_a_run_that_diverged_before_any_validation_is_shown() -> None:
     lost = replace(MUON[0], diverged_at=0, validations=())
     comparison = compare([lost, *ADAMW], target=3.5)
     assert comparison.results[0].curve == ()
-    assert "does not reach 3.5." in said(comparison)
+    text = said(comparison)
+    assert "does not reach 3.5." in text
+    assert "muon-seed1: the one run diverged and has no final loss" in text
+    assert results_table(comparison).rows[0][3] == "diverged"
+    both = [replace(run, diverged_at=20) for run in MUON[:2]]
+    assert "muon: both runs diverged and have no final loss" in text_of(both, 3.5)
+
+
+def test_why_there_is_no_ratio_is_said_of_both_sides() -> None:
+    text = text_of([*ADAMW, *MUON], 3.0)
+    assert text.count("No ratio") == 1
+    (line,) = (line for line in text.splitlines() if "No ratio" in line)
+    assert "adamw does not reach 3, its lowest loss is" in line
+    assert ", and " in line
+    assert "muon does not reach 3, its lowest loss is 3.19" in line
+
+
+def test_a_run_that_has_learned_nothing_is_noted() -> None:
+    guesses = group_of("high", [4.852, 4.86, 4.7], settings={"model.vocab_size": 128})
+    assert compare(guesses).notes == (
+        "of 2 of 3 runs of high, the loss is no better than that of guessing among all 128 tokens, "
+        "4.8520",
+    )
+
+
+def test_a_loss_that_is_no_number_amid_others_is_noted() -> None:
+    holed = replace(MUON[0], gaps=(10, 15))
+    (note,) = compare([holed, *MUON[1:]]).notes
+    assert "muon-seed1 has a loss that is not a number at step 10, 2 in all" in note
 
 
 def test_an_unfinished_run_has_no_final_loss_and_the_others_count() -> None:
@@ -258,7 +290,8 @@ def test_copies_are_no_evidence() -> None:
     comparison = compare(copied, target=3.5)
     assert comparison.results[0].final_losses == (3.20,)
     assert len(comparison.notes) == 2
-    assert "repeats seed 1 of its group" in comparison.notes[0]
+    copy = "muon-seed1/1 has every loss of muon-seed1/0: a copy does not count"
+    assert comparison.notes[0] == copy
     # With other seeds, as a config copied by hand would have it, or without, as a log.
     for seeds in ([1, 2, 3], [None, None, None]):
         of_one = [
@@ -269,13 +302,30 @@ def test_copies_are_no_evidence() -> None:
         assert comparison.results[0].final_losses == (3.20,)
         assert [str(run.path) for run in comparison.results[0].group.counted] == ["muon-seed1"]
         assert comparison.notes == tuple(
-            f"muon-seed{number} has every loss of another run of its group: a copy does not count"
+            f"muon-seed{number} has every loss of muon-seed1: a copy does not count"
             for number in (2, 3)
         )
     same = group_of("muon", [3.2, 3.2, 3.2])
     assert "are they one run, copied?" in text_of(same, 3.5)
     others = group_of("adamw", [3.4, 3.4, 3.4], settings={"optim.matrices": "adamw"})
     assert "there is no spread to test with" in text_of([*same, *others])
+
+
+def test_a_second_run_of_a_seed_is_noted_with_the_first() -> None:
+    again = replace(record("again", [8.0, 5.0, 3.1], seed=2), settings=MUON[1].settings)
+    (note,) = compare([*MUON, again]).notes
+    assert note == "again repeats seed 2, of muon-seed2: the first run of a seed counts"
+
+
+def test_the_run_that_its_checkpoints_confirm_counts_and_its_edited_copy_does_not() -> None:
+    original = replace(MUON[0], confirmed=True)
+    # Named first, and with the seed of another run.
+    edited = replace(
+        MUON[0], path=Path("edited"), settings={**MUON[0].settings, SEED: MUON[1].seed}
+    )
+    comparison = compare([edited, original, *MUON[1:]])
+    assert comparison.results[0].group.counted == (original, *MUON[1:])
+    assert comparison.notes == ("edited has every loss of muon-seed1: a copy does not count",)
 
 
 def test_paired_holds_each_seed_against_the_same_seed() -> None:

@@ -74,6 +74,7 @@ def test_only_what_differs_is_listed() -> None:
         (["run10", "run11"], "run"),
         (["lr0.02-s1", "lr0.02-s2"], "lr0.02"),
         (["gpt2-a", "gpt2-b"], "gpt2"),
+        (["muon.lr=0.02,seed=9", "muon.lr=0.02,seed=10"], "muon.lr=0.02"),
         (["adams1", "adams2"], "adams"),
         (["muon", "muon-2"], "muon"),
         (["only-1"], "only-1"),

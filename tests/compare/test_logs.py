@@ -241,6 +241,7 @@ def test_a_loss_that_is_not_finite_at_the_end_is_a_run_that_diverged(
     run = read_log(written(tmp_path, text))
     assert run.diverged_at == step
     assert (run.final_loss is None) == (step is not None)
+    assert run.gaps == (() if step is not None else (125,))
     assert all(point.loss < 20 for point in run.validations)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from quintic.compare.comparison import compare
 from quintic.compare.groups import same_data
-from quintic.compare.runs import read_run
+from quintic.compare.runs import read_run, read_runs
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, read_metrics
 
@@ -76,12 +76,16 @@ def test_an_edited_config_is_refused_by_field_and_one_that_a_resume_may_have_is_
     with pytest.raises(QuinticError, match=re.escape(message)):
         read_run(folder)
     (newest / "state.json").write_text("{")
-    assert read_run(folder).settings["optim.muon.lr"] == 0.5, "nothing is known against it"
+    believed = read_run(folder)
+    assert believed.settings["optim.muon.lr"] == 0.5, "nothing is known against it"
+    assert not believed.confirmed
     config["optim"]["muon"]["lr"] = 0.02
     config["train"]["keep_checkpoints"] = 7
     path.write_text(json.dumps(config))
     shutil.copy(folder / "checkpoints/step-00000008/state.json", newest)
-    assert read_run(folder).settings["train.keep_checkpoints"] == 7
+    confirmed = read_run(folder)
+    assert confirmed.settings["train.keep_checkpoints"] == 7
+    assert confirmed.confirmed
 
 
 def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path) -> None:
@@ -92,6 +96,27 @@ def test_one_thread_is_no_other_device_where_0_1_called_it_threads(folder: Path)
         path.write_text(json.dumps([{**start, "device": device}]))
         found.add(read_run(folder).device)
     assert found == {"cpu (some processor, 1 thread)"}
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "null", "[]", '[{"data": {"x": 1}}]', '[{"device": 3, "python": 4}]']
+)
+def test_a_damaged_environment_is_noted(folder: Path, content: str) -> None:
+    (folder / "environment.json").write_text(content)
+    run = read_run(folder)
+    assert (run.data.fingerprint, run.device) == (None, None)
+    note = f"the environment.json of {folder} is damaged: what it said of data, device and commit"
+    assert [found.startswith(note) for found in compare([run]).notes] == [True]
+
+
+def test_a_file_beside_a_run_as_in_a_sweep_is_named_with_it(folder: Path) -> None:
+    for suffix in (".json", ".log"):
+        beside = folder.with_name(folder.name + suffix)
+        beside.write_text("{}")
+        with pytest.raises(QuinticError, match=f"is a file of the run in {folder}: name that"):
+            read_runs(beside)
+    beside.write_text("s:0 tel:11.0\n")  # another trainer's
+    assert [run.source for run in read_runs(beside)] == ["llm.c"]
 
 
 def test_a_run_of_several_datasets_in_one_folder_is_noted(folder: Path) -> None:

@@ -672,9 +672,10 @@ def test_bad_options_are_one_line_and_leave_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", TEXTS[:50])
-    options = ["--out", str(tmp_path / "out"), "--tokenizer", "train:280", *options]
+    given = {"--out": str(tmp_path / "out"), "--tokenizer": "train:280"}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
     with pytest.raises(SystemExit) as caught:
-        main(["data", "build", str(path), *options])
+        main(["data", "build", str(path), *itertools.chain.from_iterable(given.items())])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("quintic: ")

@@ -430,11 +430,19 @@ def test_a_web_address_says_what_to_do_instead(capsys: pytest.CaptureFixture[str
     assert "hub:OWNER/NAME" in line and "--data.path" in line
 
 
-@pytest.mark.parametrize("count", [0, -1, 8])
-def test_more_shards_than_there_are_is_one_line(
-    full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str], count: int
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_shards_are_refused_before_the_network_is_asked(
+    out: Path, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
     line = refusal(["data", "fetch", REPO, "--shards", count, "--out", out], capsys)
+    assert f"--shards is {count}: it must be at least 1; leave it out for all" in line
+    assert not out.exists()
+
+
+def test_more_shards_than_there_are_is_one_line(
+    full_hub: HubServer, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(["data", "fetch", REPO, "--shards", 8, "--out", out], capsys)
     assert "has 7 training shards" in line and "ask for 1 to 7" in line
     assert not out.exists()
 

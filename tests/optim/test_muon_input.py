@@ -179,13 +179,14 @@ def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
         ({"split": 0}, "split is 0"),
         ({"split": []}, r"split is \[\]"),
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore' .* propagate, raise, skip"),
+        ({"process_group": "x"}, "process_group is 'x' and must be a group of torch.distributed"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     p = nn.Parameter(torch.zeros(2, 2))
     with pytest.raises(QuinticError, match=message):
         Muon([p], **{"lr": LR, **options})
-    if "nonfinite" not in options:
+    if not {"nonfinite", "process_group"} & options.keys():  # which are not of a group
         with pytest.raises(QuinticError, match=message):
             Muon([{"params": [p], **options}], lr=LR)
 

@@ -16,6 +16,7 @@ import torch
 from quintic import run_dir
 from quintic.cli.main import main
 from quintic.config import Config
+from quintic.errors import QuinticError
 from quintic.optim import muons
 from quintic.optim.muon import Muon
 from quintic.optim.muons import convert, implementation, implementations, nearest_of_quintic
@@ -262,6 +263,12 @@ def test_a_run_without_muon_has_nothing_to_convert(tmp_path: Path, capsys: Captu
 
 def test_the_names_of_polynomials_are_those_of_the_record() -> None:
     assert {one.polynomial for one in implementations().values()} <= set(muons.POLYNOMIALS)
+
+
+@pytest.mark.parametrize("text", ["{}", "[{}]", '[{"lr": 0.1}, {"weight_decay": 0.1}]'])
+def test_a_group_without_a_learning_rate_is_no_group_of_an_optimizer(text: str) -> None:
+    with pytest.raises(QuinticError, match=r"group [01] has no lr: give the groups as json.dump"):
+        muons.parse_groups(text.encode(), implementation("torch"))
 
 
 def test_groups_of_quintics_own_say_their_scale_and_those_of_adamw_are_left_out() -> None:

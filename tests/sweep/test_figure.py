@@ -6,11 +6,12 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from quintic.cli.grid import parse_vary
 from quintic.figure import style
 from quintic.recipes import get_recipe
-from quintic.sweep.figure import BEST_COLOUR, draw_sweep, loss_limits, smallest_gap
+from quintic.sweep.figure import BEST_COLOUR, _axis, draw_sweep, loss_limits, smallest_gap
 from quintic.sweep.plan import PlannedRun, make_plan
 from quintic.sweep.record import Outcome
 from quintic.sweep.summary import SweepSummary, summarize_sweep
@@ -52,6 +53,16 @@ def test_each_line_has_a_colour_of_its_own_and_the_best_is_ringed(tmp_path: Path
     for index in range(3):
         assert has(pixels, style(index).colour)
     assert has(pixels, BEST_COLOUR)
+
+
+@pytest.mark.parametrize("high", ["0.003,1", "0.003,1e4", "0.003,1e12"])
+def test_an_axis_of_many_decades_has_ticks(high: str) -> None:
+    axes = Figure().add_subplot()
+    found = sweep(f"optim.muon.lr=0.002,{high}", seeds=1)
+    place = _axis(axes, "optim.muon.lr", [c.values["optim.muon.lr"] for c in found.ranked])
+    axes.plot([place(c.values["optim.muon.lr"]) for c in found.ranked], [3, 3, 3])
+    low, high_end = axes.get_xlim()
+    assert 3 <= sum(low <= tick <= high_end for tick in axes.get_xticks()) <= 12
 
 
 def test_a_panel_for_each_field(tmp_path: Path) -> None:

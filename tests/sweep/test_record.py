@@ -44,6 +44,7 @@ def test_a_run_counts_as_finished_only_with_its_last_validation_and_its_last_sta
     metrics = folder / "metrics.jsonl"
     loss = read_metrics(metrics)[-1]["val_loss"]
     assert outcome_in(folder, run) == Outcome("finished", loss)
+    assert not outcome_in(folder, run).learned_nothing
     assert steps_done(folder) == 12
     shutil.move(folder / "checkpoints" / "step-00000012", tmp_path / "away")
     assert outcome_in(folder, run) == Outcome()
@@ -55,6 +56,12 @@ def test_a_run_counts_as_finished_only_with_its_last_validation_and_its_last_sta
         metrics.write_text(lines[0] + f'{{"step": 1, "train_loss": {loss}}}\n{{"step": 2, "tr')
         assert outcome_in(folder, run).kind == "diverged"
         assert steps_done(folder) == 0, "the last line is not whole yet"
+    metrics.write_text("".join(lines[:-1]) + '{"step": 12, "val_loss": 4.852}\n')
+    guessed = outcome_in(folder, run)
+    assert guessed.learned_nothing
+    assert guessed.message == (
+        "the loss is no better than that of guessing among all 128 tokens, 4.8520"
+    )
     metrics.unlink()
     assert outcome_in(folder, run) == Outcome()
     assert steps_done(folder) == 0

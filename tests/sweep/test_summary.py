@@ -49,6 +49,15 @@ def test_a_combination_is_best_only_with_all_its_seeds_and_none_diverged() -> No
     assert table(sweep).rows[3][1:3] == ["–", "0/2"]
 
 
+def test_a_combination_that_has_learned_nothing_is_marked_also_where_it_is_best() -> None:
+    guesses = Outcome("finished", 7.63, "the loss is no better")
+    assert [row[-1] for row in table(found([3.5, 3.5], [4.0, guesses])).rows] == [
+        "best",
+        "no better than guessing",
+    ]
+    assert table(found([guesses], [DIVERGED])).rows[0][-1] == "best, no better than guessing"
+
+
 def test_without_a_whole_combination_there_is_no_best() -> None:
     for losses in ([[1.0, DIVERGED], [2.0, UNFINISHED]], [[DIVERGED], [DIVERGED]]):
         sweep = found(*losses)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from quintic.cli.options import Compare
 from quintic.compare.comparison import Comparison, compare
@@ -16,7 +17,7 @@ from quintic.compare.runs import read_runs
 from quintic.compare.table import differences_table, results_table
 from quintic.compare.task_scores import tasks_table
 from quintic.console import Console
-from quintic.errors import QuinticError, require_package
+from quintic.errors import QuinticError, reason, require_package, way_out
 from quintic.files import write_json
 from quintic.run_dir import CONFIG
 
@@ -32,6 +33,9 @@ WRITERS: dict[str, Callable[[Comparison, Path], None]] = {
 }
 """Writer of `--out` by the end of the file's name."""
 
+PROBE_BYTES = 1 << 16
+"""Bytes for which there must be room: as many as the figure of a few runs has."""
+
 
 def run(command: Compare, _arguments: Sequence[str]) -> None:
     """Print tables and conclusions, and write what `--out` asks for."""
@@ -41,6 +45,11 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     if command.batch_tokens is not None and command.batch_tokens < 1:
         raise QuinticError(f"--batch-tokens is {command.batch_tokens}: it must be positive")
     runs = [r for path in command.runs for r in read_runs(path, batch_tokens=command.batch_tokens)]
+    if command.batch_tokens is not None and not any(run.batch_given for run in runs):
+        raise QuinticError(
+            f"--batch-tokens is {command.batch_tokens}, for logs that do not say how many tokens a "
+            "step has, and all of these runs say it: leave it out"
+        )
     comparison = compare(
         runs, target=command.target, axis=command.x, paired=command.paired, force=command.force
     )
@@ -68,6 +77,13 @@ def _check_out(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise QuinticError(f"--out {path}: there is no folder {path.parent}; create it first")
+    try:  # before the runs are read, and not after the table
+        with TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise QuinticError(
+            f"--out {path} cannot be written: {reason(error)}; {way_out(error)}"
+        ) from error
     if not path.exists():
         return
     if path.is_dir():

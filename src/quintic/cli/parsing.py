@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import typing
 from dataclasses import is_dataclass, replace
@@ -42,6 +43,9 @@ from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe
 
+APPENDED = ("--vary",)
+"""Options that may be given several times, each time for one value more."""
+
 SECTIONS = ("model", "data", "optim", "train")
 
 
@@ -52,6 +56,7 @@ def parse(arguments: list[str]) -> Any:
     that the command line replaces.
     """
     name, *rest = arguments or ["--help"]
+    _check_options(arguments)
     recipe, base = _defaults(name, rest) if name in ("train", "sweep") else ("", Config())
     sections: dict[str, Any] = {name: getattr(base, name) for name in SECTIONS}
     if name == "train" and (init_from := _init_from(rest)) is not None:
@@ -97,6 +102,34 @@ def parse(arguments: list[str]) -> Any:
         command = replace(command, checkpoint="newest", auto_resume=True)
         return replace(command, resume=command.out, out=None)
     return command
+
+
+def _check_options(arguments: list[str]) -> None:
+    """Raise `QuinticError` for what would be taken in silence for something else: a switch with a
+    value, and an option of the command itself that is given twice. Fields of the config may be:
+    the last one counts, so that a command can be repeated with a change at its end."""
+    command = COMMANDS.get(_name(arguments))
+    options = _options(command) if command else []
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        given, equals, value = argument.partition("=")
+        given = given.replace("_", "-")
+        *section, last = (
+            given.removeprefix("--").removeprefix("no-").replace(".no-", ".").split(".")
+        )
+        switch, denial = (f"--{'.'.join([*section, word])}" for word in (last, f"no-{last}"))
+        if not given.startswith("--") or denial not in options:
+            continue
+        if equals or following.lower() in ("true", "false", "yes", "no", "on", "off"):
+            raise QuinticError(
+                f"{given} is {(value if equals else following)!r}, and a switch takes no value: "
+                f"give {switch} for True and {denial} for False"
+            )
+    given_options = [a.partition("=")[0].replace("_", "-") for a in arguments]
+    for option in options:
+        if given_options.count(option) > 1 and "." not in option and option not in APPENDED:
+            raise QuinticError(
+                f"{option} is given {given_options.count(option)} times: give it once"
+            )
 
 
 def _checked(command: Train | Sweep, base: Config, arguments: list[str]) -> Train | Sweep:
@@ -170,8 +203,7 @@ def _continues(arguments: list[str]) -> bool:
 def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
     """Return the value, the rule and the way out; None for an event of another kind, which tyro
     prints and exits."""
-    first = arguments[0]
-    name = next((n for n in (" ".join(arguments[:2]), first) if n in COMMANDS), "")
+    first, name = arguments[0], _name(arguments)
     way_out = f"see {' '.join(['quintic', *name.split()])} --help"
     if isinstance(event, MissingSubcommand):
         choices = ", ".join(event.subcommand_spec.parser_from_name)
@@ -206,6 +238,11 @@ def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
     spelled = [a.replace("_", "-") if a.startswith("--") else a for a in arguments]
     value = value_of(option, spelled, 2 if typing.get_origin(kind) is tuple else 1)
     return f"{option} is {value!r}: it must be {kind_of(kind)}"
+
+
+def _name(arguments: list[str]) -> str:
+    """Return the words that name the command; empty where they name none."""
+    return next((n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in COMMANDS), "")
 
 
 def _no_command(arguments: list[str]) -> str:

@@ -34,6 +34,8 @@ from quintic.compare.statistics import (
 )
 from quintic.compare.task_scores import TaskComparison, compare_tasks
 from quintic.errors import QuinticError, counted
+from quintic.report import no_better_than_guessing
+from quintic.run_dir import ENVIRONMENT
 
 FORMAT = 1
 
@@ -342,6 +344,12 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
         for run in group.counted:
+            if run.gaps:
+                yield (
+                    f"{run.path} has a loss that is not a number at step {run.gaps[0]:,}"
+                    f"{f', {len(run.gaps)} in all' if len(run.gaps) > 1 else ''}, and finite ones "
+                    "after it: is the log whole? Its curve goes on without"
+                )
             if run.diverged_at is None and not run.finished:
                 state = "complete, and losses of it are lost" if run.trained else "unfinished"
                 yield (
@@ -355,6 +363,11 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                     f"there: {run.stopped_early}"
                 )
         for run in group.counted:
+            if run.environment_damaged:
+                yield (
+                    f"the {ENVIRONMENT} of {run.path} is damaged: what it said of data, device and "
+                    "commit is not known; restore it"
+                )
             if run.datasets > 1:
                 yield (
                     f"{run.path} was trained on {run.datasets} datasets one after the other: its "
@@ -371,11 +384,18 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                     f"{run.settings['init_from.at_step']:,}"
                 )
         for run in group.repeated:
+            if (original := group.original(run)) is not run:
+                yield f"{run.path} has every loss of {original.path}: a copy does not count"
+                continue
+            first = next(one for one in group.counted if one.seed == run.seed)
             yield (
-                f"{run.path} repeats seed {run.seed} of its group: the first run of a seed counts"
-                if run.seed in {counted.seed for counted in group.counted} - {None}
-                else f"{run.path} has every loss of another run of its group: a copy does not count"
+                f"{run.path} repeats seed {run.seed}, of {first.path}: the first run of a seed "
+                "counts"
             )
+        if nothing := [text for run in group.counted if (text := _learned_nothing(run))]:
+            total = len(group.counted)
+            some = f"{len(nothing)} of {total} runs of " if len(nothing) < total else ""
+            yield f"of {some}{group.label}, {nothing[0]}"
         commits = {run.commit for run in group.runs if run.commit is not None}
         if len(commits) > 1:
             yield (
@@ -401,6 +421,13 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
         yield f"seconds do not compare, the devices differ: {'; '.join(devices)}"
     elif len({run.source for run in runs}) > 1:
         yield "seconds do not compare: the trainers count them differently, and elsewhere"
+
+
+def _learned_nothing(run: RunRecord) -> str | None:
+    vocab_size = run.settings.get("model.vocab_size")
+    if run.final_loss is None or vocab_size is None:
+        return None
+    return no_better_than_guessing(run.final_loss, vocab_size)
 
 
 def _short(commit: str) -> str:

@@ -18,7 +18,7 @@ from quintic.compare.statistics import (
     level_of_each,
 )
 from quintic.compare.task_scores import task_conclusions
-from quintic.errors import counted
+from quintic.errors import all_of, counted
 
 
 def conclusions(comparison: Comparison) -> Iterator[str]:
@@ -108,8 +108,8 @@ def _below_target(result: GroupResult, target: float) -> str:
         )
     if test.p is None:
         return (
-            f"{label}: all {seen.count} runs end at exactly {seen.mean:.4f}, so there is no spread "
-            "to test with; are they one run, copied?"
+            f"{label}: {all_of(seen.count, 'run')} end at exactly {seen.mean:.4f}, so there is no "
+            "spread to test with; are they one run, copied?"
         )
     opening = (
         f"{label}: the mean of {seen.count} runs is {seen.mean:.4f} ± {seen.error:.4f}, {where} "
@@ -127,8 +127,7 @@ def _below_target(result: GroupResult, target: float) -> str:
     return (
         f"{opening}: not significant at {ALPHA:g}. If mean and spread stay as they are, "
         f"with {counted(test.runs_needed - seen.count, 'more run', 'more runs')}, "
-        f"{test.runs_needed} in all, there is a chance of "
-        f"{POWER:.0%} to be."
+        f"{test.runs_needed} in all, there is a chance of at least {POWER:.0%} to be."
     )
 
 
@@ -186,7 +185,7 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
         return f"{opening}: the evidence supports that its final loss is {direction}."
     more = (
         f"; if means and spreads stay as they are, {test.runs_needed} runs in each group have a "
-        f"chance of {POWER:.0%} to reach p < {level:.2g}"
+        f"chance of at least {POWER:.0%} to reach p < {level:.2g}"
         if test.runs_needed is not None
         else ""
     )
@@ -196,9 +195,8 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
 def _ratio(result: GroupResult, first: GroupResult, comparison: Comparison, level: float) -> str:
     label, other, axis = result.group.label, first.group.label, comparison.axis
     no_ratio = f"No ratio of {axis} between {label} and {other}"
-    for one in (result, first):
-        if one.to_target[axis].mean is None:
-            return f"{no_ratio}: {_never_reached(one, comparison)}."
+    if missed := [r for r in (result, first) if r.to_target[axis].mean is None]:
+        return f"{no_ratio}: {', and '.join(_never_reached(r, comparison) for r in missed)}."
     found = result.to_target[axis].ratio
     if found is None:
         return f"{no_ratio}: the target is reached before the first step."
@@ -243,7 +241,8 @@ def _no_mean(result: GroupResult, *, named: bool = False) -> str:
     whose = f" of {result.group.label}" if named else ""
     runs = len(result.group.counted)
     if diverged := len(result.group.diverged):
+        which = all_of(runs, "run") if diverged == runs else f"{diverged} of {runs} runs"
         have = "has" if diverged == 1 else "have"
-        return f"{diverged} of {counted(runs, 'run')}{whose} diverged and {have} no final loss"
+        return f"{which}{whose} diverged and {have} no final loss"
     which = "the one run" if runs == 1 else f"none of the {runs} runs"
     return f"{which}{whose} has {'not ' if runs == 1 else ''}come to its end"

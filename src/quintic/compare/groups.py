@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -29,17 +30,21 @@ class Group:
     label: str
     runs: tuple[RunRecord, ...]
 
-    @property
+    @functools.cached_property
     def counted(self) -> tuple[RunRecord, ...]:
         """Return the first run of each seed: a repetition is no further sample of the noise, and no
         more is a copy, which has the losses of another run under whatever seed."""
         first: dict[Any, RunRecord] = {}
-        curves: set[Any] = set()
         for run in self.runs:
-            if not run.validations or run.validations not in curves:
+            if self.original(run) is run:
                 first.setdefault(run.path if run.seed is None else run.seed, run)
-                curves.add(run.validations)
         return tuple(first.values())
+
+    def original(self, run: RunRecord) -> RunRecord:
+        """Return the one of the runs with every loss and time of this one that is believed: the
+        first whose config a checkpoint confirms, or else the first."""
+        alike = [r for r in self.runs if r.validations and r.validations == run.validations]
+        return next((r for r in alike if r.confirmed), alike[0] if alike else run)
 
     @property
     def final_losses(self) -> dict[int, float]:
@@ -179,4 +184,5 @@ def _stem(group: list[RunRecord]) -> str:
     stem = "".join(letters[0] for letters in alike)
     if any(name[len(stem) : len(stem) + 1].isdigit() for name in names):
         stem = stem.rstrip("0123456789")  # of run10 and run11, the 1 is part of no name
-    return re.sub(r"(?<![^-_.])(seed|s)$", "", stem.rstrip("-_.#")).rstrip("-_.#")
+    # As a sweep names its runs, muon.lr=0.02,seed=1, too.
+    return re.sub(r"(?<![^-_.,])(seed|s)$", "", stem.rstrip("-_.#=")).rstrip("-_.#,")

@@ -25,7 +25,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +70,10 @@ class _Trial:
     newest: int = 0
 
 
+class NoLogError(QuinticError):
+    """A file that no trainer known here has written."""
+
+
 def read_logs(path: Path, batch_tokens: int | None = None) -> list[RunRecord]:
     """Return the record of a log, or one for each trial in it, with #1, #2, ... after the name.
 
@@ -86,22 +90,22 @@ def read_logs(path: Path, batch_tokens: int | None = None) -> list[RunRecord]:
     lines = text.splitlines()
     trials = list(_trials(path, lines))
     if not trials:
-        raise QuinticError(
+        raise NoLogError(
             f"{path} is neither the folder of a run nor a log of modded-nanogpt or llm.c: no line "
             "reads like `step:125/5100 val_loss:4.9493 train_time:20289ms step_avg:176.43ms` or "
             "`s:9536 tel:3.275959`"
         )
     began = next(n for n, line in enumerate(lines) if _MODDED.match(line) or _LLMC.match(line))
     program = _program("\n".join(lines[:began]))
-    tokens = _batch_tokens(program) or batch_tokens
+    own_tokens = _batch_tokens(program)
+    tokens = own_tokens or batch_tokens
     # Trials of one log are of one program, also where the log does not hold it.
     identity = program or (str(path.resolve()) if len(trials) > 1 else "")
     sha256 = hashlib.sha256(identity.encode()).hexdigest() if identity else None
-    if len(trials) == 1:
-        return [_record(path, trials[0], sha256, tokens)]
+    paths = [path.with_name(f"{path.name}#{number}") for number in range(1, len(trials) + 1)]
     return [
-        _record(path.with_name(f"{path.name}#{number}"), trial, sha256, tokens)
-        for number, trial in enumerate(trials, start=1)
+        replace(_record(one, trial, sha256, tokens), batch_given=tokens != own_tokens)
+        for one, trial in zip(paths if len(trials) > 1 else [path], trials, strict=True)
     ]
 
 
@@ -149,9 +153,8 @@ def _record(path: Path, trial: _Trial, program_sha256: str | None, tokens: int |
         if kind == "val" and math.isfinite(loss)
     )
     last = validations[-1].steps if validations else -1
-    diverged_at = next(
-        (s for (s, _), loss in trial.losses.items() if s >= last and not math.isfinite(loss)), None
-    )
+    lost = [step for (step, _), loss in trial.losses.items() if not math.isfinite(loss)]
+    diverged_at = next((step for step in lost if step >= last), None)
     if not validations and diverged_at is None:
         raise QuinticError(f"{path} has no validation loss yet: leave it out")
     speed = 1000 * tokens / trial.average_ms if tokens and trial.average_ms > 0 else None
@@ -162,6 +165,7 @@ def _record(path: Path, trial: _Trial, program_sha256: str | None, tokens: int |
         program_sha256=program_sha256,
         steps_planned=trial.planned,
         diverged_at=diverged_at,
+        gaps=tuple(dict.fromkeys(step for step in lost if step < last)),
         tokens_per_s=speed,
         memory_gib=trial.memory_gib,
     )

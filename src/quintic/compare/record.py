@@ -71,6 +71,8 @@ class RunRecord:
     program_sha256: str | None = None
     """SHA-256 of the source code with which a log opens; it is the config of such a run."""
     steps_planned: int | None = None
+    confirmed: bool = False
+    """True where a checkpoint was trained with this config."""
     trained: bool = False
     """True where the weights of the last planned step are there, whatever is left of the losses."""
     stopped_at: int | None = None
@@ -80,6 +82,10 @@ class RunRecord:
     """Why, in words, where it is a rule of the run."""
     diverged_at: int | None = None
     """Step of the first loss that is not finite, where no finite one follows."""
+    gaps: tuple[int, ...] = ()
+    """Steps of losses that are not finite, where finite ones follow."""
+    batch_given: bool = False
+    """True where a log does not say the tokens of a step, and `--batch-tokens` does."""
     tokens_per_s: float | None = None
     memory_gib: float | None = None
     """The peak."""
@@ -87,6 +93,8 @@ class RunRecord:
     """The optimizer's share of the time of a step, 0 to 1."""
     device: str | None = None
     commit: str | None = None
+    environment_damaged: bool = False
+    """True where the file that says data, device and commit cannot be read."""
 
     @property
     def seed(self) -> int | None:

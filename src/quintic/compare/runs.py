@@ -10,28 +10,51 @@ from typing import Any
 
 from quintic import run_dir
 from quintic.checkpoint import STATE, WholeCheckpoint
-from quintic.compare.logs import read_logs
+from quintic.compare.logs import NoLogError, read_logs
 from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
 from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
 from quintic.setup import check_same_config, has_step
 
+FACTS = ("data", "device", "commit", "python")
+"""Facts in `environment.json` that are used here: texts, or null."""
+
 
 def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
     """Return the record of a run folder, or those of a text log of modded-nanogpt or llm.c.
 
     `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
-    where a line is damaged and where there is no validation yet.
+    with the run of which it is a file, where a line is damaged and where there is no validation
+    yet.
     """
-    return read_logs(path, batch_tokens) if path.is_file() else [read_run(path)]
+    if not path.is_file():
+        return [read_run(path)]
+    try:
+        return read_logs(path, batch_tokens)
+    except NoLogError:
+        if (folder := _run_of(path)) is None:
+            raise
+        raise QuinticError(
+            f"{path} is a file of the run in {folder}: name that folder (a pattern that ends in / "
+            "takes folders alone)"
+        ) from None
+
+
+def _run_of(file: Path) -> Path | None:
+    """Return the folder of the run that a file is in, or stands beside, as in a sweep; None for
+    any other file."""
+    if file.name in (run_dir.CONFIG, METRICS, run_dir.ENVIRONMENT):
+        return file.parent if run_dir.holds_run(file.parent) else None
+    beside = file.with_suffix("")
+    return beside if file.suffix in (".json", ".log") and run_dir.holds_run(beside) else None
 
 
 def read_run(path: Path) -> RunRecord:
     """Return the record of a run folder; raises `QuinticError` as `read_runs` does, and where its
     config is not the one that its checkpoints were trained with."""
     config = run_dir.read_config(path)
-    _check_config(path, config)
+    confirmed = _check_config(path, config)
     records = _read_numbers(path / METRICS)
     validations: list[Validation] = []
     elapsed_s, diverged_at = 0.0, None
@@ -63,7 +86,7 @@ def read_run(path: Path) -> RunRecord:
             f"{path} has no validation loss yet ({METRICS} is {state}): train it further with "
             f"--resume {path}, or leave it out"
         )
-    starts = run_dir.read_environments(path)
+    starts, damaged = _read_starts(path)
     environment = [{}, *starts][-1]
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
@@ -78,6 +101,7 @@ def read_run(path: Path) -> RunRecord:
         datasets=len({start["data"] for start in starts if start.get("data")}) or 1,
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
+        confirmed=confirmed,
         trained=trained,
         stopped_at=None if stopped_early is None else records[-1]["step"],
         stopped_early=stopped_early,
@@ -91,26 +115,42 @@ def read_run(path: Path) -> RunRecord:
             else None
         ),
         # As quintic 0.1 spelled it, whose machine is no other for that.
-        device=str(environment.get("device", "")).replace(" 1 threads)", " 1 thread)") or None,
+        device=environment.get("device", "").replace(" 1 threads)", " 1 thread)") or None,
         commit=environment.get("commit"),
+        environment_damaged=damaged,
     )
 
 
-def _check_config(path: Path, config: Config) -> None:
-    """Raise `QuinticError` where the newest checkpoint was trained with another config than the
-    folder's, which somebody has edited; the losses are then of that other one.
+def _read_starts(path: Path) -> tuple[list[dict[str, str]], bool]:
+    """Return what is used here of each start in a run's `environment.json`, and whether some of
+    that is damaged."""
+    starts = run_dir.read_environments(path)
+    damaged = (path / run_dir.ENVIRONMENT).exists() and not starts
+    found: list[dict[str, str]] = []
+    for start in starts:
+        known = {name: start[name] for name in FACTS if start.get(name) is not None}
+        found.append({name: value for name, value in known.items() if isinstance(value, str)})
+        damaged = damaged or len(found[-1]) < len(known)
+    return found, damaged
+
+
+def _check_config(path: Path, config: Config) -> bool:
+    """Return whether the newest checkpoint was trained with the folder's config; raises
+    `QuinticError` where it was trained with another one, since somebody has edited the folder's and
+    the losses are of that other one.
 
     Where no checkpoint is left, or none that can be read, the folder's is believed.
     """
     newest = max(path.glob(f"{run_dir.CHECKPOINTS}/step-*/{STATE}"), default=None)
     if newest is None:
-        return
+        return False
     try:
         state = json.loads(newest.read_text())
         found = WholeCheckpoint(newest.parent, {**state, "step": int(state["step"])}, [])
     except (OSError, ValueError, KeyError, TypeError):
-        return
+        return False
     check_same_config(config, found)
+    return "config" in found.state
 
 
 def _read_numbers(path: Path) -> list[MetricsRecord]:

@@ -8,11 +8,16 @@ and, with `data.order shuffle`, the data order.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 ALPHA = 0.01
 """The level of significance of the speedrun's rules
@@ -25,6 +30,9 @@ POWER = 0.8
 """The chance to find an effect that is as large as the one seen, for the number of runs needed."""
 
 MOST_RUNS = 10_000
+
+ROUNDING = 1e-12
+"""Deviation, over the size of the values, up to which it is of the rounding of numbers."""
 
 TRACK3_TARGET, TRACK3_MARGIN, TRACK3_SIGMA = 3.28, 0.004, 0.0013
 """Target, margin and standard deviation over seeds, in nats, that the rules of Track 3 name."""
@@ -54,8 +62,9 @@ class BelowTarget:
     p: float | None
     """None for one value, and for values without any spread."""
     runs_needed: int | None
-    """Runs in all for p < ALPHA with a chance of POWER if mean and spread are those seen; None
-    where the mean is not below the target, and where there is no spread or more than MOST_RUNS."""
+    """Runs in all for p < ALPHA with a chance of at least POWER if mean and spread are those seen,
+    more than there are where p is not below it; None where the mean is not below the target, and
+    where there is no spread or more than MOST_RUNS."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ class Difference:
     high: float | None
     p: float | None
     runs_needed: int | None
-    """Runs in each group for a p below the level with a chance of POWER if means and spreads are
-    those seen."""
+    """Runs in each group for a p below the level with a chance of at least POWER if means and
+    spreads are those seen, more than the smaller group has where p is not below it."""
     pairs: int | None = None
     """Number of seeds that both have, where these were compared; None: the groups as a whole."""
 
@@ -89,7 +98,7 @@ def summarize(values: Sequence[float]) -> Summary:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Summary(len(values), mean, None, None)
-    deviation = statistics.stdev(values)
+    deviation = math.sqrt(_variance(values, values))
     return Summary(len(values), mean, deviation, deviation / math.sqrt(len(values)))
 
 
@@ -103,10 +112,12 @@ def below_target(values: Sequence[float], target: float) -> BelowTarget:
     seen = summarize(values)
     if not seen.deviation:
         return BelowTarget(None, None)
-    p = float(stats.ttest_1samp(values, target, alternative="less").pvalue)
+    with _nearly_identical():
+        p = float(stats.ttest_1samp(values, target, alternative="less").pvalue)
     effect = (target - seen.mean) / seen.deviation
-    needed = _fewest(lambda runs: power_below_target(effect, runs)) if effect > 0 else None
-    return BelowTarget(p, needed)
+    least = 2 if p < ALPHA else len(values) + 1
+    power = functools.partial(power_below_target, effect)
+    return BelowTarget(p, _fewest(power, least) if effect > 0 else None)
 
 
 def power_below_target(effect: float, runs: int) -> float:
@@ -114,12 +125,15 @@ def power_below_target(effect: float, runs: int) -> float:
     the target.
 
     With n runs t has a noncentral t distribution with n - 1 degrees of freedom and noncentrality
-    effect * sqrt(n) (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
+    effect * sqrt(n) (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988): where
+    the spread seen is s of the true deviations, t is a normal variable over s, and the chance is
+    the mean over the distribution of s.
     """
-    from scipy import stats
+    from scipy import special, stats
 
-    critical = stats.t.isf(ALPHA, runs - 1)
-    return float(stats.nct.sf(critical, runs - 1, effect * math.sqrt(runs)))
+    freedom, (shares, weights) = runs - 1, _quadrature()
+    bound = stats.t.isf(ALPHA, freedom) * np.sqrt(stats.chi2.ppf(shares, freedom) / freedom)
+    return float(special.ndtr(effect * math.sqrt(runs) - bound) @ weights)
 
 
 def track3_margin(mean: float, runs: int) -> float:
@@ -166,31 +180,49 @@ def difference(
     """
     variances = _variances(values, reference, paired)
     value = statistics.fmean(values) - statistics.fmean(reference)
+    low, high, p = _interval(values, reference, paired)
     needed = None
-    if any(variances) and value:
+    if p is not None and value:
         # As many pairs as runs, so the formula for two groups holds for them with one variance.
-        effect = abs(value) / math.sqrt(sum(variances) / 2)
-        balance = sum(variances) ** 2 / sum(variance**2 for variance in variances)
-        needed = _fewest(lambda runs: power_of_difference(effect, runs, balance, level))
-    pairs = len(values) if paired else None
-    return Difference(value, *_interval(values, reference, paired), needed, pairs)
+        effect, share = abs(value) / math.sqrt(sum(variances) / 2), variances[0] / sum(variances)
+        least = 2 if p < level else min(len(values), len(reference)) + 1
+        needed = _fewest(lambda runs: power_of_difference(effect, runs, share, level), least)
+    return Difference(value, low, high, p, needed, len(values) if paired else None)
 
 
 def power_of_difference(
-    effect: float, runs: int, balance: float = 2.0, level: float = ALPHA
+    effect: float, runs: int, share: float = 0.5, level: float = ALPHA
 ) -> float:
     """Return the chance of p < `level` in Welch's test, two-sided, with `runs` (at least two) in
     each of two groups.
 
-    `effect` is the distance of the means over the root of the mean of the variances; `balance`
-    is Welch and Satterthwaite's degrees of freedom over runs - 1: 2 where the variances are equal,
-    towards 1 the more they differ.
-    """
-    from scipy import stats
+    `effect` is the distance of the means over the root of the mean of the variances; `share` is
+    the first group's part of the sum of the variances: 0.5 where they are equal, and at 1 the test
+    is Student's of one group, as of pairs.
 
-    freedom, shift = balance * (runs - 1), effect * math.sqrt(runs / 2)
-    critical = stats.t.isf(level / 2, freedom)
-    return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
+    Welch's test takes its degrees of freedom from the variances seen, so with few runs they vary,
+    and t has no noncentral t distribution. But they depend on the ratio of these variances alone,
+    and given that, the rest is known (Moser, Stevens and Watts, Communications in Statistics -
+    Theory and Methods 18, 1989). With v = runs - 1 the variances seen are the true ones times
+    X1 / v and X2 / v, of two chi-squared variables of v degrees of freedom. X1 + X2 is chi-squared
+    with 2v, b = X1 / (X1 + X2) has the distribution Beta(v / 2, v / 2), and the two are independent
+    (Lukacs 1955, https://doi.org/10.1214/aoms/1177728549). With q1 = share b and
+    q2 = (1 - share) (1 - b), Welch and Satterthwaite's degrees of freedom are
+    v (q1 + q2)^2 / (q1^2 + q2^2), and t is a normal variable of mean effect sqrt(runs / 2) and
+    variance 1, over sqrt(2 (q1 + q2)) sqrt((X1 + X2) / 2v). The chance is that of the normal
+    variable to lie beyond its bound on either side, in the mean over b and X1 + X2.
+    """
+    from scipy import special, stats
+
+    freedom, (shares, weights) = runs - 1, _quadrature()
+    b = stats.beta.ppf(shares, freedom / 2, freedom / 2)
+    one, other = share * b, (1 - share) * (1 - b)
+    welch = freedom * (one + other) ** 2 / (one**2 + other**2)
+    critical = stats.t.isf(level / 2, welch) * np.sqrt(2 * (one + other))
+    bound = np.outer(critical, np.sqrt(stats.chi2.ppf(shares, 2 * freedom) / (2 * freedom)))
+    shift = effect * math.sqrt(runs / 2)
+    beyond = special.ndtr(shift - bound) + special.ndtr(-shift - bound)
+    return float(weights @ beyond @ weights)
 
 
 def ratio(
@@ -221,7 +253,8 @@ def _interval(values: Sequence[float], reference: Sequence[float], paired: bool)
     if not any(_variances(values, reference, paired)):
         return None, None, None
     welch = functools.partial(stats.ttest_ind, equal_var=False)
-    test = (stats.ttest_rel if paired else welch)(values, reference)
+    with _nearly_identical():
+        test = (stats.ttest_rel if paired else welch)(values, reference)
     interval = test.confidence_interval(CONFIDENCE)
     return float(interval.low), float(interval.high), float(test.pvalue)
 
@@ -232,12 +265,42 @@ def _variances(values: Sequence[float], reference: Sequence[float], paired: bool
     samples = [values, reference]
     if paired:
         samples = [[value - base for value, base in zip(values, reference, strict=True)]]
-    return [statistics.variance(s) for s in samples] if min(map(len, samples)) > 1 else []
+    if min(map(len, samples)) < 2:
+        return []
+    return [_variance(sample, [*values, *reference]) for sample in samples]
 
 
-def _fewest(power: Callable[[int], float]) -> int | None:
-    """Return the least number of runs, at least two, whose power is POWER; None where they are more
-    than MOST_RUNS."""
-    runs = range(2, MOST_RUNS + 1)
+def _variance(sample: Sequence[float], values: Sequence[float]) -> float:
+    """Return the variance of a sample; 0 where it is of the rounding of the values that the sample
+    was computed from."""
+    variance = statistics.variance(sample)
+    rounding = ROUNDING * max(1.0, *map(abs, values))
+    return variance if variance > rounding**2 else 0.0
+
+
+@contextlib.contextmanager
+def _nearly_identical() -> Iterator[None]:
+    """Keep SciPy from warning of a group without spread: there is one in another, or no test."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss occurred in moment calculation")
+        yield
+
+
+def _fewest(power: Callable[[int], float], least: int) -> int | None:
+    """Return the smallest number of runs, from `least` on, whose power is POWER or more; None where
+    it is more than MOST_RUNS."""
+    runs = range(least, MOST_RUNS + 1)
     place = bisect.bisect_left(runs, POWER, key=power)
     return runs[place] if place < len(runs) else None
+
+
+@functools.cache
+def _quadrature() -> tuple[Any, Any]:
+    """Return places from 0 to 1 and weights for the mean over a distribution by its quantiles
+    (Gauss and Legendre's).
+
+    Powers are summed up with these since SciPy's noncentral t distribution gives NaN at some places
+    (1.17.1: `nct.cdf(-9.92, 2, 8)`; https://github.com/scipy/scipy/issues/25470).
+    """
+    places, weights = np.polynomial.legendre.leggauss(100)
+    return (1 + places) / 2, weights / 2

@@ -68,7 +68,8 @@ def setting(value: Any) -> str:
 
 def _final_loss(result: GroupResult) -> str:
     if diverged := len(result.group.diverged):
-        return f"{diverged} of {len(result.group.counted)} diverged"
+        runs = len(result.group.counted)
+        return "diverged" if diverged == runs else f"{diverged} of {runs} diverged"
     return "unfinished" if result.summary is None else loss_text(result.summary)
 
 

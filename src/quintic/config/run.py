@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -148,7 +149,10 @@ class Config:
         Raises `QuinticError` on unknown keys, bad values and the format of a later release.
         """
         if not isinstance(values, Mapping):
-            raise QuinticError("config section config is not an object")
+            text = json.dumps(values, default=repr)
+            raise QuinticError(
+                f"a config is an object with sections, and this is {text[:40]}: restore it"
+            )
         found = dotted(values)
         number, since = found.pop("format", 1), found.pop("needs_quintic", "a newer one")
         require(

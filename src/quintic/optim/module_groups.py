@@ -8,7 +8,7 @@ and where the rules contradict each other the parameter is refused.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -83,6 +83,13 @@ def param_groups(
     model = _unwrapped(model)
     names_of, owners = _trained_parameters(model)
     names = [name for same in names_of.values() for name in same]
+    if not isinstance(split, Mapping | None):
+        raise QuinticError(
+            f"split is {split!r} and must be a dict of patterns and their parts, such as "
+            "{'*.qkv.weight': 3}"
+        )
+    for parts_of_rows in (split or {}).values():
+        check_options({"split": parts_of_rows})
     given = {"muon": muon, "adamw": adamw, "split": tuple(split or ()), "transposed": transposed}
     for option, patterns in given.items():
         _check_patterns(option, patterns, names)
@@ -162,7 +169,9 @@ def _trained_parameters(
 
 
 def _check_patterns(option: str, patterns: Sequence[str], names: list[str]) -> None:
-    if isinstance(patterns, str):
+    # No iterator, which would have none left for the second who asks.
+    texts = isinstance(patterns, Collection) and all(isinstance(p, str) for p in patterns)
+    if isinstance(patterns, str) or not texts:
         raise QuinticError(f"{option} is {patterns!r} and must be a list of patterns")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -53,7 +53,14 @@ from quintic.optim.newton_schulz import (
 )
 from quintic.optim.side_by_side import side_by_side
 from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
-from quintic.optim.whole import Orthogonalize, Turns, WholeMatrices, is_default, shared_work
+from quintic.optim.whole import (
+    Orthogonalize,
+    Turns,
+    WholeMatrices,
+    is_default,
+    may_share,
+    shared_work,
+)
 
 STATE = ("momentum", "second_moment")
 """The names of a parameter's state; the second is NorMuon's."""
@@ -275,6 +282,11 @@ class Muon(torch.optim.Optimizer):
         if nonfinite not in NONFINITE:
             raise QuinticError(
                 f"Muon: nonfinite is {nonfinite!r} and must be one of {', '.join(NONFINITE)}"
+            )
+        if not may_share(process_group):
+            raise QuinticError(
+                f"Muon: process_group is {process_group!r} and must be a group of "
+                "torch.distributed that this process is in, True for the default one, or None"
             )
         self._outside_groups: dict[str, Any] = {
             "nonfinite": nonfinite,

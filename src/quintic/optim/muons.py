@@ -310,8 +310,13 @@ def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
             )
         return float(value)
 
+    if "lr" not in group:
+        raise QuinticError(
+            f"--groups: group {number} has no lr: give the groups as json.dump of "
+            "optimizer.param_groups without their params writes them"
+        )
     notes = []
-    lr = setting("lr", source.lr)
+    lr = setting("lr", None)
     if "initial_lr" in group:
         notes.append(f"the learning rate is initial_lr, before the schedule; now {lr:g}")
         lr = setting("initial_lr", None)

@@ -162,6 +162,11 @@ def is_default(group: Any) -> bool:
     return group is not None and group is dist.group.WORLD
 
 
+def may_share(group: Any) -> bool:
+    """Return whether work can be shared within this: a process group, or True, or nothing."""
+    return group is None or isinstance(group, bool | dist.ProcessGroup)
+
+
 def shared_work(group: Any) -> Layout | None:
     """Return what shares the work on whole matrices within a group; True is the default one."""
     if group is True:

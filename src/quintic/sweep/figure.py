@@ -221,7 +221,9 @@ def _axis(axes: Any, field: str, values: Sequence[Any]) -> Callable[[Any], float
         axes.set_xscale("log")
     gap = smallest_gap([math.log(v) if log else v for v in distinct])
     named = gap > 0.09
-    locator = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
+    # Of many decades LogLocator leaves some out, and then has no ticks at all but for subs of 1.
+    subs = (1, 2, 5) if log and max(distinct) / min(distinct) < 1e4 else (1,)
+    locator = LogLocator(subs=subs) if log else MaxNLocator(5)
     axes.xaxis.set_major_locator(FixedLocator(distinct) if named else locator)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()

@@ -26,6 +26,7 @@ from quintic.config import Config, differing_fields
 from quintic.errors import QuinticError
 from quintic.files import write_json
 from quintic.metrics import METRICS
+from quintic.report import no_better_than_guessing
 from quintic.sweep.plan import Plan, PlannedRun
 
 TAIL_BYTES = 4096
@@ -42,12 +43,18 @@ class Outcome:
     val_loss: float | None = None
     """Validation loss at the end, in nats per token, of a finished run."""
     message: str | None = None
-    """Why it diverged or failed, in one line."""
+    """Why it diverged or failed, or that it finished and has learned nothing, in one line."""
 
     @property
     def final(self) -> bool:
         """Return whether running it again would bring nothing new. What failed is tried again."""
         return self.kind in ("finished", "diverged")
+
+    @property
+    def learned_nothing(self) -> str | None:
+        """Return in words that a finished run predicts no better than by guessing; None where it
+        does, and where it has not finished."""
+        return self.message if self.kind == "finished" else None
 
 
 Outcomes = dict[str, Outcome]
@@ -67,7 +74,10 @@ def outcome_in(folder: Path, run: PlannedRun) -> Outcome:
     whole = (folder / run_dir.CHECKPOINTS / folder_name(last_step)).is_dir()
     if record.final_loss is None or not whole:
         return Outcome()
-    return Outcome("finished", record.final_loss)
+    vocab_size = record.settings["model.vocab_size"]
+    return Outcome(
+        "finished", record.final_loss, no_better_than_guessing(record.final_loss, vocab_size)
+    )
 
 
 def read_outcomes(folder: Path, plan: Plan) -> Outcomes:

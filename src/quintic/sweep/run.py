@@ -113,7 +113,7 @@ class _Watch:
             self.console.line(f"stopped {run.name}")
             return
         result = outcome.kind if outcome.val_loss is None else f"loss {outcome.val_loss:.4f}"
-        if outcome.kind == "failed":
+        if outcome.kind == "failed" or outcome.learned_nothing:
             result += f" ({outcome.message})"
         self.bar.ended(*self._done(), f"{run.name}: {result}  {self._best}".rstrip())
 
@@ -141,5 +141,7 @@ def _conclude(folder: Path, summary: SweepSummary, console: Console) -> None:
         return
     write_json(folder / BEST, summary.best.config.to_dict())
     console.line(f"best    {summary.best.name}: quintic train {folder / BEST}")
+    if summary.best.learned_nothing:
+        console.line(f"note: of {summary.best.name}, {summary.best.learned_nothing}")
     if summary.edges:
         console.line(f"note: {'; '.join(summary.edges)}: extend the sweep beyond it")

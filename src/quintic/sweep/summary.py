@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -37,6 +37,11 @@ class Combination:
     def loss(self) -> Summary | None:
         """Return mean and spread over the seeds that finished; None where none did."""
         return summarize(self.losses) if self.losses else None
+
+    @property
+    def learned_nothing(self) -> str | None:
+        """Return in words that a run predicts no better than by guessing; None where none does."""
+        return next((o.learned_nothing for o in self.outcomes if o.learned_nothing), None)
 
     @property
     def name(self) -> str:
@@ -140,17 +145,18 @@ def table(summary: SweepSummary) -> Table:
                 *(value_text(combination.values[field]) for field in summary.plan.fields),
                 UNKNOWN if loss is None else loss_text(loss),
                 f"{combination.count('finished')}/{len(combination.runs)}",
-                "best" if combination is summary.best else _outcome_text(combination),
+                ", ".join(_outcome_words(combination, best=combination is summary.best)),
             ]
         )
     return Table(header, rows)
 
 
-def _outcome_text(combination: Combination) -> str:
-    """Return what there is besides runs that finished."""
-    counts = {kind: combination.count(kind) for kind in ("diverged", "failed", "unfinished")}
-    return ", ".join(
-        kind if count == len(combination.runs) else f"{count} {kind}"
-        for kind, count in counts.items()
-        if count
-    )
+def _outcome_words(combination: Combination, *, best: bool) -> Iterator[str]:
+    """Yield what there is to say beside the loss."""
+    if best:
+        yield "best"
+    for kind in ("diverged", "failed", "unfinished"):
+        if count := combination.count(kind):
+            yield kind if count == len(combination.runs) else f"{count} {kind}"
+    if combination.learned_nothing:
+        yield "no better than guessing"

@@ -65,6 +65,8 @@ def fetch(
     Raises `QuinticError` for anything a user can cause or the hub refuses, and OSError where the
     folder cannot be written or the disk is full. Shards that have arrived are kept.
     """
+    if shards is not None and shards < 1:
+        raise QuinticError(f"--shards is {shards}: it must be at least 1; leave it out for all")
     repo, default_folder = _parse(name)
     folder = default_folder if out is None else out
     log = log or (lambda line: None)
