@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.tasks import YAML, lm_eval_task
 
 from quintic.cli.main import main
 from quintic.console import Console
@@ -23,17 +24,6 @@ from tests.tasks.material import write_task
 
 pytest.importorskip("transformers")
 lm_eval = pytest.importorskip("lm_eval")
-
-YAML = {
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "lambada_openai": "lambada/lambada_openai.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "piqa": "piqa/piqa.yaml",
-    "winogrande": "winogrande/default.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
-    "sciq": "sciq/sciq.yaml",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,23 +72,6 @@ def tokenizer(trained: Trained) -> Tokenizer:
     return trained.load_tokenizer(Console(quiet=True))
 
 
-def their_task(name: str, file: Path) -> dict[str, Any]:
-    """A task of theirs that takes its data from a file."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    path = Path(lm_eval.__file__).parent / "tasks"
-    config: dict[str, Any] = load_yaml(path / YAML.get(name, "blimp/adjunct_island.yaml"))
-    for key in ("dataset_name", "training_split", "validation_split", "test_split", "tag"):
-        config.pop(key, None)
-    split = TASKS[name].split
-    return config | {
-        "task": file.stem,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {split: str(file)}},
-        "test_split" if split == "test" else "validation_split": split,
-    }
-
-
 def their_samples(model: Any, tasks: list[dict[str, Any]]) -> dict[str, Any]:
     found = lm_eval.simple_evaluate(
         model=model, tasks=tasks, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
@@ -113,7 +86,7 @@ def test_scores_are_those_of_lm_eval_item_by_item(
 ) -> None:
     main(["evaluate", str(run), "--tasks", task, "--task-data", str(task_data)])
     own = read_scores(run)[task]
-    found = their_samples(theirs, [their_task(task, task_data / f"{task}.jsonl")])
+    found = their_samples(theirs, [lm_eval_task(task, task_data / f"{task}.jsonl")])
     samples = sorted(found["samples"][task], key=lambda sample: int(sample["doc_id"]))
     assert len(samples) == 24
     for metric, values in own.items.items():
@@ -132,7 +105,7 @@ def test_blimp_is_that_of_lm_eval_item_by_item(
     main(["evaluate", str(run), "--tasks", "blimp", "--task-data", str(task_data)])
     own = read_scores(run)["blimp"]
     files = sorted((task_data / "blimp").iterdir())
-    found = their_samples(theirs, [their_task("blimp", file) for file in files])
+    found = their_samples(theirs, [lm_eval_task("blimp", file) for file in files])
     by_subtask: dict[str, list[float]] = {}
     for subtask, value in zip(own.subtasks, own.items["acc"], strict=True):
         by_subtask.setdefault(subtask, []).append(float(value))
