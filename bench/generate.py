@@ -2,26 +2,33 @@
 
     python -m bench.generate            # writes docs/results/generate-DEVICE-Nthreads.json
 
-A model of GPT-2's size with drawn weights continues a prompt of 32 tokens by 64, greedily, in
-float32 on a CPU. One text alone reads every weight for every token, so that memory's bandwidth is
-the roof; texts side by side share that reading. Beside it are transformers' `generate` with the
-same weights (GPT-2's), where that is installed, and the loop as it was in 0.1.0: the head of all
-positions of the prompt, and `no_grad` where `inference_mode` is now.
+A model of GPT-2's size with drawn weights continues a prompt of 32 tokens by 64, in float32 on a
+CPU, greedily unless the case is "drawn": at temperature 1, as `quintic generate` comes. One text
+alone reads every weight for every token, so that memory's bandwidth is the roof; texts side by side
+share that reading. Beside it are, with the same weights and where they are installed, transformers'
+`generate` (GPT-2's) and llama.cpp's of llama-cpp-python and gguf, and the loop as it was in 0.1.0:
+the head of all positions of the prompt, and `no_grad` where `inference_mode` is now.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import statistics
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.config import ModelConfig
+from quintic.data.tokenizer import GPT2
 from quintic.device import choose_device
+from quintic.export.gguf import architecture, held_model, model_keys, to_gguf
+from quintic.export.gguf_file import STORAGES, write_file
 from quintic.export.hf import hf_config, to_hf
 from quintic.generate import generate_rows
 from quintic.model.base import KVCache, LanguageModel
@@ -30,6 +37,7 @@ from quintic.sampling import Sampling
 
 SIZES = ModelConfig(layers=12, width=768, heads=12, context=1024, vocab_size=50304)
 PROMPT, TOKENS = 32, 64
+GREEDY = Sampling(temperature=0)
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -37,12 +45,14 @@ def prompts(count: int) -> list[list[int]]:
     return [[int(i) for i in row] for row in ids]
 
 
-def side_by_side(model: LanguageModel, count: int) -> Callable[[], None]:
+def side_by_side(
+    model: LanguageModel, count: int, sampling: Sampling = GREEDY
+) -> Callable[[], None]:
     """Continue so many prompts at once."""
     given = prompts(count)
 
     def run() -> None:
-        drawn = list(generate_rows(model, given, tokens=TOKENS, sampling=Sampling(temperature=0)))
+        drawn = list(generate_rows(model, given, tokens=TOKENS, sampling=sampling))
         assert len(drawn) == count * TOKENS
 
     return run
@@ -88,21 +98,58 @@ def by_transformers(model: LanguageModel) -> Callable[[], None]:
     return run
 
 
-def measure(architecture: str, device: torch.device, rounds: int, batch: int) -> dict[str, Any]:
+def by_llama_cpp(model: LanguageModel) -> Callable[[], None]:
+    """Continue one prompt with llama.cpp, its cache in float32 as well."""
+    import llama_cpp
+
+    ids = prompts(1)[0]
+    config, tensors = held_model(model.config, dict(model.named_parameters()), GPT2.vocab_size)
+    keys = model_keys(config) | {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": [str(index) for index in range(GPT2.vocab_size)],
+        "tokenizer.ggml.merges": ["1 2"],
+    }
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder, "model.gguf")
+        write_file(path, architecture(config), keys, to_gguf(config, tensors), STORAGES["f32"])
+        theirs = llama_cpp.Llama(
+            str(path),
+            n_ctx=config.context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            type_k=llama_cpp.GGML_TYPE_F32,
+            type_v=llama_cpp.GGML_TYPE_F32,
+            verbose=False,
+        )
+
+    def run() -> None:
+        theirs.reset()  # it would keep the prompt's keys and values
+        drawn = theirs.generate(ids, temp=0.0, repeat_penalty=1.0)
+        assert len(list(itertools.islice(drawn, TOKENS))) == TOKENS
+
+    return run
+
+
+def measure(name: str, device: torch.device, rounds: int, batch: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    config = ModelConfig(**{**vars(SIZES), "architecture": architecture})
+    config = ModelConfig(**{**vars(SIZES), "architecture": name})
     model = build_model(config).to(device).eval()
     cases = {
         "one text": side_by_side(model, 1),
+        "one text, drawn": side_by_side(model, 1, Sampling()),
         "as in 0.1.0": as_in_0_1(model),
         f"{batch} texts": side_by_side(model, batch),
+        f"{batch} texts, drawn": side_by_side(model, batch, Sampling()),
     }
-    if architecture == "gpt2" and importlib.util.find_spec("transformers"):
+    if name == "gpt2" and importlib.util.find_spec("transformers"):
         cases["transformers"] = by_transformers(model)
+    if device.type == "cpu" and all(map(importlib.util.find_spec, ("llama_cpp", "gguf"))):
+        cases["llama.cpp"] = by_llama_cpp(model)
     seconds = interleaved(cases, rounds=rounds, warmup=1)
-    texts = {case: batch if case.endswith("texts") else 1 for case in cases}
+    texts = {case: batch if case.startswith(f"{batch} texts") else 1 for case in cases}
     return {
-        "architecture": architecture,
+        "architecture": name,
         "tokens_per_s": {
             case: round(texts[case] * TOKENS / statistics.median(s), 1)
             for case, s in seconds.items()
@@ -121,10 +168,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     options = parser.parse_args()
     device = choose_device(options.device)
-    rows = [
-        measure(architecture, device, options.rounds, options.batch)
-        for architecture in ("gpt2", "gpt")
-    ]
+    rows = [measure(name, device, options.rounds, options.batch) for name in ("gpt2", "gpt")]
     print_table(
         ["architecture", "case", "tokens/s", "times one text"],
         [
