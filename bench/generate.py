@@ -1,35 +1,51 @@
 """Tokens per second of `quintic generate`: one text, and several side by side.
 
-    python -m bench.generate            # writes docs/results/generate-DEVICE-Nthreads.json
+    python -m bench.generate              # writes docs/results/generate-DEVICE-Nthreads.json
+    python -m bench.generate --products   # the matrices alone, by the rows they are multiplied with
 
-A model of GPT-2's size with drawn weights continues a prompt of 32 tokens by 64, greedily, in
-float32 on a CPU. One text alone reads every weight for every token, so that memory's bandwidth is
-the roof; texts side by side share that reading. Beside it are transformers' `generate` with the
-same weights (GPT-2's), where that is installed, and the loop as it was in 0.1.0: the head of all
-positions of the prompt, and `no_grad` where `inference_mode` is now.
+A model of GPT-2's size with drawn weights continues a prompt of 32 tokens by 64, in float32 on a
+CPU, greedily unless the case is "drawn": at temperature 1, as `quintic generate` comes. One text
+alone reads every weight for every token, so that memory's bandwidth is the roof, which is the case
+"weights read"; texts side by side share that reading. Beside it are, with the same weights and
+where they are installed, transformers' `generate` (GPT-2's) and llama.cpp's of llama-cpp-python and
+gguf, and the loop as it was in 0.1.0: the head of all positions of the prompt, and `no_grad` where
+`inference_mode` is now.
+
+Where other programs run as well, `--processor-time` with one thread (OMP_NUM_THREADS=1) tells more
+than the clock on the wall.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import statistics
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.config import ModelConfig
+from quintic.data.tokenizer import GPT2
 from quintic.device import choose_device
+from quintic.export.gguf import architecture, held_model, model_keys, to_gguf
+from quintic.export.gguf_file import STORAGES, write_file
 from quintic.export.hf import hf_config, to_hf
 from quintic.generate import generate_rows
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
+from quintic.model.linear import Linear, PackedWeight
 from quintic.sampling import Sampling
 
 SIZES = ModelConfig(layers=12, width=768, heads=12, context=1024, vocab_size=50304)
 PROMPT, TOKENS = 32, 64
+GREEDY = Sampling(temperature=0)
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -37,13 +53,28 @@ def prompts(count: int) -> list[list[int]]:
     return [[int(i) for i in row] for row in ids]
 
 
-def side_by_side(model: LanguageModel, count: int) -> Callable[[], None]:
+def side_by_side(
+    model: LanguageModel, count: int, sampling: Sampling = GREEDY
+) -> Callable[[], None]:
     """Continue so many prompts at once."""
     given = prompts(count)
 
     def run() -> None:
-        drawn = list(generate_rows(model, given, tokens=TOKENS, sampling=Sampling(temperature=0)))
+        drawn = list(generate_rows(model, given, tokens=TOKENS, sampling=sampling))
         assert len(drawn) == count * TOKENS
+
+    return run
+
+
+def weights_read(model: LanguageModel) -> Callable[[], None]:
+    """Read so many bytes as the weights have, once a token, and do nothing else."""
+    device, width = model.embed.weight.device, model.config.width
+    weights_ND = torch.ones((model.parameter_count() // width, width), device=device)
+    ones_D = torch.ones(width, device=device)
+
+    def run() -> None:
+        for _ in range(TOKENS):
+            torch.mv(weights_ND, ones_D)[0].item()
 
     return run
 
@@ -88,21 +119,61 @@ def by_transformers(model: LanguageModel) -> Callable[[], None]:
     return run
 
 
-def measure(architecture: str, device: torch.device, rounds: int, batch: int) -> dict[str, Any]:
+def by_llama_cpp(model: LanguageModel) -> Callable[[], None]:
+    """Continue one prompt with llama.cpp, its cache in float32 as well."""
+    import llama_cpp
+
+    ids = prompts(1)[0]
+    config, tensors = held_model(model.config, dict(model.named_parameters()), GPT2.vocab_size)
+    keys = model_keys(config) | {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": [str(index) for index in range(GPT2.vocab_size)],
+        "tokenizer.ggml.merges": ["1 2"],
+    }
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder, "model.gguf")
+        write_file(path, architecture(config), keys, to_gguf(config, tensors), STORAGES["f32"])
+        theirs = llama_cpp.Llama(
+            str(path),
+            n_ctx=config.context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            type_k=llama_cpp.GGML_TYPE_F32,
+            type_v=llama_cpp.GGML_TYPE_F32,
+            verbose=False,
+        )
+
+    def run() -> None:
+        theirs.reset()  # it would keep the prompt's keys and values
+        drawn = theirs.generate(ids, temp=0.0, repeat_penalty=1.0)
+        assert len(list(itertools.islice(drawn, TOKENS))) == TOKENS
+
+    return run
+
+
+def measure(
+    name: str, device: torch.device, rounds: int, batch: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     torch.manual_seed(0)
-    config = ModelConfig(**{**vars(SIZES), "architecture": architecture})
+    config = ModelConfig(**{**vars(SIZES), "architecture": name})
     model = build_model(config).to(device).eval()
     cases = {
         "one text": side_by_side(model, 1),
+        "one text, drawn": side_by_side(model, 1, Sampling()),
         "as in 0.1.0": as_in_0_1(model),
         f"{batch} texts": side_by_side(model, batch),
+        f"{batch} texts, drawn": side_by_side(model, batch, Sampling()),
+        "weights read": weights_read(model),
     }
-    if architecture == "gpt2" and importlib.util.find_spec("transformers"):
+    if name == "gpt2" and importlib.util.find_spec("transformers"):
         cases["transformers"] = by_transformers(model)
-    seconds = interleaved(cases, rounds=rounds, warmup=1)
-    texts = {case: batch if case.endswith("texts") else 1 for case in cases}
+    if device.type == "cpu" and all(map(importlib.util.find_spec, ("llama_cpp", "gguf"))):
+        cases["llama.cpp"] = by_llama_cpp(model)
+    seconds = interleaved(cases, rounds=rounds, warmup=1, clock=clock)
+    texts = {case: batch if case.startswith(f"{batch} texts") else 1 for case in cases}
     return {
-        "architecture": architecture,
+        "architecture": name,
         "tokens_per_s": {
             case: round(texts[case] * TOKENS / statistics.median(s), 1)
             for case, s in seconds.items()
@@ -114,17 +185,44 @@ def measure(architecture: str, device: torch.device, rounds: int, batch: int) ->
     }
 
 
+def measure_products(rounds: int, clock: Callable[[], float]) -> list[list[object]]:
+    """Return rows, and milliseconds of all products of a step on a CPU as they come and packed."""
+    model = build_model(SIZES)
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    weights = [*(linear.weight.detach() for linear in linears), model.head_weight.detach()]
+    found: list[list[object]] = []
+    for rows in (1, 2, 3, 4, 6, 8, 12, 16, 32):
+        inputs = {width: torch.randn(rows, width) for width in (SIZES.width, 4 * SIZES.width)}
+        pairs = [(inputs[w.shape[1]], w, PackedWeight(w, rows)) for w in weights]
+
+        def as_they_come(pairs: Any = pairs) -> None:
+            for x, weight, _ in pairs:
+                F.linear(x, weight)
+
+        def packed(pairs: Any = pairs) -> None:
+            for x, _, weight in pairs:
+                weight.product(x)
+
+        cases: dict[str, Callable[[], Any]] = {"F.linear": as_they_come, "packed": packed}
+        seconds = interleaved(cases, rounds=rounds, clock=clock)
+        found.append([rows, *(f"{1e3 * statistics.median(s):.1f}" for s in seconds.values())])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--products", action="store_true")
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
+    if options.products:
+        print_table(["rows", "F.linear ms", "packed ms"], measure_products(options.rounds, clock))
+        return
     device = choose_device(options.device)
-    rows = [
-        measure(architecture, device, options.rounds, options.batch)
-        for architecture in ("gpt2", "gpt")
-    ]
+    rows = [measure(name, device, options.rounds, options.batch, clock) for name in ("gpt2", "gpt")]
     print_table(
         ["architecture", "case", "tokens/s", "times one text"],
         [

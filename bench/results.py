@@ -46,7 +46,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 2
+    candidates: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each candidate, taken in turn (A B A B ...), so that drift hits all alike."""
     for function in candidates.values():
@@ -55,9 +59,9 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, function in candidates.items():
-            began = time.perf_counter()
+            began = clock()
             function()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return seconds
 
 

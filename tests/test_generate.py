@@ -305,6 +305,19 @@ def test_a_text_that_ends_leaves_the_others_as_they_are() -> None:
     assert found == [until(alone[0]), until(alone[1]), until(alone[2])[:7]]
 
 
+def test_the_cache_has_no_more_room_than_the_texts_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def noted(*args: Any, **kwargs: Any) -> KVCache:
+        made.append(KVCache(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr("quintic.generate.KVCache", noted)
+    list(generate_rows(drawn("gpt"), [[1], [2, 3]], tokens=3))
+    list(generate_rows(drawn("gpt"), [[1], [2, 3]], tokens=CONTEXT))
+    assert [cache.keys.shape[3] for cache in made] == [5, CONTEXT, CONTEXT]
+
+
 def test_logprobs_are_the_models_own() -> None:
     logits = [0.0, math.log(3.0), math.log(4.0), 9.0]
     found = list(

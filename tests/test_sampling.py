@@ -35,6 +35,8 @@ def test_top_p_keeps_the_fewest_tokens_that_add_up_to_it() -> None:
     assert distribution(Sampling(top_p=0.9), logits) == of([0.5, 0.3, 0.15, 0])
     assert distribution(Sampling(top_p=1.0), logits) == of([0.5, 0.3, 0.15, 0.05])
     assert distribution(Sampling(top_p=1e-9), logits) == of([1, 0, 0, 0])
+    ids_K, p_K = Sampling(top_p=0.5).probabilities(torch.zeros(4), [])
+    assert len(set(ids_K.tolist())) == 2 and p_K.tolist() == [0.5, 0.5]
 
 
 def test_min_p_keeps_tokens_by_their_share_of_the_likeliest() -> None:

@@ -15,6 +15,7 @@ import torch
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
 from quintic.model.base import KVCache, LanguageModel
+from quintic.model.packed import PackedMatrices
 from quintic.sampling import Sampling
 
 
@@ -69,15 +70,18 @@ def generate_rows(
     rows = list(range(len(texts)))
     fed = [text[-context:] for text in texts]
     """What the cache has of a text, or is to get next."""
-    cache = _empty_cache(model, len(rows))
+    room = min(context, max(map(len, fed), default=0) + tokens)
+    cache = _empty_cache(model, len(rows), room)
+    matrices = PackedMatrices(model, texts=len(rows), tokens=tokens)
     while rows:
         start, new = cache.length, min(len(fed[row]) for row in rows) - cache.length
         if start + new > context:
             half = max(1, context // 2)
             fed = [text[-half:] for text in texts]
-            cache, start, new = _empty_cache(model, len(rows)), 0, half
+            cache, start, new = _empty_cache(model, len(rows), room), 0, half
         new_BT = torch.tensor([fed[row][start : start + new] for row in rows], device=device)
-        logits_BV = model.next_logits(new_BT, cache)[:, :vocab_size].cpu()
+        with matrices.used():
+            logits_BV = model.next_logits(new_BT, cache)[:, :vocab_size].cpu()
         kept = []
         for place, row in enumerate(rows):
             if len(fed[row]) > cache.length:  # its prompt goes on
@@ -137,10 +141,9 @@ def check_generation(*, tokens: int, seeds: Sequence[int]) -> None:
             raise QuinticError(f"--seed is {seed}: it must be from 0 to 2**64 - 1")
 
 
-def _empty_cache(model: LanguageModel, batch: int) -> KVCache:
-    return KVCache(
-        model.config, batch=batch, dtype=model.compute_dtype, device=model.embed.weight.device
-    )
+def _empty_cache(model: LanguageModel, batch: int, room: int) -> KVCache:
+    device = model.embed.weight.device
+    return KVCache(model.config, batch, dtype=model.compute_dtype, device=device, room=room)
 
 
 # Text ---------------------------------------------------------------------------------------------

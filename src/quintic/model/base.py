@@ -20,6 +20,7 @@ from quintic.config import ModelConfig
 from quintic.errors import QuinticError
 from quintic.model.attention import mean_attention_span
 from quintic.model.head import logits_of
+from quintic.model.linear import PackedWeight
 from quintic.model.loss import CrossEntropy, Reduction
 from quintic.model.multi_token import mtp_targets
 from quintic.model.target_scores import TargetScores, target_scores
@@ -29,18 +30,25 @@ from quintic.model.token_tree import TokenTree
 class KVCache:
     """Keys and values of the tokens seen so far, for generation one token at a time.
 
-    It holds at most `context` positions, [layers, B, H, context, K] twice, and their tokens, which
-    masks are made of. `length` counts the positions filled, which is the position of the next
-    token.
+    It has room for R positions, a context unless told, [layers, B, H, R, K] twice, and for their
+    tokens, which masks are made of. `length` counts the positions filled, which is the position of
+    the next token.
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        batch: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        room: int | None = None,
     ) -> None:
-        shape = (config.layers, batch, config.heads, config.context, config.head_width)
+        room = config.context if room is None else room
+        shape = (config.layers, batch, config.heads, room, config.head_width)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.tokens = torch.zeros((batch, config.context), dtype=torch.int64, device=device)
+        self.tokens = torch.zeros((batch, room), dtype=torch.int64, device=device)
         self.length = 0
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +70,12 @@ class KVCache:
         self.tokens = self.tokens[rows]
 
     def require_room(self, new: int) -> None:
-        """Raise `QuinticError` where so many new positions would be beyond the context."""
-        context = self.tokens.shape[1]
-        if self.length + new > context:
+        """Raise `QuinticError` where it has no room for so many new positions."""
+        room = self.tokens.shape[1]
+        if self.length + new > room:
             raise QuinticError(
-                f"{new} tokens after {self.length} in the cache are more than the context of "
-                f"{context}: begin another cache with the newest ones"
+                f"{new} tokens after {self.length} in the cache are more than its room of "
+                f"{room}: begin another cache with the newest ones"
             )
 
 
@@ -103,6 +111,8 @@ class LanguageModel(nn.Module, ABC):
     """True with `train.attention flex`, whose attention mask is one of blocks but in generation."""
     mtp_weights: Tensor | None
     """The weight in this step of each token that a position predicts, after `enable_mtp`."""
+    packed_weight: PackedWeight | None = None
+    """The head's matrix as `next_logits` uses it, while `quintic.model.packed` says so."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -148,7 +158,10 @@ class LanguageModel(nn.Module, ABC):
         cache.require_room(tokens_BT.shape[1])
         x_BD = self.features(tokens_BT, cache)[:, -1]
         cache.length += tokens_BT.shape[1]
-        products_BV = F.linear(x_BD, self.head_weight.to(x_BD.dtype))
+        if self.packed_weight is None:
+            products_BV = F.linear(x_BD, self.head_weight.to(x_BD.dtype))
+        else:
+            products_BV = self.packed_weight.product(x_BD)
         return logits_of(products_BV, self.config.logit_softcap)
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
