@@ -86,7 +86,8 @@ class Sampling:
         # One number per draw, where `torch.multinomial` draws one for each token of a vocabulary.
         share = torch.rand((), dtype=torch.float64, generator=random)
         summed_K = p_K.cumsum(0)
-        return int(ids_K[torch.searchsorted(summed_K, share * summed_K[-1], right=True)])
+        place = torch.searchsorted(summed_K, share * summed_K[-1], right=True)
+        return int(ids_K[min(int(place), len(ids_K) - 1)])  # the product may round up to the sum
 
     def _penalized(self, logits_V: Tensor, seen: Sequence[int]) -> Tensor:
         if self.repetition_penalty is None:
