@@ -78,7 +78,7 @@ class Tokenizer(ABC):
 
     @cached_property
     @abstractmethod
-    def _bytes_by_id(self) -> list[bytes]:
+    def bytes_by_id(self) -> list[bytes]:
         """The bytes of text behind each id, [vocab_size]; none behind end of text."""
 
     def gives_back(self, text: str, ids: npt.NDArray[np.integer], compare: int) -> bool:
@@ -104,7 +104,7 @@ class Tokenizer(ABC):
 
         `byte_lengths[token_ids].sum()` is what bits per byte divides by.
         """
-        lengths = np.array([len(token) for token in self._bytes_by_id], dtype=np.int64)
+        lengths = np.array([len(token) for token in self.bytes_by_id], dtype=np.int64)
         lengths[list(self.special_ids)] = 0
         return lengths
 
@@ -131,7 +131,7 @@ class Tokenizer(ABC):
                     f"token id {index} cannot be decoded: the vocabulary '{self.name}' has the ids "
                     f"0 to {self.vocab_size - 1}; use the tokenizer that the tokens were made with"
                 )
-            yield end_of_text if index == self.eot_id else self._bytes_by_id[index]
+            yield end_of_text if index == self.eot_id else self.bytes_by_id[index]
 
 
 # GPT-2's vocabulary -------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Gpt2Tokenizer(Tokenizer):
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     @cached_property
-    def _bytes_by_id(self) -> list[bytes]:
+    def bytes_by_id(self) -> list[bytes]:
         return [
             b"" if index == self.eot_id else self._encoding.decode_single_token_bytes(index)
             for index in range(self.vocab_size)
@@ -403,7 +403,7 @@ class BpeTokenizer(Tokenizer):
         return path
 
     @cached_property
-    def _bytes_by_id(self) -> list[bytes]:
+    def bytes_by_id(self) -> list[bytes]:
         byte_of = {character: bytes([byte]) for byte, character in enumerate(BYTE_ALPHABET)}
         table = [b""] * self.vocab_size
         for token, index in self._ids.items():

@@ -56,8 +56,8 @@ class FastEncoder:
         self.name = f"{PACKAGE} {version(PACKAGE)}"
         # Ranks are ids. No special tokens: <|endoftext|> in a text is text.
         self._ranks = b"".join(
-            base64.b64encode(reference.decode_bytes([index])) + b" %d\n" % index
-            for index in range(GPT2.eot_id)
+            b"%s %d\n" % (base64.b64encode(token), index)
+            for index, token in enumerate(reference.bytes_by_id[: GPT2.eot_id])
         )
         self._load()
 
