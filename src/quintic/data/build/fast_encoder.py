@@ -6,12 +6,12 @@ used only where the tests have compared all characters, beside others, with tikt
 """
 
 import base64
-import importlib.util
 import re
 import tempfile
 import unicodedata
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,27 @@ class FastEncoder:
     def encode(self, text: str, content: bytes) -> npt.NDArray[np.uint32] | None:
         """Return the token ids of a text, [tokens], whose UTF-8 is `content`.
 
-        None where the reference must decide: for very long white space, and for characters newer
-        than the version of Unicode that it, or this Python, knows.
+        None where `is_for_the_reference` says so.
         """
-        if not text.isascii() and _has_new_characters(text, content):
-            return None
-        if len(text) >= _LONG_WHITE_SPACE and _WHITE_SAMPLES.search(text[::_SAMPLED_EVERY]):
+        if is_for_the_reference(text, content):
             return None
         if self._encoded_tokens >= _TOKENS_BEFORE_FORGETTING:
             self._load()
         ids: npt.NDArray[np.uint32] = self._backend.encode(content)
         self._encoded_tokens += len(ids)
         return ids
+
+
+def is_for_the_reference(text: str, content: bytes) -> bool:
+    """Return whether the ids of a text, whose UTF-8 is `content`, must be those of the reference.
+
+    It is so for very long white space, and for characters newer than the version of Unicode that
+    tiktoken, or this Python, knows.
+    """
+    if not text.isascii() and _has_new_characters(text, content):
+        return True
+    long = len(text) >= _LONG_WHITE_SPACE
+    return long and _WHITE_SAMPLES.search(text[::_SAMPLED_EVERY]) is not None
 
 
 def _has_new_characters(text: str, content: bytes) -> bool:
@@ -101,10 +110,11 @@ def load_fast_encoder(reference: Tokenizer, log: Callable[[str], None]) -> FastE
 
     `log` is called with a line where it is installed and cannot be used.
     """
-    if reference.fingerprint != GPT2.fingerprint or importlib.util.find_spec(PACKAGE) is None:
+    if reference.fingerprint != GPT2.fingerprint or find_spec(PACKAGE) is None:
         return None
     if (found := version(PACKAGE)) != TESTED_VERSION:
-        log(f"{PACKAGE} {found} is not used: tested is {TESTED_VERSION} (quintic[fast])")
+        wanted = f"tested is {TESTED_VERSION} (pip install 'quintic[fast]')"
+        log(f"{PACKAGE} {found} is not used: {wanted}")
         return None
     try:
         return FastEncoder(reference)
