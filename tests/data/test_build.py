@@ -511,8 +511,6 @@ def test_finished_build_is_left_as_it_is(build: Build, tmp_path: Path) -> None:
 class FakeFastEncoder:
     """Gives the ids of the reference; of documents from one on, what `change` makes of them."""
 
-    name = "fake 1.0"
-
     def __init__(self, reference: Tokenizer, change: Callable[[Any], Any], first: int) -> None:
         self._reference, self._change, self._left = reference, change, first
 
@@ -526,10 +524,8 @@ class FakeFastEncoder:
 def use_fake(
     patch: pytest.MonkeyPatch, change: Callable[[Any], Any] = lambda ids: ids, first: int = 0
 ) -> None:
-    def load(reference: Tokenizer, log: object) -> FakeFastEncoder:
-        return FakeFastEncoder(reference, change, first)
-
-    patch.setattr(pipeline, "load_fast_encoder", load)
+    patch.setattr(pipeline, "fast_encoder_name", lambda reference, log: "fake 1.0")
+    patch.setattr(encode, "FastEncoder", lambda known: FakeFastEncoder(known, change, first))
 
 
 def fail(ids: Any) -> Any:
@@ -564,7 +560,7 @@ def test_mistake_of_a_fast_encoder_is_said_and_all_is_encoded_again(
     lines: list[str] = []
     build("out", log=lines.append)
     (line,) = lines
-    assert re.fullmatch(rf"fake 1\.0 is wrong about .*{place}: all is encoded again by .*", line)
+    assert re.fullmatch(rf"fake 1\.0 is wrong at .*{place}: all is encoded again by .*", line)
     assert re.fullmatch(r"tokenizers [\d.]+", Manifest.read(tmp_path / "out").encoder)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
@@ -585,7 +581,7 @@ def test_what_a_fast_encoder_wrote_before_its_mistake_is_dropped_for_good(
     assert len(lines) == 1
     state = json.loads((tmp_path / "out" / ".build" / "progress.json").read_text())
     assert state["only_reference"] and state["documents"]
-    monkeypatch.delattr(pipeline, "load_fast_encoder")
+    monkeypatch.delattr(pipeline, "fast_encoder_name")
     build("out")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 

@@ -18,8 +18,8 @@ from quintic.data.build.fast_encoder import (
     PACKAGE,
     TESTED_VERSION,
     FastEncoder,
+    fast_encoder_name,
     is_for_the_reference,
-    load_fast_encoder,
 )
 from quintic.data.build.pipeline import build_dataset
 from quintic.data.build.settings import BuildSettings
@@ -173,7 +173,7 @@ def test_versions_that_are_not_tested_are_not_used_and_said(
     lines: list[str] = []
     monkeypatch.setattr(fast_encoder, "version", lambda name: "0.11.0")
     monkeypatch.setattr(fast_encoder, "find_spec", lambda name: object())
-    assert load_fast_encoder(Gpt2(), lines.append) is None  # type: ignore[arg-type]
+    assert fast_encoder_name(Gpt2(), lines.append) is None  # type: ignore[arg-type]
     assert lines == [
         f"gigatoken 0.11.0 is not used: tested is {TESTED_VERSION} (pip install 'quintic[fast]')"
     ]
@@ -181,7 +181,7 @@ def test_versions_that_are_not_tested_are_not_used_and_said(
 
 def test_other_vocabularies_have_no_fast_encoder() -> None:
     bpe = train_bpe(["some words, some more words"] * 3, 260)
-    assert load_fast_encoder(bpe, lambda line: None) is None
+    assert fast_encoder_name(bpe, lambda line: None) is None
 
 
 def test_the_extra_installs_the_version_that_is_tested() -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from quintic.data.build.chunks import Chunk
 from quintic.data.build.documents import BadDocument, Document, documents
-from quintic.data.build.fast_encoder import FastEncoder, load_fast_encoder
+from quintic.data.build.fast_encoder import FastEncoder
 from quintic.data.build.settings import BuildSettings
 from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
@@ -50,8 +50,8 @@ class EncodedChunks(NamedTuple):
     """The documents of chunks, and what was none, in the order of the input.
 
     `changed` is the file and the line of a document that the tokenizer does not give back as it
-    was, and `mistaken` of one that the fast encoder fails on, gives other ids than the reference or
-    ids that do not give it back; None where there is none.
+    was, and `mistaken` of one that the fast encoder fails on, or gives ids for that are not the
+    reference's or do not give it back; None where there is none.
     """
 
     splits: dict[Split, EncodedSplit]
@@ -92,13 +92,13 @@ class _Encoded(NamedTuple):
 class Encoder:
     """Encodes chunks; the same chunks give the same result in every process.
 
-    `fast` is used where it is sure of its ids, and `tokenizer` for the rest.
+    With `use_fast` the fast encoder is used where it is sure of its ids, and `tokenizer` for the
+    rest.
     """
 
-    def __init__(
-        self, settings: BuildSettings, tokenizer: Tokenizer, fast: FastEncoder | None
-    ) -> None:
-        self._settings, self._tokenizer, self._fast = settings, tokenizer, fast
+    def __init__(self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool) -> None:
+        self._settings, self._tokenizer, self._use_fast = settings, tokenizer, use_fast
+        self._fast: FastEncoder | None = None
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._byte_lengths = tokenizer.byte_lengths.astype(np.uint32)
         self._compared = False
@@ -147,14 +147,16 @@ class Encoder:
         return EncodedChunks(
             joined,
             sorted(bad, key=lambda bad: (bad.file, bad.line)),
-            changed=None if self._fast else first,
-            mistaken=first if self._fast else None,
+            changed=None if self._use_fast else first,
+            mistaken=first if self._use_fast else None,
         )
 
     def _ids(self, text: str, content: bytes, digest: bytes) -> npt.NDArray[np.uint32]:
-        if self._fast is None:
+        if not self._use_fast:
             return self._tokenizer.encode_to_array(text)
         try:
+            if self._fast is None:
+                self._fast = FastEncoder(self._tokenizer)
             ids = self._fast.encode(text, content)
         except BaseException as error:  # a panic in Rust is no Exception
             raise _MistakeError from error
@@ -198,20 +200,16 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
     """Several processes with an encoder each; or a thread of this process, where one is enough."""
 
     def __init__(
-        self,
-        settings: BuildSettings,
-        tokenizer: Tokenizer,
-        fast: FastEncoder | None,
-        workers: int,
+        self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool, workers: int
     ) -> None:
-        self._encode = _encode if workers > 1 else Encoder(settings, tokenizer, fast).encode
+        self._encode = _encode if workers > 1 else Encoder(settings, tokenizer, use_fast).encode
         self._pool: Executor = ThreadPoolExecutor(1)
         if workers > 1:
             self._pool = ProcessPoolExecutor(
                 workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_process,
-                initargs=(settings, fast is not None),
+                initargs=(settings, use_fast),
             )
 
     def encode(self, chunks: Sequence[Chunk]) -> Future[EncodedChunks]:
@@ -232,10 +230,7 @@ def _start_process(settings: BuildSettings, use_fast: bool) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The processes are the parallelism; threads of tokenizers in each would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = load_tokenizer(settings.tokenizer)
-    # The parent has loaded it too, and said why where it cannot be.
-    fast = load_fast_encoder(tokenizer, lambda line: None) if use_fast else None
-    _encoder = Encoder(settings, tokenizer, fast)
+    _encoder = Encoder(settings, load_tokenizer(settings.tokenizer), use_fast)
 
 
 def _end_with_parent() -> None:

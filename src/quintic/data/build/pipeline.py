@@ -20,7 +20,7 @@ from quintic.cores import available_cores
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument
 from quintic.data.build.encode import EncodedChunks, EncoderPool
-from quintic.data.build.fast_encoder import FastEncoder, load_fast_encoder
+from quintic.data.build.fast_encoder import fast_encoder_name
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.settings import BuildSettings
@@ -93,8 +93,8 @@ def build_dataset(
 
     `out` is absent, empty, or of the same build; `workers` is the number of processes that
     tokenize, all cores if None; `max_bad` is how many bad documents may be skipped: invalid UTF-8,
-    broken JSON, a missing field, a document without text; `log` is called with a line where a fast
-    encoder is installed and not used, or no longer.
+    broken JSON, a missing field, a document without text; `log` is called with a line where the
+    fast encoder is installed and not used, or no longer.
 
     Raises `QuinticError` for settings, input or a folder that cannot be used, more bad documents
     than allowed, a full disk, and a process that was killed.
@@ -121,10 +121,10 @@ def build_dataset(
             if isinstance(tokenizer, BpeTokenizer):
                 spec = str(tokenizer.save(out).absolute())
 
-            def run(fast: FastEncoder | None) -> None:
-                loaded = replace(settings, tokenizer=spec)
-                with EncoderPool(loaded, tokenizer, fast, workers) as pool:
-                    encoder = fast.name if fast else tokenizer.package
+            def run(fast: str | None) -> None:
+                found = replace(settings, tokenizer=spec)
+                encoder = fast or tokenizer.package
+                with EncoderPool(found, tokenizer, fast is not None, workers) as pool:
                     build = _Build(
                         settings, files, folder, tokenizer, pool, encoder, max_bad, on_progress
                     )
@@ -132,7 +132,7 @@ def build_dataset(
 
             only_reference = (folder.read_state() or {}).get("only_reference", False)
             try:
-                run(None if only_reference else load_fast_encoder(tokenizer, log))
+                run(None if only_reference else fast_encoder_name(tokenizer, log))
             except _MistakenError as mistake:
                 log(f"{mistake}: all is encoded again by {tokenizer.package}; please report it")
                 # What it wrote may be wrong too: back to the beginning.
@@ -288,7 +288,7 @@ class _Build:
         encoded = future.result()
         if encoded.mistaken is not None:
             file, line = encoded.mistaken
-            raise _MistakenError(f"{self._encoder} is wrong about {self._files[file].name}:{line}")
+            raise _MistakenError(f"{self._encoder} is wrong at {self._files[file].name}:{line}")
         if encoded.changed is not None:
             file, line = encoded.changed
             raise QuinticError(
