@@ -8,9 +8,9 @@ Build throughput is that of the command and counts everything: start-up, unpacki
 hashing, writing, with gigatoken where it is installed. It is compared with as many processes that
 do nothing but tokenize the same text, which they hold in memory: with tiktoken as it comes, goal
 2.5 times its rate; and with our own form of its pattern, whose ids are the same. Peak memory is to
-be the same for 50 MB of text and for the large input. `--against COMMIT` compares with that commit's
-build instead, in turn, with 1 and 2 processes; every file must be the same, and the goal against
-d333073 is 3 times its rate.
+be the same for 50 MB of text and for the large input. `--against COMMIT` compares with the build of
+that commit instead, in turn, with 1 and 2 processes; every file must be the same, and the goal
+against d333073 is 3 times its rate.
 
 `check` is compared with SHA-256 alone and with reading
 alone, both on several threads; goal: the slower of the two. The loader must give at least 100 times

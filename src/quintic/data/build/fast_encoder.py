@@ -23,8 +23,8 @@ from quintic.data.tokenizer import GPT2, Tokenizer
 PACKAGE = "gigatoken"
 TESTED_VERSION = "0.10.0"
 
-# gigatoken keeps every word it has seen: 35 MiB after 450 MB of English, but 700 after 78 MB of
-# words of random letters. Loading it again takes 60 ms, and seeing the common words again as much.
+# gigatoken keeps every word it has seen: 35 MiB after 450 MB of English, but 916 after so many
+# tokens of random words. Loading it again takes 60 ms, and seeing the common words again as much.
 _TOKENS_BEFORE_FORGETTING = 1 << 26
 
 # Text of more characters of white space in a row goes to the reference: tiktoken gives up on a
