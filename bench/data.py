@@ -1,13 +1,18 @@
 """Building, checking and loading data: `python -m bench.data`.
 
-The text is that of docs_sample.jsonl.zst in the folder that QUINTIC_BENCH_DATA names (default
-../shared/data), repeated. GPT-2's vocabulary must be at hand (TIKTOKEN_CACHE_DIR).
+The text is that of the training shards corpus_train_*.bin.xz in the folder that QUINTIC_BENCH_DATA
+names (default ../shared/data), 450 MB, none of it twice. GPT-2's vocabulary must be at hand
+(TIKTOKEN_CACHE_DIR).
 
 Build throughput is that of the command and counts everything: start-up, unpacking, parsing,
-hashing, writing. It is compared with as many processes that do nothing but tokenize the same text,
-which they hold in memory: with tiktoken as it comes, goal 90%; and with our own tokenizer, whose
-ids are the same and which is faster, to show what all the rest costs. Peak memory is to be the same
-for 50 MB of text and for the large input. `check` is compared with SHA-256 alone and with reading
+hashing, writing, with gigatoken where it is installed. It is compared with as many processes that
+do nothing but tokenize the same text, which they hold in memory: with tiktoken as it comes, goal
+2.5 times its rate; and with our own form of its pattern, whose ids are the same. Peak memory is to
+be the same for 50 MB of text and for the large input. `--against COMMIT` compares with the build of
+that commit instead, in turn, with 1 and 2 processes; every file must be the same, and the goal
+against d333073 is 3 times its rate.
+
+`check` is compared with SHA-256 alone and with reading
 alone, both on several threads; goal: the slower of the two. The loader must give at least 100 times
 what a training step consumes.
 """
@@ -18,6 +23,7 @@ import argparse
 import hashlib
 import io
 import json
+import lzma
 import multiprocessing
 import os
 import resource
@@ -26,14 +32,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import tiktoken
 import torch
 import zstandard
@@ -44,15 +52,17 @@ from quintic.config import BatchSizes, resolve_vocabulary
 from quintic.cores import available_cores
 from quintic.data.dataset import open_dataset
 from quintic.data.loader import Loader
+from quintic.data.manifest import Manifest
 from quintic.data.prefetch import Prefetcher
-from quintic.data.shards import TokenStream
+from quintic.data.shards import HEADER_BYTES, TokenStream
 from quintic.data.tokenizer import load_tokenizer
 from quintic.data.verify import check_dataset
 from quintic.device import choose_device
 from quintic.model.build import build_model
 from quintic.recipes import get_recipe
 
-DOCUMENTS = "docs_sample.jsonl.zst"
+ROOT = Path(__file__).parents[1]
+SHARDS = "corpus_train_*.bin.xz"
 READ_BYTES = 1 << 22
 SMALL_MEGABYTES = 50
 
@@ -60,12 +70,18 @@ Encode = Callable[[str], object]
 
 
 def documents() -> Iterator[bytes]:
-    """Lines of the sample, over and over."""
+    """Yield the documents of the shards as lines of JSON, each once."""
     named = os.environ.get("QUINTIC_BENCH_DATA")
-    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
-    while True:
-        with (folder / DOCUMENTS).open("rb") as file:
-            yield from io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    tokenizer = load_tokenizer("gpt2")
+    for path in sorted(folder.glob(SHARDS)):
+        with lzma.open(path) as file:
+            ids = np.frombuffer(file.read(), "<u2", offset=HEADER_BYTES)
+        for document in np.split(ids, np.flatnonzero(ids == tokenizer.eot_id)):
+            # A shard may begin and end in the middle of a document, even of a character.
+            text = tokenizer.decode_bytes(document.tolist()).decode(errors="replace")
+            if text.strip():
+                yield json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
 
 
 def write_input(path: Path, text_bytes: int) -> int:
@@ -77,7 +93,7 @@ def write_input(path: Path, text_bytes: int) -> int:
             written += len(json.loads(line)["text"].encode())
             if written >= text_bytes:
                 return written
-    raise AssertionError("documents never end")
+    raise SystemExit(f"{SHARDS} have {written / 1e6:.0f} MB of text: ask for fewer --megabytes")
 
 
 class Taken(NamedTuple):
@@ -87,12 +103,15 @@ class Taken(NamedTuple):
     cpu: float
 
 
-def build(path: Path, out: Path, workers: int) -> tuple[Taken, dict[str, float]]:
+def build(
+    path: Path, out: Path, workers: int, source: Path = ROOT
+) -> tuple[Taken, dict[str, float]]:
     """What a build by the command takes, and the peak memory of its processes in MiB."""
     command = [sys.executable, "-m", "quintic", "data", "build", str(path), "--out", str(out)]
-    command += ["--workers", str(workers), "--shard-tokens", "20_000_000"]
+    command += ["--workers", str(workers), "--shard-tokens", "20_000_000", "--name", "bench"]
+    environment = {**os.environ, "PYTHONPATH": str(source / "src")}
     began, cpu_before = time.perf_counter(), _cpu_of_children()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     peaks: dict[int, float] = {}
     while process.poll() is None:
         for pid in (process.pid, *_children(process.pid)):
@@ -216,6 +235,67 @@ def measure_build(folder: Path, workers: int, megabytes: int, rounds: int) -> di
     }
 
 
+@contextmanager
+def checkout(commit: str, folder: Path) -> Iterator[Path]:
+    """Another commit's sources, in a folder that is new."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), commit], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
+def measure_against(
+    folder: Path, commit: str, workers: Sequence[int], megabytes: int, rounds: int
+) -> dict[str, Any]:
+    """Seconds of builds of this commit and of another one, and of tiktoken alone, in turn."""
+    path = folder / "large.jsonl.zst"
+    text_bytes = write_input(path, megabytes * 1_000_000)
+    figures: dict[str, Any] = {"text_mb": round(text_bytes / 1e6, 1), "against": commit}
+    with checkout(commit, folder / "sources") as source:
+        for count in workers:
+            taken: dict[str, list[Taken]] = {"now": [], "before": [], "tiktoken_only": []}
+            for index in range(rounds):
+                now, before = folder / f"now-{count}-{index}", folder / f"before-{count}-{index}"
+                taken["before"].append(build(path, before, count, source)[0])
+                taken["now"].append(build(path, now, count)[0])
+                taken["tiktoken_only"].append(tokenize_only(path, count, with_tiktoken))
+                if (found := _contents(now)) != _contents(before):
+                    raise SystemExit(f"other files than {commit}'s, with {count} workers")
+            figures[f"{count}_workers"] = {
+                **{
+                    f"rate_over_{of}_by_{kind}": round(
+                        median_ratio(
+                            [getattr(t, kind) for t in taken[of]],
+                            [getattr(t, kind) for t in taken["now"]],
+                        ),
+                        2,
+                    )
+                    for of in ("before", "tiktoken_only")
+                    for kind in Taken._fields
+                },
+                "encoder": Manifest.read(now).encoder,
+                "same_files": len(found),
+                "load_average": os.getloadavg(),
+                "seconds": {name: [t._asdict() for t in times] for name, times in taken.items()},
+            }
+    return figures
+
+
+def _contents(folder: Path) -> dict[str, object]:
+    """What must be the same: SHA-256 of every file, and JSON's content less who encoded."""
+    found: dict[str, object] = {}
+    for path in folder.iterdir():
+        if path.suffix == ".json":
+            content = json.loads(path.read_bytes())
+            content.pop("encoder", None)
+            found[path.name] = content
+        else:
+            found[path.name] = _sha256(path)
+    return found
+
+
 def measure_check(folder: Path) -> dict[str, Any]:
     """Megabytes a second of `check`, of SHA-256 alone and of reading alone."""
     paths = sorted(folder.glob("*.bin"))
@@ -322,13 +402,24 @@ def measure_waiting(stream: TokenStream, device: torch.device, steps: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=available_cores())
-    parser.add_argument("--megabytes", type=int, default=1000, help="text of the large input")
+    parser.add_argument("--megabytes", type=int, default=400, help="text of the large input")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only-build", action="store_true", help="neither check nor loader")
+    parser.add_argument("--against", metavar="COMMIT", help="compare building with that commit's")
     parser.add_argument("--steps", type=int, default=10, help="training steps")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     options = parser.parse_args()
     device = choose_device(options.device)
+    if options.against:
+        with tempfile.TemporaryDirectory() as temporary:
+            figures = measure_against(
+                Path(temporary), options.against, (1, 2), options.megabytes, options.rounds
+            )
+        print(json.dumps(figures, indent=1))
+        module = f"bench.data --against {options.against} --megabytes {options.megabytes}"
+        written = write_result(f"data-against-{device.type}", figures, device, module=module)
+        print(f"written to {written}")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         built = measure_build(folder, options.workers, options.megabytes, options.rounds)

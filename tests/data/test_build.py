@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,16 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from quintic.cli.main import main
-from quintic.data.build import chunks, pipeline, shuffle
+from quintic.data.build import chunks, encode, pipeline, shuffle
 from quintic.data.build import vocabulary as vocabulary_module
 from quintic.data.build.encode import EncoderPool, text_split
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
+from quintic.data.manifest import Manifest
 from quintic.data.shards import ShardWriter, open_shard
-from quintic.data.tokenizer import load_tokenizer, train_bpe
+from quintic.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from quintic.data.verify import check_dataset, describe_dataset
 from quintic.errors import QuinticError
 from tests.conftest import refusal
@@ -83,7 +85,9 @@ def build(inputs: Path, vocabulary: Path, tmp_path: Path) -> Build:
 
     def build(out: str, **changes: Any) -> BuildReport:
         how = {
-            key: changes.pop(key) for key in ("workers", "max_bad", "on_progress") if key in changes
+            key: changes.pop(key)
+            for key in ("workers", "max_bad", "on_progress", "log")
+            if key in changes
         }
         settings = {"shard_tokens": 3000, "val_share": 0.2, **changes}
         source = settings.pop("source", inputs)
@@ -499,6 +503,106 @@ def test_finished_build_is_left_as_it_is(build: Build, tmp_path: Path) -> None:
     again = build("out")
     assert not again.built
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+# A fast encoder -----------------------------------------------------------------------------------
+
+
+class FakeFastEncoder:
+    """Gives the ids of the reference; of documents from one on, what `change` makes of them."""
+
+    def __init__(self, reference: Tokenizer, change: Callable[[Any], Any], first: int) -> None:
+        self._reference, self._change, self._left = reference, change, first
+
+    def encode(self, text: str, content: bytes) -> Any:
+        assert content == text.encode()
+        ids = self._reference.encode_to_array(text)
+        self._left -= 1
+        return self._change(ids) if self._left < 0 else ids
+
+
+def use_fake(
+    patch: pytest.MonkeyPatch, change: Callable[[Any], Any] = lambda ids: ids, first: int = 0
+) -> None:
+    patch.setattr(pipeline, "fast_encoder_name", lambda reference, log: "fake 1.0")
+    patch.setattr(encode, "FastEncoder", lambda known: FakeFastEncoder(known, change, first))
+
+
+def fail(ids: Any) -> Any:
+    raise TypeError("expected str")
+
+
+def shards(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in contents(folder).items() if name.endswith(".bin")}
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "compared_every", "place"),
+    [
+        (lambda ids: ids[::-1], 0, 1 << 30, "a.jsonl:1"),  # the first is always compared
+        (lambda ids: ids[::-1], 200, 1, "b.parquet:51"),
+        (lambda ids: ids[:-1], 200, 1 << 30, "b.parquet:51"),  # text is lost
+        (fail, 200, 1 << 30, "b.parquet:51"),
+    ],
+)
+def test_mistake_of_a_fast_encoder_is_said_and_all_is_encoded_again(
+    build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Any], Any],
+    first: int,
+    compared_every: int,
+    place: str,
+) -> None:
+    build("expected")
+    monkeypatch.setattr(encode, "_REFERENCE_EVERY", compared_every)
+    use_fake(monkeypatch, change, first)
+    lines: list[str] = []
+    build("out", log=lines.append)
+    (line,) = lines
+    assert re.fullmatch(rf"fake 1\.0 is wrong at .*{place}: all is encoded again by .*", line)
+    assert re.fullmatch(r"tokenizers [\d.]+", Manifest.read(tmp_path / "out").encoder)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_what_a_fast_encoder_wrote_before_its_mistake_is_dropped_for_good(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("expected")
+    calls, lines = itertools.count(), list[str]()
+    with monkeypatch.context() as patch:
+        # The order of ids is not looked at, until a document is lost.
+        patch.setattr(encode, "_COMPARED_TOKENS", 0)
+        patch.setattr(encode, "_REFERENCE_EVERY", 1 << 30)
+        use_fake(patch, lambda ids: ids[::-1] if next(calls) < 250 else ids[1:], first=1)
+        stop_at(patch, 55, KeyboardInterrupt())  # while all is encoded again
+        with pytest.raises(KeyboardInterrupt):
+            build("out", log=lines.append)
+    assert len(lines) == 1
+    state = json.loads((tmp_path / "out" / ".build" / "progress.json").read_text())
+    assert state["only_reference"] and state["documents"]
+    monkeypatch.delattr(pipeline, "fast_encoder_name")
+    build("out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("begun_with", ["fake 1.0", "tokenizers"])
+def test_a_build_goes_on_with_or_without_the_fast_encoder(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_with: str
+) -> None:
+    build("expected")
+    with monkeypatch.context() as patch:
+        if begun_with == "fake 1.0":
+            use_fake(patch)
+        stop_at(patch, 12, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            build("out")
+    if begun_with == "tokenizers":
+        use_fake(monkeypatch)
+    build("out")
+    encoders = Manifest.read(tmp_path / "out").encoder.split(", ")
+    assert len(encoders) == 2 and encoders[0].startswith(begun_with)
+    assert shards(tmp_path / "out") == shards(tmp_path / "expected")
 
 
 # What is refused ---------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def _build(command: DataBuild) -> None:
                 workers=command.workers,
                 max_bad=command.max_bad,
                 on_progress=progress.show,
+                log=console.line,
             )
     except KeyboardInterrupt:
         print("quintic: the same command continues this build", file=sys.stderr)

@@ -155,6 +155,7 @@ def _build(sources: dict[str, bytes], vocab_size: int, folder: Path, report: OnP
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         shards=records,
+        encoder=tokenizer.package,
     ).write(folder)
 
 

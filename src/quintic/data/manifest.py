@@ -1,6 +1,6 @@
 """The manifest: what a dataset that quintic built says of its shards."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -43,7 +43,8 @@ class ShardRecord:
 class Manifest:
     """The contents of a dataset that quintic built.
 
-    `tokenizer` is "gpt2" or the name of the `tokenizer.json` in the dataset's folder.
+    `tokenizer` is "gpt2" or the name of the `tokenizer.json` in the dataset's folder; `encoder` is
+    the packages, with their versions, that made the ids, and empty where that is not known.
     """
 
     tokenizer: str
@@ -51,6 +52,7 @@ class Manifest:
     vocab_size: int
     eot_id: int
     shards: tuple[ShardRecord, ...]
+    encoder: str = ""
 
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` into a folder, whole or not at all, and return its path."""
@@ -101,13 +103,16 @@ class Manifest:
 
 
 def _typed(content: Any, kind: type[Manifest | ShardRecord], path: str) -> dict[str, Any]:
-    """Return the fields of a manifest's object, which are there and of their type."""
+    """Return the fields of a manifest's object, which are there, or have a default, and of their
+    type."""
     json_types: dict[Any, type] = {int: int, str: str, Split: str}
     called = {int: "an integer", str: "a text", list: "a list"}
     values = {}
     for field in fields(kind):
         expected = json_types.get(field.type, list)
         value = content.get(field.name) if isinstance(content, dict) else None
+        if value is None and field.default is not MISSING:
+            continue
         if type(value) is not expected:
             raise QuinticError(
                 f"manifest {path}: field '{field.name}' is {value!r}, expected "

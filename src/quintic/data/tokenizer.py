@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +67,18 @@ class Tokenizer(ABC):
         Lone surrogates, which UTF-8 cannot express, are encoded as U+FFFD.
         """
 
+    @property
+    @abstractmethod
+    def package(self) -> str:
+        """The package that encodes, and its version."""
+
     def encode_to_array(self, text: str) -> npt.NDArray[np.uint32]:
         """Return what `encode` returns as an array, [tokens]."""
         return np.array(self.encode(text), dtype=np.uint32)
 
     @cached_property
     @abstractmethod
-    def _bytes_by_id(self) -> list[bytes]:
+    def bytes_by_id(self) -> list[bytes]:
         """The bytes of text behind each id, [vocab_size]; none behind end of text."""
 
     def gives_back(self, text: str, ids: npt.NDArray[np.integer], compare: int) -> bool:
@@ -80,7 +86,7 @@ class Tokenizer(ABC):
 
         They must have as many bytes, and the first `compare` ids the very bytes of its beginning.
         """
-        content = _without_lone_surrogates(text).encode()
+        content = without_lone_surrogates(text).encode()
         return int(self.byte_lengths.take(ids).sum()) == len(content) and content.startswith(
             self.decode_bytes(ids[:compare].tolist())
         )
@@ -98,7 +104,7 @@ class Tokenizer(ABC):
 
         `byte_lengths[token_ids].sum()` is what bits per byte divides by.
         """
-        lengths = np.array([len(token) for token in self._bytes_by_id], dtype=np.int64)
+        lengths = np.array([len(token) for token in self.bytes_by_id], dtype=np.int64)
         lengths[list(self.special_ids)] = 0
         return lengths
 
@@ -125,7 +131,7 @@ class Tokenizer(ABC):
                     f"token id {index} cannot be decoded: the vocabulary '{self.name}' has the ids "
                     f"0 to {self.vocab_size - 1}; use the tokenizer that the tokens were made with"
                 )
-            yield end_of_text if index == self.eot_id else self._bytes_by_id[index]
+            yield end_of_text if index == self.eot_id else self.bytes_by_id[index]
 
 
 # GPT-2's vocabulary -------------------------------------------------------------------------------
@@ -174,16 +180,20 @@ class Gpt2Tokenizer(Tokenizer):
     def __init__(self) -> None:
         self._encoding = _load_r50k()
 
+    @property
+    def package(self) -> str:
+        return f"tiktoken {version('tiktoken')}"
+
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
 
     def encode_to_array(self, text: str) -> npt.NDArray[np.uint32]:
         # A fifth faster than a list, whose integers become objects one by one.
-        text = _without_lone_surrogates(text)
+        text = without_lone_surrogates(text)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     @cached_property
-    def _bytes_by_id(self) -> list[bytes]:
+    def bytes_by_id(self) -> list[bytes]:
         return [
             b"" if index == self.eot_id else self._encoding.decode_single_token_bytes(index)
             for index in range(self.vocab_size)
@@ -372,12 +382,16 @@ class BpeTokenizer(Tokenizer):
                 f"256 bytes, without normaliser, added blanks or gaps between its ids"
             )
 
+    @property
+    def package(self) -> str:
+        return f"tokenizers {version('tokenizers')}"
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return what `encode` returns for each text, on several threads."""
-        texts = [_without_lone_surrogates(text) for text in texts]
+        texts = [without_lone_surrogates(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -389,7 +403,7 @@ class BpeTokenizer(Tokenizer):
         return path
 
     @cached_property
-    def _bytes_by_id(self) -> list[bytes]:
+    def bytes_by_id(self) -> list[bytes]:
         byte_of = {character: bytes([byte]) for byte, character in enumerate(BYTE_ALPHABET)}
         table = [b""] * self.vocab_size
         for token, index in self._ids.items():
@@ -440,7 +454,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
         initial_alphabet=sorted(BYTE_ALPHABET),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((_without_lone_surrogates(text) for text in texts), trainer)
+    tokenizer.train_from_iterator((without_lone_surrogates(text) for text in texts), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise QuinticError(
             f"a vocabulary of {vocab_size} tokens cannot be trained: the text has repetitions for "
@@ -466,7 +480,8 @@ BYTE_ALPHABET = _byte_alphabet()
 _UTF8_ALPHABET = {BYTE_ALPHABET[byte] for byte in (*range(0xC0), *range(0xC2, 0xF5))}
 
 
-def _without_lone_surrogates(text: str) -> str:
+def without_lone_surrogates(text: str) -> str:
+    """Return a text with U+FFFD in place of each half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

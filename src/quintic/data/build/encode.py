@@ -19,15 +19,20 @@ import numpy.typing as npt
 
 from quintic.data.build.chunks import Chunk
 from quintic.data.build.documents import BadDocument, Document, documents
+from quintic.data.build.fast_encoder import FastEncoder
 from quintic.data.build.settings import BuildSettings
 from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
-from quintic.data.tokenizer import Tokenizer, load_tokenizer
+from quintic.data.tokenizer import Tokenizer, load_tokenizer, without_lone_surrogates
 
 # Every document's length is compared with its tokens', which costs little; the bytes of one in so
 # many, and of so many of its tokens, are compared too.
 _COMPARED_EVERY = 256
 _COMPARED_TOKENS = 1024
+
+# The fast encoder's ids are compared with the reference's for the first document of every process,
+# and for one in so many, chosen by the hash of its text.
+_REFERENCE_EVERY = 2048
 
 
 class EncodedSplit(NamedTuple):
@@ -45,12 +50,14 @@ class EncodedChunks(NamedTuple):
     """The documents of chunks, and what was none, in the order of the input.
 
     `changed` is the file and the line of a document that the tokenizer does not give back as it
-    was; None where there is none.
+    was, and `mistaken` of one that the fast encoder fails on, or gives ids for that are not the
+    reference's or do not give it back; None where there is none.
     """
 
     splits: dict[Split, EncodedSplit]
     bad: list[BadDocument]
     changed: tuple[int, int] | None
+    mistaken: tuple[int, int] | None
 
 
 def text_split(text: str, val_share: float) -> Split:
@@ -58,72 +65,151 @@ def text_split(text: str, val_share: float) -> Split:
 
     So it stays where it is whatever else is built with it, and equal texts are never on both sides.
     """
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return _split(_digest(text.encode("utf-8", "surrogatepass")), val_share)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _split(digest: bytes, val_share: float) -> Split:
     return "val" if int.from_bytes(digest[:8]) < round(val_share * 2**64) else "train"
 
 
-class Encoder:
-    """Encodes chunks; the same chunks give the same result in every process."""
+class _MistakeError(Exception):
+    """The fast encoder was wrong about a document."""
 
-    def __init__(self, settings: BuildSettings, tokenizer: Tokenizer) -> None:
-        self._settings, self._tokenizer = settings, tokenizer
+
+class _Encoded(NamedTuple):
+    """A document's ids, [tokens], and its place: in the task, in the input, and bytes of text."""
+
+    number: int
+    place: tuple[int, int]
+    text_bytes: int
+    ids: npt.NDArray[np.uint32]
+
+
+class Encoder:
+    """Encodes chunks; the same chunks give the same result in every process.
+
+    With `use_fast` the fast encoder is used where it is sure of its ids, and `tokenizer` for the
+    rest.
+    """
+
+    def __init__(self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool) -> None:
+        self._settings, self._tokenizer, self._use_fast = settings, tokenizer, use_fast
+        self._fast: FastEncoder | None = None
         self._dtype = token_dtype(tokenizer.vocab_size)
+        self._byte_lengths = tokenizer.byte_lengths.astype(np.uint32)
+        self._compared = False
 
     def encode(self, chunks: Sequence[Chunk]) -> EncodedChunks:
         """Split into documents, tokenize and sort into splits."""
-        # All documents first: the tokenizer's tables then stay in the processor's cache.
-        found = [
+        found = (
             (chunk.begin.file, document)
             for chunk in chunks
             for document in documents(chunk, self._settings.format)
-        ]
-        bad = [document for _, document in found if isinstance(document, BadDocument)]
-        changed: tuple[int, int] | None = None
-        splits: dict[Split, list[npt.NDArray[np.uint32]]] = {split: [] for split in SPLITS}
+        )
+        bad: list[BadDocument] = []
+        splits: dict[Split, list[_Encoded]] = {split: [] for split in SPLITS}
+        changed: list[_Encoded] = []
         for index, (file, document) in enumerate(found):
-            if isinstance(document, Document):
-                ids = self._ids(file, document)
-                if isinstance(ids, BadDocument):
-                    bad.append(ids)
-                    continue
-                splits[text_split(document.text, self._settings.val_share)].append(ids)
-                compare = 0 if index % _COMPARED_EVERY else _COMPARED_TOKENS
-                if not changed and not self._tokenizer.gives_back(document.text, ids, compare):
-                    changed = file, document.line
+            if isinstance(document, BadDocument):
+                bad.append(document)
+                continue
+            place = file, document.line
+            try:
+                content = document.text.encode()
+                digest = _digest(content)
+            except UnicodeEncodeError:
+                digest = _digest(document.text.encode("utf-8", "surrogatepass"))
+                document = Document(document.line, without_lone_surrogates(document.text))
+                content = document.text.encode()
+            try:
+                ids = self._ids(document.text, content, digest)
+            except ValueError as error:
+                # tiktoken gives up on a million blanks before a word.
+                reason = " ".join(str(error).split())[:120]
+                bad.append(BadDocument(*place, f"cannot be tokenized ({reason})"))
+                continue
+            except _MistakeError:
+                return EncodedChunks({}, [], None, place)
+            encoded = _Encoded(index, place, len(content), ids)
+            splits[_split(digest, self._settings.val_share)].append(encoded)
+            if index % _COMPARED_EVERY == 0 and not content.startswith(
+                self._tokenizer.decode_bytes(ids[:_COMPARED_TOKENS].tolist())
+            ):
+                changed.append(encoded)
         joined = {split: self._joined(documents) for split, documents in splits.items()}
-        return EncodedChunks(joined, sorted(bad, key=lambda bad: (bad.file, bad.line)), changed)
+        for split, documents_ in splits.items():
+            changed += self._of_another_length(documents_, joined[split])
+        first = min(changed, key=lambda encoded: encoded.number).place if changed else None
+        return EncodedChunks(
+            joined,
+            sorted(bad, key=lambda bad: (bad.file, bad.line)),
+            changed=None if self._use_fast else first,
+            mistaken=first if self._use_fast else None,
+        )
 
-    def _ids(self, file: int, document: Document) -> npt.NDArray[np.uint32] | BadDocument:
+    def _ids(self, text: str, content: bytes, digest: bytes) -> npt.NDArray[np.uint32]:
+        if not self._use_fast:
+            return self._tokenizer.encode_to_array(text)
         try:
-            return self._tokenizer.encode_to_array(document.text)
-        except ValueError as error:
-            # tiktoken gives up on a million blanks before a word.
-            reason = " ".join(str(error).split())[:120]
-            return BadDocument(file, document.line, f"cannot be tokenized ({reason})")
+            if self._fast is None:
+                self._fast = FastEncoder(self._tokenizer)
+            ids = self._fast.encode(text, content)
+        except BaseException as error:  # a panic in Rust is no Exception
+            raise _MistakeError from error
+        if ids is None:
+            return self._tokenizer.encode_to_array(text)
+        if not self._compared or int.from_bytes(digest[8:10]) < 2**16 // _REFERENCE_EVERY:
+            self._compared = True
+            try:
+                same = np.array_equal(ids, self._tokenizer.encode_to_array(text))
+            except ValueError:  # the reference gives up
+                same = False
+            if not same:
+                raise _MistakeError
+        return ids
 
-    def _joined(self, documents: list[npt.NDArray[np.uint32]]) -> EncodedSplit:
-        lengths = np.array([1 + len(ids) for ids in documents], dtype=np.int64)
+    def _joined(self, documents: Sequence[_Encoded]) -> EncodedSplit:
+        lengths = np.array([1 + len(document.ids) for document in documents], dtype=np.int64)
         tokens = np.empty(int(lengths.sum()), dtype=self._dtype)
         end = 0
-        for ids in documents:
-            tokens[end] = self._tokenizer.eot_id
-            tokens[end + 1 : end + 1 + len(ids)] = ids
-            end += 1 + len(ids)
+        for document in documents:
+            begin, end = end, end + 1 + len(document.ids)
+            tokens[begin] = self._tokenizer.eot_id
+            tokens[begin + 1 : end] = document.ids
         return EncodedSplit(tokens, lengths)
+
+    def _of_another_length(
+        self, documents: Sequence[_Encoded], joined: EncodedSplit
+    ) -> list[_Encoded]:
+        """Return the documents whose tokens have not as many bytes as their text."""
+        if not documents:
+            return []
+        tokens, lengths = joined
+        # At once rather than one by one, which took three times as long.
+        bytes_by_token = self._byte_lengths.take(tokens, mode="clip")
+        found = np.add.reduceat(bytes_by_token, np.cumsum(lengths) - lengths, dtype=np.uint32)
+        expected = np.array([document.text_bytes for document in documents])
+        return [documents[index] for index in np.flatnonzero(found != expected).tolist()]
 
 
 class EncoderPool(AbstractContextManager["EncoderPool"]):
     """Several processes with an encoder each; or a thread of this process, where one is enough."""
 
-    def __init__(self, settings: BuildSettings, tokenizer: Tokenizer, workers: int) -> None:
-        self._encode = _encode if workers > 1 else Encoder(settings, tokenizer).encode
+    def __init__(
+        self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool, workers: int
+    ) -> None:
+        self._encode = _encode if workers > 1 else Encoder(settings, tokenizer, use_fast).encode
         self._pool: Executor = ThreadPoolExecutor(1)
         if workers > 1:
             self._pool = ProcessPoolExecutor(
                 workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_process,
-                initargs=(settings,),
+                initargs=(settings, use_fast),
             )
 
     def encode(self, chunks: Sequence[Chunk]) -> Future[EncodedChunks]:
@@ -137,14 +223,14 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
 _encoder: Encoder  # of this process, where it is one of several
 
 
-def _start_process(settings: BuildSettings) -> None:
+def _start_process(settings: BuildSettings, use_fast: bool) -> None:
     global _encoder
     # The parent alone answers Ctrl-C, which reaches every process of a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The processes are the parallelism; threads of tokenizers in each would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(settings, load_tokenizer(settings.tokenizer))
+    _encoder = Encoder(settings, load_tokenizer(settings.tokenizer), use_fast)
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from quintic.cores import available_cores
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument
 from quintic.data.build.encode import EncodedChunks, EncoderPool
+from quintic.data.build.fast_encoder import fast_encoder_name
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.settings import BuildSettings
@@ -61,6 +62,7 @@ class BuildStatus:
 
 
 OnProgress = Callable[[BuildStatus], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,14 @@ def build_dataset(
     workers: int | None = None,
     max_bad: int = 0,
     on_progress: OnProgress | None = None,
+    log: Log = lambda line: None,
 ) -> BuildReport:
     """Build a dataset, or go on with one that was interrupted.
 
     `out` is absent, empty, or of the same build; `workers` is the number of processes that
     tokenize, all cores if None; `max_bad` is how many bad documents may be skipped: invalid UTF-8,
-    broken JSON, a missing field, a document without text.
+    broken JSON, a missing field, a document without text; `log` is called with a line where the
+    fast encoder is installed and not used, or no longer.
 
     Raises `QuinticError` for settings, input or a folder that cannot be used, more bad documents
     than allowed, a full disk, and a process that was killed.
@@ -116,9 +120,24 @@ def build_dataset(
             spec = GPT2.name
             if isinstance(tokenizer, BpeTokenizer):
                 spec = str(tokenizer.save(out).absolute())
-            with EncoderPool(replace(settings, tokenizer=spec), tokenizer, workers) as pool:
-                build = _Build(settings, files, folder, tokenizer, pool, max_bad, on_progress)
-                build.run(max_tasks=2 * workers)
+
+            def run(fast: str | None) -> None:
+                found = replace(settings, tokenizer=spec)
+                encoder = fast or tokenizer.package
+                with EncoderPool(found, tokenizer, fast is not None, workers) as pool:
+                    build = _Build(
+                        settings, files, folder, tokenizer, pool, encoder, max_bad, on_progress
+                    )
+                    build.run(max_tasks=2 * workers)
+
+            only_reference = (folder.read_state() or {}).get("only_reference", False)
+            try:
+                run(None if only_reference else fast_encoder_name(tokenizer, log))
+            except _MistakenError as mistake:
+                log(f"{mistake}: all is encoded again by {tokenizer.package}; please report it")
+                # What it wrote may be wrong too: back to the beginning.
+                folder.write_state({"only_reference": True})
+                run(None)
         return _report(out, notes, built=True)
     except BrokenProcessPool as error:
         raise QuinticError(
@@ -182,6 +201,12 @@ class _Done:
     tokens: int = 0
     bad: int = 0
     skipped_bytes: int = 0
+    encoders: list[str] = field(default_factory=list)
+    only_reference: bool = False
+
+
+class _MistakenError(Exception):
+    """The fast encoder was found wrong about a document."""
 
 
 class _Build:
@@ -194,11 +219,12 @@ class _Build:
         folder: BuildFolder,
         tokenizer: Tokenizer,
         pool: EncoderPool,
+        encoder: str,
         max_bad: int,
         on_progress: OnProgress,
     ) -> None:
         self._settings, self._files, self._folder = settings, files, folder
-        self._tokenizer, self._pool = tokenizer, pool
+        self._tokenizer, self._pool, self._encoder = tokenizer, pool, encoder
         self._max_bad, self._on_progress = max_bad, on_progress
         self._sizes = np.cumsum([0, *(file.size for file in files)]).tolist()
         self._shards = ShardSet(folder.path, settings.name, settings.shard_tokens, tokenizer)
@@ -260,6 +286,9 @@ class _Build:
     def _write(self, last: Chunk, future: Future[EncodedChunks]) -> None:
         """Write what came of a task that ended with the chunk `last`."""
         encoded = future.result()
+        if encoded.mistaken is not None:
+            file, line = encoded.mistaken
+            raise _MistakenError(f"{self._encoder} is wrong at {self._files[file].name}:{line}")
         if encoded.changed is not None:
             file, line = encoded.changed
             raise QuinticError(
@@ -276,6 +305,8 @@ class _Build:
             else:
                 self._shards.append(split, tokens)
         self._done.position = last.end
+        if self._encoder not in self._done.encoders:
+            self._done.encoders.append(self._encoder)
         # Keeping progress of a shuffle touches every bucket: only when they must be written.
         if self._shuffle.full if self._shuffle is not None else self._commit_is_due():
             self._commit()
@@ -323,6 +354,7 @@ class _Build:
             vocab_size=self._tokenizer.vocab_size,
             eot_id=self._tokenizer.eot_id,
             shards=records,
+            encoder=", ".join(self._done.encoders),
         ).write(self._folder.path)
 
     def _commit_is_due(self) -> bool:

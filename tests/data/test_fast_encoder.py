@@ -1,0 +1,189 @@
+"""gigatoken beside its reference: a version that quintic is to use must pass the set of texts."""
+
+import importlib.util
+import itertools
+import json
+import random
+import tomllib
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+
+from quintic.data.build import fast_encoder
+from quintic.data.build.fast_encoder import (
+    PACKAGE,
+    TESTED_VERSION,
+    FastEncoder,
+    fast_encoder_name,
+    is_for_the_reference,
+)
+from quintic.data.build.pipeline import build_dataset
+from quintic.data.build.settings import BuildSettings
+from quintic.data.manifest import Manifest
+from quintic.data.tokenizer import load_tokenizer, train_bpe
+
+ROOT = Path(__file__).parents[2]
+
+needs_fast = pytest.mark.skipif(
+    importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} (quintic[fast]) is not installed"
+)
+
+WHITE = " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u200b\u2003\u2028\u202f\u205f\u3000\ufeff"
+SCRIPTS = {
+    "han": range(0x4E00, 0x4F00),
+    "arabic": range(0x600, 0x6FF),
+    "marks": range(0x300, 0x370),
+    "devanagari": range(0x900, 0x980),
+    "hangul": range(0xAC00, 0xAD00),
+    "emoji": range(0x1F300, 0x1F650),
+    "digits": [*range(0x660, 0x66A), *range(0xFF10, 0xFF1A), *range(0x2150, 0x2190), 0xB2],
+    "latin": [*range(0x20, 0x7F), *range(0xC0, 0x180)],
+}
+
+
+def english(draw: random.Random) -> Iterator[str]:
+    syllables = ["in", "for", "ma", "tion", "the", "er", "ly", "con", "st", "ou", "gh", "ness"]
+    for _ in range(300):
+        words = ["".join(draw.choices(syllables, k=draw.randint(1, 5))) for _ in range(200)]
+        marks = draw.choices([" ", " ", " ", ", ", ". ", "'s ", "\u2019s ", "'ll ", "\n\n"], k=200)
+        yield "".join(itertools.chain(*zip(words, marks, strict=True)))
+
+
+def python(draw: random.Random) -> Iterator[str]:
+    for _ in range(300):
+        depth = draw.randint(0, 9)
+        tabs = "\t" * depth
+        name = "_".join(draw.choices(["get", "x", "Item", "__init__", "i2"], k=3))
+        yield (
+            f"{'    ' * depth}def {name}(self, *args: int) -> dict[str, Any]:\n"
+            f"{tabs}return {{'a\\n': {draw.random()}, **self._{name}}}  # {'-' * depth}\r\n\n"
+        )
+
+
+def white_space(draw: random.Random) -> Iterator[str]:
+    parts = [*WHITE, "  ", "\r\n", "a", "'s", "1", ".", "<|endoftext|>"]
+    for _ in range(4000):
+        yield "".join(draw.choices(parts, k=draw.randint(1, 60)))
+
+
+def other_scripts(draw: random.Random) -> Iterator[str]:
+    for _ in range(4000):
+        chosen = draw.sample(list(SCRIPTS.values()), 2)
+        yield "".join(
+            chr(draw.choice(draw.choice(chosen))) if draw.random() < 0.85 else draw.choice(WHITE)
+            for _ in range(draw.randint(1, 80))
+        )
+
+
+def long_texts(draw: random.Random) -> Iterator[str]:
+    yield from ("a" * 100_000, "1" * 100_000, "=-" * 50_000, "\u6f22" * 50_000, " " * 60_000 + "x")
+    yield "".join(draw.choices("abcdefgh", k=100_000))
+    yield "<|endoftext|>" * 100 + "<|endoftext|"
+
+
+def every_character(draw: random.Random) -> Iterator[str]:
+    """Each beside letters, digits, punctuation and white space; other planes have none."""
+    for begin in itertools.chain(range(0, 0x40000, 256), range(0xE0000, 0xE0200, 256)):
+        characters = (chr(code) for code in range(begin, begin + 256) if code >> 11 != 0x1B)
+        yield "".join(
+            f"{c}a{c} {c}1{c}'s'{c}\n"
+            for c in characters
+            if unicodedata.category(c) != "Co" and not is_for_the_reference(c, c.encode())
+        )
+
+
+SETS = [english, python, white_space, other_scripts, long_texts, every_character]
+
+
+@needs_fast
+@pytest.mark.usefixtures("gpt2_vocabulary")
+@pytest.mark.parametrize("texts", SETS, ids=lambda texts: texts.__name__)
+def test_ids_are_those_of_tiktoken(texts: object) -> None:
+    reference = tiktoken.get_encoding("r50k_base")
+    encoder = FastEncoder(load_tokenizer("gpt2"))
+    compared = 0
+    for text in texts(random.Random(5)):  # type: ignore[operator]
+        ids = encoder.encode(text, text.encode())
+        if ids is not None:
+            compared += 1
+            assert np.array_equal(ids, reference.encode_to_numpy(text, disallowed_special=())), text
+    assert compared >= 7
+
+
+def test_what_could_be_taken_in_two_ways_is_for_the_reference() -> None:
+    def sent(text: str) -> bool:
+        return is_for_the_reference(text, text.encode())
+
+    for text in ("", "a" * 10**6, "漢字 \u2019s 🙂 한국어", " " * 50_000, "a " * 10**6):
+        assert not sent(text)
+    assert sent("a \u088f's")  # a letter since Unicode 17
+    assert sent("a\U000323b0")
+    assert sent("\U0001fffd")  # no character yet
+    for begin in (0, 5, 4095):
+        assert sent("a" * begin + " " * (1 << 16) + "x")
+        assert sent("a" * begin + "\u3000\n" * (1 << 15) + "x")
+
+
+@needs_fast
+@pytest.mark.usefixtures("gpt2_vocabulary")
+def test_words_are_forgotten_and_ids_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_encoder, "_TOKENS_BEFORE_FORGETTING", 3)
+    encoder = FastEncoder(load_tokenizer("gpt2"))
+    found = [encoder.encode(text, text.encode()) for text in ["two words", "more of them"] * 3]
+    assert [ids.tolist() for ids in found if ids is not None] == [
+        *([[11545, 2456], [3549, 286, 606]] * 3)
+    ]
+
+
+@needs_fast
+@pytest.mark.usefixtures("gpt2_vocabulary")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_of_a_build_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    draw = random.Random(6)
+    texts = [text for texts in SETS[:4] for text in texts(draw)]
+    texts[100:100] = ["a\ud800b", " " * 1_100_000 + "x", "<|endoftext|>", "\u088f's"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = BuildSettings((str(path),), "a", shard_tokens=200_000)
+    build_dataset(settings, tmp_path / "fast", workers=workers, max_bad=5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(fast_encoder, "find_spec", lambda name: None)
+        build_dataset(settings, tmp_path / "reference", workers=1, max_bad=5000)
+    manifests = [Manifest.read(tmp_path / name) for name in ("fast", "reference")]
+    assert manifests[0].shards == manifests[1].shards
+    assert manifests[0].encoder == f"{PACKAGE} {TESTED_VERSION}"
+    assert manifests[1].encoder.startswith("tiktoken ")
+    skipped = [(tmp_path / name / "skipped.txt").read_text() for name in ("fast", "reference")]
+    assert skipped[0] == skipped[1]
+    assert ":102: cannot be tokenized" in skipped[0]
+
+
+def test_versions_that_are_not_tested_are_not_used_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Gpt2:
+        fingerprint = "gpt2"
+
+    lines: list[str] = []
+    monkeypatch.setattr(fast_encoder, "version", lambda name: "0.11.0")
+    monkeypatch.setattr(fast_encoder, "find_spec", lambda name: object())
+    assert fast_encoder_name(Gpt2(), lines.append) is None  # type: ignore[arg-type]
+    assert lines == [
+        f"gigatoken 0.11.0 is not used: tested is {TESTED_VERSION} (pip install 'quintic[fast]')"
+    ]
+
+
+def test_other_vocabularies_have_no_fast_encoder() -> None:
+    bpe = train_bpe(["some words, some more words"] * 3, 260)
+    assert fast_encoder_name(bpe, lambda line: None) is None
+
+
+def test_the_extra_installs_the_version_that_is_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"{PACKAGE}=={TESTED_VERSION}" in project["optional-dependencies"]["fast"]
