@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.console import Console
-from quintic.data.tokenizer import load_tokenizer
+from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.errors import QuinticError
 from quintic.export.export import export
 from quintic.export.gguf import (
@@ -179,6 +179,16 @@ def test_what_no_architecture_holds_is_named_and_nothing_is_written(
     pytest.importorskip("gguf")
     with pytest.raises(QuinticError, match=r"no architecture of llama\.cpp computes that"):
         export(drawn(trained, config), "gguf", tmp_path / "a/out", lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vocabulary_without_merges_is_refused_and_nothing_is_written(
+    trained: Source, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    of_bytes = replace(trained, tokenizer=train_bpe(["a"], 257))
+    with pytest.raises(QuinticError, match=r"without merges, .* of 257 tokens.*use --to hf"):
+        export(of_bytes, "gguf", tmp_path / "a/out", lambda line: None)
     assert not list(tmp_path.iterdir())
 
 
