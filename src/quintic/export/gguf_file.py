@@ -162,7 +162,8 @@ llama.cpp begins a text with `{END_OF_TEXT}`, as every document of the model's t
 def _notes(source: Source) -> list[str]:
     cut = [
         "llama.cpp cuts text otherwise than this vocabulary was trained with: the ids of a text "
-        "can be others, above all of code; ids that it is given it takes as they are"
+        "can be others, above all of code; ids that it is given it takes as they are; a vocabulary "
+        "of quintic data build --tokenizer train:SIZE:gpt2 it cuts alike"
     ] * (not is_cut_as_gpt2(source.tokenizer))
     return [*padding_note(source), *document_note(source), *cut]
 
