@@ -258,6 +258,11 @@ def test_vocabulary_trained_on_the_input(
     own = open_dataset(tmp_path / "one").load_tokenizer()
     assert own.fingerprint == train_bpe(train, 290).fingerprint
     assert own.vocab_size == 290
+    build("three", tokenizer="train:290:gpt2")
+    own = open_dataset(tmp_path / "three").load_tokenizer()
+    assert own.fingerprint == train_bpe(train, 290, cut_as_gpt2=True).fingerprint
+    with pytest.raises(QuinticError, match=r'tokenizer "train:290:gpt2", now it is "train:290"'):
+        build("three", tokenizer="train:290")
 
 
 def test_sample_for_the_vocabulary_is_bounded_and_of_all_files(
@@ -765,6 +770,8 @@ def test_lone_surrogates_and_special_tokens_are_text(build: Build, tmp_path: Pat
         (["--name", "a b"], "--name is 'a b'"),
         (["--separator", ""], "--separator is empty"),
         (["--tokenizer", "train:many"], "train:SIZE, such as train:16384"),
+        (["--tokenizer", "train:300:gpt4"], "with GPT-2's cut of text as train:SIZE:gpt2"),
+        (["--tokenizer", "train:10:gpt2"], "a vocabulary of 10 tokens is too small"),
         (["--tokenizer", "train:300", "--val-share", "1"], "--val-share 1 leaves none"),
         (["--tokenizer", "train:10"], "a vocabulary of 10 tokens is too small"),
         (["--tokenizer", "absent.json"], "no file absent.json"),

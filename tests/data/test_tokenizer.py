@@ -25,6 +25,7 @@ from tests.waiting import LAST_BOUND_S
 
 TEXTS = [f"def f{i}(x):\n    if x:\n        return x + {i}\n\n\nclass C{i}:\n" for i in range(50)]
 BPE = train_bpe(TEXTS, 300)
+CUT_AS_GPT2 = train_bpe(TEXTS, 300, cut_as_gpt2=True)
 
 # White space of all kinds, letters, marks, digits and the special token's characters come up often.
 text_strategy = (
@@ -34,14 +35,15 @@ text_strategy = (
 )
 
 
-@given(text_strategy)
-@settings(deadline=None, max_examples=300)
-def test_bpe_round_trip(text: str) -> None:
-    ids = BPE.encode(text)
-    assert BPE.decode(ids) == text
-    assert BPE.decode_bytes(ids) == text.encode()
-    assert int(BPE.byte_lengths[ids].sum()) == len(text.encode())
-    assert BPE.eot_id not in ids
+@pytest.mark.parametrize("bpe", [BPE, CUT_AS_GPT2], ids=["own cut", "GPT-2's cut"])
+@given(text=text_strategy)
+@settings(deadline=None, max_examples=200)
+def test_bpe_round_trip(bpe: BpeTokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert bpe.decode_bytes(ids) == text.encode()
+    assert int(bpe.byte_lengths[ids].sum()) == len(text.encode())
+    assert bpe.eot_id not in ids
 
 
 def test_bpe_round_trip_of_every_character() -> None:
@@ -62,6 +64,20 @@ def test_bpe_joins_a_line_end_with_its_indentation_but_not_with_punctuation() ->
     line, body = "def f1(x):", "\n    if x:"
     assert BPE.encode(line + body) == BPE.encode(line) + BPE.encode(body)
     assert BPE.decode(BPE.encode(body)[:1]) == "\n    "
+
+
+def test_bpe_cut_as_gpt2_joins_all_that_gpt2_does_not_part(tmp_path: Path) -> None:
+    # Every word is there twice, and merged until it is one token.
+    words = ["It", "'s", " they", "'ll", " 1234567", "é", " Привет漢字", "!?", " ", " مرحبا", "_'"]
+    words += ["S", "\r\n", "\t", "if", " x", ":", "\n   ", " y", "\n\n"]
+    texts = ["".join(words)] * 2
+    trained = train_bpe(texts, 311, cut_as_gpt2=True)
+    assert [trained.decode([index]) for index in trained.encode(texts[0])] == words
+    trained.save(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.info == trained.info
+    assert loaded.encode(texts[0]) == trained.encode(texts[0])
+    assert CUT_AS_GPT2.fingerprint != BPE.fingerprint
 
 
 def test_bpe_saved_and_loaded(tmp_path: Path) -> None:

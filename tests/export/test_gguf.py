@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.console import Console
-from quintic.data.tokenizer import load_tokenizer
+from quintic.data.tokenizer import BpeTokenizer, load_tokenizer, train_bpe
 from quintic.errors import QuinticError
 from quintic.export.export import export
 from quintic.export.gguf import (
@@ -137,8 +138,26 @@ def test_the_vocabulary_has_end_of_text_as_a_control_token(
     assert keys["tokenizer.ggml.bos_token_id"] == keys["tokenizer.ggml.eos_token_id"]
     assert keys["tokenizer.ggml.tokens"][tokenizer.eot_id] == "<|endoftext|>"
     assert keys["tokenizer.ggml.add_bos_token"] is True
-    assert not is_cut_as_gpt2(tokenizer)
     assert is_cut_as_gpt2(load_tokenizer("gpt2"))
+
+
+def test_only_what_is_cut_as_gpt2_does_is_not_warned_of(trained: Source, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    texts = [Path(__file__).read_text()]
+    named = train_bpe(texts, 320, cut_as_gpt2=True)
+    content = json.loads(named.definition)
+    content["model"]["ignore_merges"] = True
+    found = {}
+    for name, tokenizer in {
+        "own": train_bpe(texts, 320),
+        "gpt2": named,
+        "ignores merges": BpeTokenizer(json.dumps(content), source="a test"),
+    }.items():
+        said: list[str] = []
+        source = drawn(replace(trained, tokenizer=tokenizer), SMALL)
+        export(source, "gguf", tmp_path / name, said.append)
+        found[name] = any("llama.cpp cuts text otherwise" in line for line in said)
+    assert found == {"own": True, "gpt2": False, "ignores merges": True}
 
 
 @pytest.mark.parametrize(("dtype", "difference"), [("f16", 1e-3), ("q8_0", 1e-2)])
@@ -179,6 +198,16 @@ def test_what_no_architecture_holds_is_named_and_nothing_is_written(
     pytest.importorskip("gguf")
     with pytest.raises(QuinticError, match=r"no architecture of llama\.cpp computes that"):
         export(drawn(trained, config), "gguf", tmp_path / "a/out", lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vocabulary_without_merges_is_refused_and_nothing_is_written(
+    trained: Source, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    of_bytes = replace(trained, tokenizer=train_bpe(["a"], 257))
+    with pytest.raises(QuinticError, match=r"without merges, .* of 257 tokens.*use --to hf"):
+        export(of_bytes, "gguf", tmp_path / "a/out", lambda line: None)
     assert not list(tmp_path.iterdir())
 
 

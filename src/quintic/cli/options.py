@@ -306,7 +306,8 @@ class DataBuild:
     document."""
     tokenizer: str = "gpt2"
     """gpt2 (three times as fast with pip install 'quintic[fast]'), a tokenizer.json, or train:SIZE
-    for a new vocabulary."""
+    for a new vocabulary, train:SIZE:gpt2 for one that cuts text as GPT-2 does, which llama.cpp
+    can."""
     shard_tokens: int = 100_000_000
     """Tokens of a shard."""
     val_share: float = 0.01

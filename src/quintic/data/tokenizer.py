@@ -426,11 +426,12 @@ def _digest(facts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int, *, cut_as_gpt2: bool = False) -> BpeTokenizer:
     """Train a byte-level BPE; the same texts give the same vocabulary, on any machine.
 
-    The texts are read once. `vocab_size` counts the end-of-text token and the 256 bytes too. Raises
-    `QuinticError` where it is below 257, or more than the texts have repetitions for.
+    The texts are read once. `vocab_size` counts the end-of-text token and the 256 bytes too. Text
+    is cut by quintic's own pattern, or by GPT-2's, which other tools know. Raises `QuinticError`
+    where the size is below 257, or more than the texts have repetitions for.
     """
     smallest = 1 + len(BYTE_ALPHABET)
     if vocab_size < smallest:
@@ -439,12 +440,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
             f"need {smallest}; ask for at least that many"
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    if cut_as_gpt2:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -158,10 +158,13 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def is_cut_as_gpt2(tokenizer: Tokenizer) -> bool:
-    """Return whether a text is cut before merging as GPT-2 does, which llama.cpp knows."""
+    """Return whether a text is cut and merged as by GPT-2's tokenizer, which llama.cpp knows."""
     if tokenizer.fingerprint == GPT2.fingerprint:
         return True
-    cut = json.loads(tokenizer_json(tokenizer)).get("pre_tokenizer") or {}
+    content = json.loads(tokenizer_json(tokenizer))
+    if content["model"].get("ignore_merges"):  # a word that is a token is one, whatever merges say
+        return False
+    cut = content.get("pre_tokenizer") or {}
     return cut.get("type") == "ByteLevel" and cut.get("use_regex", True)
 
 

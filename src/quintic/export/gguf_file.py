@@ -63,7 +63,7 @@ def write_gguf(
     """Write what llama.cpp loads into an empty folder, and verify it.
 
     Raises `QuinticError` where no architecture of llama.cpp holds the model, where its rows cannot
-    be stored so, and where what is read back is another model.
+    be stored so, where the vocabulary has no merges, and where what is read back is another model.
     """
     require_package("gguf", "gguf", "quintic export --to gguf")
     config, tokenizer = source.config, source.tokenizer
@@ -76,6 +76,12 @@ def write_gguf(
             f"--dtype q8_0 stores the numbers of a row in blocks of {Q8_BLOCK}, and model.width "
             f"is {config.width}: use --dtype f16 or f32"
         )
+    vocabulary = tokenizer_keys(tokenizer)
+    if not vocabulary["tokenizer.ggml.merges"]:
+        raise QuinticError(
+            f"llama.cpp loads no vocabulary without merges, and that of this run, of "
+            f"{tokenizer.vocab_size} tokens, has none: use --to hf or onnx"
+        )
     held, tensors = held_model(config, source.tensors, tokenizer.vocab_size)
     storage = STORAGES[dtype]
     keys = {
@@ -83,7 +89,7 @@ def write_gguf(
         "general.file_type": storage.file_type,
         "general.quantization_version": 2,
         **model_keys(held),
-        **tokenizer_keys(tokenizer),
+        **vocabulary,
     }
     path = folder / f"model-{dtype}.gguf"
     write_file(path, architecture(held), keys, to_gguf(held, tensors), storage)
@@ -156,7 +162,8 @@ llama.cpp begins a text with `{END_OF_TEXT}`, as every document of the model's t
 def _notes(source: Source) -> list[str]:
     cut = [
         "llama.cpp cuts text otherwise than this vocabulary was trained with: the ids of a text "
-        "can be others, above all of code; ids that it is given it takes as they are"
+        "can be others, above all of code; ids that it is given it takes as they are; a vocabulary "
+        "of quintic data build --tokenizer train:SIZE:gpt2 it cuts alike"
     ] * (not is_cut_as_gpt2(source.tokenizer))
     return [*padding_note(source), *document_note(source), *cut]
 

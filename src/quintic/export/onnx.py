@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quintic.data.tokenizer import END_OF_TEXT
-from quintic.errors import require_package
+from quintic.errors import QuinticError, one_line, require_package
 from quintic.export.card import write_card
 from quintic.export.source import Source, padding_note
 from quintic.export.tokenizer import write_tokenizer
@@ -47,23 +47,32 @@ def write_onnx(source: Source, folder: Path, log: Callable[[str], None]) -> None
     card into an empty folder; verify the graph where onnxruntime is installed.
 
     Weights of more than PyTorch's limit, 1.5 GB, are in a file beside it. Raises `QuinticError`
-    where PyTorch's exporter is not installed whole, and where onnxruntime computes other logits.
+    where PyTorch's exporter is not installed whole or fails, and where onnxruntime computes other
+    logits.
     """
     for module in ("onnx", "onnxscript"):
         require_package(module, "onnx", "--to onnx")
     from torch.export import Dim
 
     context, ids_BT = source.config.context, sample_ids(source)
-    with _quiet():
-        program = torch.onnx.export(
-            _WithoutPadding(source),
-            (ids_BT,),
-            dynamo=True,
-            dynamic_shapes=({0: Dim("batch"), 1: Dim("time", max=context)},),
-            input_names=[IDS],
-            output_names=[LOGITS],
-            verbose=False,
-        )
+    length = {1: Dim("time", max=context)} if context > 1 else {}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _WithoutPadding(source),
+                (ids_BT,),
+                dynamo=True,
+                dynamic_shapes=({0: Dim("batch"), **length},),
+                input_names=[IDS],
+                output_names=[LOGITS],
+                verbose=False,
+            )
+    except Exception as error:  # PyTorch's own, and whatever another onnxscript makes of its calls
+        raise QuinticError(
+            f"PyTorch {torch.__version__} makes no ONNX graph of this model "
+            f"({one_line(error.__cause__ or error)}): install the releases of onnx and onnxscript "
+            f"that it was made with, or use --to hf"
+        ) from error
     assert program is not None, "with dynamo it returns one"
     program.save(folder / MODEL_FILE)
     write_tokenizer(source.tokenizer, folder, context)

@@ -16,9 +16,9 @@ class BuildSettings:
 
     `inputs` is as `find_text_files` takes it; shards are named NAME_train_000001.bin and
     NAME_val_000000.bin; `field` and `separator` are as in `DocumentFormat`; `tokenizer` is "gpt2",
-    the path of a `tokenizer.json`, or "train:SIZE"; `val_share`, 0 to 1, is the share of the
-    documents that is for validation; `shuffle` is the seed of a shuffle of the documents, None
-    keeps their order.
+    the path of a `tokenizer.json`, or "train:SIZE", with ":gpt2" behind it where text is to be cut
+    as GPT-2 does; `val_share`, 0 to 1, is the share of the documents that is for validation;
+    `shuffle` is the seed of a shuffle of the documents, None keeps their order.
 
     Raises `QuinticError` for a value out of its range.
     """
@@ -53,7 +53,7 @@ class BuildSettings:
         if self.tokenizer.startswith("train:") and self.trained_size is None:
             raise QuinticError(
                 f"--tokenizer is {self.tokenizer!r}: a new vocabulary is asked for as train:SIZE, "
-                f"such as train:16384"
+                f"such as train:16384, or with GPT-2's cut of text as train:SIZE:gpt2"
             )
         if self.trained_size is not None and self.val_share == 1:
             raise QuinticError(
@@ -63,8 +63,13 @@ class BuildSettings:
     @property
     def trained_size(self) -> int | None:
         """The size of the vocabulary to train; None where it is there already."""
-        found = re.fullmatch(r"train:([1-9][\d_]*)", self.tokenizer)
+        found = re.fullmatch(r"train:([1-9][\d_]*)(:gpt2)?", self.tokenizer)
         return int(found[1]) if found else None
+
+    @property
+    def cut_as_gpt2(self) -> bool:
+        """True where the vocabulary to train cuts text as GPT-2 does."""
+        return self.trained_size is not None and self.tokenizer.endswith(":gpt2")
 
     @property
     def format(self) -> DocumentFormat:

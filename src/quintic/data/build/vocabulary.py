@@ -35,7 +35,7 @@ def train_vocabulary(
             on_progress("vocabulary", min(1.0, taken / SAMPLE_BYTES))
             yield text
 
-    return train_bpe(texts(), settings.trained_size)
+    return train_bpe(texts(), settings.trained_size, cut_as_gpt2=settings.cut_as_gpt2)
 
 
 def sample_texts(
