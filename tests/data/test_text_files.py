@@ -2,7 +2,7 @@ import gzip
 import json
 import os
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from quintic.data.build import chunks
-from quintic.data.build.chunks import FIRST, DocumentFormat, Position, read_chunks
-from quintic.data.build.documents import BadDocument, documents
+from quintic.data.build.chunks import DocumentFormat, read_chunks
+from quintic.data.build.documents import BadDocument
 from quintic.data.build.inputs import find_text_files
 from quintic.errors import QuinticError
+from tests.data.reading import read, texts
 
 TEXTS = [f"Document {index}:\n\tâ, 漢 and 🙂.\r\n" * (1 + index % 5) for index in range(60)]
 SEPARATOR = "<|endoftext|>"
@@ -66,28 +67,6 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "a.jsonl.zst": write_lines,
     "a.parquet": write_rows,
 }
-
-
-def read(
-    inputs: Path | str, start: Position = FIRST, field: str = "text", separator: str | None = None
-) -> Iterator[tuple[Position, list[tuple[int, str] | BadDocument]]]:
-    """Where each chunk begins and the documents in it."""
-    files, _ = find_text_files([str(inputs)], leave_out=Path("nowhere"))
-    format = DocumentFormat(field, separator.encode() if separator else None)
-    for chunk in read_chunks(files, format, start):
-        found: list[tuple[int, str] | BadDocument] = [
-            document if isinstance(document, BadDocument) else (document.line, document.text)
-            for document in documents(chunk, format)
-        ]
-        yield chunk.begin, found
-
-
-def texts(inputs: Path | str, **format: Any) -> list[str | BadDocument]:
-    return [
-        document if isinstance(document, BadDocument) else document[1]
-        for _, found in read(inputs, **format)
-        for document in found
-    ]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -59,14 +59,18 @@ def _build(command: DataBuild) -> None:
     from quintic.data.manifest import SPLITS
 
     console = Console()
-    separator = command.separator
-    for escape, character in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
-        separator = separator and separator.replace(escape, character)
+
+    def unescaped(text: str | None) -> str | None:
+        for escape, character in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
+            text = text and text.replace(escape, character)
+        return text
+
     settings = BuildSettings(
         inputs=command.inputs,
         name=default_name(command.out) if command.name is None else command.name,
-        field=command.field,
-        separator=separator,
+        field=command.field or ("text" if command.messages is None else "messages"),
+        separator=unescaped(command.separator),
+        messages=unescaped(command.messages),
         tokenizer=command.tokenizer,
         shard_tokens=command.shard_tokens,
         val_share=command.val_share,

@@ -299,8 +299,12 @@ class DataBuild:
     """Folder of the dataset; new, empty, or of the same build."""
     name: str | None = None
     """Shards are named NAME_train_000001.bin; default the folder's name."""
-    field: str = "text"
-    """Field of JSON objects, or column, that holds the text."""
+    field: str | None = None
+    """Field of JSON objects, or column, that holds the text, or a path to it such as
+    message.content; default text, or with --messages messages."""
+    messages: str | None = None
+    r"""The field holds a list of chat messages, or of texts: chatml, or a template for each, such
+    as '{role}: {content}\n'."""
     separator: str | None = None
     r"""What stands between the documents of a text file, \n for a line end; default: a file is a
     document."""

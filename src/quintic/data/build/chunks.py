@@ -16,7 +16,7 @@ import zstandard
 
 from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
 from quintic.data.document import encoding_problem
-from quintic.errors import QuinticError, one_line
+from quintic.errors import QuinticError
 
 # A worker is busy with this much text for about a twentieth of a second.
 CHUNK_BYTES = 1 << 20
@@ -43,13 +43,13 @@ FIRST = Position()
 class Chunk(NamedTuple):
     """Whole documents of one file, as they lie there.
 
-    `content` is bytes of text or of lines, or a value for each row; `end` is where the next chunk
-    begins; `read_bytes` is how much of the file is read so far; `problem` says why the file has no
-    documents at all, and is empty where it may have.
+    `content` is bytes of text or of lines, or a value for each row, as `Rows` has them; `end` is
+    where the next chunk begins; `read_bytes` is how much of the file is read so far; `problem` says
+    why the file has no documents at all, and is empty where it may have.
     """
 
     kind: FileKind
-    content: bytes | list[bytes | None]
+    content: bytes | list[Any]
     begin: Position
     end: Position
     read_bytes: int
@@ -60,18 +60,29 @@ class Chunk(NamedTuple):
         """Bytes of text."""
         if isinstance(self.content, bytes):
             return len(self.content)
-        return sum(len(value or b"") for value in self.content)
+        return sum(map(_text_bytes, self.content))
+
+
+def _text_bytes(value: Any) -> int:
+    """Return about how much text a value of a row holds, a text, a list or a message."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    parts = value.values() if isinstance(value, dict) else value or ()
+    return sum(map(_text_bytes, parts))
 
 
 class DocumentFormat(NamedTuple):
     """The way in which documents are found in a file.
 
-    `field` is the name of the JSON field or parquet column that holds the text; `separator` stands
-    between the documents of a text file, None if it is one document.
+    `field` is the name of the JSON field or of the column that holds the text, or a path to it,
+    `a.b`; `separator` stands between the documents of a text file, None if it is one document.
+    With `messages` the field holds a list, and this is the template of each of its elements, as
+    `text_of_messages` takes it.
     """
 
     field: str
     separator: bytes | None
+    messages: str | None = None
 
 
 def read_chunks(
@@ -95,7 +106,7 @@ def read_chunks(
             if os.path.lexists(path) and not path.is_file():
                 yield _without_documents(file, first, "a broken link, or no regular file")
             elif file.kind == "rows":
-                yield from _row_chunks(file, path, first, format.field)
+                yield from _row_chunks(file, path, first, format)
             else:
                 delimiter = b"\n" if file.kind == "lines" else format.separator
                 yield from _byte_chunks(file, path, first, delimiter)
@@ -232,64 +243,22 @@ def _unpacked(stream: BinaryIO, file: TextFile) -> Iterator[bytes]:
         )
 
 
-def _row_chunks(file: TextFile, path: Path, start: Position, field: str) -> Iterator[Chunk]:
-    import pyarrow
-    from pyarrow import parquet
+def _row_chunks(
+    file: TextFile, path: Path, start: Position, format: DocumentFormat
+) -> Iterator[Chunk]:
+    # PyArrow takes a while to import.
+    from quintic.data.build.sources.parquet import parquet_rows
 
+    messages = format.messages is not None
     with path.open("rb") as stream:
-        try:
-            # Without a buffer size a whole column of a row group would be read at once.
-            table = parquet.ParquetFile(stream, buffer_size=_COLUMN_READ_BYTES, pre_buffer=False)
-            column = _text_column(table, file.name, field)
-            row = 0
-            for group in range(table.num_row_groups):
-                meta = table.metadata.row_group(group)
-                if row + meta.num_rows <= start.offset:
-                    row += meta.num_rows
-                    continue
-                text_bytes = meta.column(column).total_uncompressed_size
-                for batch in table.iter_batches(
-                    batch_size=max(1, min(10_000, CHUNK_BYTES * meta.num_rows // (text_bytes + 1))),
-                    row_groups=[group],
-                    columns=[field],
-                    use_threads=False,
-                ):
-                    skipped = min(max(0, start.offset - row), batch.num_rows)
-                    first, row = row + skipped, row + batch.num_rows
-                    values = batch.column(0).slice(skipped)
-                    if len(values):
-                        yield Chunk(
-                            file.kind,
-                            values.cast(pyarrow.large_binary()).to_pylist(),
-                            Position(start.file, first, first + 1),
-                            Position(start.file, row, row + 1),
-                            file.size * row // table.metadata.num_rows,
-                        )
-        # Arrow reports damage as OSError too.
-        except (pyarrow.ArrowException, OSError, EOFError) as error:
-            raise QuinticError(
-                f"input {file.name} cannot be read as parquet ({one_line(error)}): copy or "
-                f"download it again"
-            ) from error
-
-
-def _text_column(table: Any, name: str, field: str) -> int:
-    """Return the index of the column that holds the text, and must be text."""
-    import pyarrow
-
-    schema = table.schema_arrow
-    if field not in schema.names:
-        raise QuinticError(
-            f"input {name} has no column {field!r}, it has {', '.join(schema.names)}: name the one "
-            f"that holds the text with --field"
-        )
-    kind = schema.field(field).type
-    if pyarrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
-    if kind not in text:
-        raise QuinticError(
-            f"input {name} has {kind} in its column {field!r}, not text: name the one that holds "
-            f"the text with --field"
-        )
-    return [table.schema.column(i).path for i in range(len(table.schema))].index(field)
+        for rows in parquet_rows(
+            *(stream, file.name, format.field, messages, start.offset),
+            *(CHUNK_BYTES, _COLUMN_READ_BYTES),
+        ):
+            yield Chunk(
+                file.kind,
+                rows.values,
+                Position(start.file, rows.first, rows.first + 1),
+                Position(start.file, rows.end, rows.end + 1),
+                int(file.size * rows.fraction),
+            )

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from quintic.data.build.chunks import Chunk, DocumentFormat
+from quintic.data.build.messages import text_of_messages
+from quintic.data.build.sources.rows import BadRow
 
 
 class Document(NamedTuple):
@@ -39,12 +41,7 @@ def documents(chunk: Chunk, format: DocumentFormat) -> Iterator[Document | BadDo
         return
     for line, record in _records(chunk, format):
         try:
-            if record is None:
-                raise _UnusableError(f"column {format.field!r} is null")
-            if chunk.kind == "lines":
-                text = _text_of_object(record, format.field)
-            else:
-                text = _decoded(record)
+            text = _text(chunk, record, format)
             if not text or text.isspace():
                 raise _UnusableError("empty document")
         except _UnusableError as problem:
@@ -53,8 +50,29 @@ def documents(chunk: Chunk, format: DocumentFormat) -> Iterator[Document | BadDo
             yield Document(line, text)
 
 
-def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the line or row where each record begins, and its bytes."""
+def _text(chunk: Chunk, record: Any, format: DocumentFormat) -> str:
+    """Return the text of a record."""
+    what = f"column {format.field!r}"
+    if chunk.kind == "lines":
+        what, record = f"field {format.field!r}", _value_at(_parsed(record), format.field)
+    elif isinstance(record, BadRow):
+        raise _UnusableError(record)
+    if record is None and chunk.kind != "lines":
+        raise _UnusableError(f"{what} is null")
+    if format.messages is not None and chunk.kind != "text":
+        try:
+            return text_of_messages(record, format.messages)
+        except ValueError as error:
+            raise _UnusableError(f"{what} {error}") from error
+    if isinstance(record, bytes):
+        return _decoded(record)
+    if not isinstance(record, str):
+        raise _UnusableError(f"{what} is no text but {json.dumps(record)[:40]}")
+    return record
+
+
+def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, Any]]:
+    """Yield the line or row where each record begins, and its bytes or value."""
     line = chunk.begin.line
     if not isinstance(chunk.content, bytes):
         yield from enumerate(chunk.content, line)
@@ -78,17 +96,21 @@ def _decoded(record: bytes) -> str:
         raise _UnusableError(f"invalid UTF-8 at byte {error.start} of the document") from error
 
 
-def _text_of_object(line: bytes, field: str) -> str:
-    record = _parsed(line)
+def _value_at(record: Any, field: str) -> Any:
+    """Return what an object has in a field, or at the end of a path of them."""
     if not isinstance(record, dict):
         raise _UnusableError("no JSON object")
-    if field not in record:
-        there = ", ".join(list(record)[:10]) or "no fields"
-        raise _UnusableError(f"no field {field!r} (--field), there are {there}")
-    text = record[field]
-    if not isinstance(text, str):
-        raise _UnusableError(f"field {field!r} is no text but {json.dumps(text)[:40]}")
-    return text
+    if field in record:
+        return record[field]
+    # A name may have dots of its own.
+    for dot in (index for index, character in enumerate(field) if character == "."):
+        if isinstance(record.get(field[:dot]), dict):
+            try:
+                return _value_at(record[field[:dot]], field[dot + 1 :])
+            except _UnusableError:
+                continue
+    there = ", ".join(list(record)[:10]) or "no fields"
+    raise _UnusableError(f"no field {field!r} (--field), there are {there}")
 
 
 def _parsed(line: bytes) -> Any:

@@ -158,9 +158,13 @@ def _plan(
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+    chosen = asdict(settings)
+    # Came later than the others: builds without it have the plan that they always had.
+    if chosen["messages"] is None:
+        del chosen["messages"]
     return {
         "format_version": _BUILD_VERSION,
-        **asdict(settings),
+        **chosen,
         "inputs": list(settings.inputs),
         "input_files": len(files),
         "input_bytes": sum(file.size for file in files),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quintic.data.build.chunks import DocumentFormat
+from quintic.data.build.messages import TEMPLATES
 from quintic.data.shards import MAX_SHARD_TOKENS
 from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError
@@ -15,9 +16,10 @@ class BuildSettings:
     """The settings that decide about the bytes of a dataset.
 
     `inputs` is as `find_text_files` takes it; shards are named NAME_train_000001.bin and
-    NAME_val_000000.bin; `field` and `separator` are as in `DocumentFormat`; `tokenizer` is "gpt2",
-    the path of a `tokenizer.json`, or "train:SIZE", with ":gpt2" behind it where text is to be cut
-    as GPT-2 does; `val_share`, 0 to 1, is the share of the documents that is for validation;
+    NAME_val_000000.bin; `field` and `separator` are as in `DocumentFormat`, and so is `messages`,
+    which may also be a name of `TEMPLATES`; `tokenizer` is "gpt2", the path of a `tokenizer.json`,
+    or "train:SIZE", with ":gpt2" behind it where text is to be cut as GPT-2 does; `val_share`, 0 to
+    1, is the share of the documents that is for validation;
     `shuffle` is the seed of a shuffle of the documents, None keeps their order.
 
     Raises `QuinticError` for a value out of its range.
@@ -31,6 +33,7 @@ class BuildSettings:
     shard_tokens: int = 100_000_000
     val_share: float = 0.01
     shuffle: int | None = None
+    messages: str | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -50,6 +53,12 @@ class BuildSettings:
             raise QuinticError(f"--shuffle is {self.shuffle}: it must be from 0 to 2**64 - 1")
         if self.separator == "":
             raise QuinticError("--separator is empty: leave it out, or name a text")
+        if self.messages is not None and "{content}" not in self._template:
+            raise QuinticError(
+                f"--messages is {self.messages!r}: it must be {' or '.join(TEMPLATES)}, or a "
+                f"template with {{content}} and, if wanted, {{role}}, such as "
+                f"'{{role}}: {{content}}\\n'"
+            )
         if self.tokenizer.startswith("train:") and self.trained_size is None:
             raise QuinticError(
                 f"--tokenizer is {self.tokenizer!r}: a new vocabulary is asked for as train:SIZE, "
@@ -72,10 +81,14 @@ class BuildSettings:
         return self.trained_size is not None and self.tokenizer.endswith(":gpt2")
 
     @property
+    def _template(self) -> str:
+        return TEMPLATES.get(self.messages or "", self.messages or "")
+
+    @property
     def format(self) -> DocumentFormat:
         """The way in which documents are found in the input."""
         separator = None if self.separator is None else self.separator.encode()
-        return DocumentFormat(self.field, separator)
+        return DocumentFormat(self.field, separator, self._template or None)
 
 
 def default_name(out: Path) -> str:
