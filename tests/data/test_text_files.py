@@ -205,33 +205,6 @@ def test_bad_text_is_named_with_the_line_where_it_begins(tmp_path: Path) -> None
     assert texts(tmp_path / "b.txt") == [BadDocument(0, 1, "empty document")]
 
 
-ARRAY = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
-@pytest.mark.parametrize(
-    "content",
-    [
-        json.dumps(ARRAY),
-        json.dumps(ARRAY, indent=2),
-        "\ufeff " + ",\n".join(json.dumps(ARRAY).split(", ")),
-        "[\r\n" + ",\r\n".join(map(json.dumps, ARRAY)) + "\r\n]\r\n",
-        json.dumps(["one", "two"]) + "\n",
-    ],
-)
-def test_json_array_is_named_and_no_part_of_it_is_a_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(packed(path, content.encode()))
-    for chunk_bytes in (1 << 20, 10):
-        monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
-        (bad,) = texts(path)
-        assert isinstance(bad, BadDocument)
-        assert (bad.line, bad.reason.split(":")[0]) == (1, "a JSON array, not an object per line")
-        assert "jq -c '.[]' OLD > NEW.jsonl" in bad.reason
-
-
 def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('["id", "text"]\n{"text": "one"}\n["x"]\n')
     assert texts(tmp_path / "a.jsonl") == [
@@ -239,13 +212,6 @@ def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
         "one",
         BadDocument(0, 3, "no JSON object"),
     ]
-
-
-def test_json_object_over_many_lines_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps(ARRAY[0], indent=2))
-    (bad,) = texts(tmp_path / "a.json")
-    assert isinstance(bad, BadDocument)
-    assert "jq -c . OLD > NEW.jsonl" in bad.reason
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
@@ -324,9 +290,6 @@ def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):
         texts(path)
     assert len(texts(path, separator="\n")) == 200_000
-    (tmp_path / "a.json").write_text(json.dumps(["some text"] * 200_000))
-    with pytest.raises(QuinticError, match=r"a\.json holds .* for a JSON array, jq -c"):
-        texts(tmp_path / "a.json")
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

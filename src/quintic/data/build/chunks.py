@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import zstandard
 
+from quintic.data.build.sources.json_values import Layout, json_layout, json_values
 from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
 from quintic.data.document import encoding_problem
 from quintic.errors import QuinticError
@@ -25,6 +26,7 @@ CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 28
 
 _COLUMN_READ_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16  # say how JSON lies in a file
 _UNPACK_BYTES = 1 << 15  # packed; text unpacks to 3 to 10 times as much
 
 
@@ -107,6 +109,8 @@ def read_chunks(
                 yield _without_documents(file, first, "a broken link, or no regular file")
             elif file.kind == "rows":
                 yield from _row_chunks(file, path, first, format)
+            elif file.kind == "lines" and (layout := _layout(file, path)) != "lines":
+                yield from _value_chunks(file, path, first, layout == "array")
             else:
                 delimiter = b"\n" if file.kind == "lines" else format.separator
                 yield from _byte_chunks(file, path, first, delimiter)
@@ -127,7 +131,7 @@ def _byte_chunks(
             )
             if position.offset == 0:
                 content = content.removeprefix(codecs.BOM_UTF8)  # a byte order mark is no text
-                if problem := _problem(file.kind, content):
+                if problem := encoding_problem(content):
                     yield _without_documents(file, position, problem)
                     return
             yield Chunk(file.kind, content, position, end, stream.tell())
@@ -143,18 +147,32 @@ def _without_documents(file: TextFile, start: Position, problem: str) -> Chunk:
     return Chunk(file.kind, b"", start, Position(start.file + 1), file.size, problem)
 
 
-def _problem(kind: FileKind, content: bytes) -> str:
-    """Return why a file that begins with this content has no documents; "" where it may have."""
-    if problem := encoding_problem(content):
-        return problem
-    if kind == "lines":
-        first, _, rest = content.strip().partition(b"\n")
-        # An array that ends before others follow is a line like them.
-        if first.startswith(b"[") and not (first.rstrip().endswith(b"]") and rest):
-            return "a JSON array, not an object per line: jq -c '.[]' OLD > NEW.jsonl converts it"
-        if first.rstrip() == b"{":
-            return "an object over many lines, not one: jq -c . OLD > NEW.jsonl converts it"
-    return ""
+def _layout(file: TextFile, path: Path) -> Layout:
+    """Return how JSON lies in a file, by its first text."""
+    head = b""
+    with path.open("rb") as stream:
+        for block in _unpacked_from(stream, file, 0):
+            head += block
+            if len(head) >= _HEAD_BYTES:
+                break
+    head = head[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)
+    return "lines" if encoding_problem(head) else json_layout(head)
+
+
+def _value_chunks(file: TextFile, path: Path, start: Position, is_array: bool) -> Iterator[Chunk]:
+    """Read JSON that does not keep to lines; what is counted are its values."""
+    position = start
+    with path.open("rb") as stream:
+        blocks = _unpacked_from(stream, file, start.offset)
+        begun = start.offset > 0
+        for values, passed in json_values(
+            *(blocks, is_array, begun, CHUNK_BYTES, MAX_DOCUMENT_BYTES, file.name)
+        ):
+            if position.offset == 0:
+                values[0] = values[0].removeprefix(codecs.BOM_UTF8)
+            end = Position(start.file, start.offset + passed, position.line + len(values))
+            yield Chunk(file.kind, values, position, end, stream.tell())
+            position = end
 
 
 def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterator[bytes]:
@@ -168,7 +186,7 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
             raise QuinticError(
                 f"input {name} holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB, which "
                 f"cannot be kept in memory: cut it into documents; for text, --separator says "
-                f"where, for a JSON array, jq -c '.[]' OLD > NEW.jsonl"
+                f"where"
             )
         if size < wanted or delimiter is None:
             continue
