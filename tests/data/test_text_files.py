@@ -267,11 +267,15 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> No
         texts(path)
 
 
-def test_zeros_behind_a_packed_stream_are_padding(tmp_path: Path) -> None:
+def test_zeros_behind_a_packed_stream_are_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json.gz"
     write_lines(path)
     path.write_bytes(path.read_bytes() + bytes(500))
-    assert texts(path) == TEXTS
+    for read_bytes in (1 << 15, 100):
+        monkeypatch.setattr(chunks, "_UNPACK_BYTES", read_bytes)
+        assert texts(path) == TEXTS
 
 
 def test_column_that_is_not_there_or_no_text(tmp_path: Path) -> None:
@@ -351,7 +355,10 @@ def names(root: Path, *inputs: str) -> list[str]:
 def test_folders_are_searched_by_name_without_hidden_files_and_the_output(tree: Path) -> None:
     assert names(tree, ".") == ["B/x.parquet", "a/c.md", "a/z.jsonl", "b.txt"]
     _, notes = find_text_files([str(tree)], leave_out=tree / "out")
-    assert notes == [f"{tree}: 3 files of other kinds left out"]
+    assert notes == [
+        f"{tree}: 3 files of other kinds left out: 1 .json (settings.json), 1 .gz "
+        f"(archive.parquet.gz), 1 .png (picture.png)"
+    ]
 
 
 def test_arguments_keep_their_order_and_a_file_counts_once(tree: Path) -> None:

@@ -6,16 +6,19 @@ read again from its `Position`, which is how a build continues.
 
 import codecs
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
-import zstandard
 
-from quintic.data.build.sources.json_values import Layout, json_layout, json_values
-from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
+from quintic.data.build.sources.delimited import delimited_rows
+from quintic.data.build.sources.json_values import json_layout, json_values
+from quintic.data.build.sources.packing import unpacked
+from quintic.data.build.sources.rows import Rows
+from quintic.data.build.sources.warc import warc_texts
+from quintic.data.build.text_files import TABLES, FileKind, OnDownload, TextFile, unreadable
 from quintic.data.document import encoding_problem
 from quintic.errors import QuinticError
 
@@ -105,17 +108,28 @@ def read_chunks(
             path = file.local_path(on_download)
             if index + 1 < len(files):
                 files[index + 1].begin_download()
-            if os.path.lexists(path) and not path.is_file():
-                yield _without_documents(file, first, "a broken link, or no regular file")
-            elif file.kind == "rows":
-                yield from _row_chunks(file, path, first, format)
-            elif file.kind == "lines" and (layout := _layout(file, path)) != "lines":
-                yield from _value_chunks(file, path, first, layout == "array")
-            else:
-                delimiter = b"\n" if file.kind == "lines" else format.separator
-                yield from _byte_chunks(file, path, first, delimiter)
+            yield from _chunks(file, path, first, format)
         except OSError as error:
             raise unreadable(file.name, error) from error
+
+
+def _chunks(file: TextFile, path: Path, start: Position, format: DocumentFormat) -> Iterator[Chunk]:
+    """Read one file."""
+    if os.path.lexists(path) and not path.is_file():
+        return iter([_without_documents(file, start, "a broken link, or no regular file")])
+    if file.kind in TABLES:
+        return _row_chunks(file, path, start, format)
+    head = _head(file, path)
+    if problem := encoding_problem(head):
+        return iter([_without_documents(file, start, problem)])
+    if file.kind in ("csv", "tsv"):
+        return _row_chunks(file, path, start, format)
+    if file.kind == "warc":
+        return _value_chunks(file, path, start, warc_texts)
+    if file.kind == "lines" and (layout := json_layout(head)) != "lines":
+        return _value_chunks(file, path, start, partial(json_values, layout == "array"))
+    delimiter = b"\n" if file.kind == "lines" else format.separator
+    return _byte_chunks(file, path, start, delimiter)
 
 
 def _byte_chunks(
@@ -131,9 +145,6 @@ def _byte_chunks(
             )
             if position.offset == 0:
                 content = content.removeprefix(codecs.BOM_UTF8)  # a byte order mark is no text
-                if problem := encoding_problem(content):
-                    yield _without_documents(file, position, problem)
-                    return
             yield Chunk(file.kind, content, position, end, stream.tell())
             position = end
 
@@ -147,29 +158,36 @@ def _without_documents(file: TextFile, start: Position, problem: str) -> Chunk:
     return Chunk(file.kind, b"", start, Position(start.file + 1), file.size, problem)
 
 
-def _layout(file: TextFile, path: Path) -> Layout:
-    """Return how JSON lies in a file, by its first text."""
+def _head(file: TextFile, path: Path) -> bytes:
+    """Return the first text of a file, or all where it has less than _HEAD_BYTES."""
     head = b""
     with path.open("rb") as stream:
         for block in _unpacked_from(stream, file, 0):
             head += block
             if len(head) >= _HEAD_BYTES:
                 break
-    head = head[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)
-    return "lines" if encoding_problem(head) else json_layout(head)
+    return head[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)
 
 
-def _value_chunks(file: TextFile, path: Path, start: Position, is_array: bool) -> Iterator[Chunk]:
-    """Read JSON that does not keep to lines; what is counted are its values."""
+class _ValueReader(Protocol):
+    """Reads values, some at a time, with how many bytes lie before the next, where reading can go
+    on, as `json_values` and `warc_texts` do."""
+
+    def __call__(
+        self, blocks: Iterator[bytes], begun: bool, part_bytes: int, max_bytes: int, name: str
+    ) -> Iterator[tuple[list[Any], int]]: ...
+
+
+def _value_chunks(
+    file: TextFile, path: Path, start: Position, read: _ValueReader
+) -> Iterator[Chunk]:
+    """Read what does not keep to lines; what is counted are its values."""
     position = start
     with path.open("rb") as stream:
         blocks = _unpacked_from(stream, file, start.offset)
-        begun = start.offset > 0
-        for values, passed in json_values(
-            *(blocks, is_array, begun, CHUNK_BYTES, MAX_DOCUMENT_BYTES, file.name)
+        for values, passed in read(
+            blocks, start.offset > 0, CHUNK_BYTES, MAX_DOCUMENT_BYTES, file.name
         ):
-            if position.offset == 0:
-                values[0] = values[0].removeprefix(codecs.BOM_UTF8)
             end = Position(start.file, start.offset + passed, position.line + len(values))
             yield Chunk(file.kind, values, position, end, stream.tell())
             position = end
@@ -221,58 +239,19 @@ def _unpacked_from(stream: BinaryIO, file: TextFile, offset: int) -> Iterator[by
         stream.seek(offset)
         yield from iter(lambda: stream.read(CHUNK_BYTES), b"")
         return
-    for block in _unpacked(stream, file):
+    for block in unpacked(stream, file.packing, file.name, file.size, _UNPACK_BYTES):
         skipped = min(offset, len(block))
         offset -= skipped
         if skipped < len(block):
             yield block[skipped:]
 
 
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),
-    # The window of `zstd --long=31`, the largest there is.
-    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
-}
-
-
-def _unpacked(stream: BinaryIO, file: TextFile) -> Iterator[bytes]:
-    """Yield the content of a .gz or .zst file, which may consist of several frames."""
-    new = _UNPACKERS[file.packing]
-    unpacker, begun = new(), False
-    try:
-        while packed := stream.read(_UNPACK_BYTES):
-            while packed:
-                begun = True
-                yield unpacker.decompress(packed)
-                packed = b""
-                if unpacker.eof:
-                    # Zeros may follow as padding, and are no frame.
-                    packed = unpacker.unused_data.lstrip(b"\0")
-                    unpacker, begun = new(), False
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise QuinticError(
-            f"input {file.name} is damaged before its byte {stream.tell()} ({error}): copy or "
-            f"download it again"
-        ) from error
-    if begun:
-        raise QuinticError(
-            f"input {file.name} is truncated: its {file.packing} stream does not end within its "
-            f"{file.size} bytes; copy or download it again"
-        )
-
-
 def _row_chunks(
     file: TextFile, path: Path, start: Position, format: DocumentFormat
 ) -> Iterator[Chunk]:
-    # PyArrow takes a while to import.
-    from quintic.data.build.sources.parquet import parquet_rows
-
-    messages = format.messages is not None
+    """Read a table; what is counted are its rows."""
     with path.open("rb") as stream:
-        for rows in parquet_rows(
-            *(stream, file.name, format.field, messages, start.offset),
-            *(CHUNK_BYTES, _COLUMN_READ_BYTES),
-        ):
+        for rows in _rows(file, path, stream, start.offset, format):
             yield Chunk(
                 file.kind,
                 rows.values,
@@ -280,3 +259,22 @@ def _row_chunks(
                 Position(start.file, rows.end, rows.end + 1),
                 int(file.size * rows.fraction),
             )
+
+
+def _rows(
+    file: TextFile, path: Path, stream: BinaryIO, start: int, format: DocumentFormat
+) -> Iterator[Rows]:
+    name, field, messages = file.name, format.field, format.messages is not None
+    if file.kind in ("csv", "tsv"):
+        return delimited_rows(
+            *(_unpacked_from(stream, file, 0), name, field, "\t" if file.kind == "tsv" else ","),
+            *(start, CHUNK_BYTES, MAX_DOCUMENT_BYTES, lambda: stream.tell() / file.size),
+        )
+    # PyArrow takes a while to import.
+    if file.kind == "arrow":
+        from quintic.data.build.sources.arrow import arrow_rows
+
+        return arrow_rows(path, name, field, messages, start, CHUNK_BYTES)
+    from quintic.data.build.sources.parquet import parquet_rows
+
+    return parquet_rows(stream, name, field, messages, start, CHUNK_BYTES, _COLUMN_READ_BYTES)

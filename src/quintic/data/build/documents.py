@@ -59,7 +59,7 @@ def _text(chunk: Chunk, record: Any, format: DocumentFormat) -> str:
         raise _UnusableError(record)
     if record is None and chunk.kind != "lines":
         raise _UnusableError(f"{what} is null")
-    if format.messages is not None and chunk.kind != "text":
+    if format.messages is not None and chunk.kind not in ("text", "warc"):
         try:
             return text_of_messages(record, format.messages)
         except ValueError as error:

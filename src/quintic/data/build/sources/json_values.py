@@ -4,6 +4,7 @@ They are cut from the stream by their brackets alone and parsed by whoever gets 
 is broken within is one bad document, and nothing is held but the value that is being read.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -35,8 +36,8 @@ def json_layout(head: bytes) -> Layout:
 
 
 def json_values(
-    blocks: Iterator[bytes],
     is_array: bool,
+    blocks: Iterator[bytes],
     begun: bool,
     part_bytes: int,
     max_bytes: int,
@@ -81,6 +82,8 @@ def json_values(
                     start = token.end()
         else:
             scanned = len(content)
+        if not found:
+            values[:1] = (value.removeprefix(codecs.BOM_UTF8) for value in values[:1])
         values = [value for value in values if not value.isspace() and value]
         found += len(values)
         passed += start
