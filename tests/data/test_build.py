@@ -312,6 +312,21 @@ def test_document_that_the_tokenizer_changes_ends_the_build(
     assert not (tmp_path / "out").exists()
 
 
+def test_separator_that_never_occurs_is_said(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "in" / name).write_text("some words\n" * 400)
+    said = build("one", source=tmp_path / "in" / "a.txt", separator="##", val_share=0).notes[0]
+    assert said == f"--separator '##' is nowhere in {tmp_path}/in/a.txt, which is one document"
+    said = build("two", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
+    assert said == (
+        "--separator '\\n\\n' is nowhere in 2 files of text, each of which is one document"
+    )
+    (tmp_path / "in" / "b.txt").write_bytes(b"some words\r\n\r\n" * 400)
+    said = build("three", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
+    assert said == "no document is in the val split"
+
+
 def test_progress_and_end(build: Build, tmp_path: Path) -> None:
     calls: list[BuildStatus] = []
     build("out", tokenizer="train:290", shuffle=1, on_progress=calls.append)

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,32 @@ def test_separators_that_overlap_cut_the_same_whatever_the_size_of_chunks(
     assert found == expected
 
 
+@given(text=st.text(alphabet="a\r\n", max_size=60), chunk_bytes=st.integers(1, 20))
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_line_ends_of_a_separator_match_crlf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    for separator, pattern in (("\n", "\r?\n"), ("\n\n", "\r?\n\r?\n"), ("a\n", "a\r?\n")):
+        found = [d for _, part in read(tmp_path / "a.txt", separator=separator) for d in part]
+        expected, line = [], 1
+        for document in re.split(pattern, text):
+            if document.strip():
+                expected.append((line, document))
+            line += (document + separator).count("\n")
+        assert found == expected
+
+
+def test_crlf_files_have_the_documents_of_lf_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n\r\ntwo\r\nlines\r\n\r\n\r\n\r\nthree")
+    assert texts(tmp_path / "a.txt", separator="\n\n") == ["one", "two\r\nlines", "three"]
+    assert texts(tmp_path / "a.txt", separator="\n") == ["one", "two", "lines", "three"]
+    assert len(texts(tmp_path / "a.txt", separator="\r\n\r\n")) == 3
+
+
 # What is no document -----------------------------------------------------------------------------
 
 
@@ -239,6 +266,19 @@ def test_zeros_in_text_are_text(tmp_path: Path) -> None:
     for index, text in enumerate(["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]):
         (tmp_path / f"{index}.txt").write_text(text)
     assert texts(tmp_path) == ["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_zeros_of_a_crash_are_named(tmp_path: Path, name: str) -> None:
+    line = json.dumps({"text": "one"}).encode() + b"\n"
+    for content in (bytes(5000), line * 2 + bytes(3000)):
+        (tmp_path / name).write_bytes(content)
+        bad = texts(tmp_path / name)[-1]
+        assert isinstance(bad, BadDocument)
+        assert bad.reason.startswith("zeros (NUL) instead of text: ")
+    parquet.write_table(pyarrow.table({"text": ["\0" * 99]}), tmp_path / "b.parquet")
+    (bad,) = texts(tmp_path / "b.parquet")
+    assert isinstance(bad, BadDocument)
 
 
 # What cannot be read -----------------------------------------------------------------------------

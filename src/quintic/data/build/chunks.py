@@ -6,6 +6,7 @@ read again from its `Position`, which is how a build continues.
 
 import codecs
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,7 +81,8 @@ class DocumentFormat(NamedTuple):
     """The way in which documents are found in a file.
 
     `field` is the name of the JSON field or of the column that holds the text, or a path to it,
-    `a.b`; `separator` stands between the documents of a text file, None if it is one document.
+    `a.b`; `separator` stands between the documents of a text file, None if it is one document, and
+    a line end in it stands for CR LF too.
     With `messages` the field holds a list, and this is the template of each of its elements, as
     `text_of_messages` takes it.
     """
@@ -224,12 +226,19 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
         yield b"".join(held)
 
 
+def split_at(content: bytes, separator: bytes) -> list[bytes]:
+    """Return what stands between separators, each of whose line ends may also be CR LF."""
+    if b"\n" not in separator or b"\r\n" not in content:
+        return content.split(separator)
+    return re.split(re.escape(separator).replace(b"\\\n", rb"\r?\n"), content)
+
+
 def _end_of_last(content: bytes, delimiter: bytes) -> int:
     """Return where the last delimiter ends; 0 if there is none."""
     if len(delimiter) == 1:
         return content.rfind(delimiter) + 1
     # From the left, as the reader of the chunk finds them: delimiters could overlap.
-    rest = content.split(delimiter)[-1]
+    rest = split_at(content, delimiter)[-1]
     return len(content) - len(rest)
 
 

@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from quintic.data.build.chunks import Chunk, DocumentFormat
+from quintic.data.build.chunks import Chunk, DocumentFormat, split_at
 from quintic.data.build.messages import text_of_messages
 from quintic.data.build.sources.rows import BadRow
+
+# No text has so many; a crash, a full disk or a file that was made larger leaves them.
+_ZERO_RUN = "\0" * 64
+_ZEROS = "zeros (NUL) instead of text: make or copy the file again, or cut them off"
 
 
 class Document(NamedTuple):
@@ -44,10 +48,19 @@ def documents(chunk: Chunk, format: DocumentFormat) -> Iterator[Document | BadDo
             text = _text(chunk, record, format)
             if not text or text.isspace():
                 raise _UnusableError("empty document")
+            if _ZERO_RUN in text:
+                raise _UnusableError(_ZEROS)
         except _UnusableError as problem:
             yield BadDocument(chunk.begin.file, line, str(problem))
         else:
             yield Document(line, text)
+
+
+def is_separated(chunk: Chunk, format: DocumentFormat) -> bool:
+    """Return whether a chunk of text has the separator, where there is one."""
+    assert isinstance(chunk.content, bytes)
+    separator = format.separator
+    return separator is not None and len(split_at(chunk.content, separator)) > 1
 
 
 def _text(chunk: Chunk, record: Any, format: DocumentFormat) -> str:
@@ -83,7 +96,7 @@ def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, Any]]:
     elif format.separator is None:
         yield line, chunk.content
     else:
-        for record in chunk.content.split(format.separator):
+        for record in split_at(chunk.content, format.separator):
             if record and not record.isspace():
                 yield line, record
             line += record.count(b"\n") + format.separator.count(b"\n")
@@ -123,4 +136,6 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(_decoded(line))
     except (ValueError, RecursionError) as error:
+        if b"\0\0" in line:
+            raise _UnusableError(_ZEROS) from error
         raise _UnusableError(f"broken JSON ({error})") from error
