@@ -38,17 +38,7 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise QuinticError("data build needs an INPUT: a file, a folder or a pattern")
-        if not re.fullmatch(r"[^/\\\s.][^/\\\s]*", self.name):
-            raise QuinticError(
-                f"--name is {self.name!r}: it begins the names of the shards, and must be a word "
-                f"without blanks and slashes"
-            )
-        if not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
-            raise QuinticError(
-                f"--shard-tokens is {self.shard_tokens}: it must be 1 to {MAX_SHARD_TOKENS}"
-            )
-        if not 0 <= self.val_share <= 1:
-            raise QuinticError(f"--val-share is {self.val_share}: it must be 0 to 1")
+        check_shards(self.name, self.shard_tokens, self.val_share)
         if self.shuffle is not None and not 0 <= self.shuffle < 2**64:
             raise QuinticError(f"--shuffle is {self.shuffle}: it must be from 0 to 2**64 - 1")
         if self.separator == "":
@@ -89,6 +79,19 @@ class BuildSettings:
         """The way in which documents are found in the input."""
         separator = None if self.separator is None else self.separator.encode()
         return DocumentFormat(self.field, separator, self._template or None)
+
+
+def check_shards(name: str, shard_tokens: int, val_share: float) -> None:
+    """Raise `QuinticError` for values out of their range, of which shards are to be made."""
+    if not re.fullmatch(r"[^/\\\s.][^/\\\s]*", name):
+        raise QuinticError(
+            f"--name is {name!r}: it begins the names of the shards, and must be a word "
+            f"without blanks and slashes"
+        )
+    if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+        raise QuinticError(f"--shard-tokens is {shard_tokens}: it must be 1 to {MAX_SHARD_TOKENS}")
+    if not 0 <= val_share <= 1:
+        raise QuinticError(f"--val-share is {val_share}: it must be 0 to 1")
 
 
 def default_name(out: Path) -> str:
