@@ -18,6 +18,9 @@ from quintic.errors import QuinticError
 
 _DTYPES = {
     "no_header_numpy:5": "<u2",
+    "no_header_numpy:6": "<u4",
+    "no_header_numpy:2": "<i4",
+    "no_header_numpy:3": "<i8",
     "no_header_tensor:20": "<u2",
     "no_header_tensor:16": "<i4",
     "no_header_tensor:18": "<i8",

@@ -20,8 +20,10 @@ from quintic.data.tokens.token_file import TokenBlock, TokenFile
 from quintic.errors import QuinticError
 
 _COLUMNS = ("tokens", "input_ids")
-_TYPE_CODES = {0x10: "<u2", 0x41: "<i8"}
-_NAMED_TYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint16", "int32", "int64")}
+_TYPE_CODES = {0x10: "<u2", 0x20: "<u4", 0x21: "<i4", 0x41: "<i8"}
+_NAMED_TYPES = {
+    name: np.dtype(name).newbyteorder("<") for name in ("uint16", "uint32", "int32", "int64")
+}
 _GROUP = 1000  # samples
 
 
