@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 import pytest
 from filelock import FileLock
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.build import chunks, encode, pipeline, shuffle
@@ -60,13 +60,15 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 documents in a folder of three files. Not to be written to."""
+    """400 documents in a folder of four files. Not to be written to."""
     folder = tmp_path_factory.mktemp("inputs")
     write_lines(folder / "a.jsonl", TEXTS[:150])
     parquet.write_table(
         pyarrow.table({"text": TEXTS[150:300]}), folder / "b.parquet", row_group_size=40
     )
-    write_lines(folder / "c.jsonl", TEXTS[300:])
+    (folder / "c.jsonl").write_text(json.dumps([{"text": text} for text in TEXTS[300:350]]))
+    with ipc.new_stream(folder / "d.arrow", pyarrow.schema([("text", pyarrow.string())])) as writer:
+        writer.write_table(pyarrow.table({"text": TEXTS[350:]}), max_chunksize=20)
     return folder
 
 

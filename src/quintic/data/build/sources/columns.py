@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import orjson
 import pyarrow
 import pyarrow.compute
 
@@ -33,9 +34,19 @@ class Column(NamedTuple):
             array = pyarrow.compute.struct_field(array, [array.type.get_field_index(name)])
         if self.lists:
             return list(array.to_pylist())
-        if isinstance(array.type, pyarrow.BaseExtensionType):
-            array = array.storage
-        return list(array.cast(pyarrow.large_binary()).to_pylist())
+        is_json = isinstance(array.type, pyarrow.BaseExtensionType)
+        values = (array.storage if is_json else array).cast(pyarrow.large_binary()).to_pylist()
+        return list(map(_text_of_json, values)) if is_json else list(values)
+
+
+def _text_of_json(value: bytes | None) -> bytes | None:
+    """Return the text that a value of JSON is, without its quotes, or else the JSON itself."""
+    if value is None or not value.lstrip().startswith(b'"'):
+        return value
+    try:
+        return bytes(orjson.loads(value).encode())
+    except ValueError:
+        return value
 
 
 def find_column(schema: Any, field: str, input_name: str, messages: bool) -> Column:
