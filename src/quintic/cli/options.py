@@ -293,8 +293,9 @@ class DataBuild:
     """Make a dataset of text; interrupted, the same command continues."""
 
     inputs: Positional[tuple[str, ...]]
-    """INPUT: files (.txt, .md, .jsonl, .json.gz, .jsonl.zst, .parquet), folders or patterns of
-    them, or hub:OWNER/NAME[@REVISION][:CONFIG]."""
+    """INPUT: files (.txt, .md, .jsonl, .json.gz, .jsonl.zst, .csv, .wet, .parquet, .arrow and
+    others), folders or patterns of them, - for standard input, or
+    hub:OWNER/NAME[@REVISION][:CONFIG]."""
     out: Path
     """Folder of the dataset; new, empty, or of the same build."""
     name: str | None = None
@@ -306,8 +307,8 @@ class DataBuild:
     r"""The field holds a list of chat messages, or of texts: chatml, or a template for each, such
     as '{role}: {content}\n'."""
     separator: str | None = None
-    r"""What stands between the documents of a text file, \n for a line end; default: a file is a
-    document."""
+    r"""What stands between the documents of a text file, \n for a line end, also CR LF; default: a
+    file is a document."""
     tokenizer: str = "gpt2"
     """gpt2 (three times as fast with pip install 'quintic[fast]'), a tokenizer.json, or train:SIZE
     for a new vocabulary, train:SIZE:gpt2 for one that cuts text as GPT-2 does, which llama.cpp
