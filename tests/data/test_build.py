@@ -1,4 +1,5 @@
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -312,6 +313,25 @@ def test_document_that_the_tokenizer_changes_ends_the_build(
     with pytest.raises(QuinticError, match=r"a\.jsonl:51: the tokenizer .*lossy\.json does not"):
         build("out", source=source, tokenizer=str(path), workers=workers, max_bad=9)
     assert not (tmp_path / "out").exists()
+
+
+def test_standard_input_goes_on_where_it_was(
+    build: Build, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (inputs / "a.jsonl").read_bytes()
+
+    def piped(out: str) -> BuildReport:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return build(out, source="-")
+
+    assert piped("whole").notes == ["standard input is read as JSON"]
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            piped("out")
+    assert (tmp_path / "out" / ".build" / "progress.json").exists()
+    piped("out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_separator_that_never_occurs_is_said(build: Build, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a file is by its first bytes, where its name says something else."""
 
+import os
 from pathlib import Path
 
 from quintic.data.build.sources.packing import PACKINGS
@@ -23,14 +24,10 @@ def recognise(
     """
     if not path.is_file():
         return kind, packing, []
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:
         head = stream.read(16)
-        stream.seek(max(0, path.stat().st_size - 4))
-        tail = stream.read()
     for begin, (table, table_name) in _BEGINS.items():
-        # They end as they begin, which a text does not.
-        whole = head.startswith(begin) and tail == begin.rstrip(b"\0")[-4:]
-        if whole and (kind, packing) != (table, ""):
+        if head.startswith(begin) and (kind, packing) != (table, "") and _ends_so(path, begin):
             return table, "", [f"{name} is {table_name} and read as that"]
     for suffix, how in PACKINGS.items():
         if head.startswith(how.begins) and packing != suffix and _is_packed(suffix, head):
@@ -41,6 +38,14 @@ def recognise(
                 )
             return kind, suffix, [f"{name} is packed by {how.name}, and read as that"]
     return kind, packing, []
+
+
+def _ends_so(path: Path, begin: bytes) -> bool:
+    """Return whether a table ends as it begins, which a text that begins so does not."""
+    end = begin.rstrip(b"\0")
+    with path.open("rb") as stream:
+        stream.seek(-len(end), os.SEEK_END)
+        return stream.read() == end
 
 
 def _is_packed(suffix: str, head: bytes) -> bool:
