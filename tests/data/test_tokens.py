@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from quintic.data.shards import write_shard
 from quintic.data.tokenizer import train_bpe
 from quintic.data.tokens import token_file
 from quintic.data.tokens.find import find_tokens
+from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
 from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 from tests.conftest import refusal
@@ -368,3 +370,33 @@ def test_exports_that_are_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").touch()
     assert "holds other files" in refusal([*export, "--tokenizer", vocabulary], capsys)
+
+
+@pytest.mark.parametrize("case", [*WITH_SPLITS, *OF_DOCUMENTS])
+def test_broken_bytes_never_end_in_a_traceback(
+    source: Path, tmp_path: Path, vocabulary: Path, case: str
+) -> None:
+    {**WITH_SPLITS, **OF_DOCUMENTS}[case][1](source)
+    whole = {path: path.read_bytes() for path in source.iterdir()}
+    draw = random.Random(1)
+    settings, refused = ImportSettings(str(vocabulary), "x"), 0
+    for number in range(10):
+        for path, content in whole.items():
+            path.write_bytes(content)
+        path = draw.choice(sorted(whole))
+        broken = bytearray(whole[path][: draw.choice([None, draw.randrange(len(whole[path]))])])
+        for _ in range(draw.randint(0, 4)):
+            if broken:
+                # Headers and indices lie at the beginning.
+                broken[draw.randrange(min(len(broken), draw.choice([60, 10**9])))] = draw.choice(
+                    [0, 255, draw.randrange(256)]
+                )
+        path.write_bytes(broken)
+        try:
+            import_tokens(source, tmp_path / f"out{number}", settings, lambda stage, done: None)
+            assert check_dataset(tmp_path / f"out{number}").problems == []
+        except QuinticError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert not (tmp_path / f"out{number}").exists()
+    assert refused

@@ -20,7 +20,10 @@ def find_npy(folder: Path, names: list[str]) -> list[TokenFile]:
 def _token_file(path: Path) -> TokenFile:
     try:
         ids = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    # NumPy reads the header as Python, whose tokenizer and parser have errors of their own.
+    except Exception as error:
         raise QuinticError(
             f"{path} cannot be read as .npy ({one_line(error)}): copy or make it again"
         ) from error
