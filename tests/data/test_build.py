@@ -1,4 +1,5 @@
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow
 import pytest
 from filelock import FileLock
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.build import chunks, encode, pipeline, shuffle
@@ -60,13 +61,15 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 documents in a folder of three files. Not to be written to."""
+    """400 documents in a folder of four files. Not to be written to."""
     folder = tmp_path_factory.mktemp("inputs")
     write_lines(folder / "a.jsonl", TEXTS[:150])
     parquet.write_table(
         pyarrow.table({"text": TEXTS[150:300]}), folder / "b.parquet", row_group_size=40
     )
-    write_lines(folder / "c.jsonl", TEXTS[300:])
+    (folder / "c.jsonl").write_text(json.dumps([{"text": text} for text in TEXTS[300:350]]))
+    with ipc.new_stream(folder / "d.arrow", pyarrow.schema([("text", pyarrow.string())])) as writer:
+        writer.write_table(pyarrow.table({"text": TEXTS[350:]}), max_chunksize=20)
     return folder
 
 
@@ -310,6 +313,40 @@ def test_document_that_the_tokenizer_changes_ends_the_build(
     with pytest.raises(QuinticError, match=r"a\.jsonl:51: the tokenizer .*lossy\.json does not"):
         build("out", source=source, tokenizer=str(path), workers=workers, max_bad=9)
     assert not (tmp_path / "out").exists()
+
+
+def test_standard_input_goes_on_where_it_was(
+    build: Build, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (inputs / "a.jsonl").read_bytes()
+
+    def piped(out: str) -> BuildReport:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return build(out, source="-")
+
+    assert piped("whole").notes == ["standard input is read as JSON"]
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            piped("out")
+    assert (tmp_path / "out" / ".build" / "progress.json").exists()
+    piped("out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_separator_that_never_occurs_is_said(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "in" / name).write_text("some words\n" * 400)
+    said = build("one", source=tmp_path / "in" / "a.txt", separator="##", val_share=0).notes[0]
+    assert said == f"--separator '##' is nowhere in {tmp_path}/in/a.txt, which is one document"
+    said = build("two", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
+    assert said == (
+        "--separator '\\n\\n' is nowhere in 2 files of text, each of which is one document"
+    )
+    (tmp_path / "in" / "b.txt").write_bytes(b"some words\r\n\r\n" * 400)
+    said = build("three", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
+    assert said == "no document is in the val split"
 
 
 def test_progress_and_end(build: Build, tmp_path: Path) -> None:

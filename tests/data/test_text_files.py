@@ -1,8 +1,9 @@
 import gzip
 import json
 import os
+import re
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from quintic.data.build import chunks
-from quintic.data.build.chunks import FIRST, DocumentFormat, Position, read_chunks
-from quintic.data.build.documents import BadDocument, documents
+from quintic.data.build.chunks import DocumentFormat, read_chunks
+from quintic.data.build.documents import BadDocument
 from quintic.data.build.inputs import find_text_files
 from quintic.errors import QuinticError
+from tests.data.reading import read, texts
 
 TEXTS = [f"Document {index}:\n\tâ, 漢 and 🙂.\r\n" * (1 + index % 5) for index in range(60)]
 SEPARATOR = "<|endoftext|>"
@@ -66,28 +68,6 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "a.jsonl.zst": write_lines,
     "a.parquet": write_rows,
 }
-
-
-def read(
-    inputs: Path | str, start: Position = FIRST, field: str = "text", separator: str | None = None
-) -> Iterator[tuple[Position, list[tuple[int, str] | BadDocument]]]:
-    """Where each chunk begins and the documents in it."""
-    files, _ = find_text_files([str(inputs)], leave_out=Path("nowhere"))
-    format = DocumentFormat(field, separator.encode() if separator else None)
-    for chunk in read_chunks(files, format, start):
-        found: list[tuple[int, str] | BadDocument] = [
-            document if isinstance(document, BadDocument) else (document.line, document.text)
-            for document in documents(chunk, format)
-        ]
-        yield chunk.begin, found
-
-
-def texts(inputs: Path | str, **format: Any) -> list[str | BadDocument]:
-    return [
-        document if isinstance(document, BadDocument) else document[1]
-        for _, found in read(inputs, **format)
-        for document in found
-    ]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -174,6 +154,32 @@ def test_separators_that_overlap_cut_the_same_whatever_the_size_of_chunks(
     assert found == expected
 
 
+@given(text=st.text(alphabet="a\r\n", max_size=60), chunk_bytes=st.integers(1, 20))
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_line_ends_of_a_separator_match_crlf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    for separator, pattern in (("\n", "\r?\n"), ("\n\n", "\r?\n\r?\n"), ("a\n", "a\r?\n")):
+        found = [d for _, part in read(tmp_path / "a.txt", separator=separator) for d in part]
+        expected, line = [], 1
+        for document in re.split(pattern, text):
+            if document.strip():
+                expected.append((line, document))
+            line += (document + separator).count("\n")
+        assert found == expected
+
+
+def test_crlf_files_have_the_documents_of_lf_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n\r\ntwo\r\nlines\r\n\r\n\r\n\r\nthree")
+    assert texts(tmp_path / "a.txt", separator="\n\n") == ["one", "two\r\nlines", "three"]
+    assert texts(tmp_path / "a.txt", separator="\n") == ["one", "two", "lines", "three"]
+    assert len(texts(tmp_path / "a.txt", separator="\r\n\r\n")) == 3
+
+
 # What is no document -----------------------------------------------------------------------------
 
 
@@ -226,33 +232,6 @@ def test_bad_text_is_named_with_the_line_where_it_begins(tmp_path: Path) -> None
     assert texts(tmp_path / "b.txt") == [BadDocument(0, 1, "empty document")]
 
 
-ARRAY = [{"text": "one"}, {"text": "two"}, {"text": "three"}]
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
-@pytest.mark.parametrize(
-    "content",
-    [
-        json.dumps(ARRAY),
-        json.dumps(ARRAY, indent=2),
-        "\ufeff " + ",\n".join(json.dumps(ARRAY).split(", ")),
-        "[\r\n" + ",\r\n".join(map(json.dumps, ARRAY)) + "\r\n]\r\n",
-        json.dumps(["one", "two"]) + "\n",
-    ],
-)
-def test_json_array_is_named_and_no_part_of_it_is_a_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(packed(path, content.encode()))
-    for chunk_bytes in (1 << 20, 10):
-        monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
-        (bad,) = texts(path)
-        assert isinstance(bad, BadDocument)
-        assert (bad.line, bad.reason.split(":")[0]) == (1, "a JSON array, not an object per line")
-        assert "jq -c '.[]' OLD > NEW.jsonl" in bad.reason
-
-
 def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('["id", "text"]\n{"text": "one"}\n["x"]\n')
     assert texts(tmp_path / "a.jsonl") == [
@@ -260,13 +239,6 @@ def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
         "one",
         BadDocument(0, 3, "no JSON object"),
     ]
-
-
-def test_json_object_over_many_lines_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps(ARRAY[0], indent=2))
-    (bad,) = texts(tmp_path / "a.json")
-    assert isinstance(bad, BadDocument)
-    assert "jq -c . OLD > NEW.jsonl" in bad.reason
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
@@ -296,6 +268,19 @@ def test_zeros_in_text_are_text(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["a\0", "\0\0\0", "\0a" + "b" * 9, "one\0two"]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_zeros_of_a_crash_are_named(tmp_path: Path, name: str) -> None:
+    line = json.dumps({"text": "one"}).encode() + b"\n"
+    for content in (bytes(5000), line * 2 + bytes(3000)):
+        (tmp_path / name).write_bytes(content)
+        bad = texts(tmp_path / name)[-1]
+        assert isinstance(bad, BadDocument)
+        assert bad.reason.startswith("zeros (NUL) instead of text: ")
+    parquet.write_table(pyarrow.table({"text": ["\0" * 99]}), tmp_path / "b.parquet")
+    (bad,) = texts(tmp_path / "b.parquet")
+    assert isinstance(bad, BadDocument)
+
+
 # What cannot be read -----------------------------------------------------------------------------
 
 
@@ -322,11 +307,15 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> No
         texts(path)
 
 
-def test_zeros_behind_a_packed_stream_are_padding(tmp_path: Path) -> None:
+def test_zeros_behind_a_packed_stream_are_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json.gz"
     write_lines(path)
     path.write_bytes(path.read_bytes() + bytes(500))
-    assert texts(path) == TEXTS
+    for read_bytes in (1 << 15, 100):
+        monkeypatch.setattr(chunks, "_UNPACK_BYTES", read_bytes)
+        assert texts(path) == TEXTS
 
 
 def test_column_that_is_not_there_or_no_text(tmp_path: Path) -> None:
@@ -345,9 +334,6 @@ def test_document_too_long_for_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(QuinticError, match=r"a\.txt holds a document of more than 1 MiB.*--sep"):
         texts(path)
     assert len(texts(path, separator="\n")) == 200_000
-    (tmp_path / "a.json").write_text(json.dumps(["some text"] * 200_000))
-    with pytest.raises(QuinticError, match=r"a\.json holds .* for a JSON array, jq -c"):
-        texts(tmp_path / "a.json")
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +395,10 @@ def names(root: Path, *inputs: str) -> list[str]:
 def test_folders_are_searched_by_name_without_hidden_files_and_the_output(tree: Path) -> None:
     assert names(tree, ".") == ["B/x.parquet", "a/c.md", "a/z.jsonl", "b.txt"]
     _, notes = find_text_files([str(tree)], leave_out=tree / "out")
-    assert notes == [f"{tree}: 3 files of other kinds left out"]
+    assert notes == [
+        f"{tree}: 3 files of other kinds left out: 1 .json (settings.json), 1 .gz "
+        f"(archive.parquet.gz), 1 .png (picture.png)"
+    ]
 
 
 def test_arguments_keep_their_order_and_a_file_counts_once(tree: Path) -> None:

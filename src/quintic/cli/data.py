@@ -1,4 +1,4 @@
-"""quintic data fetch, build, push, info and check.
+"""quintic data fetch, build, import, export, push, info and check.
 
 Each imports what it needs itself: the hub's libraries are slow to import, and so is PyTorch.
 """
@@ -11,10 +11,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quintic.cli.options import Data, DataBuild, DataCheck, DataFetch, DataInfo, DataPush
+from quintic.cli.options import (
+    Data,
+    DataBuild,
+    DataCheck,
+    DataExport,
+    DataFetch,
+    DataImport,
+    DataInfo,
+    DataPush,
+)
 from quintic.errors import QuinticError, counted, require_package
+
+if TYPE_CHECKING:
+    from quintic.console import Console
+    from quintic.data.manifest import ShardRecord
 
 
 def run(command: Data, _arguments: Sequence[str]) -> None:
@@ -24,6 +37,8 @@ def run(command: Data, _arguments: Sequence[str]) -> None:
     runs: dict[type, Callable[[Any], None]] = {
         DataFetch: _fetch,
         DataBuild: _build,
+        DataImport: _import,
+        DataExport: _export,
         DataPush: _push,
         DataInfo: _info,
         DataCheck: _check,
@@ -59,14 +74,18 @@ def _build(command: DataBuild) -> None:
     from quintic.data.manifest import SPLITS
 
     console = Console()
-    separator = command.separator
-    for escape, character in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
-        separator = separator and separator.replace(escape, character)
+
+    def unescaped(text: str | None) -> str | None:
+        for escape, character in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
+            text = text and text.replace(escape, character)
+        return text
+
     settings = BuildSettings(
         inputs=command.inputs,
         name=default_name(command.out) if command.name is None else command.name,
-        field=command.field,
-        separator=separator,
+        field=command.field or ("text" if command.messages is None else "messages"),
+        separator=unescaped(command.separator),
+        messages=unescaped(command.messages),
         tokenizer=command.tokenizer,
         shard_tokens=command.shard_tokens,
         val_share=command.val_share,
@@ -95,12 +114,7 @@ def _build(command: DataBuild) -> None:
             for line in itertools.islice(file, 10):
                 console.line(f"  {line.rstrip()}")
     for split in SPLITS:
-        records = [record for record in report.shards if record.split == split]
-        documents, tokens = sum(r.documents for r in records), sum(r.tokens for r in records)
-        console.line(
-            f"{split}: {counted(documents, 'document')}, {counted(tokens, 'token')} in "
-            f"{counted(len(records), 'shard')}"
-        )
+        _line_of_split(console, split, [r for r in report.shards if r.split == split])
     done = "is built" if report.built else "was built before"
     next_step = f"train on it with: quintic train --data.path {command.out}"
     if lacking := set(SPLITS) - {record.split for record in report.shards}:
@@ -110,6 +124,47 @@ def _build(command: DataBuild) -> None:
             f"--val-share or from more documents (--separator cuts text into several)"
         )
     console.line(f"{command.out} {done}; {next_step}")
+
+
+def _line_of_split(console: Console, split: str, records: Sequence[ShardRecord]) -> None:
+    documents, tokens = sum(r.documents for r in records), sum(r.tokens for r in records)
+    console.line(
+        f"{split}: {counted(documents, 'document')}, {counted(tokens, 'token')} in "
+        f"{counted(len(records), 'shard')}"
+    )
+
+
+def _import(command: DataImport) -> None:
+    from quintic.console import Console
+    from quintic.data.build.settings import default_name
+    from quintic.data.manifest import SPLITS
+    from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
+
+    console = Console()
+    settings = ImportSettings(
+        tokenizer=command.tokenizer,
+        name=default_name(command.out) if command.name is None else command.name,
+        shard_tokens=command.shard_tokens,
+        val_share=command.val_share,
+    )
+    report = import_tokens(command.source, command.out, settings, console.stage)
+    for note in report.notes:
+        console.line(f"note: {note}")
+    for split in SPLITS:
+        _line_of_split(console, split, [r for r in report.shards if r.split == split])
+    line = f"{command.out} is made of {command.source}, token files of {report.kind}"
+    if {record.split for record in report.shards} == set(SPLITS):
+        line += f"; train on it with: quintic train --data.path {command.out}"
+    console.line(line)
+
+
+def _export(command: DataExport) -> None:
+    from quintic.console import Console
+    from quintic.data.tokens.export_tokens import export_tokens
+
+    console = Console()
+    files = export_tokens(command.path, command.to, command.out, command.tokenizer, console.stage)
+    console.line(f"written for {command.to}: {', '.join(str(file) for file in files)}")
 
 
 def _push(command: DataPush) -> None:

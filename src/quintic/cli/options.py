@@ -293,17 +293,22 @@ class DataBuild:
     """Make a dataset of text; interrupted, the same command continues."""
 
     inputs: Positional[tuple[str, ...]]
-    """INPUT: files (.txt, .md, .jsonl, .json.gz, .jsonl.zst, .parquet), folders or patterns of
-    them, or hub:OWNER/NAME[@REVISION][:CONFIG]."""
+    """INPUT: files (.txt, .md, .jsonl, .json.gz, .jsonl.zst, .csv, .wet, .parquet, .arrow and
+    others), folders or patterns of them, - for standard input, or
+    hub:OWNER/NAME[@REVISION][:CONFIG]."""
     out: Path
     """Folder of the dataset; new, empty, or of the same build."""
     name: str | None = None
     """Shards are named NAME_train_000001.bin; default the folder's name."""
-    field: str = "text"
-    """Field of JSON objects, or column, that holds the text."""
+    field: str | None = None
+    """Field of JSON objects, or column, that holds the text, or a path to it such as
+    message.content; default text, or with --messages messages."""
+    messages: str | None = None
+    r"""The field holds a list of chat messages, or of texts: chatml, or a template for each, such
+    as '{role}: {content}\n'."""
     separator: str | None = None
-    r"""What stands between the documents of a text file, \n for a line end; default: a file is a
-    document."""
+    r"""What stands between the documents of a text file, \n for a line end, also CR LF; default: a
+    file is a document."""
     tokenizer: str = "gpt2"
     """gpt2 (three times as fast with pip install 'quintic[fast]'), a tokenizer.json, or train:SIZE
     for a new vocabulary, train:SIZE:gpt2 for one that cuts text as GPT-2 does, which llama.cpp
@@ -321,12 +326,47 @@ class DataBuild:
 
 
 @dataclass(frozen=True)
+class DataImport:
+    """Make a dataset of token files of other tools: of nanoGPT, Megatron, llm.c, build-nanogpt,
+    litdata, MDS, datatrove."""
+
+    source: Positional[Path]
+    """Folder of the files, or one of them."""
+    out: Path
+    """Folder of the dataset; new or empty."""
+    tokenizer: str
+    """gpt2 or a tokenizer.json: the vocabulary that made the ids."""
+    name: str | None = None
+    """Shards are named NAME_train_000001.bin; default the folder's name."""
+    shard_tokens: int = 100_000_000
+    """Tokens of a shard."""
+    val_share: float = 0.01
+    """Share of the documents for validation, 0 to 1, where no file says what it is for."""
+
+
+@dataclass(frozen=True)
+class DataExport:
+    """A dataset as token files of another tool: quintic data export DIR --to megatron --out OUT"""
+
+    path: Positional[Path]
+    """Folder of shards."""
+    to: Literal["megatron", "nanogpt"]
+    """Tool that is to read them."""
+    out: Path
+    """Folder; new or empty."""
+    tokenizer: str | None = None
+    """gpt2 or a tokenizer.json, for folders without a manifest."""
+
+
+@dataclass(frozen=True)
 class Data:
-    """Datasets: fetch, build, info, check, push."""
+    """Datasets: fetch, build, import, export, info, check, push."""
 
     action: (
         Annotated[DataFetch, subcommand("fetch", prefix_name=False)]
         | Annotated[DataBuild, subcommand("build", prefix_name=False)]
+        | Annotated[DataImport, subcommand("import", prefix_name=False)]
+        | Annotated[DataExport, subcommand("export", prefix_name=False)]
         | Annotated[DataPush, subcommand("push", prefix_name=False)]
         | Annotated[DataInfo, subcommand("info", prefix_name=False)]
         | Annotated[DataCheck, subcommand("check", prefix_name=False)]
@@ -386,6 +426,8 @@ COMMANDS: dict[str, Any] = {
     "recipes": Recipes,
     "data fetch": DataFetch,
     "data build": DataBuild,
+    "data import": DataImport,
+    "data export": DataExport,
     "data push": DataPush,
     "data info": DataInfo,
     "data check": DataCheck,

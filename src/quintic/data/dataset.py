@@ -159,7 +159,8 @@ def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]
         if not found and (split in splits or not any(shards.values())):
             raise QuinticError(
                 f"dataset {path} has no {split} shards: expected files named *_{split}_*.bin; "
-                f"name a folder with both *_train_*.bin and *_val_*.bin"
+                f"name a folder with both *_train_*.bin and *_val_*.bin, or let quintic "
+                f"data import make one of the token files of another tool"
             )
     return shards
 
@@ -167,7 +168,8 @@ def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]
 def split_of(name: str) -> Split | None:
     """Return the split that a shard's name says; the last word counts, as in
     `books_train_set_val_000.bin`."""
-    places = {split: name.rfind(f"_{split}_") for split in SPLITS}
+    words = f"{name.removesuffix('.bin')}_"  # llm.c ends names so: tiny_shakespeare_train.bin
+    places = {split: words.rfind(f"_{split}_") for split in SPLITS}
     split = max(SPLITS, key=lambda split: places[split])
     return split if places[split] >= 0 else None
 

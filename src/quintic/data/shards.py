@@ -178,6 +178,13 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
+def has_header(path: Path) -> bool:
+    """Return whether a file begins as a shard does."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    return len(magic) == 4 and int.from_bytes(magic, "little") in _FORMATS
+
+
 def open_shard(path: Path) -> Shard:
     """Open a shard and check its size against its header; its tokens are not read.
 

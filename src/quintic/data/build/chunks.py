@@ -6,17 +6,22 @@ read again from its `Position`, which is how a build continues.
 
 import codecs
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
-import zstandard
 
-from quintic.data.build.text_files import FileKind, OnDownload, TextFile, unreadable
+from quintic.data.build.sources.delimited import delimited_rows
+from quintic.data.build.sources.json_values import json_layout, json_values
+from quintic.data.build.sources.packing import unpacked
+from quintic.data.build.sources.rows import Rows
+from quintic.data.build.sources.warc import warc_texts
+from quintic.data.build.text_files import TABLES, FileKind, OnDownload, TextFile, unreadable
 from quintic.data.document import encoding_problem
-from quintic.errors import QuinticError, one_line
+from quintic.errors import QuinticError
 
 # A worker is busy with this much text for about a twentieth of a second.
 CHUNK_BYTES = 1 << 20
@@ -25,6 +30,7 @@ CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 28
 
 _COLUMN_READ_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16  # say how JSON lies in a file
 _UNPACK_BYTES = 1 << 15  # packed; text unpacks to 3 to 10 times as much
 
 
@@ -43,13 +49,13 @@ FIRST = Position()
 class Chunk(NamedTuple):
     """Whole documents of one file, as they lie there.
 
-    `content` is bytes of text or of lines, or a value for each row; `end` is where the next chunk
-    begins; `read_bytes` is how much of the file is read so far; `problem` says why the file has no
-    documents at all, and is empty where it may have.
+    `content` is bytes of text or of lines, or a value for each row, as `Rows` has them; `end` is
+    where the next chunk begins; `read_bytes` is how much of the file is read so far; `problem` says
+    why the file has no documents at all, and is empty where it may have.
     """
 
     kind: FileKind
-    content: bytes | list[bytes | None]
+    content: bytes | list[Any]
     begin: Position
     end: Position
     read_bytes: int
@@ -60,18 +66,30 @@ class Chunk(NamedTuple):
         """Bytes of text."""
         if isinstance(self.content, bytes):
             return len(self.content)
-        return sum(len(value or b"") for value in self.content)
+        return sum(map(_text_bytes, self.content))
+
+
+def _text_bytes(value: Any) -> int:
+    """Return about how much text a value of a row holds, a text, a list or a message."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    parts = value.values() if isinstance(value, dict) else value or ()
+    return sum(map(_text_bytes, parts))
 
 
 class DocumentFormat(NamedTuple):
     """The way in which documents are found in a file.
 
-    `field` is the name of the JSON field or parquet column that holds the text; `separator` stands
-    between the documents of a text file, None if it is one document.
+    `field` is the name of the JSON field or of the column that holds the text, or a path to it,
+    `a.b`; `separator` stands between the documents of a text file, None if it is one document, and
+    a line end in it stands for CR LF too.
+    With `messages` the field holds a list, and this is the template of each of its elements, as
+    `text_of_messages` takes it.
     """
 
     field: str
     separator: bytes | None
+    messages: str | None = None
 
 
 def read_chunks(
@@ -92,15 +110,28 @@ def read_chunks(
             path = file.local_path(on_download)
             if index + 1 < len(files):
                 files[index + 1].begin_download()
-            if os.path.lexists(path) and not path.is_file():
-                yield _without_documents(file, first, "a broken link, or no regular file")
-            elif file.kind == "rows":
-                yield from _row_chunks(file, path, first, format.field)
-            else:
-                delimiter = b"\n" if file.kind == "lines" else format.separator
-                yield from _byte_chunks(file, path, first, delimiter)
+            yield from _chunks(file, path, first, format)
         except OSError as error:
             raise unreadable(file.name, error) from error
+
+
+def _chunks(file: TextFile, path: Path, start: Position, format: DocumentFormat) -> Iterator[Chunk]:
+    """Read one file."""
+    if os.path.lexists(path) and not path.is_file():
+        return iter([_without_documents(file, start, "a broken link, or no regular file")])
+    if file.kind in TABLES:
+        return _row_chunks(file, path, start, format)
+    head = _head(file, path)
+    if problem := encoding_problem(head):
+        return iter([_without_documents(file, start, problem)])
+    if file.kind in ("csv", "tsv"):
+        return _row_chunks(file, path, start, format)
+    if file.kind == "warc":
+        return _value_chunks(file, path, start, warc_texts)
+    if file.kind == "lines" and (layout := json_layout(head)) != "lines":
+        return _value_chunks(file, path, start, partial(json_values, layout == "array"))
+    delimiter = b"\n" if file.kind == "lines" else format.separator
+    return _byte_chunks(file, path, start, delimiter)
 
 
 def _byte_chunks(
@@ -116,9 +147,6 @@ def _byte_chunks(
             )
             if position.offset == 0:
                 content = content.removeprefix(codecs.BOM_UTF8)  # a byte order mark is no text
-                if problem := _problem(file.kind, content):
-                    yield _without_documents(file, position, problem)
-                    return
             yield Chunk(file.kind, content, position, end, stream.tell())
             position = end
 
@@ -132,18 +160,39 @@ def _without_documents(file: TextFile, start: Position, problem: str) -> Chunk:
     return Chunk(file.kind, b"", start, Position(start.file + 1), file.size, problem)
 
 
-def _problem(kind: FileKind, content: bytes) -> str:
-    """Return why a file that begins with this content has no documents; "" where it may have."""
-    if problem := encoding_problem(content):
-        return problem
-    if kind == "lines":
-        first, _, rest = content.strip().partition(b"\n")
-        # An array that ends before others follow is a line like them.
-        if first.startswith(b"[") and not (first.rstrip().endswith(b"]") and rest):
-            return "a JSON array, not an object per line: jq -c '.[]' OLD > NEW.jsonl converts it"
-        if first.rstrip() == b"{":
-            return "an object over many lines, not one: jq -c . OLD > NEW.jsonl converts it"
-    return ""
+def _head(file: TextFile, path: Path) -> bytes:
+    """Return the first text of a file, or all where it has less than _HEAD_BYTES."""
+    head = b""
+    with path.open("rb") as stream:
+        for block in _unpacked_from(stream, file, 0):
+            head += block
+            if len(head) >= _HEAD_BYTES:
+                break
+    return head[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)
+
+
+class _ValueReader(Protocol):
+    """Reads values, some at a time, with how many bytes lie before the next, where reading can go
+    on, as `json_values` and `warc_texts` do."""
+
+    def __call__(
+        self, blocks: Iterator[bytes], begun: bool, part_bytes: int, max_bytes: int, name: str
+    ) -> Iterator[tuple[list[Any], int]]: ...
+
+
+def _value_chunks(
+    file: TextFile, path: Path, start: Position, read: _ValueReader
+) -> Iterator[Chunk]:
+    """Read what does not keep to lines; what is counted are its values."""
+    position = start
+    with path.open("rb") as stream:
+        blocks = _unpacked_from(stream, file, start.offset)
+        for values, passed in read(
+            blocks, start.offset > 0, CHUNK_BYTES, MAX_DOCUMENT_BYTES, file.name
+        ):
+            end = Position(start.file, start.offset + passed, position.line + len(values))
+            yield Chunk(file.kind, values, position, end, stream.tell())
+            position = end
 
 
 def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterator[bytes]:
@@ -157,7 +206,7 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
             raise QuinticError(
                 f"input {name} holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB, which "
                 f"cannot be kept in memory: cut it into documents; for text, --separator says "
-                f"where, for a JSON array, jq -c '.[]' OLD > NEW.jsonl"
+                f"where"
             )
         if size < wanted or delimiter is None:
             continue
@@ -177,12 +226,19 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
         yield b"".join(held)
 
 
+def split_at(content: bytes, separator: bytes) -> list[bytes]:
+    """Return what stands between separators, each of whose line ends may also be CR LF."""
+    if b"\n" not in separator or b"\r\n" not in content:
+        return content.split(separator)
+    return re.split(re.escape(separator).replace(b"\\\n", rb"\r?\n"), content)
+
+
 def _end_of_last(content: bytes, delimiter: bytes) -> int:
     """Return where the last delimiter ends; 0 if there is none."""
     if len(delimiter) == 1:
         return content.rfind(delimiter) + 1
     # From the left, as the reader of the chunk finds them: delimiters could overlap.
-    rest = content.split(delimiter)[-1]
+    rest = split_at(content, delimiter)[-1]
     return len(content) - len(rest)
 
 
@@ -192,104 +248,42 @@ def _unpacked_from(stream: BinaryIO, file: TextFile, offset: int) -> Iterator[by
         stream.seek(offset)
         yield from iter(lambda: stream.read(CHUNK_BYTES), b"")
         return
-    for block in _unpacked(stream, file):
+    for block in unpacked(stream, file.packing, file.name, file.size, _UNPACK_BYTES):
         skipped = min(offset, len(block))
         offset -= skipped
         if skipped < len(block):
             yield block[skipped:]
 
 
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),
-    # The window of `zstd --long=31`, the largest there is.
-    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
-}
-
-
-def _unpacked(stream: BinaryIO, file: TextFile) -> Iterator[bytes]:
-    """Yield the content of a .gz or .zst file, which may consist of several frames."""
-    new = _UNPACKERS[file.packing]
-    unpacker, begun = new(), False
-    try:
-        while packed := stream.read(_UNPACK_BYTES):
-            while packed:
-                begun = True
-                yield unpacker.decompress(packed)
-                packed = b""
-                if unpacker.eof:
-                    # Zeros may follow as padding, and are no frame.
-                    packed = unpacker.unused_data.lstrip(b"\0")
-                    unpacker, begun = new(), False
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise QuinticError(
-            f"input {file.name} is damaged before its byte {stream.tell()} ({error}): copy or "
-            f"download it again"
-        ) from error
-    if begun:
-        raise QuinticError(
-            f"input {file.name} is truncated: its {file.packing} stream does not end within its "
-            f"{file.size} bytes; copy or download it again"
-        )
-
-
-def _row_chunks(file: TextFile, path: Path, start: Position, field: str) -> Iterator[Chunk]:
-    import pyarrow
-    from pyarrow import parquet
-
+def _row_chunks(
+    file: TextFile, path: Path, start: Position, format: DocumentFormat
+) -> Iterator[Chunk]:
+    """Read a table; what is counted are its rows."""
     with path.open("rb") as stream:
-        try:
-            # Without a buffer size a whole column of a row group would be read at once.
-            table = parquet.ParquetFile(stream, buffer_size=_COLUMN_READ_BYTES, pre_buffer=False)
-            column = _text_column(table, file.name, field)
-            row = 0
-            for group in range(table.num_row_groups):
-                meta = table.metadata.row_group(group)
-                if row + meta.num_rows <= start.offset:
-                    row += meta.num_rows
-                    continue
-                text_bytes = meta.column(column).total_uncompressed_size
-                for batch in table.iter_batches(
-                    batch_size=max(1, min(10_000, CHUNK_BYTES * meta.num_rows // (text_bytes + 1))),
-                    row_groups=[group],
-                    columns=[field],
-                    use_threads=False,
-                ):
-                    skipped = min(max(0, start.offset - row), batch.num_rows)
-                    first, row = row + skipped, row + batch.num_rows
-                    values = batch.column(0).slice(skipped)
-                    if len(values):
-                        yield Chunk(
-                            file.kind,
-                            values.cast(pyarrow.large_binary()).to_pylist(),
-                            Position(start.file, first, first + 1),
-                            Position(start.file, row, row + 1),
-                            file.size * row // table.metadata.num_rows,
-                        )
-        # Arrow reports damage as OSError too.
-        except (pyarrow.ArrowException, OSError, EOFError) as error:
-            raise QuinticError(
-                f"input {file.name} cannot be read as parquet ({one_line(error)}): copy or "
-                f"download it again"
-            ) from error
+        for rows in _rows(file, path, stream, start.offset, format):
+            yield Chunk(
+                file.kind,
+                rows.values,
+                Position(start.file, rows.first, rows.first + 1),
+                Position(start.file, rows.end, rows.end + 1),
+                int(file.size * rows.fraction),
+            )
 
 
-def _text_column(table: Any, name: str, field: str) -> int:
-    """Return the index of the column that holds the text, and must be text."""
-    import pyarrow
-
-    schema = table.schema_arrow
-    if field not in schema.names:
-        raise QuinticError(
-            f"input {name} has no column {field!r}, it has {', '.join(schema.names)}: name the one "
-            f"that holds the text with --field"
+def _rows(
+    file: TextFile, path: Path, stream: BinaryIO, start: int, format: DocumentFormat
+) -> Iterator[Rows]:
+    name, field, messages = file.name, format.field, format.messages is not None
+    if file.kind in ("csv", "tsv"):
+        return delimited_rows(
+            *(_unpacked_from(stream, file, 0), name, field, "\t" if file.kind == "tsv" else ","),
+            *(start, CHUNK_BYTES, MAX_DOCUMENT_BYTES, lambda: stream.tell() / file.size),
         )
-    kind = schema.field(field).type
-    if pyarrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
-    if kind not in text:
-        raise QuinticError(
-            f"input {name} has {kind} in its column {field!r}, not text: name the one that holds "
-            f"the text with --field"
-        )
-    return [table.schema.column(i).path for i in range(len(table.schema))].index(field)
+    # PyArrow takes a while to import.
+    if file.kind == "arrow":
+        from quintic.data.build.sources.arrow import arrow_rows
+
+        return arrow_rows(path, name, field, messages, start, CHUNK_BYTES)
+    from quintic.data.build.sources.parquet import parquet_rows
+
+    return parquet_rows(stream, name, field, messages, start, CHUNK_BYTES, _COLUMN_READ_BYTES)

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from quintic.data.build.chunks import Chunk, DocumentFormat
+from quintic.data.build.chunks import Chunk, DocumentFormat, split_at
+from quintic.data.build.messages import text_of_messages
+from quintic.data.build.sources.rows import BadRow
+
+# No text has so many; a crash, a full disk or a file that was made larger leaves them.
+_ZERO_RUN = "\0" * 64
+_ZEROS = "zeros (NUL) instead of text: make or copy the file again, or cut them off"
 
 
 class Document(NamedTuple):
@@ -39,22 +45,47 @@ def documents(chunk: Chunk, format: DocumentFormat) -> Iterator[Document | BadDo
         return
     for line, record in _records(chunk, format):
         try:
-            if record is None:
-                raise _UnusableError(f"column {format.field!r} is null")
-            if chunk.kind == "lines":
-                text = _text_of_object(record, format.field)
-            else:
-                text = _decoded(record)
+            text = _text(chunk, record, format)
             if not text or text.isspace():
                 raise _UnusableError("empty document")
+            if _ZERO_RUN in text:
+                raise _UnusableError(_ZEROS)
         except _UnusableError as problem:
             yield BadDocument(chunk.begin.file, line, str(problem))
         else:
             yield Document(line, text)
 
 
-def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the line or row where each record begins, and its bytes."""
+def is_separated(chunk: Chunk, format: DocumentFormat) -> bool:
+    """Return whether a chunk of text has the separator, where there is one."""
+    assert isinstance(chunk.content, bytes)
+    separator = format.separator
+    return separator is not None and len(split_at(chunk.content, separator)) > 1
+
+
+def _text(chunk: Chunk, record: Any, format: DocumentFormat) -> str:
+    """Return the text of a record."""
+    what = f"column {format.field!r}"
+    if chunk.kind == "lines":
+        what, record = f"field {format.field!r}", _value_at(_parsed(record), format.field)
+    elif isinstance(record, BadRow):
+        raise _UnusableError(record)
+    if record is None and chunk.kind != "lines":
+        raise _UnusableError(f"{what} is null")
+    if format.messages is not None and chunk.kind not in ("text", "warc"):
+        try:
+            return text_of_messages(record, format.messages)
+        except ValueError as error:
+            raise _UnusableError(f"{what} {error}") from error
+    if isinstance(record, bytes):
+        return _decoded(record)
+    if not isinstance(record, str):
+        raise _UnusableError(f"{what} is no text but {json.dumps(record)[:40]}")
+    return record
+
+
+def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, Any]]:
+    """Yield the line or row where each record begins, and its bytes or value."""
     line = chunk.begin.line
     if not isinstance(chunk.content, bytes):
         yield from enumerate(chunk.content, line)
@@ -65,7 +96,7 @@ def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, bytes 
     elif format.separator is None:
         yield line, chunk.content
     else:
-        for record in chunk.content.split(format.separator):
+        for record in split_at(chunk.content, format.separator):
             if record and not record.isspace():
                 yield line, record
             line += record.count(b"\n") + format.separator.count(b"\n")
@@ -78,17 +109,21 @@ def _decoded(record: bytes) -> str:
         raise _UnusableError(f"invalid UTF-8 at byte {error.start} of the document") from error
 
 
-def _text_of_object(line: bytes, field: str) -> str:
-    record = _parsed(line)
+def _value_at(record: Any, field: str) -> Any:
+    """Return what an object has in a field, or at the end of a path of them."""
     if not isinstance(record, dict):
         raise _UnusableError("no JSON object")
-    if field not in record:
-        there = ", ".join(list(record)[:10]) or "no fields"
-        raise _UnusableError(f"no field {field!r} (--field), there are {there}")
-    text = record[field]
-    if not isinstance(text, str):
-        raise _UnusableError(f"field {field!r} is no text but {json.dumps(text)[:40]}")
-    return text
+    if field in record:
+        return record[field]
+    # A name may have dots of its own.
+    for dot in (index for index, character in enumerate(field) if character == "."):
+        if isinstance(record.get(field[:dot]), dict):
+            try:
+                return _value_at(record[field[:dot]], field[dot + 1 :])
+            except _UnusableError:
+                continue
+    there = ", ".join(list(record)[:10]) or "no fields"
+    raise _UnusableError(f"no field {field!r} (--field), there are {there}")
 
 
 def _parsed(line: bytes) -> Any:
@@ -101,4 +136,6 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(_decoded(line))
     except (ValueError, RecursionError) as error:
+        if b"\0\0" in line:
+            raise _UnusableError(_ZEROS) from error
         raise _UnusableError(f"broken JSON ({error})") from error

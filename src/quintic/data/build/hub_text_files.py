@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 from quintic.data.background import in_background
+from quintic.data.build.sources.recognise import recognise
 from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
 from quintic.data.hub.client import HubRepo
 from quintic.errors import QuinticError
@@ -50,7 +51,9 @@ class HubTextFile(TextFile):
         while wait([self._download], _SHOW_EVERY_S).not_done:
             if on_download and self._bytes_done:
                 on_download(min(1.0, self._bytes_done / max(1, self.size)))
-        return self._download.result()
+        path = self._download.result()
+        self.kind, self.packing, _ = recognise(path, self.name, self.kind, self.packing)
+        return path
 
 
 def hub_text_files(argument: str) -> list[TextFile]:
@@ -75,6 +78,8 @@ def hub_text_files(argument: str) -> list[TextFile]:
             commit = info.sha or "main"
             file = HubTextFile(f"{repo}/{name}", *kind, sizes[name], Path(name), repo, commit)
             found.append(file)
+    # Where there is something else, they are lists of files and results more often than text.
+    found = [file for file in found if file.kind not in ("csv", "tsv")] or found
     if not found:
         raise QuinticError(
             f"input {argument} holds nothing that can be read ({READABLE}): see {repo.page}"

@@ -1,21 +1,31 @@
 """The input arguments of `quintic data build` to the files that they name."""
 
 import os
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from quintic.data.build.sources.recognise import recognise
+from quintic.data.build.standard_input import STDIN, standard_input
 from quintic.data.build.text_files import READABLE, TextFile, kind_and_packing, unreadable
 from quintic.errors import QuinticError, counted
+
+_ONLY_IF_NAMED = (".json", ".csv", ".tsv")
+_CACHED = re.compile(r"(?:cache|tmp)[-\w]*\.arrow")  # what datasets' map and filter left
+_KINDS = 5  # are listed of what is left out
 
 
 def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFile], list[str]]:
     """Return the files that input arguments name, in order and each once, and notes for the user.
 
-    Arguments are files, folders, glob patterns, or hub:OWNER/NAME[@REVISION][:CONFIG]. Folders are
-    searched to their ends, by name, without hidden files, and without the folder `leave_out`. A
-    bare .json is read only if it is named: in folders they are settings more often than text. Empty
-    files are passed over too. The notes say how many were.
+    Arguments are files, folders, glob patterns, hub:OWNER/NAME[@REVISION][:CONFIG], or - for
+    standard input. Folders are searched to their ends, by name, without hidden files, and without
+    the folder `leave_out`. A bare .json, .csv or .tsv is read only if it is named, or a pattern
+    ends so: in folders they are settings and lists more often than text. Of a folder of datasets'
+    `DatasetDict` its split `train` is read where it has one, and no file of its cache of results.
+    Empty files are passed over too. The notes say what was, and which files are something else than
+    their name says.
 
     Raises `QuinticError` for an argument that names nothing or a file of another kind, for a folder
     that cannot be read, and for what the hub refuses.
@@ -29,18 +39,21 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
 
             found.update({file.name: file for file in hub_text_files(argument)})
             continue
+        if argument == STDIN:
+            if STDIN not in found:
+                found[STDIN], note = standard_input()
+                notes.append(note)
+            continue
         try:
-            paths, passed_over = _paths(argument, leave_out.resolve())
+            paths = _paths(argument, leave_out.resolve(), notes)
         except OSError as error:
             raise unreadable(argument, error) from error
-        if passed_over:
-            kinds = counted(passed_over, "file of another kind", "files of other kinds")
-            notes.append(f"{argument}: {kinds} left out")
         # A file that is named itself is taken at its word.
         named = paths == [Path(argument).expanduser()]
         empty = 0
         for path in paths:
-            file = _text_file(path)
+            file, said = _text_file(path)
+            notes += said
             if file.size or named or not path.is_file():
                 # Not Path.resolve, which refuses a link to itself.
                 found.setdefault(os.path.realpath(path), file)
@@ -51,8 +64,8 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
     return list(found.values()), notes
 
 
-def _paths(argument: str, leave_out: Path) -> tuple[list[Path], int]:
-    """Return the files to read that an argument names, and how many others it passes over."""
+def _paths(argument: str, leave_out: Path, notes: list[str]) -> list[Path]:
+    """Return the files to read that an argument names, and note what it passes over."""
     path = Path(argument).expanduser()
     if path.is_file():
         if kind_and_packing(path.name) is None:
@@ -60,7 +73,7 @@ def _paths(argument: str, leave_out: Path) -> tuple[list[Path], int]:
                 f"input {argument} is of no kind that can be read: there are {READABLE}; rename "
                 f"it if it is one of these"
             )
-        return [path], 0
+        return [path]
     places = [path] if path.is_dir() else _glob(path)
     if places and all(os.path.realpath(place) == str(leave_out) for place in places):
         raise QuinticError(
@@ -69,17 +82,39 @@ def _paths(argument: str, leave_out: Path) -> tuple[list[Path], int]:
         )
     files = list(
         chain.from_iterable(
-            _walk(place, leave_out) if place.is_dir() else [place] for place in places
+            _walk(place, leave_out, notes) if place.is_dir() else [place] for place in places
         )
     )
-    wanted = [f for f in files if kind_and_packing(f.name) and f.suffix.lower() != ".json"]
+    wanted = [file for file in files if _is_wanted(file, argument)]
     if not wanted:
         what = "holds nothing that can be read" if places else "does not exist"
         raise QuinticError(
             f"input {argument} {what}: name files ({READABLE}), folders or patterns of them, or "
             f"hub:OWNER/NAME"
         )
-    return wanted, len(files) - len(wanted)
+    taken = set(wanted)
+    if passed_over := [file for file in files if file not in taken]:
+        kinds = counted(len(passed_over), "file of another kind", "files of other kinds")
+        notes.append(f"{argument}: {kinds} left out: {_by_kind(passed_over)}")
+    return wanted
+
+
+def _is_wanted(file: Path, argument: str) -> bool:
+    """Return whether a file that a folder or pattern holds is read."""
+    suffix = file.suffix.lower()
+    if suffix in _ONLY_IF_NAMED and not argument.lower().endswith(suffix):
+        return False
+    return kind_and_packing(file.name) is not None and not _CACHED.fullmatch(file.name)
+
+
+def _by_kind(files: Sequence[Path]) -> str:
+    """Return the kinds of files by their suffixes, the most frequent first, with an example."""
+    kinds: dict[str, list[Path]] = {}
+    for file in files:
+        kinds.setdefault(file.suffix.lower() or "without a suffix", []).append(file)
+    most = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    listed = [f"{len(found):,} {suffix} ({found[0].name})" for suffix, found in most[:_KINDS]]
+    return ", ".join(listed) + (f" and {len(most) - _KINDS} more kinds" * (len(most) > _KINDS))
 
 
 def _glob(pattern: Path) -> list[Path]:
@@ -90,7 +125,7 @@ def _glob(pattern: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _walk(folder: Path, leave_out: Path) -> list[Path]:
+def _walk(folder: Path, leave_out: Path, notes: list[str]) -> list[Path]:
     """Return the files of a folder and its subfolders, by path."""
 
     def denied(error: OSError) -> None:
@@ -102,17 +137,24 @@ def _walk(folder: Path, leave_out: Path) -> list[Path]:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if "dataset_dict.json" in files and "train" in folders and len(folders) > 1:
+            # The other splits are for evaluation, as on the hub.
+            others = ", ".join(sorted(set(folders) - {"train"}))
+            notes.append(f"{place} is a DatasetDict: only its split train is read, not {others}")
+            folders[:] = ["train"]
         found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(found)
 
 
-def _text_file(path: Path) -> TextFile:
-    kind = kind_and_packing(path.name)
-    assert kind is not None
+def _text_file(path: Path) -> tuple[TextFile, list[str]]:
+    """Return a file as it is read, and a note where its name says something else."""
+    named = kind_and_packing(path.name)
+    assert named is not None
     try:
         size = path.stat().st_size
+        kind, packing, notes = recognise(path, str(path), *named)
     except OSError as error:
         if not path.is_symlink():
             raise unreadable(str(path), error) from error
-        size = 0  # leads nowhere, which reading it will say
-    return TextFile(str(path), *kind, size, path)
+        return TextFile(str(path), *named, 0, path), []  # leads nowhere, which reading it says
+    return TextFile(str(path), kind, packing, size, path), notes

@@ -18,7 +18,7 @@ import numpy as np
 
 from quintic.cores import available_cores
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
-from quintic.data.build.documents import BadDocument
+from quintic.data.build.documents import BadDocument, is_separated
 from quintic.data.build.encode import EncodedChunks, EncoderPool
 from quintic.data.build.fast_encoder import fast_encoder_name
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
@@ -129,6 +129,7 @@ def build_dataset(
                         settings, files, folder, tokenizer, pool, encoder, max_bad, on_progress
                     )
                     build.run(max_tasks=2 * workers)
+                    notes.extend(build.notes())
 
             only_reference = (folder.read_state() or {}).get("only_reference", False)
             try:
@@ -158,9 +159,13 @@ def _plan(
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+    chosen = asdict(settings)
+    # Came later than the others: builds without it have the plan that they always had.
+    if chosen["messages"] is None:
+        del chosen["messages"]
     return {
         "format_version": _BUILD_VERSION,
-        **asdict(settings),
+        **chosen,
         "inputs": list(settings.inputs),
         "input_files": len(files),
         "input_bytes": sum(file.size for file in files),
@@ -203,6 +208,7 @@ class _Done:
     skipped_bytes: int = 0
     encoders: list[str] = field(default_factory=list)
     only_reference: bool = False
+    separated: bool = False  # by the separator, which was seen
 
 
 class _MistakenError(Exception):
@@ -249,6 +255,15 @@ class _Build:
         finally:
             self._shards.close()
 
+    def notes(self) -> list[str]:
+        """Return what a user should know of the input once it is read."""
+        texts = [file.name for file in self._files if file.kind == "text"]
+        if self._settings.separator is None or self._done.separated or not texts:
+            return []
+        where = texts[0] if len(texts) == 1 else f"{len(texts):,} files of text"
+        whole = "which is one document" if len(texts) == 1 else "each of which is one document"
+        return [f"--separator {self._settings.separator!r} is nowhere in {where}, {whole}"]
+
     def _read(self, max_tasks: int) -> None:
         """Go from the input to the shards, or to the buckets of the shuffle."""
         tasks: deque[tuple[Chunk, Future[EncodedChunks]]] = deque()
@@ -277,6 +292,8 @@ class _Build:
         ):
             chunks.append(chunk)
             size += chunk.size
+            if chunk.kind == "text" and not self._done.separated:
+                self._done.separated = is_separated(chunk, self._settings.format)
             if size >= CHUNK_BYTES // 2 or len(chunks) >= 1000:
                 yield chunks
                 chunks, size = [], 0

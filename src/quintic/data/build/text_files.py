@@ -7,17 +7,30 @@ from typing import Literal
 
 from quintic.errors import QuinticError, reason, way_out
 
-FileKind = Literal["text", "lines", "rows"]
+FileKind = Literal["text", "lines", "rows", "arrow", "csv", "tsv", "warc"]
 
 KINDS: dict[str, FileKind] = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "lines",
     ".json": "lines",
+    ".ndjson": "lines",
+    ".jsonlines": "lines",
+    ".jl": "lines",
     ".parquet": "rows",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".wet": "warc",
+    ".warc": "warc",
 }
-PACKINGS = (".gz", ".zst")
-READABLE = ".txt, .md, .jsonl and .json, also packed as .gz or .zst, and .parquet"
+PACKINGS = {".gz": ".gz", ".zst": ".zst", ".zstd": ".zst", ".xz": ".xz", ".bz2": ".bz2"}
+TABLES: tuple[FileKind, ...] = ("rows", "arrow")
+READABLE = (
+    ".txt, .md, .jsonl, .ndjson, .json, .csv, .tsv and .wet, also packed as .gz, .zst, .xz or "
+    ".bz2, and .parquet, .arrow and .feather"
+)
 
 OnDownload = Callable[[float], None]
 """Called with the fraction of a file that has arrived."""
@@ -28,8 +41,8 @@ class TextFile:
     """A file that holds documents.
 
     `name` is as messages show it; `kind` is "text", a document or several with separators between,
-    "lines", JSON objects, or "rows", parquet; `packing` is "", ".gz" or ".zst"; `size` is in bytes,
-    as the file lies there.
+    "lines", JSON objects, "rows", parquet, or what else KINDS has; `packing` is "" or a value of
+    PACKINGS; `size` is in bytes, as the file lies there.
     """
 
     name: str
@@ -49,10 +62,10 @@ class TextFile:
 def kind_and_packing(name: str) -> tuple[FileKind, str] | None:
     """Return the kind and the packing of a file, by its name; None where it cannot be read."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    packing = suffixes.pop() if suffixes and suffixes[-1] in PACKINGS else ""
+    packing = PACKINGS[suffixes.pop()] if suffixes and suffixes[-1] in PACKINGS else ""
     kind = KINDS.get(suffixes[-1]) if suffixes else None
-    # Parquet is packed inside, and is read from its end.
-    return None if kind is None or (kind == "rows" and packing) else (kind, packing)
+    # Tables are packed inside, and are read from their end.
+    return None if kind is None or (kind in TABLES and packing) else (kind, packing)
 
 
 def unreadable(name: str, error: OSError) -> QuinticError:

@@ -1,0 +1,56 @@
+"""Rows of a parquet file, a part of a row group at a time."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow
+from pyarrow import parquet
+
+from quintic.data.build.sources.columns import find_column
+from quintic.data.build.sources.rows import Rows
+from quintic.errors import QuinticError, one_line
+
+
+def parquet_rows(
+    stream: BinaryIO,
+    name: str,
+    field: str,
+    messages: bool,
+    start: int,
+    rows_bytes: int,
+    read_bytes: int,
+) -> Iterator[Rows]:
+    """Yield rows from the row `start` on, about `rows_bytes` of text at a time.
+
+    `read_bytes` of a column are read at once. Raises `QuinticError` as `find_column` does, and for
+    a file that is damaged or no parquet.
+    """
+    try:
+        # Without a buffer size a whole column of a row group would be read at once.
+        table = parquet.ParquetFile(stream, buffer_size=read_bytes, pre_buffer=False)
+        column = find_column(table.schema_arrow, field, name, messages)
+        paths = [table.schema.column(index).path for index in range(len(table.schema))]
+        leaves = [i for i, p in enumerate(paths) if f"{p}.".startswith(f"{column.path}.")]
+        row = 0
+        for group in range(table.num_row_groups):
+            meta = table.metadata.row_group(group)
+            if row + meta.num_rows <= start:
+                row += meta.num_rows
+                continue
+            text_bytes = sum(meta.column(leaf).total_uncompressed_size for leaf in leaves)
+            for batch in table.iter_batches(
+                batch_size=max(1, min(10_000, rows_bytes * meta.num_rows // (text_bytes + 1))),
+                row_groups=[group],
+                columns=[column.path],
+                use_threads=False,
+            ):
+                skipped = min(max(0, start - row), batch.num_rows)
+                first, row = row + skipped, row + batch.num_rows
+                if first < row:
+                    values = column.values(batch.slice(skipped))
+                    yield Rows(values, first, row, row / table.metadata.num_rows)
+    # Arrow reports damage as OSError too.
+    except (pyarrow.ArrowException, OSError, EOFError) as error:
+        raise QuinticError(
+            f"input {name} cannot be read as parquet ({one_line(error)}): copy or download it again"
+        ) from error

@@ -1,0 +1,116 @@
+"""MosaicML's MDS: shard.00000.mds with samples of several columns, and index.json.
+
+As mosaicml-streaming 0.13.0's `MDSWriter` writes them. A sample begins with the sizes of its
+columns of no fixed size, uint32 each. An array of the encoding `ndarray:TYPE` begins with a byte,
+dimensions times 4 plus a code for the width of its shape, and the shape; one of `ndarray` with a
+byte for the type before that. A sample is taken for a document.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quintic.data.tokens.json_index import INDEX, item_places, read_json_index
+from quintic.data.tokens.token_file import TokenBlock, TokenFile
+from quintic.errors import QuinticError
+
+_COLUMNS = ("tokens", "input_ids")
+_TYPE_CODES = {0x10: "<u2", 0x20: "<u4", 0x21: "<i4", 0x41: "<i8"}
+_NAMED_TYPES = {
+    name: np.dtype(name).newbyteorder("<") for name in ("uint16", "uint32", "int32", "int64")
+}
+_GROUP = 1000  # samples
+
+
+def find_mds(folder: Path, names: list[str]) -> list[TokenFile]:
+    """Return the shards of a folder, in the order of its index.
+
+    Raises `QuinticError` for an index or a shard that is damaged, compression, and where no column
+    holds arrays of token ids.
+    """
+    index = read_json_index(folder, names, "shards")
+    if index is None:
+        return []
+    found = []
+    for shard in index["shards"]:
+        name, columns = (shard.get("raw_data") or {}).get("basename"), shard.get("column_names", [])
+        if shard.get("format") != "mds" or (shard.get("zip_data") and name not in names):
+            raise QuinticError(
+                f"{folder / INDEX} has shards of the format {shard.get('format')}, compressed by "
+                f"{shard.get('compression')}: .mds is read; unpack the shards beside {INDEX}"
+            )
+        encodings, sizes = shard.get("column_encodings", []), shard.get("column_sizes", [])
+        if not len(columns) == len(encodings) == len(sizes) > 0:
+            raise QuinticError(f"{folder / INDEX} is damaged: copy or make it again")
+        column = next((i for i, title in enumerate(columns) if title in _COLUMNS), 0)
+        if len(columns) > 1 and columns[column] not in _COLUMNS:
+            raise QuinticError(
+                f"{folder / INDEX} has the columns {', '.join(columns)}: the one of the tokens is "
+                f"to be named {' or '.join(_COLUMNS)}"
+            )
+        encoding, *of = str(encodings[column]).split(":")
+        if encoding != "ndarray" or len(of) > 1 or not set(of) <= set(_NAMED_TYPES):
+            raise QuinticError(
+                f"{folder / INDEX} has {encodings[column]} in its column {columns[column]}: arrays "
+                f"are read (ndarray, or with a type: {', '.join(_NAMED_TYPES)}), of bytes nobody "
+                f"knows the type"
+            )
+        sized = [i for i, size in enumerate(sizes) if size is None]
+        where = len(sized), sized.index(column), sum(size or 0 for size in sizes[:column])
+        dtype = _NAMED_TYPES[of[0]] if of else None
+        found.append(_token_file(folder / str(name), where, dtype))
+    return found
+
+
+def _token_file(path: Path, where: tuple[int, int, int], dtype: np.dtype[Any] | None) -> TokenFile:
+    places = item_places(path)
+    # An estimate for the progress: samples have a little more than their tokens.
+    tokens = int(places[-1] - places[0]) // (dtype.itemsize if dtype else 2)
+    return TokenFile(path, tokens, partial(_read, path, places, where, dtype))
+
+
+def _read(
+    path: Path,
+    places: npt.NDArray[np.int64],
+    where: tuple[int, int, int],
+    dtype: np.dtype[Any] | None,
+) -> Iterator[TokenBlock]:
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    for first in range(0, len(places) - 1, _GROUP):
+        ends = places[first : first + _GROUP + 1].tolist()
+        documents = []
+        for number, (begin, end) in enumerate(pairwise(ends), first):
+            try:
+                documents.append(_ids(content[begin:end].tobytes(), where, dtype))
+            except (ValueError, IndexError, KeyError) as error:
+                raise QuinticError(
+                    f"{path} has no array of token ids as its sample {number}: make it again"
+                ) from error
+        lengths = np.array([len(document) for document in documents], dtype=np.int64)
+        yield TokenBlock(np.concatenate(documents), lengths)
+
+
+def _ids(
+    sample: bytes, where: tuple[int, int, int], dtype: np.dtype[Any] | None
+) -> npt.NDArray[Any]:
+    """Return the ids of a sample: of which of its columns without a fixed size, behind how many
+    bytes of others."""
+    sized, column, fixed = where
+    sizes = np.frombuffer(sample, "<u4", sized).tolist()
+    begin = 4 * sized + fixed + sum(sizes[:column])
+    value = sample[begin : begin + sizes[column]]
+    if dtype is None:
+        dtype, value = np.dtype(_TYPE_CODES[value[0]]), value[1:]
+    dimensions, width = value[0] >> 2, 1 << (value[0] & 3)
+    if dimensions != 1:
+        raise ValueError("no list")
+    count = int.from_bytes(value[1 : 1 + width], "little")
+    ids = np.frombuffer(value[1 + width :], dtype)
+    if len(ids) != count:
+        raise ValueError("another length than its shape says")
+    return ids

@@ -1,0 +1,402 @@
+"""Token files of other tools; the bytes are written here by their descriptions."""
+
+import hashlib
+import json
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quintic.cli.main import main
+from quintic.data.dataset import open_dataset
+from quintic.data.shards import write_shard
+from quintic.data.tokenizer import train_bpe
+from quintic.data.tokens import token_file
+from quintic.data.tokens.find import find_tokens
+from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
+from quintic.data.verify import check_dataset
+from quintic.errors import QuinticError
+from tests.conftest import refusal
+
+EOT = 0  # of the vocabulary below
+DRAW = np.random.default_rng(5)
+DOCUMENTS = [DRAW.integers(1, 300, DRAW.integers(1, 60)).tolist() for _ in range(50)]
+STREAM_BEFORE = [token for document in DOCUMENTS for token in (EOT, *document)]
+STREAM_BEHIND = [token for document in DOCUMENTS for token in (*document, EOT)]
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json with 300 tokens."""
+    texts = ["some words of a text and more of them, again and again" * 9]
+    tokenizer = train_bpe([*texts, "".join(map(chr, range(33, 400))) * 20], 300)
+    assert (tokenizer.eot_id, tokenizer.vocab_size) == (EOT, 300)
+    return tokenizer.save(tmp_path_factory.mktemp("vocabulary"))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_file, "BLOCK_TOKENS", 97)
+
+
+def write_nanogpt(folder: Path, dtype: str = "<u2") -> None:
+    np.array(STREAM_BEHIND, dtype).tofile(folder / "train.bin")
+    np.array(STREAM_BEHIND[-len(DOCUMENTS[-1]) - 1 :], dtype).tofile(folder / "val.bin")
+
+
+def write_megatron(
+    folder: Path, code: int = 8, dtype: str = "<u2", sequences: int = 1, name: str = "a_text"
+) -> None:
+    """Each document as that many sequences."""
+    parts = [
+        part.tolist() for document in DOCUMENTS for part in np.array_split(document, sequences)
+    ]
+    lengths = np.array([len(part) for part in parts], "<i4")
+    ids = np.array([token for part in parts for token in part], dtype)
+    ids.tofile(folder / f"{name}.bin")
+    places = (np.cumsum(lengths) - lengths).astype("<i8") * ids.itemsize
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(parts), len(DOCUMENTS) + 1)
+    starts = np.arange(len(DOCUMENTS) + 1, dtype="<i8") * sequences
+    (folder / f"{name}.idx").write_bytes(
+        index + lengths.tobytes() + places.tobytes() + starts.tobytes()
+    )
+
+
+def write_llmc(folder: Path) -> None:
+    write_shard(folder / "tiny_shakespeare_train.bin", STREAM_BEFORE)
+    write_shard(folder / "tiny_shakespeare_val.bin", STREAM_BEFORE[:20])
+
+
+def write_npy(folder: Path) -> None:
+    """Shards that end in the middle of a document."""
+    ids = np.array(STREAM_BEFORE, np.uint16)
+    np.save(folder / "edufineweb_train_000001.npy", ids[:500])
+    np.save(folder / "edufineweb_train_000002.npy", ids[500:])
+    np.save(folder / "edufineweb_val_000000.npy", ids[:20])
+
+
+def chunk(items: list[bytes], between: bytes = b"") -> bytes:
+    begin = 4 * (len(items) + 2) + len(between)
+    places = np.cumsum([begin, *map(len, items)]).astype("<u4")
+    return struct.pack("<I", len(items)) + places.tobytes() + between + b"".join(items)
+
+
+def write_litdata(folder: Path, dtype: str = "<u2", format: str = "no_header_numpy:5") -> None:
+    items = [np.array(document, dtype).tobytes() for document in DOCUMENTS]
+    (folder / "chunk-0-0.bin").write_bytes(chunk(items[:30]))
+    (folder / "chunk-0-1.bin").write_bytes(chunk(items[30:]))
+    chunks = [{"filename": f"chunk-0-{n}.bin"} for n in range(2)]
+    config = {"compression": None, "data_format": [format], "item_loader": "TokensLoader"}
+    (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": config}))
+
+
+def write_mds(folder: Path, encoding: str = "ndarray:uint16") -> None:
+    samples = []
+    for document in DOCUMENTS:
+        dtype, type_byte = ("<u2", b"") if ":" in encoding else ("<i8", b"\x41")
+        shape = type_byte + bytes([1 << 2, len(document)])
+        value, url = shape + np.array(document, dtype).tobytes(), b"http://a"
+        # Columns lie by name: one of fixed size, tokens, url.
+        sizes = struct.pack("<II", len(value), len(url))
+        samples.append(sizes + bytes(8) + value + url)
+    columns = {
+        "column_names": ["id", "tokens", "url"],
+        "column_encodings": ["int", encoding, "str"],
+        "column_sizes": [8, None, None],
+    }
+    shards = []
+    for number, part in enumerate((samples[:30], samples[30:])):
+        name = f"shard.0000{number}.mds"
+        (folder / name).write_bytes(chunk(part, json.dumps(columns).encode()))
+        raw = {"basename": name, "bytes": 0, "hashes": {}}
+        shards.append({"format": "mds", "raw_data": raw, "zip_data": None, **columns})
+    (folder / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
+
+
+def write_datatrove(folder: Path, width: int = 2) -> None:
+    path = folder / "000_unshuffled.ds"
+    np.array([t for document in DOCUMENTS for t in document], f"<u{width}").tofile(path)
+    ends = np.cumsum([len(document) for document in DOCUMENTS]).astype("<u8")
+    Path(f"{path}.index").write_bytes(ends.tobytes())
+    Path(f"{path}.metadata").write_text(f"some|tokenizer|{width}\n{ends[-1]}\n1.5 kT")
+
+
+WITH_SPLITS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "nanoGPT": ("nanoGPT", write_nanogpt),
+    "nanoGPT, 32 bits": ("nanoGPT", lambda folder: write_nanogpt(folder, "<u4")),
+    "llm.c": ("llm.c", write_llmc),
+    "build-nanogpt": ("build-nanogpt", write_npy),
+}
+OF_DOCUMENTS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "Megatron": ("Megatron", write_megatron),
+    "Megatron, int32": ("Megatron", lambda folder: write_megatron(folder, 4, "<i4")),
+    "Megatron, sequences": ("Megatron", lambda folder: write_megatron(folder, sequences=3)),
+    "litdata": ("litdata", write_litdata),
+    "litdata, int64": ("litdata", lambda f: write_litdata(f, "<i8", "no_header_tensor:18")),
+    "MDS": ("MDS", write_mds),
+    "MDS, any array": ("MDS", lambda folder: write_mds(folder, "ndarray")),
+    "datatrove": ("datatrove", write_datatrove),
+    "datatrove, 32 bits": ("datatrove", lambda folder: write_datatrove(folder, 4)),
+}
+
+
+def run_import(source: Path, out: Path, vocabulary: Path, *options: str) -> dict[str, list[int]]:
+    arguments = [source, "--out", out, "--tokenizer", vocabulary, "--shard-tokens", 400, *options]
+    main(["data", "import", *map(str, arguments)])
+    assert check_dataset(out).problems == []
+    streams = open_dataset(out, splits=()).streams
+    return {split: stream.read(0, len(stream)).tolist() for split, stream in streams.items()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("case", WITH_SPLITS)
+def test_files_that_name_their_split(
+    source: Path, tmp_path: Path, vocabulary: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, write = WITH_SPLITS[case]
+    write(source)
+    found = run_import(source, tmp_path / "out", vocabulary)
+    assert found["train"] == STREAM_BEFORE
+    assert found["val"] in ([EOT, *DOCUMENTS[-1]], STREAM_BEFORE[:20])
+    assert f"token files of {name}; train on it" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir())[:2] == [
+        "manifest.json",
+        "out_train_000001.bin",
+    ]
+
+
+@pytest.mark.parametrize("case", OF_DOCUMENTS)
+def test_files_of_documents(source: Path, tmp_path: Path, vocabulary: Path, case: str) -> None:
+    name, write = OF_DOCUMENTS[case]
+    write(source)
+    assert find_tokens(source).kind.name == name
+    found = run_import(source, tmp_path / "out", vocabulary, "--val-share", "0")
+    assert found == {"train": STREAM_BEFORE}
+    # The same documents are for validation whatever they lie in.
+    found = run_import(source, tmp_path / "split", vocabulary, "--val-share", "0.3")
+    held_out = [index for index, ids in enumerate(DOCUMENTS) if _within(ids, found["val"])]
+    assert held_out == HELD_OUT
+    # A folder that says what it is for stays what it is.
+    (source.parent / "validation").mkdir()
+    source.rename(source.parent / "parts")
+    (source.parent / "parts").rename(source.parent / "validation" / "parts")
+    (source.parent / "all").mkdir()
+    (source.parent / "validation").rename(source.parent / "all" / "validation")
+    assert run_import(source.parent / "all", tmp_path / "val", vocabulary) == {"val": STREAM_BEFORE}
+
+
+def _within(document: list[int], stream: list[int]) -> bool:
+    text = " ".join(map(str, [EOT, *document, EOT]))
+    return f" {text} " in f" {' '.join(map(str, [*stream, EOT]))} "
+
+
+def _hash(document: list[int]) -> int:
+    return int.from_bytes(hashlib.sha256(np.array(document, "<u4").tobytes()).digest()[:8])
+
+
+HELD_OUT = [index for index, ids in enumerate(DOCUMENTS) if _hash(ids) < 0.3 * 2**64]
+
+
+def test_end_of_text_is_once_before_each_document(
+    source: Path, tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [[EOT, 5, 6], [7, EOT], [], [EOT], [EOT, 8, EOT], [9, EOT, 10], [EOT, EOT]]
+    ids = [token for document in documents for token in document]
+    np.array(ids, "<u2").tofile(source / "a.ds")
+    ends = np.cumsum([len(document) for document in documents]).astype("<u8")
+    (source / "a.ds.index").write_bytes(ends.tobytes())
+    (source / "a.ds.metadata").write_text("gpt2|2\n")
+    found = run_import(source, tmp_path / "out", vocabulary, "--val-share", "0")
+    assert found["train"] == [EOT, 5, 6, EOT, 7, EOT, 8, EOT, 9, EOT, 10]
+    assert "note: 3 empty documents left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["nanogpt", "megatron"])
+def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> None:
+    write_nanogpt(source)
+    first = run_import(source, tmp_path / "first", vocabulary)
+    main(["data", "export", str(tmp_path / "first"), "--to", to, "--out", str(tmp_path / "theirs")])
+    names = {path.name for path in (tmp_path / "theirs").iterdir()}
+    if to == "nanogpt":
+        assert names == {"train.bin", "val.bin", "tokenizer.json"}
+        for name in ("train.bin", "val.bin"):
+            assert (tmp_path / "theirs" / name).read_bytes() == (source / name).read_bytes()
+    else:
+        prefixes = {f"{split}_text_document" for split in ("train", "val")}
+        endings = {f"{prefix}{end}" for prefix in prefixes for end in (".bin", ".idx")}
+        assert names == {*endings, "tokenizer.json"}
+        index = (tmp_path / "theirs" / "train_text_document.idx").read_bytes()
+        assert struct.unpack_from("<9sQBQQ", index) == (b"MMIDIDX\0\0", 1, 8, 50, 51)
+        lengths = np.frombuffer(index, "<i4", 50, 34)
+        assert lengths.tolist() == [len(document) + 1 for document in DOCUMENTS]
+        ids = np.fromfile(tmp_path / "theirs" / "train_text_document.bin", "<u2")
+        assert ids.tolist() == STREAM_BEHIND
+    assert run_import(tmp_path / "theirs", tmp_path / "first again", vocabulary, "--name", "first")
+    records = [path for path in (tmp_path / "first").iterdir() if path.suffix == ".bin"]
+    assert len(records) > 3
+    for path in records:
+        assert (tmp_path / "first again" / path.name).read_bytes() == path.read_bytes()
+    assert first["train"] == STREAM_BEFORE
+
+
+def test_folders_of_llmc_need_no_import(source: Path) -> None:
+    write_llmc(source)
+    assert len(open_dataset(source).train) == len(STREAM_BEFORE)
+
+
+# What cannot be imported -------------------------------------------------------------------------
+
+
+Damage = Callable[[Path], Any]
+
+
+def cut(name: str, count: int = 1) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-count])
+
+    return damage
+
+
+def replace(name: str, content: bytes | str) -> Damage:
+    return lambda folder: (folder / name).write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
+
+
+def remove(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("write", "damage", "message"),
+    [
+        (write_nanogpt, cut("train.bin"), r"train\.bin is truncated: its \d+ bytes are no whole"),
+        (write_nanogpt, replace("val.bin", b""), r"val\.bin holds no tokens"),
+        (write_nanogpt, replace("meta.pkl", b"x"), "a vocabulary of its own, of characters"),
+        (write_megatron, cut("a_text.bin"), r"a_text\.bin is truncated: it has \d+ bytes, its ind"),
+        (write_megatron, cut("a_text.idx"), r"a_text\.idx has \d+ bytes, its header says"),
+        (write_megatron, remove("a_text.bin"), r"a_text\.idx is there without a_text\.bin"),
+        (write_megatron, replace("a_text.idx", b"TNTIDX"), "does not begin with MMIDIDX"),
+        (lambda folder: write_megatron(folder, 7), lambda f: None, "version 1 and type 7"),
+        (write_llmc, cut("tiny_shakespeare_val.bin"), "is truncated: expected"),
+        (write_npy, cut("edufineweb_val_000000.npy"), r"000000\.npy cannot be read as \.npy"),
+        (write_npy, replace("edufineweb_val_000000.npy", b""), r"cannot be read as \.npy"),
+        (
+            write_npy,
+            lambda folder: np.save(folder / "a_train_1.npy", np.ones((2, 2))),
+            r"float64 of shape \(2, 2\): token ids are a list",
+        ),
+        (write_litdata, cut("chunk-0-1.bin"), r"chunk-0-1\.bin is damaged or truncated"),
+        (write_litdata, remove("chunk-0-1.bin"), "is not there, its index.json lists it"),
+        (write_litdata, replace("index.json", "{"), r"index\.json is damaged"),
+        (write_litdata, replace("index.json", '{"chunks": 3}'), r"index\.json lists no chunks"),
+        (lambda f: write_litdata(f, format="pickle"), lambda f: None, "items of pickle and comp"),
+        (write_mds, cut("shard.00001.mds"), r"shard\.00001\.mds is damaged or truncated"),
+        (write_mds, replace("shard.00000.mds", b"ab"), r"shard\.00000\.mds is damaged or trunc"),
+        (lambda f: write_mds(f, "bytes"), lambda f: None, "has bytes in its column tokens"),
+        (write_mds, replace("index.json", '{"shards": [{}]}'), "shards of the format None"),
+        (write_datatrove, cut("000_unshuffled.ds", 2), r"which its \.index does not end with"),
+        (write_datatrove, remove("000_unshuffled.ds.index"), r"is there without .*\.ds\.index"),
+        (write_datatrove, replace("000_unshuffled.ds.metadata", "gpt2"), "not NAME|2 or NAME|4"),
+        (write_datatrove, write_nanogpt, "token files of datatrove"),
+        (lambda f: (f / "a.parquet").touch(), lambda f: None, "quintic data build .* reads that"),
+        (lambda f: (f / "a.pdf").touch(), lambda f: None, "has no token files of Megatron, litd"),
+    ],
+)
+def test_damaged_files_are_refused_in_a_line(
+    source: Path,
+    tmp_path: Path,
+    vocabulary: Path,
+    capsys: pytest.CaptureFixture[str],
+    write: Damage,
+    damage: Damage,
+    message: str,
+) -> None:
+    write(source)
+    damage(source)
+    arguments = ["data", "import", source, "--out", tmp_path / "out", "--tokenizer", vocabulary]
+    if message.startswith("token files of datatrove"):
+        # Files of two kinds in one folder are of the first; in two folders nobody knows.
+        (source / "sub").mkdir()
+        write_npy(source / "sub")
+        message = "has token files of datatrove and of build-nanogpt: name one folder for each"
+    line = refusal(arguments, capsys)
+    with pytest.raises(QuinticError, match=message):
+        raise QuinticError(line)
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("case", [*WITH_SPLITS, *OF_DOCUMENTS])
+def test_ids_beyond_the_vocabulary_are_named_with_file_and_place(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    {**WITH_SPLITS, **OF_DOCUMENTS}[case][1](source)
+    small = train_bpe(["some words"], 257).save(tmp_path)
+    line = refusal(
+        ["data", "import", source, "--out", tmp_path / "out", "--tokenizer", small], capsys
+    )
+    ids = STREAM_BEFORE if "llm" in case or "npy" in case or "build" in case else STREAM_BEHIND
+    ids = [token for d in DOCUMENTS for token in d] if case in OF_DOCUMENTS else ids
+    first = next(index for index, token in enumerate(ids) if token >= 257)
+    assert f"holds the token id {ids[first]} as its token {first}, counted from 0" in line
+    assert "has only the ids 0 to 256: name the one that made the ids" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_exports_that_are_refused(
+    source: Path, tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llmc(source)
+    export = ["data", "export", source, "--out", tmp_path / "out", "--to", "nanogpt"]
+    assert "does not say which tokenizer made it" in refusal(export, capsys)
+    small = train_bpe(["some words"], 257).save(tmp_path)
+    assert "holds the token id" in refusal([*export, "--tokenizer", small], capsys)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").touch()
+    assert "holds other files" in refusal([*export, "--tokenizer", vocabulary], capsys)
+
+
+@pytest.mark.parametrize("case", [*WITH_SPLITS, *OF_DOCUMENTS])
+def test_broken_bytes_never_end_in_a_traceback(
+    source: Path, tmp_path: Path, vocabulary: Path, case: str
+) -> None:
+    {**WITH_SPLITS, **OF_DOCUMENTS}[case][1](source)
+    whole = {path: path.read_bytes() for path in source.iterdir()}
+    draw = random.Random(1)
+    settings, refused = ImportSettings(str(vocabulary), "x"), 0
+    for number in range(10):
+        for path, content in whole.items():
+            path.write_bytes(content)
+        path = draw.choice(sorted(whole))
+        broken = bytearray(whole[path][: draw.choice([None, draw.randrange(len(whole[path]))])])
+        for _ in range(draw.randint(0, 4)):
+            if broken:
+                # Headers and indices lie at the beginning.
+                broken[draw.randrange(min(len(broken), draw.choice([60, 10**9])))] = draw.choice(
+                    [0, 255, draw.randrange(256)]
+                )
+        path.write_bytes(broken)
+        try:
+            import_tokens(source, tmp_path / f"out{number}", settings, lambda stage, done: None)
+            assert check_dataset(tmp_path / f"out{number}").problems == []
+        except QuinticError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert not (tmp_path / f"out{number}").exists()
+    assert refused
