@@ -24,7 +24,7 @@ def recognise(
     """
     if not path.is_file():
         return kind, packing, []
-    with path.open("rb", buffering=0) as stream:
+    with path.open("rb") as stream:
         head = stream.read(16)
     for begin, (table, table_name) in _BEGINS.items():
         if head.startswith(begin) and (kind, packing) != (table, "") and _ends_so(path, begin):
