@@ -310,8 +310,8 @@ class DataBuild:
     r"""What stands between the documents of a text file, \n for a line end, also CR LF; default: a
     file is a document."""
     tokenizer: str = "gpt2"
-    """gpt2 (three times as fast with pip install 'quintic[fast]'), a tokenizer.json, or train:SIZE
-    for a new vocabulary, train:SIZE:gpt2 for one that cuts text as GPT-2 does, which llama.cpp
+    """gpt2 (much faster with pip install 'quintic[fast]'), a tokenizer.json, or train:SIZE for
+    a new vocabulary, train:SIZE:gpt2 for one that cuts text as GPT-2 does, which llama.cpp
     can."""
     shard_tokens: int = 100_000_000
     """Tokens of a shard."""
