@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def test_records_give_the_questions_of_their_tasks() -> None:
         ({"goal": "a", "sol1": "b", "sol2": 3, "label": 1}, "is no item of piqa (object of type"),
         ({"goal": "a", "sol1": "b", "sol2": "", "label": 1}, "(a choice is empty)"),
         ([1, 2], "is no item of piqa (list indices must be integers"),
+        ({"goal": "a", "sol1": "b", "sol2": "c", "label": True}, "its label is True, which is no"),
+        ({"goal": "a", "sol1": "b", "sol2": "c", "label": 1.7}, "its label is 1.7, which is no"),
     ],
 )
 def test_a_record_of_another_shape_is_named(
@@ -178,8 +181,10 @@ def test_a_record_of_another_shape_is_named(
     [
         ({}, "piqa", "has no data of piqa: put piqa.jsonl"),
         ({"piqa.jsonl": b""}, "piqa", "has no items of piqa: it is empty"),
-        ({"piqa.jsonl": b"{"}, "piqa", "piqa.jsonl cannot be read"),
-        ({"piqa.json": b"{}"}, "piqa", "is no list of objects"),
+        ({"piqa.jsonl": b"{"}, "piqa", "piqa.jsonl, line 1, cannot be read"),
+        ({"piqa.json": b"{}"}, "piqa", "piqa.json cannot be read (ValueError: it is no list)"),
+        ({"piqa.jsonl": b"\n{\n"}, "piqa", "piqa.jsonl, line 2, cannot be read"),
+        ({"piqa/a.jsonl": b"{}", "piqa/b.jsonl": b"{}"}, "piqa", "both hold data of piqa"),
         ({"piqa.parquet": b"PAR1"}, "piqa", "piqa.parquet cannot be read"),
         ({"piqa.zip": b"PK"}, "piqa", "piqa.zip cannot be unpacked"),
         ({"piqa.json": b"[]", "piqa.jsonl": b"{}"}, "piqa", "both hold data of piqa"),
@@ -225,6 +230,61 @@ def test_a_continuation_longer_than_the_context_is_named(
 ) -> None:
     command = ["evaluate", text_run, "--tasks", "piqa", "--task-data", task_data]
     assert "item 5 of piqa cannot be scored (its continuation" in refusal(command, capsys)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "expected"),
+    [
+        ("hellaswag", {"endings": ["one"], "label": 0}, "no list of two or more"),
+        ("hellaswag", {"endings": "abcd"}, "its endings are no list"),
+        ("arc_easy", {"answerKey": "Z"}, "its answer 'Z' is none of the labels"),
+        ("arc_easy", {"choices": {"text": ["a", "b"], "label": list("ABCD1234")}}, "have 8 labels"),
+        ("openbookqa", {"choices": {"text": "ab", "label": "1A"}, "answerKey": "1"}, "no list of"),
+        ("winogrande", {"answer": ""}, "its answer is '' and not 1 or 2"),
+        ("winogrande", {"sentence": "none"}, "its sentence has no blank"),
+    ],
+)
+def test_choices_of_another_shape_are_named(
+    task: str, changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    line = json.dumps({**record(task, 1), **changes})
+    (tmp_path / f"{task}.jsonl").write_text(line + "\n")
+    with pytest.raises(QuinticError, match="line 1, is no item of") as caught:
+        local_data(TASKS[task], tmp_path)
+    assert expected in str(caught.value)
+
+
+def test_packed_files_are_one_for_each_subtask(tmp_path: Path) -> None:
+    for names, expected in (
+        (["train.jsonl", "valid.jsonl"], "both hold data of piqa"),
+        (["README"], "has no .jsonl, .json, .parquet in it"),
+    ):
+        with zipfile.ZipFile(tmp_path / "piqa.zip", "w") as packed:
+            for name in names:
+                packed.writestr(name, json.dumps(record("piqa", 0)))
+        with pytest.raises(QuinticError, match=expected):
+            local_data(TASKS["piqa"], tmp_path)
+    with zipfile.ZipFile(tmp_path / "blimp.zip", "w") as packed:
+        for folder in "ab":
+            packed.writestr(f"{folder}/causative.jsonl", json.dumps(record("blimp", 0)))
+    with pytest.raises(QuinticError, match="both hold data of blimp"):
+        local_data(TASKS["blimp"], tmp_path)
+
+
+def test_a_model_without_numbers_has_no_scores(
+    trained: Trained, text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = given("piqa", [0, 0], 2, monkeypatch, [[math.nan, math.nan], [-1, -2]])
+    with pytest.raises(QuinticError, match="not numbers"):
+        score_task(trained.model, load_tokenizer(str(text_data)), data)
+
+
+def test_one_item_has_no_standard_error(
+    trained: Trained, text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = given("piqa", [0], 2, monkeypatch, [[-1, -2]])
+    found = score_task(trained.model, load_tokenizer(str(text_data)), data).metrics["acc"]
+    assert (found.stderr, str(found)) == (None, "1.0000")
 
 
 def test_damaged_scores_are_named(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ def compare_tasks(groups: Sequence[Group]) -> TaskComparison:
                 "runs again with the same --task-data"
             )
             continue
+        steps = sorted({scores.step for _, column in chosen for scores in column if scores.step})
+        if len(steps) > 1:
+            notes.append(
+                f"the scores of {task} are of different steps, {steps[0]:,} to {steps[-1]:,}"
+            )
         for metric in chosen[0][1][0].items:
             first = chosen[0][1]
             results.append(_result(chosen[0][0].label, task, metric, first, None))

@@ -88,9 +88,13 @@ def local_data(task: Task, folder: Path, limit: int | None = None) -> TaskData:
         found.append(packed)
     if not found:
         raise QuinticError(
-            f"{folder} has no data of {task.name}: put {task.name}.jsonl (or .json or .parquet) "
-            f"there, a folder {task.name} of such files or {task.name}.zip, or leave --task-data "
-            "out to take it from the hub"
+            f"{folder} has no data of {task.name}: put "
+            + (
+                f"a folder {task.name} with a .jsonl (or .json or .parquet) for each subtask"
+                if task.subtasks
+                else f"{task.name}.jsonl (or .json or .parquet)"
+            )
+            + f" there, or {task.name}.zip, or leave --task-data out to take it from the hub"
         )
     try:
         parts = [part for path in found for part in _parts(path)]
@@ -98,11 +102,13 @@ def local_data(task: Task, folder: Path, limit: int | None = None) -> TaskData:
         raise QuinticError(
             f"data of {task.name} cannot be read ({reason(error)}): {way_out(error)}"
         ) from error
-    if len(found) > 1 and not task.subtasks:
-        raise QuinticError(
-            f"{found[0]} and {found[1]} both hold data of {task.name}, which is one file: remove "
-            "one of them"
-        )
+    seen: dict[str, _Part] = {}
+    for part in parts:
+        other = seen.setdefault(part.subtask if task.subtasks else task.name, part)
+        if other is not part:
+            raise QuinticError(
+                f"{other.name} and {part.name} both hold data of {task.name}: remove one of them"
+            )
     return _task_data(task, parts, str(found[0] if len(found) == 1 else inner), limit)
 
 
@@ -154,21 +160,26 @@ def _parts(path: Path) -> Iterator[_Part]:
     if path.suffix != ".zip":
         yield _Part(path.stem, str(path), path.read_bytes())
         return
+    none = True
     try:
         with zipfile.ZipFile(path) as packed:
             for name in sorted(packed.namelist()):
                 inner = Path(name)
                 # macOS packs a hidden neighbour of each file, which is none of the data.
                 if inner.suffix in ENDINGS and not inner.name.startswith("."):
+                    none = False
                     yield _Part(inner.stem, f"{path}:{name}", packed.read(name))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise QuinticError(
             f"{path} cannot be unpacked ({one_line(error)}): copy or download it again"
         ) from error
+    if none:
+        raise QuinticError(f"{path} has no {', '.join(ENDINGS)} in it: it has to hold such files")
 
 
 def _records(part: _Part) -> Iterator[tuple[str, Record]]:
     """Yield each record with its place in words."""
+    place = ""
     try:
         if part.name.endswith(".parquet"):
             from pyarrow import parquet
@@ -178,16 +189,18 @@ def _records(part: _Part) -> Iterator[tuple[str, Record]]:
         elif part.name.endswith(".json"):
             found = json.loads(part.content)
             if not isinstance(found, list):
-                raise QuinticError(f"{part.name} is no list of objects, which a .json has to be")
+                raise ValueError("it is no list")
             yield from ((f"element {i}", row) for i, row in enumerate(found, 1))
         else:
             for i, line in enumerate(part.content.splitlines(), 1):
+                place = f", line {i},"
                 if line.strip():
                     yield f"line {i}", json.loads(line)
-    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
+    # pyarrow's errors are ValueErrors or OSErrors.
+    except (ValueError, OSError, RecursionError) as error:
         raise QuinticError(
-            f"{part.name} cannot be read ({one_line(error)}): it has to be JSON lines (.jsonl), a "
-            "JSON list (.json) or Parquet (.parquet)"
+            f"{part.name}{place} cannot be read ({one_line(error)}): a task's data are JSON lines "
+            "(.jsonl), a JSON list (.json) or Parquet (.parquet)"
         ) from error
 
 
@@ -222,7 +235,7 @@ def _item(task: Task, part: _Part, place: str, record: Record) -> Item:
             raise TypeError("a text is none")
         if not all(continuation.strip() for _, continuation in question.pairs):
             raise ValueError("a choice is empty")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise QuinticError(
             f"{part.name}, {place}, is no item of {task.name} ({problem}): it needs {task.fields}, "

@@ -62,10 +62,30 @@ class Task:
 
 
 def choose(context: str, choices: Sequence[str], answer: int) -> Question:
-    """Return the question which choice follows a context, each behind a blank."""
+    """Return the question which choice follows a context, each behind a blank; raises TypeError or
+    ValueError where there are no choices, or not the one that is the answer."""
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise TypeError("its choices are no list of two or more")
     if not 0 <= answer < len(choices):
         raise ValueError(f"the answer is number {answer} of {len(choices)} choices")
     return Question([(context, f" {c}") for c in choices], answer, [len(c) for c in choices])
+
+
+def _number(value: Any) -> int:
+    """Return the number of a choice, which some write as text."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"its label is {value!r}, which is no number of a choice")
+    return int(value)
+
+
+def _labelled(context: str, choices: Record, label: str) -> Question:
+    """Return the question which of the choices follows; they are lists of texts and of labels."""
+    texts, labels = choices["text"], list(choices["label"])
+    if label not in labels:
+        raise ValueError(f"its answer {label!r} is none of the labels")
+    if len(texts) != len(labels):
+        raise ValueError(f"{len(texts)} choices have {len(labels)} labels")
+    return choose(context, texts, labels.index(label))
 
 
 def _blimp(record: Record) -> Question:
@@ -73,18 +93,16 @@ def _blimp(record: Record) -> Question:
 
 
 def _arc(record: Record) -> Question:
-    choices = record["choices"]
-    return choose(
-        f"Question: {record['question']}\nAnswer:",
-        choices["text"],
-        list(choices["label"]).index(record["answerKey"]),
-    )
+    context = f"Question: {record['question']}\nAnswer:"
+    return _labelled(context, record["choices"], record["answerKey"])
 
 
 def _hellaswag(record: Record) -> Question:
     context = f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}"
+    if not isinstance(record["endings"], list):
+        raise TypeError("its endings are no list")
     endings = [_without_wikihow_marks(ending) for ending in record["endings"]]
-    return choose(_without_wikihow_marks(context), endings, int(record["label"]))
+    return choose(_without_wikihow_marks(context), endings, _number(record["label"]))
 
 
 def _without_wikihow_marks(text: str) -> str:
@@ -98,14 +116,12 @@ def _lambada(record: Record) -> Question:
 
 
 def _openbookqa(record: Record) -> Question:
-    choices = record["choices"]
-    answer = list(choices["label"]).index(record["answerKey"].lstrip())
-    return choose(record["question_stem"], choices["text"], answer)
+    return _labelled(record["question_stem"], record["choices"], record["answerKey"].lstrip())
 
 
 def _piqa(record: Record) -> Question:
     context = f"Question: {record['goal']}\nAnswer:"
-    return choose(context, [record["sol1"], record["sol2"]], int(record["label"]))
+    return choose(context, [record["sol1"], record["sol2"]], _number(record["label"]))
 
 
 def _sciq(record: Record) -> Question:
@@ -121,8 +137,10 @@ def _winogrande(record: Record) -> Question:
         raise ValueError("its sentence has no blank, which is written _")
     options = [before + record[name] for name in ("option1", "option2")]
     ending = f" {after.strip()}"
-    answer = ("1", "2").index(str(record["answer"]))
-    return Question([(option, ending) for option in options], answer, [len(o) for o in options])
+    if (answer := str(record["answer"])) not in ("1", "2"):
+        raise ValueError(f"its answer is {answer!r} and not 1 or 2")
+    pairs = [(option, ending) for option in options]
+    return Question(pairs, int(answer) - 1, [len(option) for option in options])
 
 
 _ARC_FIELDS = "question, choices (text, label) and answerKey"
@@ -227,7 +245,7 @@ def named_tasks(names: str, option: str) -> list[Task]:
     chosen = []
     for name in filter(None, map(str.strip, names.split(","))):
         if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=1)
+            close = difflib.get_close_matches(name.lower(), TASKS, n=1)
             meant = f" (did you mean {close[0]}?)" if close else ""
             raise QuinticError(
                 f"there is no task {name}{meant}: choose among {', '.join(TASKS)}; quintic "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class Score:
     """A metric of a task, or of a part of it."""
 
     value: float
-    stderr: float
-    """Standard deviation over resamples of the items, those of each subtask among themselves."""
+    stderr: float | None
+    """Standard deviation over resamples of the items, those of each subtask among themselves; None
+    where a subtask has one item, which has no spread."""
 
     def __str__(self) -> str:
-        digits = 4 if self.value < 10 else 2
-        return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+        form = ".4f" if self.value < 10 else ".2f" if self.value < 1e6 else ".2e"
+        error = "" if self.stderr is None else f" ± {self.stderr:{form}}"
+        return f"{self.value:{form}}{error}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class TaskScores:
     """By metric a number for each item, [n]: 1 where it is right, nats for perplexity."""
     chance: float
     """The accuracy of guessing."""
+    step: int | None = None
+    """Of the checkpoint, where the scores are kept."""
 
     @property
     def metrics(self) -> Mapping[str, Score]:
@@ -90,16 +94,19 @@ class TaskScores:
         for metric, values in self.items.items():
             parts = [values[subtasks == name] for name in sorted(chosen)]
             finish = perplexity if metric == "perplexity" else float
-            random = np.random.default_rng(0)
-            drawn = np.mean([_resampled_means(part, random) for part in parts], axis=0)
-            value = finish(float(np.mean([part.mean() for part in parts])))
-            found[metric] = Score(value, float(np.std([finish(mean) for mean in drawn], ddof=1)))
+            value, stderr = finish(float(np.mean([part.mean() for part in parts]))), None
+            if min(map(len, parts)) > 1:
+                random = np.random.default_rng(0)
+                drawn = np.mean([_resampled_means(part, random) for part in parts], axis=0)
+                stderr = float(np.std([finish(mean) for mean in drawn], ddof=1))
+            found[metric] = Score(value, stderr)
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON has it; `from_dict` takes it back."""
         return {
             "task": self.task,
+            "step": self.step,
             "source": self.source,
             "fingerprint": self.fingerprint,
             "chance": self.chance,
@@ -131,6 +138,7 @@ class TaskScores:
             dict(content["groups"]),
             values,
             float(content["chance"]),
+            content["step"],
         )
 
 
@@ -181,7 +189,8 @@ def score_task(
 ) -> TaskScores:
     """Return the scores of a model on a task; every process of a run calls it, and gets them all.
 
-    Raises `QuinticError` where a continuation does not fit into the model's context.
+    Raises `QuinticError` where a continuation does not fit into the model's context, and where the
+    model's numbers are none.
     """
     longest, sequences = model.config.context + 1, []
     for number, item in enumerate(data.items, 1):
@@ -209,6 +218,11 @@ def score_task(
 
 def _item_scores(item: Item, found: Sequence[LogLikelihood]) -> dict[str, float]:
     question = item.question
+    if any(math.isnan(f.nats) for f in found):
+        raise QuinticError(
+            "the model's log-likelihoods are not numbers (NaN): its training has diverged, and no "
+            "score says anything of it"
+        )
     if len(found) == 1:
         return {"acc": float(found[0].greedy), "perplexity": found[0].nats}
     nats = np.array([f.nats for f in found])
@@ -223,7 +237,7 @@ def save_scores(run: Path, step: int, scores: TaskScores) -> Path:
     """Write scores of a run's checkpoint into its folder and return where; raises OSError."""
     folder = run / SCORES / f"step-{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{scores.task}.json", scores.to_dict())
+    write_json(folder / f"{scores.task}.json", replace(scores, step=step).to_dict())
     return folder
 
 
