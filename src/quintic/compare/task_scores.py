@@ -19,7 +19,7 @@ from quintic.compare.groups import Group
 from quintic.compare.statistics import CONFIDENCE, Difference, difference, level_of_each
 from quintic.console import Table
 from quintic.errors import counted
-from quintic.tasks.score import TaskScores, Values, read_scores
+from quintic.tasks.score import Score, TaskScores, Values, read_scores
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,10 @@ def tasks_table(comparison: TaskComparison) -> Table | None:
 
 
 def _score_text(result: TaskResult) -> str:
-    mean = f"{statistics.fmean(result.values):.4f}"
-    if result.stderr is not None:
-        return f"{mean} ± {result.stderr:.4f}"
+    error = result.stderr
     if len(result.values) > 1:
         error = statistics.stdev(result.values) / len(result.values) ** 0.5
-        return f"{mean} ± {error:.4f}"
-    return mean
+    return str(Score(statistics.fmean(result.values), error))
 
 
 def task_conclusions(comparison: TaskComparison) -> Iterator[str]:

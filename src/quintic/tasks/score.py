@@ -138,7 +138,7 @@ class TaskScores:
             dict(content["groups"]),
             values,
             float(content["chance"]),
-            content["step"],
+            content.get("step"),
         )
 
 
