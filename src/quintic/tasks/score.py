@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class TaskScores:
     step: int | None = None
     """Of the checkpoint, where the scores are kept."""
 
-    @property
+    @cached_property  # BLiMP's resamples take most of a second
     def metrics(self) -> Mapping[str, Score]:
         """Return the scores of the whole task."""
         return self._scores(set(self.subtasks))
