@@ -25,6 +25,8 @@ from quintic.errors import LostRankError
 
 POLL_S = 1.0
 LOOK_AGAIN_POLLS = 3
+LAST_CALL_S = 30.0
+"""Most time that a rank whose run is over waits for the store's answer to its watchdog."""
 LAST_WORDS_S = 5.0
 """How long a rank may still take to end by itself once another has failed."""
 DOING_KEY, HUNG_KEY = "quintic/doing/{}", "quintic/hung"
@@ -64,12 +66,15 @@ class Watchdog:
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if self._world.size > 1:
             thread.start()
+        wait_s = 2 * POLL_S
         try:
             yield self
+            wait_s = LAST_CALL_S
         finally:
             self._ended.set()
+            # Where it is in a call of the store as Python ends, C++ aborts the whole process.
             if thread.is_alive():
-                thread.join(2 * POLL_S)
+                thread.join(wait_s)
 
     def at(self, step: int, what: str, *, waits: bool = False) -> None:
         """Note what this rank begins to do; `waits` where that needs the other ranks."""
