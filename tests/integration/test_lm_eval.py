@@ -16,11 +16,9 @@ from bench.tasks import YAML, lm_eval_task
 from quintic.cli.main import main
 from quintic.console import Console
 from quintic.data.tokenizer import Tokenizer
-from quintic.tasks.definitions import TASKS
 from quintic.tasks.score import read_scores
 from quintic.trained import Trained, load_trained
-from tests.conftest import tiny_arguments
-from tests.tasks.material import write_task
+from tests.tasks.material import train_for_tasks, write_tasks
 
 pytest.importorskip("transformers")
 lm_eval = pytest.importorskip("lm_eval")
@@ -39,19 +37,14 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def run(text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose context holds most items and cuts some, and its export beside it."""
-    folder = tmp_path_factory.mktemp("lm-eval") / "run"
-    size = ["--model.vocab-size", "None", "--model.context", "128", "--train.micro-batch", "1"]
-    main([*tiny_arguments(text_data), *size, "--train.batch-tokens", "128", "--out", str(folder)])
+    folder = train_for_tasks(text_data, tmp_path_factory.mktemp("lm-eval") / "run")
     main(["export", str(folder), "--to", "hf", "--out", str(folder.parent / "hf")])
     return folder
 
 
 @pytest.fixture(scope="module")
 def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks")
-    for task in TASKS:
-        write_task(folder, task, count=4 if task == "blimp" else 24)
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"), pairs=4, count=24)
 
 
 @pytest.fixture(scope="module")

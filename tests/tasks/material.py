@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from quintic.cli.main import main
 from quintic.tasks.definitions import TASKS
+from tests.conftest import tiny_arguments
 
 WORDS = (
     "the",
@@ -96,6 +98,20 @@ def record(task: str, number: int, subtask: str = "") -> dict[str, Any]:
     assert task == "sciq"
     names = ("question", "distractor1", "distractor2", "distractor3", "correct_answer")
     return {"support": draw.choice(["", f" {s()}. {s()}."]), **{name: s() for name in names}}
+
+
+def train_for_tasks(data: Path, folder: Path) -> Path:
+    """Train a tiny run whose context holds most items, and return its folder."""
+    size = ["--model.vocab-size", "None", "--model.context", "128", "--train.micro-batch", "1"]
+    main([*tiny_arguments(data), *size, "--train.batch-tokens", "128", "--out", str(folder)])
+    return folder
+
+
+def write_tasks(folder: Path, *, pairs: int, count: int) -> Path:
+    """Write data of every task, `pairs` of each paradigm of BLiMP, and return the folder."""
+    for task in TASKS:
+        write_task(folder, task, count=pairs if task == "blimp" else count)
+    return folder
 
 
 def write_task(folder: Path, task: str, count: int = 12) -> None:

@@ -20,18 +20,15 @@ from quintic.tasks.definitions import TASKS, Question
 from quintic.tasks.loglikelihood import LogLikelihood, Scored
 from quintic.tasks.score import TaskScores, encode_pair, read_scores, score_task
 from quintic.trained import Trained, load_trained
-from tests.conftest import refusal, tiny_arguments
+from tests.conftest import refusal
 from tests.data.hub_server import HubServer, Repo
-from tests.tasks.material import record, write_task
+from tests.tasks.material import record, train_for_tasks, write_task, write_tasks
 
 
 @pytest.fixture(scope="module")
 def run(text_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose context holds the items."""
-    folder = tmp_path_factory.mktemp("tasks-run") / "run"
-    size = ["--model.vocab-size", "None", "--model.context", "128", "--train.micro-batch", "1"]
-    main([*tiny_arguments(text_data), *size, "--train.batch-tokens", "128", "--out", str(folder)])
-    return folder
+    return train_for_tasks(text_data, tmp_path_factory.mktemp("tasks-run") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +38,7 @@ def trained(run: Path) -> Trained:
 
 @pytest.fixture(scope="module")
 def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks")
-    for task in TASKS:
-        write_task(folder, task, count=2 if task == "blimp" else 8)
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"), pairs=2, count=8)
 
 
 def given(

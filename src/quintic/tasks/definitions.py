@@ -38,7 +38,6 @@ class Task:
     """A standard task and where the Hugging Face hub has its data."""
 
     name: str
-    about: str
     kind: Literal["choice", "pair", "last word"]
     question: Callable[[Record], Question]
     fields: str
@@ -150,7 +149,6 @@ TASKS = {
     for task in (
         Task(
             "blimp",
-            "which of two sentences is grammatical, 67 paradigms of 1,000 pairs",
             "pair",
             _blimp,
             "sentence_good and sentence_bad",
@@ -161,7 +159,6 @@ TASKS = {
         ),
         Task(
             "hellaswag",
-            "how a description of everyday life goes on",
             "choice",
             _hellaswag,
             "activity_label, ctx_a, ctx_b, endings and label",
@@ -170,7 +167,6 @@ TASKS = {
         ),
         Task(
             "lambada_openai",
-            "the last word of a passage",
             "last word",
             _lambada,
             "text",
@@ -179,7 +175,6 @@ TASKS = {
         ),
         Task(
             "arc_easy",
-            "science questions of schools, the easier ones",
             "choice",
             _arc,
             _ARC_FIELDS,
@@ -189,7 +184,6 @@ TASKS = {
         ),
         Task(
             "arc_challenge",
-            "science questions of schools, the harder ones",
             "choice",
             _arc,
             _ARC_FIELDS,
@@ -199,7 +193,6 @@ TASKS = {
         ),
         Task(
             "piqa",
-            "which of two ways reaches an everyday goal",
             "choice",
             _piqa,
             "goal, sol1, sol2 and label",
@@ -208,7 +201,6 @@ TASKS = {
         ),
         Task(
             "winogrande",
-            "which of two nouns a pronoun means",
             "pair",
             _winogrande,
             "sentence, option1, option2 and answer",
@@ -218,7 +210,6 @@ TASKS = {
         ),
         Task(
             "openbookqa",
-            "science questions that need a fact and common sense",
             "choice",
             _openbookqa,
             "question_stem, choices (text, label) and answerKey",
@@ -228,7 +219,6 @@ TASKS = {
         ),
         Task(
             "sciq",
-            "science questions behind a paragraph that supports the answer",
             "choice",
             _sciq,
             "support, question, distractor1 to distractor3 and correct_answer",
