@@ -23,6 +23,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gpt2": {"architecture": "gpt2"},
     "one position": {"context": 1},
     "of the speedrun": {
+        **{"token_smear": True, "key_smear": True, "bigram_embeddings": 8},
         **{"value_embeddings": 1, "x0_skip": True, "unet_skips": True, "window": 8},
         **{"embed_norm": True, "logit_softcap": 10.0, "tied_head": False},
     },

@@ -29,6 +29,9 @@ SMALL = ModelConfig(layers=4, width=32, heads=2, context=32, vocab_size=96)
 END = 5
 
 NOT_HELD: dict[str, dict[str, Any]] = {
+    "token_smear": {"token_smear": True},
+    "key_smear": {"key_smear": True},
+    "bigram_embeddings": {"bigram_embeddings": 31},
     "value_embeddings": {"value_embeddings": 1},
     "value_embeddings of all layers": {"value_embeddings": 2},
     "x0_skip": {"x0_skip": True},
@@ -45,6 +48,9 @@ NOT_HELD: dict[str, dict[str, Any]] = {
 
 COMBINED: dict[str, dict[str, Any]] = {
     "all": {
+        "token_smear": True,
+        "key_smear": True,
+        "bigram_embeddings": 64,
         "value_embeddings": 2,
         "x0_skip": True,
         "unet_skips": True,
@@ -59,6 +65,8 @@ COMBINED: dict[str, dict[str, Any]] = {
         "eot_id": END,
     },
     "all that is left, with learned positions": {
+        "token_smear": True,
+        "key_smear": True,
         "value_embeddings": 1,
         "x0_skip": True,
         "positions": "learned",
@@ -186,7 +194,7 @@ def test_a_batch_with_padding_gives_what_each_text_gives_alone(
     for use_cache in (True, False):
         both = theirs.generate(left, attention_mask=mask, use_cache=use_cache, **options)
         assert both[:, 6:].tolist() == [text.tolist() for text in alone]
-    assert theirs._attn_mask(left, mask, None, 0).any(-1).all()
+    assert theirs._attn_mask(left, mask, left, 0).any(-1).all()
     # On the right, as lm-eval and training pad.
     right = torch.tensor([texts[0], texts[1] + [END] * 3])
     logits = theirs(right, attention_mask=mask.flip(1)).logits[1, :3]
@@ -344,7 +352,7 @@ def test_a_run_is_exported_with_its_padding_cut(
     said: list[str] = []
     export(source, "hf", tmp_path / "out", said.append)
     text = " ".join(said)
-    assert "no class of transformers has model.value_embeddings 2, model.x0_skip True" in text
+    assert "no class of transformers has model.token_smear True, model.key_smear True" in text
     assert "logits of transformers on 2 x 32 tokens differ" in text
     assert "document_mask" not in text
     assert not asked  # transformers would on a terminal, before it runs the source

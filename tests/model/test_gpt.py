@@ -97,11 +97,24 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             return False
         return not config.document_mask or config.eot_id not in tokens[s + 1 : t + 1]
 
+    def begins_document(t: int) -> bool:
+        return config.document_mask and tokens[t] == config.eot_id
+
     xs = [w["embed.weight"][token] for token in tokens]
     if config.positions == "learned":
         xs = [x + w["positions.weight"][t] for t, x in enumerate(xs)]
     if config.embed_norm:
         xs = [rms_norm(x) for x in xs]
+    embedded_tokens = list(xs)
+    for t, token in enumerate(tokens):
+        before = None if t == 0 or begins_document(t) else tokens[t - 1]
+        if config.token_smear:
+            xs[t] = w["smear.own"] * xs[t]
+            if before is not None:
+                xs[t] = xs[t] + w["smear.before"] * embedded_tokens[t - 1]
+        if config.bigram_embeddings:
+            pair = token * 10_007 + (-1 if before is None else before) * 1_000_003
+            xs[t] = xs[t] + w["bigram_embed.weight"][pair % config.bigram_embeddings]
     x0s = list(xs)
     outputs_of: list[list[Array]] = []
     for layer in range(config.layers):
@@ -114,7 +127,15 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
             xs = [a * x + b * x0 for x, x0 in zip(xs, x0s, strict=True)]
         q, k, v, o = (w[f"layers.{layer}.attention.{name}.weight"] for name in "qkvo")
         normed = [norm(x, f"layers.{layer}.attention_norm") for x in xs]
-        values = [v @ x for x in normed]
+        values, keys = ([m @ x for x in normed] for m in (v, k))
+        if config.key_smear:
+            own, prior = (
+                w[f"layers.{layer}.attention.key_smear.{name}"] for name in ("own", "before")
+            )
+            keys = [
+                own * y if t == 0 or begins_document(t) else own * y + prior * keys[t - 1]
+                for t, y in enumerate(keys)
+            ]
         # Of 3 layers with one table, the first and the last have it.
         if config.value_embeddings and layer in (0, config.layers - 1):
             a, b = w[f"layers.{layer}.attention.value_mix.weight"]
@@ -129,10 +150,7 @@ def reference_logits(w: dict[str, Array], tokens: list[int], config: ModelConfig
                 seen = [s for s in range(t + 1) if visible(s, t)]
                 query = rotate(head_norm((q @ normed[t])[part]), t)
                 scores = np.array(
-                    [
-                        query @ rotate(head_norm((k @ normed[s])[part]), s) / math.sqrt(width)
-                        for s in seen
-                    ]
+                    [query @ rotate(head_norm(keys[s][part]), s) / math.sqrt(width) for s in seen]
                 )
                 p = np.exp(scores) / np.exp(scores).sum()
                 outputs.append(sum(p[i] * values[s][part] for i, s in enumerate(seen)))
@@ -157,6 +175,9 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "tied_head": {"tied_head": False},
     "logit_softcap": {"logit_softcap": 3.0},
     "embed_norm": {"embed_norm": True},
+    "token_smear": {"token_smear": True},
+    "key_smear": {"key_smear": True},
+    "bigram_embeddings": {"bigram_embeddings": 13},
     "value_embeddings": {"value_embeddings": 1},
     "x0_skip": {"x0_skip": True},
     "unet_skips": {"unet_skips": True},

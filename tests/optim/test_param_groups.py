@@ -88,7 +88,14 @@ def test_an_untied_head_is_adamws_with_a_learning_rate_of_its_own_if_asked() -> 
 def test_shortcuts_are_adamws_and_their_scalars_have_a_learning_rate_of_their_own_if_asked(
     matrices: Literal["muon", "adamw"],
 ) -> None:
-    config = replace(SIZES, value_embeddings=1, x0_skip=True, unet_skips=True)
+    config = replace(
+        SIZES,
+        token_smear=True,
+        bigram_embeddings=8,
+        value_embeddings=1,
+        x0_skip=True,
+        unet_skips=True,
+    )
     model = build_model(config)
     for scalar_lr in (None, 0.04):
         adamw = AdamWConfig(lr=0.003, matrix_lr=0.001, scalar_lr=scalar_lr, weight_decay=0.1)
@@ -103,6 +110,9 @@ def test_shortcuts_are_adamws_and_their_scalars_have_a_learning_rate_of_their_ow
         scalar = ("adamw", scalar_lr or 0.003, 0.0)
         assert found == {
             "embed.weight": ((32, 16), "adamw", 0.003, 0.1),
+            "smear.own": ((16,), "adamw", 0.003, 0.0),
+            "smear.before": ((16,), "adamw", 0.003, 0.0),
+            "bigram_embed.weight": ((8, 16), "adamw", 0.003, 0.1),
             "value_embed.weight": ((32, 16), "adamw", 0.003, 0.1),
             "skips.0.weight": ((1,), *scalar),
             **{f"layers.{i}.shortcut.weight": ((2,), *scalar) for i in (0, 1)},

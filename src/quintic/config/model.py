@@ -53,6 +53,14 @@ class ModelConfig(Section, name="model"):
     """Bound logits smoothly by +-this: softcap * tanh(logits / softcap); None: no bound."""
     embed_norm: bool = setting(False, needs=GPT)
     """RMS-normalise the embedded tokens."""
+    token_smear: bool = setting(False, needs=GPT)
+    """Add the vector of the token before to a token's, each channel times a learned weight."""
+    bigram_embeddings: NonNegativeInt = setting(0, needs=GPT)
+    """Rows of a table of vectors for pairs of a token and the one before, which share rows by a
+    hash; a pair's vector is added to the token's."""
+    key_smear: bool = setting(False, needs=GPT)
+    """Add the attention keys of the token before to a token's, each channel times a learned
+    weight."""
     value_embeddings: NonNegativeInt = setting(0, needs=GPT)
     """Tables of token embeddings mixed into attention values: of the first so many layers, and
     again of the last; at most half of the layers."""

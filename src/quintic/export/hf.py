@@ -79,6 +79,9 @@ def class_of(config: ModelConfig) -> str:
 def own_switches(config: ModelConfig) -> list[str]:
     """Return in words the switches with which no model of another tool computes the same."""
     own = {
+        "token_smear": config.token_smear,
+        "key_smear": config.key_smear,
+        "bigram_embeddings": config.bigram_embeddings > 0,
         "value_embeddings": config.value_embeddings > 0,
         "x0_skip": config.x0_skip,
         "unet_skips": config.unet_skips,

@@ -37,6 +37,9 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 ROTARY_BASE = 10_000.0
 
+NO_TOKEN = -1
+"""Stands before the first token of a sequence or document."""
+
 
 class QuinticConfig(PretrainedConfig):
     """The sizes and switches of a model; the names of sizes are transformers', the others
@@ -63,6 +66,12 @@ class QuinticConfig(PretrainedConfig):
     """Logits become softcap * tanh(logits / softcap)."""
     embed_norm: bool = False
     """RMS-normalise the embedded tokens."""
+    token_smear: bool = False
+    """Add the vector of the token before to a token's, each channel times a learned weight."""
+    key_smear: bool = False
+    """Add the attention keys of the token before, each channel times a learned weight."""
+    bigram_embeddings: int = 0
+    """Rows of a table of vectors for pairs of a token and the one before, found by a hash."""
     value_embeddings: int = 0
     """Tables of token embeddings mixed into attention values: of the first so many layers, and
     again of the last."""
@@ -150,6 +159,63 @@ def rotation(position_BT: Tensor, head_width: int, dtype: torch.dtype) -> Rotati
     return Rotation(*(table.to(dtype).to(device) for table in (angle_B1TK.cos(), angle_B1TK.sin())))
 
 
+class Previous:
+    """Gives each new position what the position before it has, if that is of the same document and
+    no padding.
+
+    The cache keeps it as keys and values of further layers, behind the blocks' own, so that it is
+    reordered and cut as they are.
+    """
+
+    def __init__(self, cache: Cache | None, layers: int, past: int) -> None:
+        self.cache, self.layers, self.past = cache, layers, past
+        self.valid_BT: Tensor | None = None
+        """False where there is nothing before, or nothing of the same document."""
+
+    def all(self, x_BTX: Tensor, place: int) -> Tensor:
+        """Return what all positions so far have, [B, S, X], of what the new ones have; `place`
+        tells it apart from other such tensors."""
+        if self.cache is None:
+            return x_BTX
+        layer = self.layers + place
+        while len(self.cache.layers) <= layer:
+            self.cache.layers.append(DynamicLayer())
+        x_B1TX = x_BTX[:, None]
+        x_B1SX: Tensor = self.cache.update(x_B1TX, x_B1TX[..., :0], layer)[0]
+        return x_B1SX[:, 0]
+
+    def of(self, x_BTX: Tensor, place: int) -> Tensor:
+        """Return what the position before each has, zeros where that is nothing."""
+        before_BTX = F.pad(self.all(x_BTX, place)[:, :-1], (0, 0, 1, 0))[:, self.past :]
+        assert self.valid_BT is not None, "it is set before"
+        return before_BTX * self.valid_BT.unsqueeze(-1)
+
+
+class Smear(nn.Module):
+    """A sum of what a position and the one before have, each channel times a learned weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.ones(width))
+        self.before = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_BTD: Tensor, before_BTD: Tensor) -> Tensor:
+        own, before = self.own.to(x_BTD.dtype), self.before.to(x_BTD.dtype)
+        return torch.addcmul(own * x_BTD, before, before_BTD)
+
+
+class BigramEmbedding(nn.Module):
+    """A vector for each pair of a token and the one before; pairs share rows by a hash."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, width))
+
+    def forward(self, ids_BT: Tensor, previous_BT: Tensor) -> Tensor:
+        row_BT = (ids_BT * 10_007 + previous_BT * 1_000_003) % self.weight.shape[0]
+        return F.embedding(row_BT, self.weight)
+
+
 class ForwardContext(NamedTuple):
     """The arguments that all blocks of a forward pass share."""
 
@@ -157,6 +223,7 @@ class ForwardContext(NamedTuple):
     attn_mask: Tensor | None
     """A mask [B or 1, 1, T, S]; None where attention is causal and T = S, or T = 1 sees all."""
     cache: Cache | None
+    previous: Previous
     x0_BTD: Tensor
 
 
@@ -168,6 +235,7 @@ class Attention(nn.Module):
         D, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
         self.qk_norm = rms_norm(D // self.heads) if config.qk_norm else nn.Identity()
         self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.key_smear = Smear(D) if config.key_smear else None
         if value_table(config, layer) is not None:
             self.value_mix = ScalarMix(0.5, 0.5)
 
@@ -177,7 +245,11 @@ class Attention(nn.Module):
         return x_BHTK
 
     def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
-        q_BHTK, k_BHSK, v_BHSK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
+        q_BTD, k_BTD, v_BTD = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if self.key_smear is not None:
+            before_BTD = ctx.previous.of(k_BTD, 2 + self.layer)  # behind ids and embeddings
+            k_BTD = self.key_smear(k_BTD, before_BTD)
+        q_BHTK, k_BHSK, v_BHSK = (self.split(y_BTD) for y_BTD in (q_BTD, k_BTD, v_BTD))
         if value_BTD is not None:
             v_BHSK = self.value_mix(v_BHSK, self.split(value_BTD))
         q_BHTK, k_BHSK = self.qk_norm(q_BHTK), self.qk_norm(k_BHSK)
@@ -256,6 +328,10 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_position_embeddings, D)
         self.embed_norm = rms_norm(D) if config.embed_norm else nn.Identity()
+        if config.token_smear:
+            self.smear = Smear(D)
+        if config.bigram_embeddings:
+            self.bigram_embed = BigramEmbedding(config.bigram_embeddings, D)
         if config.value_embeddings:
             self.value_embed = nn.Embedding(V, config.value_embeddings * D)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(layers))
@@ -281,6 +357,11 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, ScalarMix):
             init.copy_(module.weight, torch.tensor(module.start))
+        if isinstance(module, Smear):
+            init.ones_(module.own)
+            init.zeros_(module.before)
+        if isinstance(module, BigramEmbedding):
+            init.zeros_(module.weight)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -352,12 +433,23 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
             if attention_mask_BS is not None:  # counted without padding
                 position_BT = (attention_mask_BS.long().cumsum(1)[:, past:] - 1).clamp(min=0)
         x_BTD = self._embedded(ids_BT, position_BT, past)
+        previous = Previous(cache, config.num_hidden_layers, past)
+        all_BS: Tensor | None = None
+        if (
+            config.document_mask
+            or config.token_smear
+            or config.key_smear
+            or config.bigram_embeddings
+        ):
+            all_BS = previous.all(ids_BT[..., None], 0)[..., 0]
+            previous.valid_BT = self._has_previous(all_BS, attention_mask_BS)[:, past:]
+            x_BTD = self._with_previous(x_BTD, all_BS, previous)
         rotate = None
         if config.positions == "rotary":
             head_width = config.hidden_size // config.num_attention_heads
             rotate = rotation(position_BT, head_width, x_BTD.dtype)
-        mask = self._attn_mask(ids_BT, attention_mask_BS, cache, past)
-        ctx = ForwardContext(rotate, mask, cache, x0_BTD=x_BTD)
+        mask = self._attn_mask(ids_BT, attention_mask_BS, all_BS, past)
+        ctx = ForwardContext(rotate, mask, cache, previous, x0_BTD=x_BTD)
         values = self._values(ids_BT, x_BTD.dtype)
         hidden = [x_BTD]
         skipped: list[Tensor] = []  # outputs of the first half that the second has yet to get
@@ -386,6 +478,27 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
         x_BTD = self.embed_norm(x_BTD)
         return x_BTD
 
+    def _has_previous(self, all_BS: Tensor, attention_mask_BS: Tensor | None) -> Tensor:
+        """Return whether a position of the same document, no padding, is before each, [B, S]."""
+        before_BS = torch.ones_like(all_BS, dtype=torch.bool)
+        if attention_mask_BS is not None:
+            before_BS = attention_mask_BS.bool()
+        found_BS = F.pad(before_BS[:, :-1], (1, 0), value=False)
+        if self.config.document_mask:
+            found_BS = found_BS & (all_BS != self.config.eot_id)
+        return found_BS
+
+    def _with_previous(self, x_BTD: Tensor, all_BS: Tensor, previous: Previous) -> Tensor:
+        """Return the embedded tokens with what the token before each adds to them."""
+        config, past, valid_BT = self.config, previous.past, previous.valid_BT
+        if config.token_smear:
+            x_BTD = self.smear(x_BTD, previous.of(x_BTD, 1))
+        if config.bigram_embeddings:
+            assert valid_BT is not None, "it is set before"
+            before_BT = F.pad(all_BS[:, :-1], (1, 0))[:, past:].masked_fill(~valid_BT, NO_TOKEN)
+            x_BTD = x_BTD + self.bigram_embed(all_BS[:, past:], before_BT).to(x_BTD.dtype)
+        return x_BTD
+
     def _values(self, ids_BT: Tensor, stream: torch.dtype) -> list[Tensor | None]:
         """Return for each layer its value embedding of the tokens, [B, T, D], or None."""
         config = self.config
@@ -398,7 +511,11 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
         return [None if table is None else each[table] for table in tables]
 
     def _attn_mask(
-        self, ids_BT: Tensor, attention_mask_BS: Tensor | None, cache: Cache | None, past: int
+        self,
+        ids_BT: Tensor,
+        attention_mask_BS: Tensor | None,
+        all_BS: Tensor | None,
+        past: int,
     ) -> Tensor | None:
         """Return which keys the new positions see; None where those are all, or all up to itself
         and nothing is cached."""
@@ -412,25 +529,10 @@ class QuinticForCausalLM(PreTrainedModel, GenerationMixin):
         if config.window is not None:
             mask_BTS = mask_BTS & (query_T1 - key_S < config.window)
         if config.document_mask:
-            assert config.eot_id is not None, "documents begin with it"
-            document_BS = self._all_ids(ids_BT, cache).eq(config.eot_id).cumsum(1)
+            assert config.eot_id is not None and all_BS is not None, "documents begin with it"
+            document_BS = all_BS.eq(config.eot_id).cumsum(1)
             mask_BTS = mask_BTS & (document_BS[:, past:, None] == document_BS[:, None])
         if attention_mask_BS is not None:
             # Padding sees itself, so that no kernel is given a softmax of nothing.
             mask_BTS = mask_BTS & attention_mask_BS.bool()[:, None] | (key_S == query_T1)
         return mask_BTS[:, None]
-
-    def _all_ids(self, ids_BT: Tensor, cache: Cache | None) -> Tensor:
-        """Return the ids of all positions so far, [B, S].
-
-        The cache keeps them as keys and values of one more layer, so that they are reordered and
-        cut as the others are.
-        """
-        layer = self.config.num_hidden_layers
-        if cache is None:
-            return ids_BT
-        while len(cache.layers) <= layer:
-            cache.layers.append(DynamicLayer())
-        ids_B1T1 = ids_BT[:, None, :, None]
-        ids_B1S1: Tensor = cache.update(ids_B1T1, ids_B1T1, layer)[0]
-        return ids_B1S1[:, 0, :, 0]

@@ -49,6 +49,8 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.tokens = torch.zeros((batch, room), dtype=torch.int64, device=device)
+        self.last_vectors: dict[str, Tensor] = {}
+        """Vectors of the last position, [B, 1, D], where the next is given some by name."""
         self.length = 0
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +70,7 @@ class KVCache:
         """Keep these rows of the batch, in this order."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.tokens = self.tokens[rows]
+        self.last_vectors = {name: x[rows] for name, x in self.last_vectors.items()}
 
     def require_room(self, new: int) -> None:
         """Raise `QuinticError` where it has no room for so many new positions."""

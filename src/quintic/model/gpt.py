@@ -8,7 +8,7 @@ Each of these can be switched off by itself for an ablation (`positions`, `norm`
 `init` and `qk_norm` of the config). A switch chooses a module or function where the model is
 built, so that the forward pass reads the same either way; the choices stand first. Later
 techniques of the speedrun are off unless asked for: `skips.py` has those that lead around blocks,
-and `attention.py` the masks.
+`previous_token.py` what a position is given of the one before, and `attention.py` the masks.
 
 Shapes: B batch, T time, D model width, H heads, K head width, F MLP width (4 D), V vocabulary.
 """
@@ -29,6 +29,7 @@ from quintic.model.attention import AttentionMask, attend, attention_block_mask,
 from quintic.model.base import Head, KVCache, LanguageModel
 from quintic.model.linear import Linear
 from quintic.model.loss import CrossEntropy
+from quintic.model.previous_token import BigramEmbedding, Previous, Smear, needs_previous
 from quintic.model.skips import ValueEmbeddings, unet_skips, value_mix, value_table, x0_skip
 from quintic.model.token_tree import TokenTree
 
@@ -118,6 +119,8 @@ class ForwardContext(NamedTuple):
     """The precision of matrix products."""
     attn_mask: AttentionMask | None
     """The mask of all layers; None where attention is causal and no more."""
+    previous: Previous | None
+    """What the position before has, where a switch gives it to a position."""
     x0_BTD: Tensor | None
     """The first block's input, where `model.x0_skip` is on."""
 
@@ -133,6 +136,7 @@ class Attention(nn.Module):
         self.k = Linear(config.width, config.width, bias=False)
         self.v = Linear(config.width, config.width, bias=False)
         self.o = Linear(config.width, config.width, bias=False)
+        self.key_smear = Smear(config.width) if config.key_smear else None
         if value_table(config, layer) is not None:
             self.value_mix = value_mix()
 
@@ -142,7 +146,11 @@ class Attention(nn.Module):
         return x_BHTK
 
     def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
-        q_BHTK, k_BHTK, v_BHTK = (self.split(linear(x_BTD)) for linear in (self.q, self.k, self.v))
+        q_BTD, k_BTD, v_BTD = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if self.key_smear is not None:
+            assert ctx.previous is not None, "needs_previous sees to it"
+            k_BTD = self.key_smear(k_BTD, ctx.previous.vectors(k_BTD, f"keys of {self.layer}"))
+        q_BHTK, k_BHTK, v_BHTK = (self.split(y_BTD) for y_BTD in (q_BTD, k_BTD, v_BTD))
         if value_BTD is not None:
             v_BHTK = self.value_mix(v_BHTK, self.split(value_BTD))
         q_BHTK, k_BHTK = (ctx.positions.rotate(self.qk_norm(x), ctx.at) for x in (q_BHTK, k_BHTK))
@@ -208,6 +216,10 @@ class GPT(LanguageModel):
             assert config.window is not None, "the config has checked it"
             self.register_buffer("window", torch.tensor(config.window), persistent=False)
         self.embed_norm = rms_norm(config.width) if config.embed_norm else nn.Identity()
+        if config.token_smear:
+            self.smear = Smear(config.width)
+        if config.bigram_embeddings:
+            self.bigram_embed = BigramEmbedding(config.bigram_embeddings, config.width)
         if config.value_embeddings:
             self.value_embed = ValueEmbeddings(config, self.vocab_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -272,12 +284,18 @@ class GPT(LanguageModel):
         config, start = self.config, 0 if cache is None else cache.length
         at = slice(start, start + tokens_BT.shape[1]) if tree is None else tree.depth_BT
         x_BTD = self.embed_norm(self.positions.add(self.embed(tokens_BT), at))
+        previous = Previous(config, tokens_BT, cache, tree) if needs_previous(config) else None
+        if previous is not None and config.token_smear:
+            x_BTD = self.smear(x_BTD, previous.vectors(x_BTD, "embedding"))
+        if previous is not None and config.bigram_embeddings:
+            x_BTD = x_BTD + self.bigram_embed(tokens_BT, previous.tokens(tokens_BT))
         ctx = ForwardContext(
             positions=self.positions,
             at=at,
             cache=cache,
             dtype=self.compute_dtype,
             attn_mask=self.attn_mask(tokens_BT, cache, tree),
+            previous=previous,
             x0_BTD=x_BTD if config.x0_skip else None,
         )
         values: list[Tensor | None] = [None] * config.layers

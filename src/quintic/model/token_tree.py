@@ -27,6 +27,13 @@ class TokenTree:
     last_BT: Tensor
     """Index in the row of each token's last descendant, or its own where it has none."""
 
+    def parents(self) -> Tensor:
+        """Return the index in the row of the token before each in its sequences, [B, T]; -1 where
+        there is none."""
+        index_T = torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device)
+        before_BTT = (index_T < index_T[:, None]) & (index_T[:, None] <= self.last_BT[:, None])
+        return torch.where(before_BTT, index_T, -1).amax(-1)
+
     def attention_mask(self, *, window: int | Tensor | None, eot_id: int | None) -> Tensor:
         """Return the mask [B, 1, T, T], true where a query attends to a key: to itself and to its
         ancestors, of those to the `window` newest, and with `eot_id` to those of its document."""
