@@ -65,6 +65,7 @@ from quintic.metrics import METRICS, lost_records
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
+from quintic.model.fused import fuse
 from quintic.model.linear import Linear, WeightCache
 from quintic.optim.fsdp import FsdpStepper, WholeAtOwners, shard_model
 from quintic.optim.param_groups import (
@@ -212,6 +213,11 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     if train.float8_head:
         require_float8(device, dtype)
     check_attention(config.model, train.attention, device, dtype)
+    require(
+        not uses_cpu_kernels(train, device) or dtype in (torch.float32, torch.float64),
+        f"train.cpu_kernels fused computes in float32 and float64, and train.precision is "
+        f"{_name(dtype)}: use --train.cpu-kernels plain, or --train.precision float32",
+    )
     cuda = device.type == "cuda"
     require(
         cuda or train.prefetch_to_gpu != "on",
@@ -235,6 +241,11 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
         "--train.no-cache-bf16-weights",
     )
     return device, dtype
+
+
+def uses_cpu_kernels(train: TrainConfig, device: torch.device) -> bool:
+    """Return whether a run computes by the kernels for a CPU; elsewhere the device has its own."""
+    return train.cpu_kernels == "fused" and device.type == "cpu"
 
 
 def check_divided(config: Config, processes: int) -> None:
@@ -324,6 +335,8 @@ def _build(
         model = model.to(device)
     specs = assign_parameters(model, config.optim)
     check_param_specs(model, specs)
+    if uses_cpu_kernels(train, device):
+        fuse(model, attention=train.attention == "auto")
     if train.activation_checkpointing:
         checkpoint_activations(model)
     build = partial(optimizers_for, config=config.optim, device=device)
