@@ -68,7 +68,7 @@ def test_they_give_the_gradient_of_one_after_another(tiny_data: Path) -> None:
 def test_each_is_computed_by_one_of_as_many_threads(tiny_data: Path) -> None:
     torch.set_num_threads(2)
     run = set_up(config(tiny_data, {}), Path("unused"), Console())
-    loss, seen = run.loss, set()
+    loss, seen = run.loss, set[tuple[threading.Thread, int]]()
     both = threading.Barrier(2)  # neither thread can do the first two alone
 
     def watched(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
