@@ -3,7 +3,8 @@
 PyTorch's operators divide their work among OpenMP threads, which meet after each. A thread that has
 come first spins, that is looks again and again, before it sleeps: waking takes longer than a short
 wait, and spinning takes the core from whoever would let the others come. `GOMP_SPINCOUNT` is how
-often it looks; GNU OpenMP's own number is 300,000. Each case is trained in turn, several rounds, in
+often it looks; GNU OpenMP's own number is 300,000. With `train.side_by_side` each thread has
+micro-batches of its own and hardly ever waits. Each case is trained in turn, several rounds, in
 processes of their own, on a machine that is otherwise quiet and beside one busy loop a core.
 
     python -m bench.threads            # writes docs/results/threads-cpu-Nthreads.json
@@ -21,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,7 +51,16 @@ def busy(loops: int) -> Iterator[None]:
             process.wait()
 
 
-def step_ms(steps: int, environment: dict[str, str]) -> float:
+@dataclass(frozen=True)
+class Case:
+    """One way to train."""
+
+    environment: dict[str, str]
+    side_by_side: bool = False
+    fused: bool = False
+
+
+def step_ms(steps: int, case: Case) -> float:
     """Mean milliseconds of a step of `laptop`, in a process of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,11 +71,13 @@ def step_ms(steps: int, environment: dict[str, str]) -> float:
             "--train.eval-every": "1000000",
             "--train.eval-tokens": "512",
             "--train.device": "cpu",
+            "--train.cpu-kernels": "fused" if case.fused else "plain",
         }
         arguments = [text for option in options.items() for text in option]
+        arguments.append(f"--train.{'' if case.side_by_side else 'no-'}side-by-side")
         subprocess.run(
             [sys.executable, "-m", "quintic", "train", "laptop", *arguments],
-            env={**inherited, **environment},
+            env={**inherited, **case.environment},
             stdout=subprocess.DEVNULL,
             check=True,
         )
@@ -83,17 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     cores = available_cores()
-    cases = {f"spin {count:,}": {"GOMP_SPINCOUNT": str(count)} for count in options.counts}
-    cases["one thread"] = {"OMP_NUM_THREADS": "1"}
+    cases = {f"spin {count:,}": Case({"GOMP_SPINCOUNT": str(count)}) for count in options.counts}
+    cases["one thread"] = Case({"OMP_NUM_THREADS": "1"})
+    cases["one thread, fused"] = Case({"OMP_NUM_THREADS": "1"}, fused=True)
+    cases["side by side"] = Case({}, side_by_side=True)
+    cases["side by side, fused"] = Case({}, side_by_side=True, fused=True)
     found: dict[str, dict[str, list[float]]] = {
         beside: {case: [] for case in cases} for beside in options.beside
     }
     for _ in range(options.rounds):
         for beside, measured in found.items():
             with busy(cores if beside == "busy" else 0):
-                for case, environment in cases.items():
-                    measured[case].append(round(step_ms(options.steps, environment), 2))
-                    print(f"{beside}, {case}: {measured[case][-1]:,.1f} ms a step", flush=True)
+                for name, case in cases.items():
+                    measured[name].append(round(step_ms(options.steps, case), 2))
+                    print(f"{beside}, {name}: {measured[name][-1]:,.1f} ms a step", flush=True)
     medians = {b: {c: statistics.median(ms) for c, ms in m.items()} for b, m in found.items()}
     base = next(iter(cases))
     rows = [

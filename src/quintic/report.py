@@ -15,13 +15,14 @@ from quintic.device import device_name
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import LossSums, score_text
 from quintic.generate import generate_ids, stream_text
+from quintic.kernels.cpu_block import LONGEST
 from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
 from quintic.openmp import SPIN_COUNT, spins_less
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.newton_schulz import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
-from quintic.setup import Run
+from quintic.setup import Run, uses_cpu_kernels
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
 
@@ -92,11 +93,18 @@ def _early_stops(train: TrainConfig) -> Iterator[str]:
 def _step_choices(run: Run) -> Iterator[str]:
     """Yield how a step is computed, as far as it was chosen."""
     train, model = run.config.train, run.state.model
-    if train.attention == "auto":
+    fused = uses_cpu_kernels(train, run.device)
+    if fused:
+        yield "fused kernels for a CPU"
+    if fused and train.attention == "auto" and run.config.model.context <= LONGEST:
+        yield "attention by blocks of queries"
+    elif train.attention == "auto":
         own = default_backend(run.config.model, run.device, model.compute_dtype)
         yield f"attention as PyTorch chooses{f' ({own})' if own else ''}"
     else:
         yield f"attention {train.attention}"
+    if run.side_by_side:
+        yield f"micro-batches side by side on {counted(torch.get_num_threads(), 'thread')}"
     if train.cuda_graphs:
         yield "micro-batches as CUDA graphs"
     if train.cache_bf16_weights:

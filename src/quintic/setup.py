@@ -54,6 +54,7 @@ from quintic.device import (
     choose_device,
     compiling,
     compute_dtype,
+    computes_side_by_side,
     reproducible,
 )
 from quintic.distributed.world import ALONE, World, check_identical
@@ -65,6 +66,7 @@ from quintic.metrics import METRICS, lost_records
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
+from quintic.model.fused import fuse
 from quintic.model.linear import Linear, WeightCache
 from quintic.optim.fsdp import FsdpStepper, WholeAtOwners, shard_model
 from quintic.optim.param_groups import (
@@ -131,6 +133,11 @@ class Run:
         assert self.config.train.micro_batch is not None, "set_up resolves it"
         most = -(-self.config.batches.at(step) // self.world.size)
         return -(-most // self.config.train.micro_batch)
+
+    @property
+    def side_by_side(self) -> bool:
+        """True where the micro-batches of a step are computed side by side."""
+        return computes_side_by_side(self.config.train, self.device, self.world.size)
 
     @property
     def sharded(self) -> bool:
@@ -212,6 +219,11 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
     if train.float8_head:
         require_float8(device, dtype)
     check_attention(config.model, train.attention, device, dtype)
+    require(
+        not uses_cpu_kernels(train, device) or dtype in (torch.float32, torch.float64),
+        f"train.cpu_kernels fused computes in float32 and float64, and train.precision is "
+        f"{_name(dtype)}: use --train.cpu-kernels plain, or --train.precision float32",
+    )
     cuda = device.type == "cuda"
     require(
         cuda or train.prefetch_to_gpu != "on",
@@ -235,6 +247,11 @@ def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dt
         "--train.no-cache-bf16-weights",
     )
     return device, dtype
+
+
+def uses_cpu_kernels(train: TrainConfig, device: torch.device) -> bool:
+    """Return whether a run computes by the kernels for a CPU; elsewhere the device has its own."""
+    return train.cpu_kernels == "fused" and device.type == "cpu"
 
 
 def check_divided(config: Config, processes: int) -> None:
@@ -324,6 +341,8 @@ def _build(
         model = model.to(device)
     specs = assign_parameters(model, config.optim)
     check_param_specs(model, specs)
+    if uses_cpu_kernels(train, device):
+        fuse(model, attention=train.attention == "auto")
     if train.activation_checkpointing:
         checkpoint_activations(model)
     build = partial(optimizers_for, config=config.optim, device=device)
@@ -331,7 +350,9 @@ def _build(
         shard_model(model, world, device)
         whole = WholeAtOwners(world)
         return model, specs, FsdpStepper(model, specs, partial(build, whole=whole), world)
-    build, parameters = partial(build, compile=train.compile), dict(model.named_parameters())
+    apart = computes_side_by_side(train, device, world.size)
+    build = partial(build, compile=train.compile, side_by_side=apart)
+    parameters = dict(model.named_parameters())
     if world.size > 1:
         return model, specs, Zero1Stepper(parameters, specs, build, world)
     keep = train.cuda_graphs

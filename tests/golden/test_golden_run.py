@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from quintic.config import AdamWConfig, ModelConfig, MuonConfig, OptimConfig
+from quintic.kernels import cpu_block, cpu_cross_entropy
 from quintic.model.build import build_model
+from quintic.model.fused import fuse
 from quintic.model.loss import CHUNK_ELEMENTS
 from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.optim.schedule import trapezoid
@@ -72,18 +74,25 @@ def golden_inputs() -> tuple[dict[str, torch.Tensor], np.ndarray]:
     return weights, tokens
 
 
-@pytest.mark.parametrize("loss", ["plain", "chunked"])
+@pytest.mark.parametrize(
+    ("loss", "fused"), [("plain", False), ("chunked", False), ("chunked", True)]
+)
 def test_losses_and_final_norms_equal_the_golden_run(
-    loss: str, monkeypatch: pytest.MonkeyPatch
+    loss: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Small chunks, so that the chunked loss has several of them to add up.
+    # Small chunks, so that there are several of them to add up.
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 100 * VOCAB)
+    monkeypatch.setattr(cpu_cross_entropy, "CHUNK_ELEMENTS", 100 * VOCAB)
+    monkeypatch.setattr(cpu_block, "CHUNK_ELEMENTS", 100 * 4 * WIDTH)
+    monkeypatch.setattr(cpu_block, "QUERIES", 24)
     weights, tokens = golden_inputs()
     model = build_model(
         ModelConfig(layers=LAYERS, heads=HEADS, width=WIDTH, context=CONTEXT, vocab_size=VOCAB),
         compute_dtype=torch.float64,
         loss=loss,
     )
+    if fused:
+        fuse(model)
     model.load_state_dict({full_name(short): weight for short, weight in weights.items()})
     config = OptimConfig(
         muon=MuonConfig(lr=0.002, scale="max_dim", ns_dtype="float64"), adamw=AdamWConfig(lr=0.01)

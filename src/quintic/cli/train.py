@@ -17,6 +17,7 @@ from quintic.distributed.rendezvous import connect, launched_size
 from quintic.distributed.signals import stop_with_launcher
 from quintic.distributed.world import World
 from quintic.errors import QuinticError, reason
+from quintic.malloc import keep_freed_memory
 from quintic.report import closing_lines, opening_lines
 from quintic.run_dir import default_folder
 from quintic.setup import Run, check_divided, resume, start
@@ -74,7 +75,10 @@ def run(command: Train, arguments: Sequence[str]) -> None:
 
     if launched_size() > 1:
         stop_with_launcher()
-    world = connect(choose_device(command.train.device).type)
+    device = choose_device(command.train.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    world = connect(device.type)
     with first_failure_speaks(world), ExitStack() as taken:
         train_here(command, world, taken)
 

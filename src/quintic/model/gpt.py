@@ -136,6 +136,7 @@ class Attention(nn.Module):
         self.k = Linear(config.width, config.width, bias=False)
         self.v = Linear(config.width, config.width, bias=False)
         self.o = Linear(config.width, config.width, bias=False)
+        self.attend = attend
         self.key_smear = Smear(config.width) if config.key_smear else None
         if value_table(config, layer) is not None:
             self.value_mix = value_mix()
@@ -145,18 +146,23 @@ class Attention(nn.Module):
         x_BHTK: Tensor = x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return x_BHTK
 
-    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
+    def qkv(self, x_BTD: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries and keys with their norm and positions, and values, [B, H, T, K] each."""
         q_BTD, k_BTD, v_BTD = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
         if self.key_smear is not None:
             assert ctx.previous is not None, "needs_previous sees to it"
             k_BTD = self.key_smear(k_BTD, ctx.previous.vectors(k_BTD, f"keys of {self.layer}"))
         q_BHTK, k_BHTK, v_BHTK = (self.split(y_BTD) for y_BTD in (q_BTD, k_BTD, v_BTD))
+        q_BHTK, k_BHTK = (ctx.positions.rotate(self.qk_norm(x), ctx.at) for x in (q_BHTK, k_BHTK))
+        return q_BHTK, k_BHTK, v_BHTK
+
+    def forward(self, x_BTD: Tensor, value_BTD: Tensor | None, ctx: ForwardContext) -> Tensor:
+        q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD, ctx)
         if value_BTD is not None:
             v_BHTK = self.value_mix(v_BHTK, self.split(value_BTD))
-        q_BHTK, k_BHTK = (ctx.positions.rotate(self.qk_norm(x), ctx.at) for x in (q_BHTK, k_BHTK))
         if ctx.cache is not None:
             k_BHTK, v_BHTK = ctx.cache.append(self.layer, k_BHTK, v_BHTK)
-        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, ctx.attn_mask)
+        y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, ctx.attn_mask)
         y: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(-2))
         return y
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quintic.kernels import cpu_cross_entropy
 from quintic.model.head import Float8Products, Products, logits_of
 from quintic.model.multi_token import NO_TOKEN
 
@@ -123,6 +124,26 @@ def chunked_cross_entropy(
     if gradient:
         loss = _WithGradients.apply(loss, x_ND, weight_VD, grad_x_ND, grad_weight_VD)
     return loss
+
+
+def in_cache_cross_entropy(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    weights_M: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Compute `chunked_cross_entropy` with less of it written to memory, on a CPU.
+
+    Validation, and a loss of several targets, are computed by that itself.
+    """
+    gradient = torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad)
+    if not gradient or weights_M is not None:
+        return chunked_cross_entropy(x_ND, weight_VD, targets, softcap, weights_M, reduction)
+    with torch.no_grad():
+        loss, *grads = cpu_cross_entropy.loss_and_gradients(x_ND, weight_VD, targets, softcap)
+    return _WithGradients.apply(loss, x_ND, weight_VD, *grads)  # type: ignore[no-any-return]
 
 
 class _WithGradients(torch.autograd.Function):
