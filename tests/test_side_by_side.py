@@ -54,7 +54,8 @@ def test_validation_is_side_by_side_too_and_threads_change_no_bit(tiny_data: Pat
         def watched(*given: Tensor, loss: Any = loss, **options: Any) -> Tensor:
             names.add(threading.current_thread().name)
             assert not torch.is_grad_enabled()
-            return loss(*given, **options)
+            losses: Tensor = loss(*given, **options)
+            return losses
 
         run.loss = watched
         found.append(evaluate_run(run))
