@@ -182,6 +182,8 @@ def configs(draw: st.DrawFn) -> Config:
             if compiled and switch(False, True)
             else draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
             cuda_graphs=compiled and draw(st.booleans()),
+            cpu_kernels="plain" if compiled else draw(st.sampled_from(["plain", "fused"])),
+            side_by_side=not compiled and draw(st.booleans()),
             cache_bf16_weights=not fsdp and draw(st.booleans()),
             prefetch_to_gpu=draw(st.sampled_from(["auto", "on", "off"])),
             eval_every=eval_every,

@@ -15,7 +15,7 @@ from quintic.device import auto_micro_batch
 from quintic.errors import QuinticError
 from quintic.report import opening_lines
 from quintic.setup import Run, set_up
-from quintic.train import apply_schedule, forward_backward
+from quintic.train import apply_schedule, evaluate_run, forward_backward
 from tests.conftest import tiny_config
 
 SIDE = {"train.side_by_side": True, "train.device": "cpu"}
@@ -41,6 +41,26 @@ def trained(run: Run) -> list[Tensor]:
         losses.append(forward_backward(run, run.loader.batch(step)))
         run.stepper.step(None)
     return [*losses, *(p.detach() for p in run.state.model.parameters())]
+
+
+def test_validation_is_side_by_side_too_and_threads_change_no_bit(tiny_data: Path) -> None:
+    found, names = [], set[str]()
+    for threads, side_by_side in ((1, True), (3, True), (1, False)):
+        torch.set_num_threads(threads)
+        changes = {"train.side_by_side": side_by_side, "train.eval_tokens": 8 * 16}
+        run = set_up(config(tiny_data, {**changes, "model.context": 16}), Path(), Console())
+        loss = run.loss
+
+        def watched(*given: Tensor, loss: Any = loss, **options: Any) -> Tensor:
+            names.add(threading.current_thread().name)
+            assert not torch.is_grad_enabled()
+            losses: Tensor = loss(*given, **options)
+            return losses
+
+        run.loss = watched
+        found.append(evaluate_run(run))
+    assert names == {"MainThread", "side by side"}
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("kernels", ["plain", "fused"])

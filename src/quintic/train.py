@@ -288,7 +288,9 @@ def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
             yield batch
 
     special_ids = run.dataset.special_ids
-    run.validation = sum_losses(run.loss, noted(), run.device, run.world, special_ids)
+    run.validation = sum_losses(
+        run.loss, noted(), run.device, run.world, special_ids, apart=run.side_by_side
+    )
     return run.validation.mean
 
 
