@@ -20,7 +20,8 @@ from typing import Any
 from quintic.config import EMBEDDED, Config, flatten
 from quintic.config.schema import dotted
 from quintic.errors import QuinticError
-from quintic.files import write_json
+from quintic.files import check_name, write_json
+from quintic.run_dir import LOCK
 from quintic.track.reference import PACKAGE, Reference, Sources
 from quintic.track.verdict import SIDES, RunResult, Side
 
@@ -170,10 +171,24 @@ CHANGED = {
 """In words, another value of what `Attempt.identity` has besides the config."""
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `QuinticError` where a folder holds something and no attempt; looks only."""
+    check_name(folder)
+    if (folder / ATTEMPT).exists() or not folder.exists():
+        return
+    # What a start that was killed left is in nobody's way.
+    if not folder.is_dir() or any(
+        path.name != LOCK and "reference-" not in path.name for path in folder.iterdir()
+    ):
+        raise QuinticError(
+            f"{folder} exists and is not the folder of an attempt: choose another --out"
+        )
+
+
 def begin(folder: Path, attempt: Attempt) -> None:
     """Write down what is asked, or find that the folder holds the same attempt.
 
-    Raises `QuinticError` where it holds anything else.
+    Raises `QuinticError` where it holds another.
     """
     path, asked = folder / ATTEMPT, attempt.identity()
     choose = "its times do not belong to these; choose another --out"
@@ -190,11 +205,7 @@ def begin(folder: Path, attempt: Attempt) -> None:
             other.insert(0, f"with another {', '.join(fields)}")
         if other:
             raise QuinticError(f"{folder} holds an attempt {', '.join(other)}: {choose}")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        # What reads as an attempt has its file; the lock is made before that.
-        raise QuinticError(f"{folder} exists and is not the folder of an attempt: choose another --out")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         extents = []
     if (extent := [attempt.seeds, attempt.pairs]) not in extents:
         write_json(path, {**asked, "extents": [*extents, extent]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +13,16 @@ from quintic.console import Console, SweepProgress, Table
 from quintic.cores import available_cores
 from quintic.device import processor_name
 from quintic.errors import QuinticError, counted, require_package
-from quintic.files import check_name
 from quintic.setup import open_data
 from quintic.sweep.record import steps_done
 from quintic.track.attempt import (
+    ATTEMPT,
     RECORD,
     Attempt,
     TimedRun,
     begin,
     changes,
+    check_folder,
     check_recipe,
     read_result,
 )
@@ -59,7 +61,7 @@ def run_attempt(
     check_recipe(config)
     threads = _checked(seeds, pairs, threads, processes)
     console, reference = Console(), read_reference()
-    check_name(folder)
+    check_folder(folder)
     corpus = corpus_of_this_python()
     check_corpus(corpus, reference, platform.python_version())
     new = not folder.exists()
@@ -83,8 +85,8 @@ def run_attempt(
         _conclude(attempt, folder, console, note)
     finally:
         held.release()
-        if new:
-            _remove_empty(folder)
+        if new and not (folder / ATTEMPT).exists():
+            shutil.rmtree(folder)
     if not whole:
         console.line("stopped; finished runs are kept, and the same command continues")
         raise SystemExit(130)
@@ -107,13 +109,6 @@ def _checked(seeds: int, pairs: int, threads: int | None, processes: int) -> int
             f"must be from {processes} to the {counted(cores, 'core')} that are here"
         )
     return threads
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder of an attempt that never began."""
-    if {path.name for path in folder.iterdir()} <= {run_dir.LOCK}:
-        (folder / run_dir.LOCK).unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def _execute(attempt: Attempt, folder: Path, console: Console) -> bool:
