@@ -60,9 +60,9 @@ def parse(arguments: list[str]) -> Any:
     What is known of a run before parsing, its recipe or the folder it resumes, gives the defaults
     that the command line replaces.
     """
-    if arguments[:1] == ["track"] and (arguments[1:2] or ["--json"])[0].startswith("--"):
-        if arguments[1:] != ["--help"]:
-            arguments = ["track", "list", *arguments[1:]]
+    if arguments[:1] == ["track"] and arguments[1:] != ["--help"]:
+        plain = all(argument.startswith("-") for argument in arguments[1:2])
+        arguments = ["track", *["list"][:plain], *arguments[1:]]
     name, *rest = words = arguments or ["--help"]
     _check_options(arguments)
     called = _name(arguments)

@@ -67,9 +67,7 @@ class Attempt:
         for seed in range(1, max(self.seeds, self.pairs) + 1):
             sides = SIDES if seed % 2 else SIDES[::-1]
             found += [
-                TimedRun(side, seed)
-                for side in sides
-                if side == "candidate" or seed <= self.pairs
+                TimedRun(side, seed) for side in sides if side == "candidate" or seed <= self.pairs
             ]
         return found
 
@@ -135,7 +133,10 @@ def _own(config: Config, seed: int) -> dict[str, Any]:
 
 def check_recipe(config: Config) -> None:
     """Raise `QuinticError` where a recipe is none of the track."""
-    for field, value in (("data.path", config.data.path), ("data.tokenizer", config.data.tokenizer)):
+    for field, value in (
+        ("data.path", config.data.path),
+        ("data.tokenizer", config.data.tokenizer),
+    ):
         if value not in (EMBEDDED, None):
             raise QuinticError(
                 f"{field} is {value}, and the track is of the embedded corpus with a vocabulary of "
@@ -190,7 +191,8 @@ def begin(folder: Path, attempt: Attempt) -> None:
 
     Raises `QuinticError` where it holds another.
     """
-    path, asked = folder / ATTEMPT, attempt.identity()
+    # As the file gives it back, where a tuple is a list.
+    path, asked = folder / ATTEMPT, json.loads(json.dumps(attempt.identity()))
     choose = "its times do not belong to these; choose another --out"
     if path.exists():
         try:
@@ -247,6 +249,7 @@ def changes(config: Config, reference: Reference) -> str:
     before, after = (flatten(c) for c in (Config.from_dict(reference.config), config))
     skip = ("recipe", "train.seed", *_own(config, 1))
     return ", ".join(
-        f"{name} {value}" for name, value in after.items()
+        f"{name} {value}"
+        for name, value in after.items()
         if name not in skip and before[name] != value
     )

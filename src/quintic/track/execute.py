@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 
 from quintic.checkpoint import checkpoints
 from quintic.console import Console
@@ -45,7 +46,7 @@ COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Variables that name where code is kept that was compiled."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A signal asked to stop."""
 
 
@@ -74,7 +75,7 @@ def execute(
                 if not result.finished:
                     result = _score(attempt, run, folder, console, stop, result)
                 on_end(result)
-        except Stopped:
+        except StoppedError:
             return False
     return True
 
@@ -113,9 +114,9 @@ def _train(
         if sources is not None:
             environment["PYTHONPATH"] = str(sources)
         began = time.perf_counter()
-        process = subprocess.Popen(
+        process = Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
@@ -124,7 +125,7 @@ def _train(
         try:
             while process.poll() is None:
                 if stop.requested:
-                    raise Stopped
+                    raise StoppedError
                 on_change(run)
                 time.sleep(POLL_S)
         finally:
@@ -184,11 +185,14 @@ def _score(
 
     def on_batch() -> None:
         if stop.requested:
-            raise Stopped
+            raise StoppedError
 
     reference, place = attempt.reference, folder / run.name
     scores = bits_per_byte(place, reference.first_bytes, reference.corpus, console, on_batch)
-    result = replace(result, bits_per_byte=scores)
+    if all(map(math.isfinite, scores)):
+        result = replace(result, bits_per_byte=scores)
+    else:
+        result = replace(result, diverged="its score is not finite")
     write_result(folder, run, result)
     if run.seed > 1:  # the first of each side stays, to be looked at
         for checkpoint in checkpoints(place / CHECKPOINTS):

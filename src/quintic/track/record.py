@@ -20,6 +20,8 @@ from quintic.track.verdict import RunResult, Standing, Verdict, stand
 
 RECORDS = PACKAGE / "track" / "records"
 FORMAT = 1
+REFERENCE = "reference"
+"""Recipe of the record that all ratios are to."""
 KEPT = ("config.json", "environment.json", "metrics.jsonl", "track.json")
 """Files of a run that go into the folder of a record."""
 
@@ -76,7 +78,7 @@ class Record:
 def read_records(folder: Path = RECORDS) -> list[Record]:
     """Return the records, oldest first; raises `QuinticError` where a file is none."""
     found = [_read(path) for path in folder.glob("*.json")]
-    return sorted(found, key=lambda record: (record.date, -record.ratio))
+    return sorted(found, key=lambda r: (r.date, r.recipe != REFERENCE, -r.ratio))
 
 
 def _read(path: Path) -> Record:
@@ -208,9 +210,9 @@ def _of_reference(attempt: Attempt, place: Path, results: Sequence[RunResult]) -
     environment.pop("commit")
     date = environment["date"][:10]
     return Record(
-        name=f"{date}-reference",
+        name=f"{date}-{REFERENCE}",
         date=date,
-        recipe="reference",
+        recipe=REFERENCE,
         changed="the reference: laptop as it was when the track began",
         commit=attempt.sources.commit,
         **_asked(attempt, place),
@@ -224,7 +226,7 @@ def _of_reference(attempt: Attempt, place: Path, results: Sequence[RunResult]) -
         high=None,
         median_s=standing.median_s,
         reference_median_s=standing.median_s,
-        verdict="reference",
+        verdict=REFERENCE,
         config=dict(attempt.reference.config),
         runs=tuple(runs),
     )

@@ -33,7 +33,6 @@ from quintic.track.texts import check_dataset, corpus_of_this_python
 from quintic.track.verdict import (
     RunResult,
     Standing,
-    Verdict,
     judge,
     p_text,
     place,
@@ -95,9 +94,7 @@ def run_attempt(
 def _checked(seeds: int, pairs: int, threads: int | None, processes: int) -> int:
     """Return the threads of a run; raises `QuinticError` for numbers that make no attempt."""
     if seeds < 2:
-        raise QuinticError(
-            f"--seeds is {seeds}: a test of a mean needs at least 2, and a record 5"
-        )
+        raise QuinticError(f"--seeds is {seeds}: a test of a mean needs at least 2, and a record 5")
     for option, number in (("--pairs", pairs), ("--processes", processes), ("--threads", threads)):
         if number is not None and number < 1:
             raise QuinticError(f"{option} is {number}: it must be at least 1")
@@ -205,7 +202,9 @@ def _pairs_table(results: Sequence[RunResult]) -> Table:
                 *(
                     " / ".join(f"{v:.4f}" for v in r.bits_per_byte)
                     if r and r.bits_per_byte
-                    else "diverged" if r and r.diverged else "-"
+                    else "diverged"
+                    if r and r.diverged
+                    else "-"
                     for r in sides
                 ),
                 *(

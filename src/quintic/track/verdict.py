@@ -123,7 +123,9 @@ def _interval(
     if pairs < 2:
         return None, None
     drawn = np.random.default_rng(0).integers(pairs, size=(RESAMPLES, pairs))
-    medians = [np.median(np.array(seconds)[drawn], axis=1) for seconds in (candidate_s, reference_s)]
+    medians = [
+        np.median(np.array(seconds)[drawn], axis=1) for seconds in (candidate_s, reference_s)
+    ]
     low, high = np.quantile(medians[0] / medians[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
@@ -169,9 +171,7 @@ def _against(s: Standing, targets: Sequence[Target], best: float | None) -> list
     ]
     high = s.ratio if s.high is None else s.high
     if best is not None and high is not None and s.pairs >= PAIRS and high >= best:
-        found.append(
-            f"its ratio may be as high as {high:.3f}, and the record stands at {best:.3f}"
-        )
+        found.append(f"its ratio may be as high as {high:.3f}, and the record stands at {best:.3f}")
     return found
 
 
