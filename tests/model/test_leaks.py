@@ -25,7 +25,10 @@ def others(name: str) -> list[Any]:
         return [choice for choice in typing.get_args(kind) if choice != default]
     if kind is bool:
         return [not default]
-    numbers = {int: [1, 2], int | None: [5, 16], float: [0.5, 2.0], float | None: [0.5, 15.0]}
+    numbers: dict[Any, list[Any]] = {
+        **{int: [1, 2], int | None: [5, 16]},
+        **{float: [0.5, 2.0], float | None: [0.5, 15.0]},
+    }
     return [value for value in numbers[kind] if value != default]
 
 

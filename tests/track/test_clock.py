@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import quintic.train
+from quintic.checkpoint import CheckpointWriter
 from quintic.errors import QuinticError
 from quintic.metrics import read_metrics
 from quintic.track.clock import training_seconds
@@ -43,8 +44,8 @@ def test_the_first_step_counts_and_neither_preparation_nor_checkpoint_nor_the_la
         "_open_metrics": [70_000.0],
     }.items():
         monkeypatch.setattr(train, name, clock.taking(seconds, getattr(train, name)))
-    save = train.CheckpointWriter.save
-    monkeypatch.setattr(train.CheckpointWriter, "save", clock.taking([900_000.0], save))
+    save = CheckpointWriter.save
+    monkeypatch.setattr(CheckpointWriter, "save", clock.taking([900_000.0], save))
     every = ["--train.steps", "4", "--train.eval-every", "4", "--train.checkpoint-every", "2"]
     main([*tiny_arguments(tiny_data), *every, "--out", str(tmp_path / "run")])
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")

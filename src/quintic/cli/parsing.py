@@ -111,8 +111,8 @@ def parse(arguments: list[str]) -> Any:
                 else f"{called} does not understand {given!r}: a recipe comes first, and a switch "
                 "such as --train.compile or --train.no-compile takes no value"
             )
-        asked = replace(_checked(asked, base, rest), recipe=base.recipe)
-        command = replace(command, action=asked) if isinstance(command, Track) else asked
+        checked = replace(_checked(asked, base, rest), recipe=base.recipe)
+        command = Track(checked) if isinstance(checked, TrackRun) else checked
     if isinstance(command, Train) and _continues(rest):
         # However it began, it is a run like any other now, and a launcher may start it once more.
         command = replace(command, force_data=False, fresh_cooldown=False, init_from=None)

@@ -220,7 +220,7 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def _differs(configs: list[dict[str, Any]], name: str) -> bool:
     missing = object()
     left, right = (config.get(name, missing) for config in configs)
-    return left != right
+    return bool(left != right)
 
 
 def extents(folder: Path) -> list[list[int]]:

@@ -25,8 +25,18 @@ class Target:
     """Bits per byte that the mean over seeds must be below, on the first bytes of the held-out
     files."""
 
-    first_bytes: int
+    first_bytes: int | None
+    """None: all of them."""
     bits_per_byte: float
+
+    @property
+    def place(self) -> str:
+        """Return in words which bytes they are."""
+        return (
+            f"the first {self.first_bytes:,} held-out bytes"
+            if self.first_bytes
+            else ("all held-out bytes")
+        )
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,11 @@ class Reference:
     """Version of Python whose standard library is the corpus."""
     corpus: Corpus
     targets: tuple[Target, ...]
-    """In the order of their bytes; the last is of all held-out bytes."""
     config: Mapping[str, Any]
     """Config as that commit reads it, which may be an earlier format than today's."""
 
     @property
-    def first_bytes(self) -> list[int]:
+    def first_bytes(self) -> list[int | None]:
         """Return the bytes of each target."""
         return [target.first_bytes for target in self.targets]
 

@@ -35,7 +35,6 @@ from quintic.track.verdict import (
     Standing,
     judge,
     p_text,
-    place,
     stand,
 )
 
@@ -224,7 +223,7 @@ def _summary(standing: Standing, attempt: Attempt) -> list[str]:
     if standing.bits_per_byte is not None and standing.p is not None:
         for mean, p, target in zip(standing.bits_per_byte, standing.p, targets, strict=True):
             lines.append(
-                f"loss    {mean:.4f} bits per byte on {place(target, targets)}, the mean of "
+                f"loss    {mean:.4f} bits per byte on {target.place}, the mean of "
                 f"{counted(standing.seeds, 'seed')}; p {p_text(p)} that it is not below "
                 f"{target.bits_per_byte}"
             )

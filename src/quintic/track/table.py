@@ -48,12 +48,12 @@ def markdown(records: Sequence[Record]) -> str:
 
 def draw_history(records: Sequence[Record], path: Path) -> None:
     """Draw the time ratio of each record against its date; the file is replaced whole."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
     from matplotlib.figure import Figure  # slow to import, so only where it is used
 
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    days = [date.fromisoformat(record.date) for record in records]
+    days = [float(date2num(date.fromisoformat(record.date))) for record in records]
     ratios = [record.ratio for record in records]
     axes.step(days, ratios, where="post", color=COLOURS[2], linewidth=1.4)
     for index, (day, record) in enumerate(zip(days, records, strict=True)):
@@ -69,6 +69,7 @@ def draw_history(records: Sequence[Record], path: Path) -> None:
             fontsize=8,
             parse_math=False,
         )
+    axes.xaxis_date()
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ class SplitText:
 
 Corpus = Mapping[Split, SplitText]
 
+MADE_HERE = re.compile(rb"#!\S*/python\S*\n# -\*- python -\*-\n")
+"""Beginning of `python-config.py`, which is made where Python is compiled and names a path there:
+the one file that two installations of one version do not share."""
+
 
 def corpus_of_this_python() -> Corpus:
     """Return the text of the embedded corpus; every version of Python has its own."""
@@ -33,10 +38,15 @@ def corpus_of_this_python() -> Corpus:
 
 
 def summed(documents: Iterable[bytes]) -> SplitText:
-    """Return the sums over documents; each is digested behind its length, so that none can give
-    bytes to its neighbour."""
-    digest, count, size = hashlib.sha256(), 0, 0
+    """Return the sums over documents, without the one that was made on this machine.
+
+    Each is digested behind its length, so that none can give bytes to its neighbour.
+    """
+    digest, count, size, made_here = hashlib.sha256(), 0, 0, 0
     for document in documents:
+        if not made_here and len(document) < 4096 and MADE_HERE.match(document):
+            made_here = 1
+            continue
         digest.update(len(document).to_bytes(8, "big") + document)
         count, size = count + 1, size + len(document)
     return SplitText(count, size, digest.hexdigest())

@@ -164,7 +164,7 @@ def _against(s: Standing, targets: Sequence[Target], best: float | None) -> list
     if s.diverged:
         found.append(f"{s.diverged} of {counted(s.seeds, 'seed')} diverged")
     found += [
-        f"the mean of {mean:.4f} bits per byte on {place(target, targets)} is not below "
+        f"the mean of {mean:.4f} bits per byte on {target.place} is not below "
         f"{target.bits_per_byte}"
         for mean, target in zip(s.bits_per_byte or (), targets, strict=bool(s.bits_per_byte))
         if s.seeds > 1 and mean >= target.bits_per_byte
@@ -186,7 +186,7 @@ def _lacks(s: Standing, targets: Sequence[Target]) -> list[str]:
         if s.seeds >= SEEDS and (p is None or p >= ALPHA):
             more = max(s.seeds + 1, s.runs_needed or 0)
             found.append(
-                f"p is {p_text(p)} on {place(target, targets)} and must be below {ALPHA:g}: run it "
+                f"p is {p_text(p)} on {target.place} and must be below {ALPHA:g}: run it "
                 f"with --seeds {more}"
             )
     if s.pairs and s.agreeing < max(PAIRS, s.pairs // 2 + 1):
@@ -202,12 +202,6 @@ def _lacks(s: Standing, targets: Sequence[Target]) -> list[str]:
     elif not s.pairs:
         found.append("no pair has finished")
     return found
-
-
-def place(target: Target, targets: Sequence[Target]) -> str:
-    """Return in words which of the held-out bytes a target is of."""
-    of = "all" if target == targets[-1] else "the first"
-    return f"{of} {target.first_bytes:,} held-out bytes"
 
 
 def p_text(p: float | None) -> str:
