@@ -194,7 +194,7 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
             "there is no command 'trian': did you mean train? the commands are train, sweep, ",
         ),
         ("--wibble", "there is no command '--wibble': the commands are train, "),
-        ("data", "data needs one of fetch, build, import, export, push, info, check: see quintic data"),
+        ("data", "data needs one of fetch, build, import, export, push, info, check: see"),
         ("data chek x", "there is no command 'chek': did you mean check? the commands are "),
         (
             "train lapto",

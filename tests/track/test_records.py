@@ -90,7 +90,7 @@ def test_the_list_is_the_table_of_the_docs_and_a_figure(
         "cpu (some, 2 threads), 102 s the reference",
     ]
     lines = markdown(found).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert lines[3].startswith("| [2026-11-28-laptop](../src/quintic/track/records/2026-11-28-l")
     assert "| a \\| b |" in lines[3]
     monkeypatch.setattr("quintic.cli.track.read_records", lambda: read_records(tmp_path))
@@ -122,6 +122,7 @@ def test_every_record_that_ships_says_what_its_runs_do() -> None:
 def test_the_page_has_the_table_of_the_records_that_ship() -> None:
     page = (ROOT / "docs" / "track.md").read_text()
     assert page.split(BEGIN)[1].split(END)[0] == markdown(read_records())
+    assert (ROOT / "docs" / "track.png").exists() == bool(read_records())
     assert RECORDS.is_relative_to(ROOT)
     for target in read_reference().targets:
         assert f"| {target.bits_per_byte} | {target.place}" in page

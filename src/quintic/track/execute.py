@@ -188,6 +188,7 @@ def _score(
             raise StoppedError
 
     reference, place = attempt.reference, folder / run.name
+    console.line(f"scoring {run.name}")
     scores = bits_per_byte(place, reference.first_bytes, reference.corpus, console, on_batch)
     if all(map(math.isfinite, scores)):
         result = replace(result, bits_per_byte=scores)

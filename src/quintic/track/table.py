@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
+from textwrap import fill, shorten
 
 from quintic.console import Table
 from quintic.figure import COLOURS, finish_axes, save_figure
@@ -35,7 +35,8 @@ def records_table(records: Sequence[Record]) -> Table:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Return the table as docs/track.md has it; a line that says so where there is no record."""
+    """Return the table and the figure as docs/track.md has them; a line that says so where there is
+    no record."""
     if not records:
         return "No record has been entered yet."
     table = records_table(records)
@@ -43,38 +44,35 @@ def markdown(records: Sequence[Record]) -> str:
     for row in table.rows:
         cells = [cell.replace("|", "\\|") for cell in row]
         lines.append([f"[{row[0]}](../src/quintic/track/records/{row[0]}.json)", *cells[1:]])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([*rows, "", "![Time ratio of each record](track.png)"])
 
 
 def draw_history(records: Sequence[Record], path: Path) -> None:
-    """Draw the time ratio of each record against its date; the file is replaced whole."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+    """Draw the time ratio of each record, with its interval, its date and what it changed; the file
+    is replaced whole."""
     from matplotlib.figure import Figure  # slow to import, so only where it is used
 
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    days = [float(date2num(date.fromisoformat(record.date))) for record in records]
-    ratios = [record.ratio for record in records]
-    axes.step(days, ratios, where="post", color=COLOURS[2], linewidth=1.4)
-    for index, (day, record) in enumerate(zip(days, records, strict=True)):
+    # One place each and not one in time: several may be of one day.
+    places, ratios = range(len(records)), [record.ratio for record in records]
+    axes.step(places, ratios, where="post", color=COLOURS[2], linewidth=1.4)
+    for place, record in zip(places, records, strict=True):
         if record.low is not None and record.high is not None:
-            axes.plot([day, day], [record.low, record.high], color=COLOURS[2], linewidth=3)
-        axes.plot([day], [record.ratio], "o", color=COLOURS[1])
-        words = record.changed if len(record.changed) <= 48 else f"{record.changed[:45]}..."
+            axes.plot([place, place], [record.low, record.high], color=COLOURS[2], linewidth=4)
+        axes.plot([place], [record.ratio], "o", color=COLOURS[1])
         axes.annotate(
-            f"{record.ratio:.3f}  {words}",
-            (day, record.ratio),
-            xytext=(8, 8 if index % 2 == 0 else -14),
+            f"{record.ratio:.3f}\n{fill(shorten(record.changed, 90, placeholder='...'), 36)}",
+            (place, record.ratio),
+            xytext=(6, 6),
             textcoords="offset points",
-            fontsize=8,
+            fontsize=7.5,
             parse_math=False,
         )
-    axes.xaxis_date()
-    locator = AutoDateLocator()
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axes.margins(x=0.35)
-    axes.set_ylim(0, 1.12 * max(ratios, default=1.0))
+    axes.set_xticks(places, [record.date for record in records])
+    axes.set_xlim(-0.2, max(1, len(records)) - 0.2)
+    axes.set_ylim(0, 1.2 * max(ratios, default=1.0))
     axes.set(ylabel="training time, of the reference's")
     axes.set_title("The laptop track: time to the target")
     finish_axes(axes)
