@@ -41,7 +41,8 @@ from quintic.track.reference import PACKAGE
 from quintic.track.score import bits_per_byte
 from quintic.track.verdict import RunResult
 
-POLL_S = 0.2
+POLL_S = 1.0
+"""Seconds between two looks at a run, each of which takes a core from it for a moment."""
 COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Variables that name where code is kept that was compiled."""
 
@@ -113,6 +114,7 @@ def _train(
             command += ["--procs", str(processes)]
         if sources is not None:
             environment["PYTHONPATH"] = str(sources)
+            command.insert(1, "-P")  # before a quintic in the folder that this was started in
         began = time.perf_counter()
         process = Popen(
             command,

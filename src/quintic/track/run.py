@@ -109,9 +109,9 @@ def _checked(seeds: int, pairs: int, threads: int | None, processes: int) -> int
 
 def _execute(attempt: Attempt, folder: Path, console: Console) -> bool:
     runs = attempt.runs
+    ended = {run for run in runs if read_result(folder, run).finished}
 
     def done() -> tuple[int, int]:
-        ended = [run for run in runs if read_result(folder, run).finished]
         return len(ended), sum(attempt.steps(run) for run in ended)
 
     console.line(
@@ -140,12 +140,13 @@ def _execute(attempt: Attempt, folder: Path, console: Console) -> bool:
         if run.name not in announced:
             announced.add(run.name)
             console.line(f"training {run.name}")
-        ended, steps = done()
-        bar.show(ended, steps + steps_done(folder / run.name), run.name)
+        number, steps = done()
+        bar.show(number, steps + steps_done(folder / run.name), run.name)
 
     def on_end(result: RunResult) -> None:
-        name = TimedRun(result.side, result.seed).name
-        bar.ended(*done(), f"{name}: {_outcome(result)}")
+        run = TimedRun(result.side, result.seed)
+        ended.add(run)
+        bar.ended(*done(), f"{run.name}: {_outcome(result)}")
 
     with bar:
         return execute(attempt, folder, console, on_change=on_change, on_end=on_end)
