@@ -83,10 +83,10 @@ def device_name(device: torch.device) -> str:
     """Return what a person calls the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({_processor()}, {counted(torch.get_num_threads(), 'thread')})"
+    return f"{device.type} ({processor_name()}, {counted(torch.get_num_threads(), 'thread')})"
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Return the processor's name, which Linux keeps in a file and other systems in `platform`."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

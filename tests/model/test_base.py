@@ -52,8 +52,11 @@ both = pytest.mark.parametrize("architecture", list(CONFIGS))
 
 
 def drawn(architecture: str) -> LanguageModel:
+    return with_drawn_weights((CONFIGS | MASKED)[architecture])
+
+
+def with_drawn_weights(config: ModelConfig) -> LanguageModel:
     """A float64 model in which no weight is zero, so that every part shows in the logits."""
-    config = (CONFIGS | MASKED)[architecture]
     model = build_model(config, compute_dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -415,6 +415,53 @@ class Muon:
     )
 
 
+@dataclass(frozen=True)
+class TrackList:
+    """The records of the laptop track, oldest first."""
+
+    json: bool = False
+    """Print them whole, with every run, as JSON."""
+    markdown: bool = False
+    """Print the table as docs/track.md has it."""
+    figure: Path | None = None
+    """FILE.png: draw their history as well."""
+
+
+@dataclass(frozen=True)
+class TrackRun(_ConfigOptions):
+    """Make an attempt at a record: a recipe and the reference in turn, and a verdict by the rules.
+
+    quintic track run RECIPE [--section.field VALUE ...] [--out DIR]; interrupted, the same command
+    continues, and with more seeds or pairs it adds to them.
+    """
+
+    seeds: int = 5
+    """Runs of the recipe, with the seeds from 1 on; a record has 5."""
+    pairs: int = 5
+    """Runs of it that have a run of the reference beside them; a record has 5 that agree."""
+    threads: int | None = None
+    """Threads of a run, over all of its processes; default the cores."""
+    processes: int = 1
+    """Processes of a run of the recipe, which share the threads."""
+    out: Path | None = None
+    """Folder of the attempt; default runs/RECIPE-track."""
+    reference_checkout: str | None = None
+    """Checkout of quintic, or a revision of the repository that this one lies in, that trains the
+    reference; default the reference's own commit where the repository has it, else this quintic."""
+    note: str | None = None
+    """What the recipe does otherwise, for the record; default the fields that differ."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """The laptop track, a speedrun on a CPU: list, run."""
+
+    action: (
+        Annotated[TrackList, subcommand("list", prefix_name=False)]
+        | Annotated[TrackRun, subcommand("run", prefix_name=False)]
+    )
+
+
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "sweep": Sweep,
@@ -433,6 +480,8 @@ COMMANDS: dict[str, Any] = {
     "data check": DataCheck,
     "muon convert": MuonConvert,
     "muon table": MuonTable,
+    "track list": TrackList,
+    "track run": TrackRun,
 }
 """Every command by the words that call it; module `quintic.cli.WORD` runs it, `WORD_` where that is
 one of Python's own words."""

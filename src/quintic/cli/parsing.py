@@ -37,6 +37,8 @@ from quintic.cli.options import (
     Muon,
     Recipes,
     Sweep,
+    Track,
+    TrackRun,
     Train,
 )
 from quintic.config import Config, flatten, from_the_start, nearest_name
@@ -48,6 +50,9 @@ APPENDED = ("--vary",)
 
 SECTIONS = ("model", "data", "optim", "train")
 
+TRAINING = ("train", "sweep", "track run")
+"""Commands that take a recipe and every field of its config."""
+
 
 def parse(arguments: list[str]) -> Any:
     """Return the command; raises `QuinticError` where the command line is not understood.
@@ -55,9 +60,15 @@ def parse(arguments: list[str]) -> Any:
     What is known of a run before parsing, its recipe or the folder it resumes, gives the defaults
     that the command line replaces.
     """
-    name, *rest = arguments or ["--help"]
+    if arguments[:1] == ["track"] and arguments[1:] != ["--help"]:
+        plain = all(argument.startswith("-") for argument in arguments[1:2])
+        arguments = ["track", *["list"][:plain], *arguments[1:]]
+    name, *rest = words = arguments or ["--help"]
     _check_options(arguments)
-    recipe, base = _defaults(name, rest) if name in ("train", "sweep") else ("", Config())
+    called = _name(arguments)
+    trains = called in TRAINING
+    rest = arguments[len(called.split()) :] if trains else rest
+    recipe, base = _defaults(name, rest) if trains else ("", Config())
     sections: dict[str, Any] = {name: getattr(base, name) for name in SECTIONS}
     if name == "train" and (init_from := _init_from(rest)) is not None:
         sections["model"] = init_from.model
@@ -72,6 +83,10 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
         | Annotated[Muon, subcommand("muon")]
+        | Annotated[
+            Track,
+            subcommand("track", default=Track(TrackRun(recipe, **sections)) if trains else None),
+        ]
     )
 
     def refuse(event: ParseErrorEvent) -> None:
@@ -83,19 +98,21 @@ def parse(arguments: list[str]) -> Any:
             commands,
             prog="quintic",
             description="Pretrain GPT-2-class language models with Muon.",
-            args=[name, *rest],
+            args=words,
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
-    if isinstance(command, Train | Sweep):
-        if command.recipe != recipe:
-            given = command.recipe
+    asked = command.action if isinstance(command, Track) else command
+    if isinstance(asked, Train | Sweep | TrackRun):
+        if asked.recipe != recipe:
+            given = asked.recipe
             raise QuinticError(
-                f"the recipe {given!r} must come first: quintic {name} {given} ..."
+                f"the recipe {given!r} must come first: quintic {called} {given} ..."
                 if given in RECIPES or given.endswith(".json")
-                else f"{name} does not understand {given!r}: a recipe comes first, and a switch "
+                else f"{called} does not understand {given!r}: a recipe comes first, and a switch "
                 "such as --train.compile or --train.no-compile takes no value"
             )
-        command = replace(_checked(command, base, rest), recipe=base.recipe)
+        checked = replace(_checked(asked, base, rest), recipe=base.recipe)
+        command = Track(checked) if isinstance(checked, TrackRun) else checked
     if isinstance(command, Train) and _continues(rest):
         # However it began, it is a run like any other now, and a launcher may start it once more.
         command = replace(command, force_data=False, fresh_cooldown=False, init_from=None)
@@ -132,7 +149,9 @@ def _check_options(arguments: list[str]) -> None:
             )
 
 
-def _checked(command: Train | Sweep, base: Config, arguments: list[str]) -> Train | Sweep:
+def _checked(
+    command: Train | Sweep | TrackRun, base: Config, arguments: list[str]
+) -> Train | Sweep | TrackRun:
     """Return the command with its sections checked as one config; what the command line switches
     off takes the recipe's settings of it along, but none that an option names."""
     given = {

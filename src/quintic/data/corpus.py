@@ -61,9 +61,17 @@ def embedded_dataset(
     Raises `QuinticError` where this interpreter has no library sources, or too little of them for
     the vocabulary, or the cache cannot be written.
     """
-    return _dataset_of_tree(
-        Path(sysconfig.get_paths()["stdlib"]), vocab_size, cache or _default_cache(), on_progress
-    )
+    return _dataset_of_tree(_library(), vocab_size, cache or _default_cache(), on_progress)
+
+
+def embedded_texts() -> dict[Split, list[str]]:
+    """Return the documents of `embedded_dataset`, in the order of the stream, which no vocabulary
+    changes."""
+    return _split(_documents(_read_sources(_library())))
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _default_cache() -> Path:

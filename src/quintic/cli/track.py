@@ -1,0 +1,49 @@
+"""quintic track list and run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from quintic.cli.interrupt import keeping_interrupts
+from quintic.cli.options import Track, TrackRun
+from quintic.console import Console
+from quintic.track.record import read_records
+from quintic.track.table import draw_history, markdown, records_table
+
+
+def run(command: Track, _arguments: Sequence[str]) -> None:
+    """List the records, or make an attempt at one."""
+    if isinstance(command.action, TrackRun):
+        _attempt(command.action)
+        return
+    console, records = Console(), read_records()
+    if command.action.json:
+        print(json.dumps([asdict(record) for record in records], indent=1))
+    elif command.action.markdown:
+        print(markdown(records))
+    elif records:
+        console.table(records_table(records), "training time, of the reference's beside it")
+    else:
+        console.line("no record yet: quintic track run RECIPE makes an attempt at one")
+    if command.action.figure is not None:
+        draw_history(records, command.action.figure)
+
+
+def _attempt(asked: TrackRun) -> None:
+    # Here, since it imports PyTorch, which takes seconds.
+    with keeping_interrupts():
+        from quintic.track.run import run_attempt
+
+    run_attempt(
+        asked.config,
+        asked.out or Path("runs") / f"{asked.config.recipe}-track",
+        seeds=asked.seeds,
+        pairs=asked.pairs,
+        threads=asked.threads,
+        processes=asked.processes,
+        checkout=asked.reference_checkout,
+        note=asked.note,
+    )
