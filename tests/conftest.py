@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,14 @@ def tiny_options(data: Path) -> dict[str, Any]:
         "model.context": 32,
         "model.vocab_size": TINY_VOCAB,
         # What is tuned in `laptop` is fixed here, so that tuning it again changes no test.
+        "model.tied_head": True,
+        "model.embed_norm": False,
+        "model.token_smear": False,
+        "model.key_smear": False,
+        "model.bigram_embeddings": 0,
+        "model.value_embeddings": 0,
+        "train.cpu_kernels": "plain",
+        "train.side_by_side": False,
         "optim.muon.lr": 0.02,
         "optim.adamw.lr": 0.005,
         "optim.schedule.cooldown_fraction": 0.4,
@@ -117,9 +125,19 @@ def tiny_options(data: Path) -> dict[str, Any]:
 
 
 def tiny_arguments(data: Path) -> list[str]:
-    options = {f"--{key.replace('_', '-')}": str(v) for key, v in tiny_options(data).items()}
-    flags = [text for option in options.items() for text in option]
-    return ["train", "laptop", *flags, "--train.no-tensorboard"]
+    return ["train", "laptop", *flags_of(tiny_options(data)), "--train.no-tensorboard"]
+
+
+def flags_of(options: Mapping[str, Any]) -> list[str]:
+    """The options of the command line that set dotted fields."""
+    flags: list[str] = []
+    for key, value in options.items():
+        section, _, field = key.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            flags.append(f"--{section}.{'' if value else 'no-'}{field}")
+        else:
+            flags += [f"--{section}.{field}", str(value)]
+    return flags
 
 
 def tiny_config(data: Path, changes: dict[str, Any] | None = None) -> Config:

@@ -77,7 +77,7 @@ def test_help_lists_the_commands_and_is_what_no_arguments_give(capsys: Capture) 
 
 def test_help_of_train_shows_every_field_with_the_recipes_value_as_default(capsys: Capture) -> None:
     for recipe, expected in {
-        "laptop": ["(default: 0.006)", "(default: aspect)", "(default: embedded)"],
+        "laptop": ["(default: 0.012)", "(default: aspect)", "(default: embedded)"],
         "gpt2": ["(default: 0.0006)", "(default: 700)", "(default: 18865)", "(default: 0.9 0.95)"],
     }.items():
         text = help_of(["train", recipe], capsys)
@@ -280,7 +280,10 @@ def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path)
     assert (config.train.steps, config.train.tensorboard) == (12, False)
     laptop = RECIPES["laptop"].build()
     changed = {f for f in differing_fields(config, laptop) if f.startswith("optim.")}
-    assert changed == {"optim.muon.lr", "optim.schedule.cooldown_fraction"}
+    assert changed == {
+        *("optim.muon.lr", "optim.adamw.lr", "optim.adamw.head_lr"),
+        "optim.schedule.cooldown_fraction",
+    }
     assert config.optim.muon.scale == "aspect"
     assert config.train.micro_batch == 8, "what was left to quintic is resolved"
     assert config.train.precision == "float32"
@@ -292,7 +295,7 @@ def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path)
 def test_what_an_option_switches_off_takes_the_recipes_settings_of_it_along() -> None:
     command = parse(["train", "laptop", "--optim.matrices", "sgd", "--data.path", "some/folder"])
     laptop = RECIPES["laptop"].build()
-    assert (laptop.optim.muon.lr, laptop.data.embedded_vocab) == (0.006, 2048)
+    assert (laptop.optim.muon.lr, laptop.data.embedded_vocab) == (0.012, 2048)
     assert command.optim == replace(laptop.optim, matrices="sgd", muon=MuonConfig())
     assert command.data == DataConfig(path="some/folder", order="shuffle")
 

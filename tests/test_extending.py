@@ -19,7 +19,7 @@ from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import set_up
 from quintic.train import forward_backward
 from tests import warm
-from tests.conftest import main, tiny_options
+from tests.conftest import flags_of, main, tiny_options
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 LION, SHARDS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -78,8 +78,7 @@ def arguments(data: Path, changes: dict[str, Any]) -> list[str]:
     if "optim.matrices" in changes:
         del tiny["optim.muon.lr"]  # which would have no effect
     options = {**tiny, **kept, **changes}
-    pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
-    return ["train", "laptop", *sum(pairs, ()), "--train.no-tensorboard"]
+    return ["train", "laptop", *flags_of(options), "--train.no-tensorboard"]
 
 
 def command(folder: Path, *arguments: str, plain: bool = False) -> str:

@@ -115,8 +115,8 @@ def laptop() -> Config:
     Command   quintic train
     Data      the standard library, 11 MB of Python; a BPE vocabulary of 2,048 trained on it
     Result    1.62 bits per byte of held-out files, where gzip -9 has 2.28
-    Source    the newest record of the laptop track, trained a little longer (docs/track.md); what was
-              tried is in docs/log.md
+    Source    the newest record of the laptop track, trained longer (docs/track.md); what was tried
+              is in docs/log.md
     """
     return Config(
         recipe="laptop",

@@ -42,7 +42,13 @@ from tests.conftest import TINY_VOCAB, tiny_config
 CPU = torch.device("cpu")
 
 TOY = [
-    *("model.layers=2", "model.width=32", "model.heads=2", "model.context=32"),
+    *(
+        "model.layers=2",
+        "model.value_embeddings=1",
+        "model.width=32",
+        "model.heads=2",
+        "model.context=32",
+    ),
     *(f"model.vocab_size={TINY_VOCAB}", "train.batch_tokens=256", "train.micro_batch=4"),
 ]
 ABSENT = ("tyro", "orjson", "httpx2", "zstandard", "platformdirs", "pytorch_optimizer")

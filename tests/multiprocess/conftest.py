@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import made_once, tiny_config, tiny_options
+from tests.conftest import flags_of, made_once, tiny_config, tiny_options
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world
 
@@ -36,10 +36,5 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def long_run(tiny_data: Path) -> list[str]:
     """The command line of the same run, without its folder and its launcher."""
-    options = {**tiny_options(tiny_data), **LONG}
-    flags = [
-        text
-        for key, value in options.items()
-        for text in (f"--{key.replace('_', '-')}", str(value))
-    ]
+    flags = flags_of({**tiny_options(tiny_data), **LONG})
     return ["train", "laptop", *flags, "--train.no-tensorboard"]

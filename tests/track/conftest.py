@@ -15,10 +15,10 @@ from quintic.data.dataset import open_dataset
 from quintic.data.manifest import SPLITS
 from quintic.track.reference import Reference, Target
 from quintic.track.texts import Corpus, _documents, summed
-from tests.conftest import main, tiny_options
+from tests.conftest import flags_of, main, tiny_options
 
 TINY = {
-    **{name: value for name, value in tiny_options(Path("embedded")).items() if value},
+    **tiny_options(Path("embedded")),
     "model.vocab_size": None,
 }
 
@@ -93,9 +93,7 @@ def track(
 
 def asked(folder: Path, *options: str) -> list[str]:
     """The command line of an attempt of two seeds and two pairs, one step a run."""
-    fields = {f"--{name.replace('_', '-')}": str(value) for name, value in TINY.items()}
-    fields |= {"--train.steps": "1", "--data.embedded-vocab": "2048"}
-    words = [text for option in fields.items() for text in option]
+    words = flags_of({**TINY, "train.steps": 1, "data.embedded_vocab": 2048})
     return ["track", "run", "laptop", *words, "--out", str(folder), *options]
 
 
