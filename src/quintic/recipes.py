@@ -142,7 +142,6 @@ def laptop() -> Config:
             steps=1000,
             batch_tokens=1024,
             cpu_kernels="fused",
-            side_by_side=True,
             eval_every=125,
             eval_tokens=65_536,
             checkpoint_every=250,
