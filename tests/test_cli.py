@@ -28,7 +28,7 @@ from quintic.data.dataset import open_dataset
 from quintic.data.shards import write_shard
 from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.evaluate import gzip_bytes
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.recipes import RECIPES
 from quintic.setup import start
 from quintic.train import train_run
@@ -371,7 +371,7 @@ def test_default_folders_are_numbered_by_recipe_and_a_refused_start_takes_no_num
 def test_an_empty_folder_may_be_the_out(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     main([*tiny, "--train.steps", "1", "--out", "empty"])
-    assert len(read_metrics(tmp_path / "empty" / "metrics.jsonl")) == 3
+    assert len(read_records(tmp_path / "empty" / "metrics.jsonl")) == 3
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(
@@ -440,7 +440,7 @@ def test_evaluate_gives_the_loss_that_the_run_measured_at_its_end(
     tiny_run: Path, capsys: Capture
 ) -> None:
     text = output(["evaluate", str(tiny_run), "--device", "cpu"], capsys)
-    last = read_metrics(tiny_run / "metrics.jsonl")[-1]
+    last = read_records(tiny_run / "metrics.jsonl")[-1]
     assert loss_in(text) == pytest.approx(last["val_loss"], abs=1e-4)
     assert "step-00000012, 512 validation tokens" in text
     assert "no bits per byte" in text, "nobody knows the tokenizer of the tiny data"

@@ -27,7 +27,7 @@ from quintic.continuation import continue_run
 from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, lost_records, read_metrics
+from quintic.metrics_file import METRICS, lost_records, read_records
 from quintic.optim.schedule import lr_factor, steps_alike, steps_before_cooldown
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
@@ -316,7 +316,7 @@ def test_a_fresh_cooldown_goes_on_from_the_end_at_the_rate_of_the_longer_run(
         entry for entry in losses(new) if entry[0] >= 12 and entry[:2] != (12, "val_loss")
     ] == after
     assert_equal_states(new, run, 20)
-    records = read_metrics(new / METRICS)
+    records = read_records(new / METRICS)
     factors = {r["step"]: r["lr_factor"] for r in records if "lr_factor" in r}
     assert [factors[step] for step in range(7, 20)] == [
         *(1, 4 / 5, 3 / 5, 2 / 5, 1 / 5),  # steps 7 to 11 of 12

@@ -22,7 +22,8 @@ from quintic.data.loader import Batch
 from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import LateScalar
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, Metrics, read_metrics
+from quintic.metrics import Metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.model.attention import attend
 from quintic.model.attention_backend import (
     BACKENDS,
@@ -368,7 +369,7 @@ def test_losses_do_not_depend_on_how_batches_come(
 ) -> None:
     config = here(tiny_data, {"train.prefetch_to_gpu": upload, "train.steps": 4})
     assert train_run(start(config, tmp_path / "run", Console(quiet=True)), Console(quiet=True))
-    found = [r["train_loss"] for r in read_metrics(tmp_path / "run" / METRICS) if "train_loss" in r]
+    found = [r["train_loss"] for r in read_records(tmp_path / "run" / METRICS) if "train_loss" in r]
     assert close(found, losses(config)[:4], 1e-3)
 
 

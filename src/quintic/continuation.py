@@ -36,7 +36,7 @@ from quintic.data.tokenizer import tokenizer_info
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError, reason, system_error, way_out
 from quintic.files import file_sha256, fsync_path
-from quintic.metrics import METRICS, truncate_metrics
+from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
 from quintic.optim.schedule import scheduled, steps_alike
 from quintic.run_dir import CHECKPOINTS, TENSORBOARD

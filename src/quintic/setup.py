@@ -61,7 +61,7 @@ from quintic.early_stop import stopped_early
 from quintic.errors import QuinticError, counted, memory_reason
 from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
-from quintic.metrics import METRICS, lost_records
+from quintic.metrics_file import METRICS, lost_records
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations

@@ -24,7 +24,8 @@ from quintic.early_stop import why_stop
 from quintic.errors import QuinticError, memory_reason, reason, start_lower, way_out
 from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
-from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
+from quintic.metrics import Metrics, NonFiniteLossError, Value
+from quintic.metrics_file import METRICS, read_records
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
 from quintic.setup import Run
@@ -281,6 +282,6 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
 def _draw(run: Run, console: Console) -> None:
     title = f"{run.folder.name}, {run.state.model.parameter_count():,} parameters"
     try:
-        draw_loss(read_metrics(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
+        draw_loss(read_records(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
     except Exception as error:  # a picture is not worth a run
         console.line(f"{run_dir.FIGURE} was not drawn: {reason(error)}")

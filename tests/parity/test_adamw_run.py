@@ -15,7 +15,7 @@ from quintic.config import (
     TrainConfig,
 )
 from quintic.console import Console
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.model.build import build_model
 from quintic.setup import start
 from quintic.train import train_run
@@ -52,7 +52,7 @@ def test_gpt2_run_equals_adamw_clipping_and_cosine_written_out(
     console = Console()
     run = start(config, tmp_path / "run", console)
     assert train_run(run, console)
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
     found = [record["train_loss"] for record in records if "train_loss" in record]
 
     model = build_model(
