@@ -119,13 +119,13 @@ def tiny_options(data: Path) -> dict[str, Any]:
 def tiny_arguments(data: Path) -> list[str]:
     options = {f"--{key.replace('_', '-')}": str(v) for key, v in tiny_options(data).items()}
     flags = [text for option in options.items() for text in option]
-    return ["train", "laptop", *flags, "--train.no-tensorboard"]
+    return ["train", "laptop", *flags, "--train.log-to"]
 
 
 def tiny_config(data: Path, changes: dict[str, Any] | None = None) -> Config:
     """The config of a tiny run, with dotted fields replaced; where they choose another optimizer or
     schedule, what a tiny run sets of its own goes with it."""
-    tiny = get_recipe("laptop").override({**tiny_options(data), "train.tensorboard": False})
+    tiny = get_recipe("laptop").override({**tiny_options(data), "train.log_to": ()})
     return tiny.override(changes or {})
 
 

@@ -276,7 +276,7 @@ def test_recipes_prints_every_recipe_with_size_tokens_hardware_and_expected_loss
 def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path) -> None:
     config = run_dir.read_config(tiny_run)
     assert (config.recipe, config.model.width, config.model.vocab_size) == ("laptop", 32, 128)
-    assert (config.train.steps, config.train.tensorboard) == (12, False)
+    assert (config.train.steps, config.train.log_to) == (12, ())
     laptop = RECIPES["laptop"].build()
     changed = {f for f in differing_fields(config, laptop) if f.startswith("optim.")}
     assert changed == {"optim.muon.lr", "optim.schedule.cooldown_fraction"}

@@ -189,7 +189,7 @@ def configs(draw: st.DrawFn) -> Config:
             keep_checkpoints=draw(st.integers(1, 10)),
             keep_before_cooldown=draw(st.booleans()),
             log_every=draw(st.integers(1, 10)),
-            tensorboard=draw(st.booleans()),
+            log_to=tuple(draw(st.sets(st.sampled_from(["tensorboard", "wandb"])))),
             export_at_end=draw(st.sampled_from(["none", "hf"])),
             eval_tasks=(eval_tasks := draw(st.sampled_from([None, "blimp,piqa"]))),
             eval_tasks_every=draw(st.sampled_from([None, 100])) if eval_tasks else None,

@@ -79,7 +79,7 @@ def arguments(data: Path, changes: dict[str, Any]) -> list[str]:
         del tiny["optim.muon.lr"]  # which would have no effect
     options = {**tiny, **kept, **changes}
     pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
-    return ["train", "laptop", *sum(pairs, ()), "--train.no-tensorboard"]
+    return ["train", "laptop", *sum(pairs, ()), "--train.log-to"]
 
 
 def command(folder: Path, *arguments: str, plain: bool = False) -> str:

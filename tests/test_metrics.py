@@ -43,7 +43,6 @@ def opened(folder: Path, seen: list[MetricsRecord], **changes: Any) -> Metrics:
         "flops_per_token": 1e6,
         "peak_flops": None,
         "device": torch.device("cpu"),
-        "tensorboard": False,
         "on_record": seen.append,
     }
     return Metrics(folder, **{**options, **changes})

@@ -400,7 +400,6 @@ def test_the_loss_of_a_step_is_on_its_way_before_the_one_before_is_waited_for(
         flops_per_token=1.0,
         peak_flops=None,
         device=torch.device("meta"),  # as on every device but the CPU, whose steps are done
-        tensorboard=False,
         on_record=lambda record: None,
     )
     for step in range(3):

@@ -75,7 +75,7 @@ def sized(config: Config, data: Path, steps: int) -> Config:
             "train.eval_every": max(1, steps // VALIDATIONS),
             "train.checkpoint_every": steps + 1,
             "train.keep_checkpoints": 1,
-            "train.tensorboard": False,
+            "train.log_to": (),
             "optim.schedule.warmup_steps": min(config.optim.schedule.warmup_steps, steps // 10),
         }
     )

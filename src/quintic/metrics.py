@@ -1,4 +1,4 @@
-"""The metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard events.
+"""The metrics of a run, as they are measured and written into `metrics.jsonl`.
 
 A record with `train_loss` or `val_loss` at `step` speaks of the weights after `step` updates, that
 is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +69,6 @@ class Metrics:
         peak_flops: float | None,
         device: torch.device,
         log_every: int = 1,
-        tensorboard: bool,
         on_record: Callable[[MetricsRecord], None],
     ) -> None:
         self.elapsed_s = elapsed_s
@@ -81,15 +79,10 @@ class Metrics:
         self.val_losses: list[float] = []
         """All of the run so far, where they are written."""
         self._file: MetricsFile | None = None
-        self._events: Any = None
         if folder is not None:
             kept = truncate_metrics(folder / METRICS, step)
             self.val_losses = [record["val_loss"] for record in kept if "val_loss" in record]
             self._file = MetricsFile(folder / METRICS)
-            if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-                self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         self._unread: _UnreadStep | None = None
         self.restart_clock()
 
@@ -110,8 +103,6 @@ class Metrics:
         self._write_unread()
         if self._file is not None:
             self._file.sync()
-        if self._events is not None:
-            self._events.flush()
 
     def validation(
         self, step: int, val_loss: float, seconds: float, *, stopped_early: str | None = None
@@ -184,18 +175,12 @@ class Metrics:
         if self._file is None:
             return
         self._file.append(record)
-        if self._events is not None:
-            for name, value in record.items():
-                if name not in ("step", "tokens", STOPPED_EARLY):
-                    self._events.add_scalar(name, value, record["step"])
         self.on_record(record)
 
     def close(self) -> None:
-        """Close the files; a loss that was never flushed is dropped, and measured on a resume."""
+        """Close the file; a loss that was never flushed is dropped, and measured on a resume."""
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

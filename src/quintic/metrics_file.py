@@ -101,6 +101,18 @@ def _column(values: list[Any]) -> np.ndarray:
     return np.array(values, dtype=np.int64 if whole else np.float64)
 
 
+def parse_record(line: str | bytes) -> MetricsRecord:
+    """Return the record in a line, what is not finite as a float; raises `QuinticError` where there
+    is none."""
+    try:
+        record: MetricsRecord = json.loads(line)
+        record["step"] + 0
+        record |= {name: float(text) for name, text in record.pop(DIVERGED, {}).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise QuinticError(f"this is not a record of a run: {line.strip()[:60]!r}") from error
+    return record
+
+
 def read_records(path: Path) -> list[MetricsRecord]:
     """Return the records of a `metrics.jsonl`, what is not finite as a float; a last line cut short
     by a crash is left out.
@@ -113,17 +125,14 @@ def read_records(path: Path) -> list[MetricsRecord]:
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            record["step"] + 0
-            record |= {name: float(text) for name, text in record.pop(DIVERGED, {}).items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            records.append(parse_record(line))
+        except QuinticError as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise QuinticError(
                 f"{path} line {number} is not a record of a run: {line.strip()[:60]!r}; "
                 "repair or remove the line"
             ) from error
-        records.append(record)
     return records
 
 

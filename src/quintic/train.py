@@ -31,6 +31,7 @@ from quintic.optim.schedule import scheduled
 from quintic.setup import Run
 from quintic.tasks.in_training import TrainingTasks
 from quintic.tasks.score import save_scores
+from quintic.trackers.processes import tracking
 
 UNWATCHED = Watchdog(ALONE, math.inf)
 """Takes note of what is done outside the loop, and does nothing about it."""
@@ -57,7 +58,10 @@ def train_run(run: Run, console: Console) -> bool:
                     data=run.dataset.fingerprint,
                     **kept,
                 )
-            _loop(run, console)
+            names = run.config.train.log_to if run.world.is_main else ()
+            with tracking(run.folder, names, console) as trackers:
+                _loop(run, console)
+                trackers.outcome = "finished" if run.done else "stopped"
     return run.done
 
 
@@ -274,7 +278,6 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
         peak_flops=peak and peak * run.world.size,
         device=run.device,
         log_every=run.config.train.log_every,
-        tensorboard=run.config.train.tensorboard,
         on_record=progress.show,
     )
 

@@ -42,4 +42,4 @@ def long_run(tiny_data: Path) -> list[str]:
         for key, value in options.items()
         for text in (f"--{key.replace('_', '-')}", str(value))
     ]
-    return ["train", "laptop", *flags, "--train.no-tensorboard"]
+    return ["train", "laptop", *flags, "--train.log-to"]

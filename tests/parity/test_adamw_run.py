@@ -46,7 +46,7 @@ def test_gpt2_run_equals_adamw_clipping_and_cosine_written_out(
             precision="float64",
             eval_every=STEPS,
             eval_tokens=CONTEXT,
-            tensorboard=False,
+            log_to=(),
         ),
     )
     console = Console()
