@@ -119,7 +119,7 @@ def tiny_options(data: Path) -> dict[str, Any]:
 def tiny_arguments(data: Path) -> list[str]:
     options = {f"--{key.replace('_', '-')}": str(v) for key, v in tiny_options(data).items()}
     flags = [text for option in options.items() for text in option]
-    return ["train", "laptop", *flags, "--train.log-to"]
+    return ["train", "laptop", *flags, "--train.log-to"]  # to none; a test may go on with names
 
 
 def tiny_config(data: Path, changes: dict[str, Any] | None = None) -> Config:

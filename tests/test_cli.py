@@ -147,6 +147,15 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
             "evaluate run --checkpoint oldest",
             "--checkpoint is 'oldest': it must be one of newest, best",
         ),
+        (
+            "train --train.no-tensorboard",
+            "there is no option --train.no-tensorboard: did you mean --train.log-to?",
+        ),
+        (
+            "train --train.log-to wandb mlfow",
+            "--train.log-to is 'wandb mlfow': it must be values with spaces between them, each "
+            "one of tensorboard, wandb, trackio, mlflow",
+        ),
         ("train --model.widht 3", "there is no option --model.widht: did you mean --model.width?"),
         (
             "train --optim.muon.lrr=3",

@@ -70,6 +70,13 @@ def openings(folder: Path, name: str) -> int:
     return text.count("look at it with") + text.count("offline, in")
 
 
+def descendants(pid: int) -> Iterator[int]:
+    """All that a process has started, and that in turn."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            yield from (*descendants(child), child)
+
+
 def kill_at(arguments: list[str], folder: Path, name: str, step: int, *, tracker: bool) -> None:
     """Kill a run at a step, once its tracker is open; the tracker's processes first, or not."""
     before = openings(folder, name)
@@ -81,9 +88,8 @@ def kill_at(arguments: list[str], folder: Path, name: str, step: int, *, tracker
             alive=lambda: process.poll() is None,
         )
         if tracker:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            for child in children.split():
-                os.killpg(int(child), signal.SIGKILL)
+            for descendant in [*descendants(process.pid)]:
+                os.kill(descendant, signal.SIGKILL)
         process.kill()
         outputs(process)
 

@@ -56,6 +56,7 @@ class TrackerProcess:
     def __init__(self, folder: Path, name: str, console: Console) -> None:
         self.name, self.log = name, folder / FOLDER / f"{name}.log"
         self.lines = 0
+        """Lines that it has said so far."""
         run_id(folder)  # drawn here, before several processes ask for it
         # As it is imported here, which need not be as it is installed.
         path = [str(Path(quintic.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -69,6 +70,7 @@ class TrackerProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
                 start_new_session=True,  # what stops training does not stop it at once
             )
+        self.pid = self._process.pid
         self._reader = threading.Thread(target=self._hand_on, args=(console,), daemon=True)
         self._reader.start()
 
@@ -93,9 +95,9 @@ class TrackerProcess:
             return None
 
     def kill(self) -> None:
-        """End it, and what it has started."""
+        """End it, and what it has started in its group; the rest sees that it is gone."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     def hear_out(self) -> None:
