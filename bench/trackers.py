@@ -32,7 +32,7 @@ from quintic.metrics_file import METRICS, MetricsFile, MetricsRecord
 from quintic.recipes import get_recipe
 from quintic.trackers.processes import Tracking, tracking
 
-STEP_S, STEPS = 0.3, 200
+STEP_S, STEPS = 0.3, 100
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 

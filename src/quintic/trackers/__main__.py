@@ -25,7 +25,7 @@ from quintic.run_dir import FIGURE
 from quintic.trackers import FINISH_S, FOLDER, open_tracker, tracked_run
 from quintic.trackers.points import Points
 
-POLL_S = 5.0
+POLL_S = 10.0
 """Seconds between two looks at the run's files; after a failure they double up to a minute."""
 
 
