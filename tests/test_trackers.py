@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
         server, number = self.server, self.server.asked
         server.asked += 1
         if server.behaviour == "hangs":
@@ -86,23 +86,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(500 if fails else 200)
         self.end_headers()
 
+    do_GET = do_POST
+
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
 
 @contextmanager
-def tracker(behaviour: str, tmp_path: Path) -> Iterator[Server]:
-    """A tracker by the name of trackio whose server behaves so."""
-    package = tmp_path / "packages" / "trackio"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(TRACKIO)
-    with pytest.MonkeyPatch.context() as patch, Server(behaviour) as server:
-        patch.syspath_prepend(str(package.parent))
-        path = [str(package.parent), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-        patch.setenv("TRACKER_SERVER", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+def serving(behaviour: str) -> Iterator[Server]:
+    """A server on loopback that behaves so."""
+    with Server(behaviour) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield server
         finally:
@@ -110,9 +104,23 @@ def tracker(behaviour: str, tmp_path: Path) -> Iterator[Server]:
             server.shutdown()
 
 
+@contextmanager
+def tracker(behaviour: str, tmp_path: Path) -> Iterator[Server]:
+    """A tracker by the name of trackio with such a server."""
+    package = tmp_path / "packages" / "trackio"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(TRACKIO)
+    with pytest.MonkeyPatch.context() as patch, serving(behaviour) as server:
+        patch.syspath_prepend(str(package.parent))
+        path = [str(package.parent), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+        patch.setenv("TRACKER_SERVER", f"http://127.0.0.1:{server.server_port}")
+        yield server
+
+
 def losses(folder: Path) -> list[tuple[int, float]]:
     records = read_records(folder / METRICS)
-    return [(r["step"], r.get("train_loss", r.get("val_loss"))) for r in records]
+    return [(r["step"], r["train_loss" if "train_loss" in r else "val_loss"]) for r in records]
 
 
 def test_a_tracker_gets_config_every_point_figure_and_end(tiny: list[str], tmp_path: Path) -> None:
@@ -156,7 +164,7 @@ def test_a_tracker_that_fails_changes_nothing_of_the_run_and_is_named(
     *failures, last = [line for line in told if "getting the rest" not in line]
     assert "it may not have all of the run" in last
     assert "training goes on" in "".join(failures) or behaviour in ("hangs", "is killed")
-    assert len(set(failures)) == len(failures) <= 2
+    assert len(failures) <= 1
     assert "figure" not in last
     assert (folder / "trackers" / "trackio.log").exists()
 

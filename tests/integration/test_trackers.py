@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from quintic.metrics_file import METRICS, read_records
-from tests.conftest import tiny_arguments
+from tests.conftest import main, tiny_arguments
 from tests.integration.tracker_stores import Points
 from tests.test_resume import quintic_process, wait_for_step
+from tests.test_trackers import losses, serving
 from tests.waiting import outputs, wait_until
 from tests.warm import output_of
 
@@ -151,3 +152,26 @@ def test_a_run_killed_twice_and_resumed_is_one_run_with_every_point_once(
         if name != "mlflow" or key[0] not in TIMES:
             assert found[key] == pytest.approx(value, rel=exact, abs=0), key
     assert expected.keys() >= {("train_loss", step) for step in range(16)} | {("val_loss", 16)}
+
+
+@pytest.mark.parametrize("behaviour", ["errors", "hangs", "dies"])
+def test_mlflow_with_a_server_that_does_not_serve_changes_nothing_of_the_run(
+    behaviour: str,
+    tiny: list[str],
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if find_spec("mlflow") is None:
+        pytest.skip("mlflow is not installed")
+    folder = tmp_path / "run"
+    if behaviour == "hangs":  # the process is killed in the midst of a request, or of an import
+        monkeypatch.setattr("quintic.trackers.processes.FINISH_S", 5.0)
+    with serving(behaviour) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        main([*tiny, "mlflow", "--out", str(folder)])
+    assert losses(folder) == losses(tiny_run)
+    out = capsys.readouterr().out
+    assert out.count("mlflow: it may not have all of the run") == 1
+    assert out.count("mlflow: failed") == 1 or behaviour == "hangs"

@@ -10,6 +10,7 @@ or `failed`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -73,14 +74,12 @@ def main(folder: Path, name: str, outcome: str | None = None) -> int:
     os.dup2(2, 1)
     said: set[str] = set()
 
-    def say(text: str) -> None:
+    def say(text: str, kind: str = "place") -> None:
         print(text, file=sys.stderr, flush=True)
-        if text not in said:
-            said.add(text)
-            try:
+        if kind not in said:  # once each: where it goes, and that something is wrong
+            said.add(kind)
+            with contextlib.suppress(BrokenPipeError):  # the training process was killed
                 print(text, file=out)
-            except BrokenPipeError:  # the training process was killed
-                said.clear()
 
     training, pause_s = Training(outcome), POLL_S
     lock = FileLock(folder / FOLDER / f"{name}.lock")
@@ -92,10 +91,10 @@ def main(folder: Path, name: str, outcome: str | None = None) -> int:
                 fill(name, folder, training, say)
             return 0
         except Timeout:
-            say("another process that fills it does not end")
+            say("another process that fills it does not end; it is tried again", "fault")
         except Exception as error:
             traceback.print_exc()
-            say(f"failed ({reason(error)}); training goes on, and it is tried again")
+            say(f"failed ({reason(error)}); training goes on, and it is tried again", "fault")
         if over:
             return 1
         training.over.wait(pause_s)
