@@ -24,14 +24,17 @@ from quintic.trackers.points import Point
 LEFT_OUT = ("tokens",)
 """Values that its float32 would round: it holds whole numbers to 16,777,216."""
 
+OURS = ".quintic"
+"""End of the files' names: others that somebody has put there stay."""
+
 
 class TensorBoard(Tracker):
     """A run as event files, without PyTorch's writer, which would load PyTorch."""
 
     def __init__(self, run: TrackedRun) -> None:
         folder = run.folder / TENSORBOARD
-        self._older = [*folder.glob("events.out.tfevents.*")]
-        self._events = EventFileWriter(str(folder))
+        self._older = [*folder.glob(f"events.out.tfevents.*{OURS}")]
+        self._events = EventFileWriter(str(folder), filename_suffix=OURS)
         self._last = 0
         self._add(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
         lines = (f"    {line}" for line in json.dumps(run.config, indent=1).splitlines())
