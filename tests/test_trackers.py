@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,13 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_training(
     said = refusal([*tiny, "tensorboard", "mlflow", "--out", tmp_path / "run"], capsys)
     expected = "train.log_to mlflow needs the package mlflow: pip install 'quintic[mlflow]'"
     assert said == expected
+    # What a tool has left where Python is started is not the tool.
+    (tmp_path / "here" / "mlflow").mkdir(parents=True)
+    found = PathFinder.find_spec("mlflow", [str(tmp_path / "here")])
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: found if name == "mlflow" else find_spec(name)
+    )
+    assert refusal([*tiny, "mlflow", "--out", tmp_path / "run"], capsys) == expected
     assert not (tmp_path / "run").exists()
 
 

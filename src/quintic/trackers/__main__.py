@@ -83,8 +83,9 @@ def main(folder: Path, name: str, outcome: str | None = None) -> int:
 
     training, pause_s = Training(outcome), POLL_S
     lock = FileLock(folder / FOLDER / f"{name}.lock")
-    while True:
-        over = training.over.is_set()
+    at_the_end = 2  # tries, so that one failure is not the end of a run shorter than an import
+    while at_the_end:
+        at_the_end -= training.over.is_set()
         try:
             # An earlier start that was killed may have left one that is still finishing.
             with lock.acquire(timeout=FINISH_S + POLL_S):
@@ -95,10 +96,9 @@ def main(folder: Path, name: str, outcome: str | None = None) -> int:
         except Exception as error:
             traceback.print_exc()
             say(f"failed ({reason(error)}); training goes on, and it is tried again", "fault")
-        if over:
-            return 1
         training.over.wait(pause_s)
         pause_s = min(60.0, 2 * pause_s)
+    return 1
 
 
 if __name__ == "__main__":

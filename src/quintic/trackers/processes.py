@@ -62,7 +62,7 @@ class TrackerProcess:
         path = [str(Path(quintic.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quintic.trackers", str(folder.absolute()), name],
+                [sys.executable, "-P", "-m", "quintic.trackers", str(folder.absolute()), name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
