@@ -56,7 +56,7 @@ SIZES = [
     *("--model.layers", "2", "--model.width", "64", "--model.heads", "2"),
     *("--model.context", "128", "--model.vocab-size", "None"),
     *("--train.steps", "2", "--train.batch-tokens", "512", "--train.eval-tokens", "512"),
-    *("--train.device", "cpu", "--train.no-tensorboard"),
+    *("--train.device", "cpu", "--train.log-to"),
 ]
 
 PROMPTS = ("The history of the", "def read(", "In 1789,", "class Test", "It isn't", "import")

@@ -29,7 +29,7 @@ import torch
 
 from bench.results import print_table, write_result
 from quintic.cores import available_cores
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 
 OWN = 300_000
 """What GNU OpenMP does where it is told nothing (libgomp/env.c)."""
@@ -81,7 +81,7 @@ def step_ms(steps: int, case: Case) -> float:
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        times = [r["step_ms"] for r in read_metrics(run / METRICS) if "step_ms" in r]
+        times = [r["step_ms"] for r in read_records(run / METRICS) if "step_ms" in r]
     return statistics.fmean(times[FIRST:])
 
 

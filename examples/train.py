@@ -26,7 +26,7 @@ console = Console()
 run = start(config, folder, console)
 train_run(run, console)  # the loop, with checkpoints; Ctrl-C saves, and `quintic.resume` continues
 
-losses = [r["val_loss"] for r in read_metrics(folder / "metrics.jsonl") if "val_loss" in r]
+losses = read_metrics(folder).validation["val_loss"]
 trained = load_trained(folder)
 logits_BTV = trained.model(torch.zeros((1, 8), dtype=torch.long, device=trained.device))
 print(f"validation loss {losses[0]:.3f} to {losses[-1]:.3f}; logits {tuple(logits_BTV.shape)}")

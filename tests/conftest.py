@@ -125,7 +125,7 @@ def tiny_options(data: Path) -> dict[str, Any]:
 
 
 def tiny_arguments(data: Path) -> list[str]:
-    return ["train", "laptop", *flags_of(tiny_options(data)), "--train.no-tensorboard"]
+    return ["train", "laptop", *flags_of(tiny_options(data)), "--train.log-to"]  # to none
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
@@ -143,7 +143,7 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 def tiny_config(data: Path, changes: dict[str, Any] | None = None) -> Config:
     """The config of a tiny run, with dotted fields replaced; where they choose another optimizer or
     schedule, what a tiny run sets of its own goes with it."""
-    tiny = get_recipe("laptop").override({**tiny_options(data), "train.tensorboard": False})
+    tiny = get_recipe("laptop").override({**tiny_options(data), "train.log_to": ()})
     return tiny.override(changes or {})
 
 

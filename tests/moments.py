@@ -18,7 +18,7 @@ import quintic.train
 from quintic.console import RunProgress
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
-from quintic.metrics import MetricsRecord
+from quintic.metrics_file import MetricsRecord
 from tests.waiting import LAST_BOUND_S
 
 _stops: list[GracefulShutdown] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import quintic.train
 from quintic.files import replacing
-from quintic.metrics import MetricsRecord
+from quintic.metrics_file import MetricsRecord
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="

@@ -32,7 +32,7 @@ from quintic.console import Console
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
 from quintic.errors import QuinticError
-from quintic.metrics import read_metrics, truncate_metrics
+from quintic.metrics_file import read_records, truncate_metrics
 from quintic.run_dir import record_environment
 from quintic.setup import resume
 
@@ -103,7 +103,7 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
     return [
         (record["step"], record.get("train_loss"), record.get("val_loss"))
-        for record in read_metrics(folder / "metrics.jsonl")
+        for record in read_records(folder / "metrics.jsonl")
     ]
 
 
@@ -1009,7 +1009,7 @@ def test_a_diverged_run_can_be_looked_at(
     tiny: list[str], refuse: Refuse, tmp_path: Path, capsys: Capture
 ) -> None:
     refuse(*tiny, "--optim.adamw.lr", "1e30", "--out", "run", writes="^run")
-    records: list[dict[str, Any]] = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records: list[dict[str, Any]] = read_records(tmp_path / "run" / "metrics.jsonl")
     assert not np.isfinite([list(r.values())[2] for r in records]).all(), "the loss is on record"
 
 

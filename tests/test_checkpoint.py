@@ -31,7 +31,7 @@ from quintic.checkpoint import (
 from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS
+from quintic.metrics_file import METRICS
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import Run, resume, set_up, start
 from quintic.train import train_run

@@ -28,7 +28,7 @@ from quintic.data.dataset import open_dataset
 from quintic.data.shards import write_shard
 from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.evaluate import gzip_bytes
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.recipes import RECIPES
 from quintic.setup import start
 from quintic.train import train_run
@@ -146,6 +146,15 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         (
             "evaluate run --checkpoint oldest",
             "--checkpoint is 'oldest': it must be one of newest, best",
+        ),
+        (
+            "train --train.no-tensorboard",
+            "there is no option --train.no-tensorboard: did you mean --train.log-to?",
+        ),
+        (
+            "train --train.log-to wandb mlfow",
+            "--train.log-to is 'wandb mlfow': it must be values with spaces between them, each "
+            "one of tensorboard, wandb, trackio, mlflow",
         ),
         ("train --model.widht 3", "there is no option --model.widht: did you mean --model.width?"),
         (
@@ -277,7 +286,7 @@ def test_recipes_prints_every_recipe_with_size_tokens_hardware_and_expected_loss
 def test_overrides_reach_config_json_and_the_rest_is_the_recipes(tiny_run: Path) -> None:
     config = run_dir.read_config(tiny_run)
     assert (config.recipe, config.model.width, config.model.vocab_size) == ("laptop", 32, 128)
-    assert (config.train.steps, config.train.tensorboard) == (12, False)
+    assert (config.train.steps, config.train.log_to) == (12, ())
     laptop = RECIPES["laptop"].build()
     changed = {f for f in differing_fields(config, laptop) if f.startswith("optim.")}
     assert changed == {
@@ -375,7 +384,7 @@ def test_default_folders_are_numbered_by_recipe_and_a_refused_start_takes_no_num
 def test_an_empty_folder_may_be_the_out(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     main([*tiny, "--train.steps", "1", "--out", "empty"])
-    assert len(read_metrics(tmp_path / "empty" / "metrics.jsonl")) == 3
+    assert len(read_records(tmp_path / "empty" / "metrics.jsonl")) == 3
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(
@@ -444,7 +453,7 @@ def test_evaluate_gives_the_loss_that_the_run_measured_at_its_end(
     tiny_run: Path, capsys: Capture
 ) -> None:
     text = output(["evaluate", str(tiny_run), "--device", "cpu"], capsys)
-    last = read_metrics(tiny_run / "metrics.jsonl")[-1]
+    last = read_records(tiny_run / "metrics.jsonl")[-1]
     assert loss_in(text) == pytest.approx(last["val_loss"], abs=1e-4)
     assert "step-00000012, 512 validation tokens" in text
     assert "no bits per byte" in text, "nobody knows the tokenizer of the tiny data"

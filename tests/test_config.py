@@ -194,7 +194,7 @@ def configs(draw: st.DrawFn) -> Config:
             keep_checkpoints=draw(st.integers(1, 10)),
             keep_before_cooldown=draw(st.booleans()),
             log_every=draw(st.integers(1, 10)),
-            tensorboard=draw(st.booleans()),
+            log_to=tuple(draw(st.sets(st.sampled_from(["tensorboard", "wandb"])))),
             export_at_end=draw(st.sampled_from(["none", "hf"])),
             eval_tasks=(eval_tasks := draw(st.sampled_from([None, "blimp,piqa"]))),
             eval_tasks_every=draw(st.sampled_from([None, 100])) if eval_tasks else None,
@@ -779,6 +779,24 @@ def test_an_old_name_is_unknown_and_suggests_the_new_one(name: str) -> None:
     assert refused({name: value}) == f"there is no field {name}: did you mean {new}?"
     with pytest.raises(QuinticError, match=f"there is no field {name}: did you mean {new}"):
         Config.from_dict({"format": 2, **nested({name: value})})
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_config_from_before_there_were_trackers_writes_tensorboard_or_not(number: int) -> None:
+    for writes, names in ((True, ("tensorboard",)), (False, ())):
+        config = Config.from_dict({"format": number, "train": {"tensorboard": writes}})
+        assert config.train.log_to == names
+    for train, message in (
+        ({"tensorboard": "yes"}, r"train.tensorboard is 'yes': it must be True or False"),
+        ({"tensorboard": True, "log_to": []}, r"config has train.tensorboard and train.log_to"),
+        ({"log_to": ["wandb", "mlfow"]}, r"train.log_to is 'mlfow': it must be one of tensorbo"),
+        ({"log_to": "wandb"}, r"train.log_to is 'wandb': it must be"),
+    ):
+        with pytest.raises(QuinticError, match=message):
+            Config.from_dict({"format": number, "train": train})
+    assert refused({"train.tensorboard": False}) == (
+        "there is no field train.tensorboard: did you mean train.log_to?"
+    )
 
 
 def test_the_format_of_a_later_release_is_refused_and_names_that_release() -> None:

@@ -27,7 +27,7 @@ from quintic.continuation import continue_run
 from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, lost_records, read_metrics
+from quintic.metrics_file import METRICS, lost_records, read_records
 from quintic.optim.schedule import lr_factor, steps_alike, steps_before_cooldown
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
@@ -175,19 +175,14 @@ def test_a_run_that_is_under_way_goes_on_in_its_own_folder_or_in_another(
 
 def test_the_new_folder_is_a_run_before_its_first_step(run: Path, tmp_path: Path) -> None:
     (tmp_path / ".new.new" / "left-by-a-killed-process").mkdir(parents=True)
-    (run / "tensorboard").mkdir()
-    (run / "tensorboard" / "events").write_text("of the steps so far")
-    for name, tensorboard in (("new", True), ("without", False)):
-        changes = {"train.steps": 20, "train.tensorboard": tensorboard}
-        config = read_config(run).override(changes)
-        new = continue_run(run, config, tmp_path / name, Console())
-        assert (new.state.step, new.config.train.steps, new.done) == (8, 20, False)
-        assert (tmp_path / name / "tensorboard" / "events").exists() == tensorboard
-        assert losses(tmp_path / name) == [entry for entry in losses(run) if entry[0] < 8]
-        assert names(tmp_path / name) == ["step-00000008"]
-        again = resume(tmp_path / name, new.config, Console())
-        assert again.state.step == 8
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "new", "without"}
+    config = read_config(run).override({"train.steps": 20})
+    new = continue_run(run, config, tmp_path / "new", Console())
+    assert (new.state.step, new.config.train.steps, new.done) == (8, 20, False)
+    assert losses(tmp_path / "new") == [entry for entry in losses(run) if entry[0] < 8]
+    assert names(tmp_path / "new") == ["step-00000008"]
+    again = resume(tmp_path / "new", new.config, Console())
+    assert again.state.step == 8
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "new"}
 
 
 def test_another_cooldown_may_begin_where_the_first_did(
@@ -316,7 +311,7 @@ def test_a_fresh_cooldown_goes_on_from_the_end_at_the_rate_of_the_longer_run(
         entry for entry in losses(new) if entry[0] >= 12 and entry[:2] != (12, "val_loss")
     ] == after
     assert_equal_states(new, run, 20)
-    records = read_metrics(new / METRICS)
+    records = read_records(new / METRICS)
     factors = {r["step"]: r["lr_factor"] for r in records if "lr_factor" in r}
     assert [factors[step] for step in range(7, 20)] == [
         *(1, 4 / 5, 3 / 5, 2 / 5, 1 / 5),  # steps 7 to 11 of 12
@@ -559,7 +554,7 @@ def test_the_model_is_that_of_the_weights_and_compare_knows_it_from_one_from_scr
     """Without a model option, a recipe whose model is another."""
     own = [
         *("--data.path", str(tiny_data), "--data.order", "stream", "--train.device", "cpu"),
-        *("--train.steps", "2", "--train.eval-tokens", "512", "--train.no-tensorboard"),
+        *("--train.steps", "2", "--train.eval-tokens", "512", "--train.log-to"),
         *("--init-from", str(run)),
     ]
     for seed in ("1", "2"):

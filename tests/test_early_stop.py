@@ -22,7 +22,7 @@ from quintic.distributed.world import World
 from quintic.early_stop import why_stop
 from quintic.errors import QuinticError
 from quintic.evaluate import LossSums
-from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
+from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import Run, resume, start
@@ -38,7 +38,7 @@ PATIENT = ["--train.eval-every", "1", "--train.patience", "2"]
 
 def without_times(folder: Path) -> list[MetricsRecord]:
     timed = ("val_s", "elapsed_s", "step_ms", "tokens_per_s", "optimizer_ms", "memory_gib")
-    records = read_metrics(folder / METRICS)
+    records = read_records(folder / METRICS)
     return [{k: v for k, v in record.items() if k not in timed} for record in records]
 
 
@@ -47,7 +47,7 @@ def reached(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that stopped at its target, at step 5 of 12; tests must not change it."""
     folder = tmp_path_factory.mktemp("early-stop") / "run"
     by_step = {
-        r["step"]: r["val_loss"] for r in read_metrics(tiny_run / METRICS) if "val_loss" in r
+        r["step"]: r["val_loss"] for r in read_records(tiny_run / METRICS) if "val_loss" in r
     }
     assert by_step[0] > by_step[5] > by_step[10]
     config = read_config(tiny_run).override({"train.target_loss": by_step[5]})
@@ -210,7 +210,7 @@ def test_patience_is_counted_exactly_whatever_interrupts_the_run(
         patch.setattr("quintic.checkpoint.CheckpointWriter.save", crash)
         shutil.rmtree(folder / CHECKPOINTS / "step-00000005")
         main(arguments)
-    assert STOPPED_EARLY in read_metrics(folder / METRICS)[-1]
+    assert STOPPED_EARLY in read_records(folder / METRICS)[-1]
     main(arguments)
     assert without_times(folder) == expected
     newest = folder / CHECKPOINTS / "step-00000005"
@@ -233,13 +233,13 @@ def test_a_rule_that_a_resume_adds_counts_what_was_before_and_an_end_at_once_is_
           "--optim.schedule.cooldown-fraction", "0"])  # fmt: skip
     main(["train", "--resume", str(folder), "--train.steps", "9", "--train.patience", "2"])
     longer = tmp_path / "run-to-9"
-    assert STOPPED_EARLY in read_metrics(longer / METRICS)[-1]
-    assert read_metrics(longer / METRICS)[-1]["step"] == 3
+    assert STOPPED_EARLY in read_records(longer / METRICS)[-1]
+    assert read_records(longer / METRICS)[-1]["step"] == 3
 
     at_once = tmp_path / "at-once"
     main([*tiny, "--train.target-loss", "6", "--out", str(at_once)])
     assert [path.name for path in checkpoints(at_once / CHECKPOINTS)] == ["step-00000000"]
-    assert [record["step"] for record in read_metrics(at_once / METRICS)] == [0]
+    assert [record["step"] for record in read_records(at_once / METRICS)] == [0]
     assert outcome_in(at_once, PlannedRun("", {}, read_config(at_once))).kind == "finished"
 
 
@@ -256,11 +256,11 @@ def test_all_processes_stop_where_rank_0_does(
     tiny_data: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     """While a checkpoint is written, too."""
-    *_, wanted, _ = (r["val_loss"] for r in read_metrics(tiny_run / METRICS) if "val_loss" in r)
+    *_, wanted, _ = (r["val_loss"] for r in read_records(tiny_run / METRICS) if "val_loss" in r)
     config = tiny_config(tiny_data, {"train.eval_every": 1, "train.target_loss": wanted})
     folder = tmp_path / "run"
     one, two = run_world(2, train_with_rounding, config, folder)
-    *_, before, last = (r for r in read_metrics(folder / METRICS) if "val_loss" in r)
+    *_, before, last = (r for r in read_records(folder / METRICS) if "val_loss" in r)
     assert one == two == (True, last["step"])
     assert before["val_loss"] > wanted >= last["val_loss"]
     # The loss of rank 1 is above, so alone it would have gone on.
@@ -273,7 +273,7 @@ def test_compare_and_sweep_take_it_for_the_end_and_compare_says_so(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reached, folder)
-    loss = read_metrics(folder / METRICS)[-1]["val_loss"]
+    loss = read_records(folder / METRICS)[-1]["val_loss"]
     run = read_run(folder)
     assert (run.finished, run.stopped_at, run.final_loss) == (True, 5, loss)
     found = compare([read_run(tiny_run), run], target=loss, axis="steps")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quintic.figure import draw_loss, running_mean
-from quintic.metrics import MetricsRecord
+from quintic.metrics_file import MetricsRecord
 
 
 def records(steps: int) -> list[MetricsRecord]:

@@ -3,10 +3,14 @@
 import json
 import math
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,16 +20,17 @@ from quintic.cli.main import main
 from quintic.console import Console, RunProgress
 from quintic.errors import QuinticError
 from quintic.figure import draw_loss, running_mean
-from quintic.metrics import (
+from quintic.metrics import Metrics, NonFiniteLossError, peak_memory_bytes
+from quintic.metrics_file import (
     METRICS,
-    Metrics,
+    MetricsFile,
     MetricsRecord,
-    NonFiniteLossError,
-    peak_memory_bytes,
     read_metrics,
+    read_records,
     truncate_metrics,
 )
 from quintic.setup import Run
+from tests.conftest import tiny_arguments
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -38,7 +43,6 @@ def opened(folder: Path, seen: list[MetricsRecord], **changes: Any) -> Metrics:
         "flops_per_token": 1e6,
         "peak_flops": None,
         "device": torch.device("cpu"),
-        "tensorboard": False,
         "on_record": seen.append,
     }
     return Metrics(folder, **{**options, **changes})
@@ -71,9 +75,114 @@ def test_each_line_is_one_object_with_the_documented_fields(tiny_run: Path) -> N
     assert elapsed[-1] == pytest.approx(sum(r["step_ms"] for r in train) / 1000, abs=0.01)
 
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "metrics.md"
+
+
+@pytest.fixture(scope="module")
+def every_field(tiny_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the records of runs that write all fields there are."""
+    folder = tmp_path_factory.mktemp("fields")
+    options = ["--optim.clip-norm", "1", "--train.target-loss", "4.84"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quintic.train.peak_flops", lambda device, dtype: 1e12)
+        main([*tiny_arguments(tiny_data), *options, "--out", str(folder / "run")])
+    (folder / "all").mkdir()
+    metrics = opened(folder / "all", [], step=6)
+    metrics.scores(6, {"piqa": {"acc": 0.5, "acc_norm": 0.25}}, 3.0)
+    with pytest.raises(NonFiniteLossError):
+        metrics.validation(7, math.nan, 0.1)
+    metrics.close()
+    path = folder / "all" / METRICS
+    parts = (tiny_run / METRICS, folder / "run" / METRICS, path)
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def test_every_field_that_is_written_is_documented_and_every_documented_one_is_written(
+    every_field: Path,
+) -> None:
+    documented: dict[str, set[str]] = {}
+    for part in (
+        DOCUMENT.read_text().split("\n## Fields\n")[1].split("\n## ")[0].split(":\n\n|")[1:]
+    ):
+        names = re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|$", part, re.MULTILINE)
+        kind = ("every", "train_loss", "val_loss", "tasks_s")[len(documented)]
+        documented[kind] = {name for name, _ in names}
+        always = {name for name, when in names if when == "always"}
+        for line in every_field.read_text().splitlines():
+            assert kind not in (record := json.loads(line)) or always <= record.keys()
+    written: dict[str, set[str]] = {kind: set() for kind in documented}
+    for line in every_field.read_text().splitlines():
+        record = json.loads(line)
+        kind = next(kind for kind in documented if kind in record)
+        written["every"] |= record.keys() & documented["every"]
+        written[kind] |= {
+            "TASK/METRIC" if "/" in name else name for name in record.keys() - documented["every"]
+        }
+    assert written == documented
+
+
+def test_the_metrics_of_a_run_are_read_as_columns(tiny_run: Path, every_field: Path) -> None:
+    found, records = read_metrics(tiny_run), read_records(tiny_run / METRICS)
+    for table, kind in ((found.train, "train_loss"), (found.validation, "val_loss")):
+        rows = [record for record in records if kind in record]
+        assert set(table) == set(rows[0])
+        for name, column in table.items():
+            assert column.tolist() == [row[name] for row in rows]
+        assert table["tokens"].dtype == np.int64
+    assert found.tasks == {}
+    assert read_metrics(str(tiny_run / METRICS)).train.keys() == found.train.keys()
+    every = read_metrics(every_field)
+    assert every.tasks["piqa/acc_norm"].tolist() == [0.25]
+    assert np.isnan(every.train["grad_norm"]).tolist() == [True] * 12 + [False] * 5
+    assert every.validation["stopped_early"].tolist()[:4] == [None] * 4
+    assert "train.target_loss" in every.validation["stopped_early"][5]
+    assert np.isnan(every.validation["val_loss"][-1])
+    with pytest.raises(QuinticError, match=r"there is no .*absent"):
+        read_metrics(tiny_run / "absent")
+
+
+def test_reading_metrics_loads_no_pytorch(tiny_run: Path) -> None:
+    read = f"import quintic, sys; quintic.read_metrics({str(tiny_run)!r})"
+    program = f"{read}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_a_record_is_appended_by_one_write_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nobody sees two halves of a line with something else between them."""
+    path, sizes = tmp_path / METRICS, [0]
+    record: MetricsRecord = {"step": 1, "stopped_early": "because " * 4000}
+    file = MetricsFile(path)
+    write = file._file.write
+
+    class Watched:
+        def write(self, data: Any) -> int:
+            written = write(data)
+            sizes.append(path.stat().st_size)
+            return written
+
+    monkeypatch.setattr(file, "_file", Watched())
+    file.append(record)
+    file.append({"step": 2})
+    assert sizes[1:] == [len(json.dumps(record)) + 1, len(json.dumps(record)) + 13]
+    assert [found["step"] for found in read_records(path)] == [1, 2]
+
+
+def test_no_beginning_of_a_line_is_taken_for_a_record(every_field: Path, tmp_path: Path) -> None:
+    """A reader that comes while a line is written sees a beginning of it."""
+    path = tmp_path / METRICS
+    for line in {tuple(json.loads(line)): line for line in every_field.open("rb")}.values():
+        for end in range(len(line) - 1):
+            path.write_bytes(b'{"step": 1}\n' + line[:end])
+            assert read_records(path) == [{"step": 1}]
+
+
 def test_a_validation_stands_before_the_training_loss_of_its_step(tiny_run: Path) -> None:
     """Both are losses of the same weights, after `step` updates."""
-    order = [(r["step"], "val_loss" in r) for r in read_metrics(tiny_run / METRICS)]
+    order = [(r["step"], "val_loss" in r) for r in read_records(tiny_run / METRICS)]
     assert order == sorted(order, key=lambda entry: (entry[0], not entry[1]))
 
 
@@ -87,14 +196,14 @@ def test_a_loss_is_read_one_step_late_where_the_device_runs_ahead(tmp_path: Path
     metrics.flush()
     assert [record["step"] for record in seen] == [0, 1]
     metrics.close()
-    assert read_metrics(tmp_path / METRICS) == seen
+    assert read_records(tmp_path / METRICS) == seen
 
 
 def test_on_a_cpu_each_step_is_timed_and_written_at_once(tmp_path: Path) -> None:
     seen: list[MetricsRecord] = []
     metrics = opened(tmp_path, seen)
     metrics.train(0, torch.tensor(5.0), grad_norm=torch.tensor(0.5))
-    assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == [0]
+    assert [record["step"] for record in read_records(tmp_path / METRICS)] == [0]
     assert seen[0]["grad_norm"] == 0.5
     metrics.close()
 
@@ -185,7 +294,7 @@ def test_of_sparse_losses_none_that_is_not_finite_is_missed_and_all_time_is_coun
     with pytest.raises(NonFiniteLossError, match="at step 6"):
         metrics.train(6, torch.tensor(math.nan))
     metrics.close()
-    written = [(r["step"], r["elapsed_s"]) for r in read_metrics(tmp_path / METRICS)]
+    written = [(r["step"], r["elapsed_s"]) for r in read_records(tmp_path / METRICS)]
     assert written == [(0, 2), (4, 10), (6, 12), (6, 14)]
     assert [r["step_ms"] for r in seen if "step_ms" in r] == [2000, 2000, 2000]
 
@@ -198,7 +307,7 @@ def test_a_loss_that_is_not_finite_is_written_and_then_raised(tmp_path: Path, lo
     with pytest.raises(NonFiniteLossError, match="at step 4"):
         metrics.validation(4, loss, 0.1)
     metrics.close()
-    assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == [3, 4]
+    assert [record["step"] for record in read_records(tmp_path / METRICS)] == [3, 4]
 
 
 def no_json(constant: str) -> None:
@@ -228,7 +337,7 @@ def test_what_is_not_finite_is_null_in_the_file_and_a_number_again_when_read(
         {"val_loss": "nan"},
     ]
     assert lost() == expected
-    assert repr(read_metrics(path)) == repr(seen)  # equal but for NaN, which equals nothing
+    assert repr(read_records(path)) == repr(seen)  # equal but for NaN, which equals nothing
     truncate_metrics(path, 5)
     assert lost() == expected[:2]
 
@@ -236,7 +345,7 @@ def test_what_is_not_finite_is_null_in_the_file_and_a_number_again_when_read(
 def test_a_bare_nan_of_an_older_run_is_read_and_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / METRICS
     path.write_text('{"step": 1, "train_loss": NaN, "name": null}\n{"step": 2}\n')
-    assert math.isnan(read_metrics(path)[0]["train_loss"])
+    assert math.isnan(read_records(path)[0]["train_loss"])
     truncate_metrics(path, 2)
     assert json.loads(path.read_text(), parse_constant=no_json) == {
         "step": 1,
@@ -253,7 +362,7 @@ def test_a_last_line_cut_short_is_left_out_and_dropped_on_resume(tmp_path: Path)
     path = tmp_path / METRICS
     for cut in ('{"step": 2, "train_lo', "{", '{"step": 2}'[:-1], "\0\0\0"):
         path.write_text('{"step": 0}\n{"step": 1}\n' + cut)
-        assert [record["step"] for record in read_metrics(path)] == [0, 1]
+        assert [record["step"] for record in read_records(path)] == [0, 1]
     truncate_metrics(path, 5)
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
 
@@ -272,7 +381,7 @@ def test_another_line_that_is_no_record_is_an_error_that_names_it(
     path = tmp_path / METRICS
     path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(QuinticError, match=rf"{METRICS} line 2 is not a record"):
-        read_metrics(path)
+        read_records(path)
 
 
 def test_truncation_keeps_what_came_before_the_step_and_nothing_else(tmp_path: Path) -> None:
@@ -286,7 +395,7 @@ def test_truncation_keeps_what_came_before_the_step_and_nothing_else(tmp_path: P
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     truncate_metrics(path, 2)
-    assert read_metrics(path) == records[:3]
+    assert read_records(path) == records[:3]
     truncate_metrics(tmp_path / "absent.jsonl", 2)
     assert [entry.name for entry in tmp_path.iterdir()] == [METRICS]
 
@@ -322,7 +431,7 @@ def test_tensorboard_shows_each_step_once_after_a_crash_and_a_resume(
         main([*arguments, "--out", str(folder)])
     assert [step for step, _ in events(folder)["train_loss"]] == list(range(7))
     main(["train", "--resume", str(folder)])
-    found, records = events(folder), read_metrics(folder / METRICS)
+    found, records = events(folder), read_records(folder / METRICS)
     for name in ("train_loss", "val_loss", "lr", "tokens_per_s"):
         written = [(record["step"], record[name]) for record in records if name in record]
         assert [step for step, _ in found[name]] == [step for step, _ in written]
@@ -408,4 +517,4 @@ def test_the_records_of_a_stopped_run_are_on_disk_when_it_ends(
 
     monkeypatch.setattr(RunProgress, "show", show)
     main([*tiny, "--out", str(tmp_path / "run")])
-    assert [r["step"] for r in read_metrics(tmp_path / "run" / METRICS) if "lr" in r] == [*range(7)]
+    assert [r["step"] for r in read_records(tmp_path / "run" / METRICS) if "lr" in r] == [*range(7)]

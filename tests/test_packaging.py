@@ -88,8 +88,9 @@ def test_every_pinned_version_satisfies_what_the_project_asks_for() -> None:
     asked = [project["dependencies"], *project["optional-dependencies"].values()]
     for requirement in (packaging.Requirement(text) for texts in asked for text in texts):
         name = requirement.name.lower().replace("_", "-")
-        # PyTorch stands in the Makefile and brings its own triton.
-        if name not in ("quintic", "torch", "triton", "setuptools"):
+        # PyTorch stands in the Makefile and brings its own triton; the trackers ask for older
+        # versions of others, and are tested in an environment of their own.
+        if name not in ("quintic", "torch", "triton", "setuptools", "wandb", "trackio", "mlflow"):
             assert name in pins, f"constraints.txt does not pin {name}"
             assert requirement.specifier.contains(pins[name]), requirement
 

@@ -30,7 +30,7 @@ from quintic.console import Console, RunProgress
 from quintic.device import check_compiler
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, MetricsRecord, read_metrics
+from quintic.metrics_file import METRICS, MetricsRecord, read_records
 from quintic.recipes import get_recipe
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.setup import _check_continues, resume, start
@@ -56,7 +56,7 @@ def losses(folder: Path) -> Losses:
     """Every loss in the order of the file."""
     return [
         (record["step"], name, record[name])
-        for record in read_metrics(folder / METRICS)
+        for record in read_records(folder / METRICS)
         for name in ("val_loss", "train_loss")
         if name in record
     ]
@@ -446,7 +446,7 @@ def test_elapsed_time_goes_on_where_the_checkpoint_left_it(tiny_run: Path, tmp_p
     path = folder / CHECKPOINTS / "step-00000008" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "elapsed_s": 1000.0}))
     main(["train", "--resume", str(folder)])
-    for record in read_metrics(folder / METRICS):
+    for record in read_records(folder / METRICS):
         low, high = (0, 1000) if record["step"] < 8 else (1000, 1100)
         assert low <= record["elapsed_s"] < high
 

@@ -13,7 +13,7 @@ from quintic.cli.main import main
 from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.recipes import RECIPES
 from quintic.setup import start
 from quintic.train import train_run
@@ -35,7 +35,7 @@ def test_the_saved_config_alone_gives_the_same_run_again(tiny_run: Path, tmp_pat
     train_run(start(config, tmp_path / "again", Console()), Console())
 
     def losses(folder: Path) -> list[float | None]:
-        return [r.get("train_loss", r.get("val_loss")) for r in read_metrics(folder / METRICS)]
+        return [r.get("train_loss", r.get("val_loss")) for r in read_records(folder / METRICS)]
 
     assert losses(tmp_path / "again") == losses(tiny_run)
     assert run_dir.read_config(tmp_path / "again") == config

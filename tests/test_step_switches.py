@@ -22,7 +22,8 @@ from quintic.data.loader import Batch
 from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import LateScalar
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, Metrics, read_metrics
+from quintic.metrics import Metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.model.attention import attend
 from quintic.model.attention_backend import (
     BACKENDS,
@@ -368,7 +369,7 @@ def test_losses_do_not_depend_on_how_batches_come(
 ) -> None:
     config = here(tiny_data, {"train.prefetch_to_gpu": upload, "train.steps": 4})
     assert train_run(start(config, tmp_path / "run", Console(quiet=True)), Console(quiet=True))
-    found = [r["train_loss"] for r in read_metrics(tmp_path / "run" / METRICS) if "train_loss" in r]
+    found = [r["train_loss"] for r in read_records(tmp_path / "run" / METRICS) if "train_loss" in r]
     assert close(found, losses(config)[:4], 1e-3)
 
 
@@ -399,7 +400,6 @@ def test_the_loss_of_a_step_is_on_its_way_before_the_one_before_is_waited_for(
         flops_per_token=1.0,
         peak_flops=None,
         device=torch.device("meta"),  # as on every device but the CPU, whose steps are done
-        tensorboard=False,
         on_record=lambda record: None,
     )
     for step in range(3):

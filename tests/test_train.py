@@ -20,7 +20,7 @@ from quintic.config import Config
 from quintic.console import Console
 from quintic.data.shards import write_shard
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, MetricsRecord, read_metrics
+from quintic.metrics_file import METRICS, MetricsRecord, read_records
 from quintic.model.loss import Reduction
 from quintic.optim.muon import Muon
 from quintic.run_dir import CHECKPOINTS, read_config
@@ -43,7 +43,7 @@ def built(config: Config) -> Run:
 def trained(config: Config, folder: Path) -> list[MetricsRecord]:
     run = start(config, folder, Console())
     assert train_run(run, Console())
-    return read_metrics(folder / METRICS)
+    return read_records(folder / METRICS)
 
 
 def column(records: list[MetricsRecord], name: str) -> list[Any]:
@@ -315,7 +315,7 @@ def test_clipping_is_torchs_and_the_norm_before_it_is_logged(
     for name, gradient in gradients(unclipped).items():
         # torch.nn.utils.clip_grad_norm_: times max_norm / (norm + 1e-6)
         torch.testing.assert_close(seen[0][name], gradient * (limit / (norm + 1e-6)))
-    logged = column(read_metrics(tmp_path / "run" / METRICS), "grad_norm")
+    logged = column(read_records(tmp_path / "run" / METRICS), "grad_norm")
     assert logged[0] == pytest.approx(norm, rel=1e-5)
 
 
@@ -361,7 +361,7 @@ def test_learning_rates_and_momentum_of_each_step_reach_every_group(
     assert [lr for lr, _ in used["muon"]] == pytest.approx([0.02 * f for f in factors])
     assert [momentum for _, momentum in used["muon"]] == pytest.approx(momenta)
     assert [lr for (lr,) in used["adamw"]] == pytest.approx([0.005 * f for f in factors])
-    logged = column(read_metrics(tmp_path / "run" / METRICS), "lr")
+    logged = column(read_records(tmp_path / "run" / METRICS), "lr")
     assert logged == pytest.approx([0.02 * f for f in factors])
 
 
@@ -400,7 +400,7 @@ def test_float64_is_float64_everywhere_and_trains(tiny_data: Path, tmp_path: Pat
     for name, tensor in run.state.on_cpu().items():
         if not name.endswith(".step") and name != "rng.cpu":
             assert tensor.dtype is torch.float64, name
-    losses = column(read_metrics(tmp_path / "run" / METRICS), "train_loss")
+    losses = column(read_records(tmp_path / "run" / METRICS), "train_loss")
     assert losses[-1] < losses[0] - 1
     assert any(loss != torch.tensor(loss, dtype=torch.float32).item() for loss in losses)
 
@@ -412,7 +412,7 @@ def test_bfloat16_computes_beside_float32_weights_and_state_and_trains_close_to_
     config = tiny_config(tiny_data, {"train.precision": "bfloat16"})
     run = start(config, tmp_path / "half", Console())
     train_run(run, Console())
-    half = read_metrics(tmp_path / "half" / METRICS)
+    half = read_records(tmp_path / "half" / METRICS)
     for name, tensor in run.state.on_cpu().items():
         if name != "rng.cpu":
             assert tensor.dtype is torch.float32, name
@@ -444,7 +444,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(
     assert "a lower --optim.muon.lr or --optim.adamw.lr" in str(caught.value)
     assert [path.name for path in checkpoints(folder / CHECKPOINTS)] == ["step-00000004"]
     assert read_state(folder / CHECKPOINTS / "step-00000004")["step"] == 4
-    assert column(read_metrics(folder / METRICS), "step")[-1] == 6
+    assert column(read_records(folder / METRICS), "step")[-1] == 6
 
 
 def test_weights_that_are_not_finite_are_not_saved(tiny_data: Path, tmp_path: Path) -> None:

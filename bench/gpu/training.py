@@ -28,7 +28,7 @@ from quintic.config import Config
 from quintic.console import Console
 from quintic.data.dataset import open_dataset
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.report import opening_lines
 from quintic.run_dir import CHECKPOINTS
 from quintic.setup import start
@@ -75,7 +75,7 @@ def sized(config: Config, data: Path, steps: int) -> Config:
             "train.eval_every": max(1, steps // VALIDATIONS),
             "train.checkpoint_every": steps + 1,
             "train.keep_checkpoints": 1,
-            "train.tensorboard": False,
+            "train.log_to": (),
             "optim.schedule.warmup_steps": min(config.optim.schedule.warmup_steps, steps // 10),
         }
     )
@@ -158,7 +158,7 @@ def train_recipe(
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # 1.5 GB that nobody asked for
     if not done:
         budget.say(f"{config.recipe} was stopped at step {run.state.step} of {config.train.steps}")
-    records = read_metrics(folder / METRICS)
+    records = read_records(folder / METRICS)
     taken = [record for record in records if "train_loss" in record]
     return {
         "recipe": config.recipe,

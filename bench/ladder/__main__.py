@@ -30,7 +30,7 @@ from bench.results import RESULTS, print_table, write_result
 from quintic import run_dir
 from quintic.compare.statistics import summarize
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS
+from quintic.metrics_file import METRICS
 
 RECORDS = (run_dir.CONFIG, run_dir.ENVIRONMENT, METRICS)
 """What of a run goes into the results."""

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     "train.checkpoint_every": 5000,
     "train.keep_checkpoints": 1,
     "train.log_every": 10,
-    "train.tensorboard": False,
+    "train.log_to": (),
 }
 """`modded` at a size that a CPU core trains in four minutes: 1.3M parameters, 1.2M tokens. Learning
 rates and cooldown are those that the sweeps of docs/claims.md found best."""

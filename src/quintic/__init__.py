@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from quintic.config import Config
     from quintic.continuation import continue_run, start_from
     from quintic.errors import QuinticError
-    from quintic.metrics import read_metrics
+    from quintic.metrics_file import read_metrics
     from quintic.optim.module_groups import param_groups
     from quintic.optim.muon import Muon
     from quintic.optim.muon_with_adamw import MuonWithAdamW
@@ -54,7 +54,7 @@ _MODULES = {
     "get_recipe": "quintic.recipes",
     "load_trained": "quintic.trained",
     "param_groups": "quintic.optim.module_groups",
-    "read_metrics": "quintic.metrics",
+    "read_metrics": "quintic.metrics_file",
     "resume": "quintic.setup",
     "start": "quintic.setup",
     "start_from": "quintic.continuation",

@@ -35,7 +35,7 @@ from quintic.config import Config
 from quintic.distributed.world import ALONE, World, local_rows
 from quintic.errors import QuinticError, reason, start_lower, way_out
 from quintic.files import check_name, file_sha256, fsync_path
-from quintic.metrics import METRICS, STOPPED_EARLY, read_metrics
+from quintic.metrics_file import METRICS, STOPPED_EARLY, read_records
 from quintic.model.base import LanguageModel
 from quintic.optim.schedule import steps_before_cooldown
 
@@ -501,7 +501,7 @@ def check_none_lost(root: Path, config: Config) -> None:
             f"{root} is a link to {root.readlink()}, which is not there: bring that back, as by "
             f"mounting its disk, {way_out}"
         )
-    records = read_metrics(folder / METRICS)
+    records = read_records(folder / METRICS)
     validated = [record for record in records if "val_loss" in record]
     ended = bool(validated) and (
         validated[-1]["step"] >= config.train.steps or STOPPED_EARLY in validated[-1]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from quintic.data.build.pipeline import BuildStatus
     from quintic.data.hub.client import Transfer
     from quintic.data.loader import Batch
-    from quintic.metrics import MetricsRecord
+    from quintic.metrics_file import MetricsRecord
 
 PLAIN_LINE_EVERY_S = 10.0
 DESCRIPTION, TEXT = "{task.description}", TextColumn("{task.fields[text]}")

@@ -36,10 +36,10 @@ from quintic.data.tokenizer import tokenizer_info
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError, reason, system_error, way_out
 from quintic.files import file_sha256, fsync_path
-from quintic.metrics import METRICS, truncate_metrics
+from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
 from quintic.optim.schedule import scheduled, steps_alike
-from quintic.run_dir import CHECKPOINTS, TENSORBOARD
+from quintic.run_dir import CHECKPOINTS
 from quintic.setup import (
     Run,
     changed_fields,
@@ -349,9 +349,6 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
         run_dir.create(aside, run.config, param_groups_table(run.specs))
         if curve_of is not None:
             truncate_metrics(curve_of / METRICS, run.state.step, to=aside / METRICS)
-        events = curve_of and curve_of / TENSORBOARD
-        if events and events.is_dir() and run.config.train.tensorboard:
-            shutil.copytree(events, aside / TENSORBOARD)
 
     def publish() -> None:
         run_dir.check_free(folder)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quintic.config import TrainConfig
-from quintic.metrics import METRICS, STOPPED_EARLY, read_metrics
+from quintic.metrics_file import METRICS, STOPPED_EARLY, read_records
 
 
 def why_stop(train: TrainConfig, losses: Sequence[float]) -> str | None:
@@ -38,7 +38,7 @@ def stopped_early(folder: Path, train: TrainConfig) -> tuple[int, str] | None:
     not, or where the rules of `train`, which may be others than its own were, let it go on."""
     if train.target_loss is None and train.patience is None:
         return None
-    records = [record for record in read_metrics(folder / METRICS) if "val_loss" in record]
+    records = [record for record in read_records(folder / METRICS) if "val_loss" in record]
     if not records or STOPPED_EARLY not in records[-1]:
         return None
     why = why_stop(train, [record["val_loss"] for record in records])

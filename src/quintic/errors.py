@@ -115,5 +115,7 @@ def require_package(module: str, extra: str, what: str) -> None:
 
     `what` begins the message: the command or the option that needs the module.
     """
-    if importlib.util.find_spec(module) is None:
+    found = importlib.util.find_spec(module)
+    # A folder of that name where Python is started, as wandb leaves one, is no package.
+    if found is None or found.origin is None:
         raise QuinticError(f"{what} needs the package {module}: pip install 'quintic[{extra}]'")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quintic.files import replacing
-from quintic.metrics import MetricsRecord
+from quintic.metrics_file import MetricsRecord
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8da9c4", "#c8553d"
 

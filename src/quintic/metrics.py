@@ -1,40 +1,31 @@
-"""The metrics of a run: `metrics.jsonl`, one object a line, and TensorBoard events.
+"""The metrics of a run, as they are measured and written into `metrics.jsonl`.
 
 A record with `train_loss` or `val_loss` at `step` speaks of the weights after `step` updates, that
 is after `tokens` tokens. A step's loss is read when the next step has been dispatched, so that
 nothing waits for the device. By then the device may have been done with it for any part of a step,
 so on a GPU the time of a step is the device's own, from the end of the step before to its end.
-
-JSON has no NaN and no infinity: such a value is written as null, and `diverged` beside it says
-which it was, `{"step": 6, "train_loss": null, "diverged": {"train_loss": "nan"}}`. `read_metrics`
-gives the numbers back, also those of older runs, whose files hold a bare NaN.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from quintic.config import Config
 from quintic.device import DeviceTimer, LateScalar, Moment
-from quintic.errors import QuinticError
-from quintic.files import replacing
+from quintic.metrics_file import (
+    METRICS,
+    STOPPED_EARLY,
+    MetricsFile,
+    MetricsRecord,
+    truncate_metrics,
+)
 
-METRICS = "metrics.jsonl"
-DIVERGED = "diverged"
-"""Field of a record with the values that are not finite, by name, as text."""
-STOPPED_EARLY = "stopped_early"
-"""Field of the validation with which a run ended before its last step: the reason, in words."""
-MetricsRecord = dict[str, Any]
 Value = float | Tensor | DeviceTimer
 """Values that may be logged of a step; all but numbers are read once the device is done with it."""
 
@@ -78,7 +69,6 @@ class Metrics:
         peak_flops: float | None,
         device: torch.device,
         log_every: int = 1,
-        tensorboard: bool,
         on_record: Callable[[MetricsRecord], None],
     ) -> None:
         self.elapsed_s = elapsed_s
@@ -88,16 +78,11 @@ class Metrics:
         self.log_every = log_every
         self.val_losses: list[float] = []
         """All of the run so far, where they are written."""
-        self._file: TextIO | None = None
-        self._events: Any = None
+        self._file: MetricsFile | None = None
         if folder is not None:
             kept = truncate_metrics(folder / METRICS, step)
             self.val_losses = [record["val_loss"] for record in kept if "val_loss" in record]
-            self._file = (folder / METRICS).open("a")
-            if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-                self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            self._file = MetricsFile(folder / METRICS)
         self._unread: _UnreadStep | None = None
         self.restart_clock()
 
@@ -117,10 +102,7 @@ class Metrics:
         """Write the loss that is still unread and put the file on disk."""
         self._write_unread()
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.flush()
+            self._file.sync()
 
     def validation(
         self, step: int, val_loss: float, seconds: float, *, stopped_early: str | None = None
@@ -192,20 +174,13 @@ class Metrics:
     def _write(self, record: MetricsRecord) -> None:
         if self._file is None:
             return
-        self._file.write(_to_line(record))
-        self._file.flush()
-        if self._events is not None:
-            for name, value in record.items():
-                if name not in ("step", "tokens", STOPPED_EARLY):
-                    self._events.add_scalar(name, value, record["step"])
+        self._file.append(record)
         self.on_record(record)
 
     def close(self) -> None:
-        """Close the files; a loss that was never flushed is dropped, and measured on a resume."""
+        """Close the file; a loss that was never flushed is dropped, and measured on a resume."""
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -219,76 +194,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def read_metrics(path: Path) -> list[MetricsRecord]:
-    """Return the records of a `metrics.jsonl`, what is not finite as a float; a last line cut short
-    by a crash is left out.
-
-    Raises `QuinticError` where another line is not a record.
-    """
-    records: list[MetricsRecord] = []
-    # What is no text at all is no record either, and then said to be none.
-    text = path.read_text(errors="replace") if path.exists() else ""
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            record["step"] + 0
-            record |= {name: float(text) for name, text in record.pop(DIVERGED, {}).items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise QuinticError(
-                f"{path} line {number} is not a record of a run: {line.strip()[:60]!r}; "
-                "repair or remove the line"
-            ) from error
-        records.append(record)
-    return records
-
-
-def truncate_metrics(path: Path, step: int, *, to: Path | None = None) -> list[MetricsRecord]:
-    """Drop the records from `step` on, which a run resumed there will measure again; return those
-    before. `to` gets them where the file itself is to stay as it is.
-
-    What is dropped includes a validation at `step` itself, with which the resumed run begins.
-    """
-    if not path.exists():
-        return []
-    kept = [record for record in read_metrics(path) if record["step"] < step]
-    with replacing(to or path) as file:
-        file.writelines(_to_line(record).encode() for record in kept)
-    return kept
-
-
-def lost_records(path: Path, config: Config, step: int) -> str | None:
-    """Return in words for which steps before `step` a run's `metrics.jsonl` has no loss that was
-    once written; None where it has them all.
-
-    A run on other data has none before it began there.
-    """
-    records, anew = read_metrics(path), config.continued_from.anew
-    lost: set[int] = set()
-    for name, every in (
-        ("train_loss", config.train.log_every),
-        ("val_loss", config.train.eval_every),
-    ):
-        found = {record["step"] for record in records if name in record}
-        lost |= {n for n in range(anew, step) if n % every == 0} - found
-    if not lost:
-        return None
-    first, last = min(lost), max(lost)
-    if first == last:
-        steps = f"step {first}"
-    elif len(lost) == last - first + 1:
-        steps = f"steps {first} to {last}"
-    else:
-        steps = f"{len(lost):,} steps from {first} to {last}"
-    return f"{path} lacks losses of {steps}: they are lost, and the curve has a hole there"
-
-
-def _to_line(record: MetricsRecord) -> str:
-    """Return a record as a line of JSON, with null for what is not finite."""
-    lost = {n: str(v) for n, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
-    marked = {**record, **dict.fromkeys(lost), DIVERGED: lost} if lost else record
-    return json.dumps(marked, allow_nan=False) + "\n"

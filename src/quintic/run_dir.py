@@ -5,7 +5,8 @@ environment.json  versions, device, commit, command line; one entry for each sta
 param_groups.txt  which parameter went to which optimizer
 tokenizer.json    a copy of the dataset's; GPT-2's is only named, in environment.json
 metrics.jsonl     one object a line (quintic.metrics)
-tensorboard/      the same as TensorBoard events
+tensorboard/      the same as TensorBoard events; wandb/, trackio/ and mlflow/ where asked for
+trackers/         the run's id, and each tracker's output (quintic.trackers)
 loss.png          redrawn at each validation
 checkpoints/      step-00000100, ... (quintic.checkpoint)
 """
@@ -22,10 +23,9 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
-import torch
 from filelock import FileLock, Timeout
 
 import quintic
@@ -37,10 +37,12 @@ from quintic.data.tokenizer import (
     load_tokenizer,
     tokenizer_info,
 )
-from quintic.device import device_name
 from quintic.errors import QuinticError
 from quintic.files import check_name, write_json
 from quintic.recipes import read_recipe
+
+if TYPE_CHECKING:
+    import torch  # who only reads a folder does without: it takes seconds
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
 FIGURE, CHECKPOINTS, TENSORBOARD = "loss.png", "checkpoints", "tensorboard"
@@ -193,6 +195,10 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return versions, device, commit, command line and date: what a result depends on."""
+    import torch
+
+    from quintic.device import device_name
+
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quintic": quintic.__version__,

@@ -6,7 +6,7 @@ Everything a user can get wrong is found here, before step 0 and before anything
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,10 +59,10 @@ from quintic.device import (
 )
 from quintic.distributed.world import ALONE, World, check_identical
 from quintic.early_stop import stopped_early
-from quintic.errors import QuinticError, counted, memory_reason
+from quintic.errors import QuinticError, counted, memory_reason, require_package
 from quintic.evaluate import LossSums
 from quintic.kernels.runnable import choose_loss, require_float8
-from quintic.metrics import METRICS, lost_records
+from quintic.metrics_file import METRICS, lost_records
 from quintic.model.attention_backend import attention_backend, check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
@@ -174,6 +174,7 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
 
     Raises `QuinticError` for anything a user can get wrong.
     """
+    world.on_main(lambda: check_trackers(config.train.log_to))
     device, dtype = _choose_device(config, world)
     config, dataset, loader = _check_data(config, device, dtype, console, world)
     tasks = open_tasks(config, dataset, console, world)
@@ -202,6 +203,12 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
         weight_cache=weight_cache,
         tasks=tasks,
     )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `QuinticError` where the package of a tracker is missing, which only rank 0 needs."""
+    for name in names:
+        require_package(name, name, f"train.log_to {name}")
 
 
 def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dtype]:

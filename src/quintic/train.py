@@ -26,13 +26,15 @@ from quintic.early_stop import why_stop
 from quintic.errors import QuinticError, memory_reason, reason, start_lower, way_out
 from quintic.evaluate import split_batch, sum_losses
 from quintic.figure import draw_loss
-from quintic.metrics import METRICS, Metrics, NonFiniteLossError, Value, read_metrics
+from quintic.metrics import Metrics, NonFiniteLossError, Value
+from quintic.metrics_file import METRICS, read_records
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
 from quintic.optim.side_by_side import side_by_side
 from quintic.setup import Run
 from quintic.tasks.in_training import TrainingTasks
 from quintic.tasks.score import save_scores
+from quintic.trackers.processes import tracking
 
 UNWATCHED = Watchdog(ALONE, math.inf)
 """Takes note of what is done outside the loop, and does nothing about it."""
@@ -59,7 +61,10 @@ def train_run(run: Run, console: Console) -> bool:
                     data=run.dataset.fingerprint,
                     **kept,
                 )
-            _loop(run, console)
+            names = run.config.train.log_to if run.world.is_main else ()
+            with tracking(run.folder, names, console) as trackers:
+                _loop(run, console)
+                trackers.outcome = "finished" if run.done else "stopped"
     return run.done
 
 
@@ -321,7 +326,6 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
         peak_flops=peak and peak * run.world.size,
         device=run.device,
         log_every=run.config.train.log_every,
-        tensorboard=run.config.train.tensorboard,
         on_record=progress.show,
     )
 
@@ -329,6 +333,6 @@ def _open_metrics(run: Run, progress: RunProgress) -> Metrics:
 def _draw(run: Run, console: Console) -> None:
     title = f"{run.folder.name}, {run.state.model.parameter_count():,} parameters"
     try:
-        draw_loss(read_metrics(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
+        draw_loss(read_records(run.folder / METRICS), run.folder / run_dir.FIGURE, title)
     except Exception as error:  # a picture is not worth a run
         console.line(f"{run_dir.FIGURE} was not drawn: {reason(error)}")

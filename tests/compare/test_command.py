@@ -10,7 +10,7 @@ import pytest
 
 from quintic.cli.main import main
 from quintic.config import MuonConfig
-from quintic.metrics import truncate_metrics
+from quintic.metrics_file import truncate_metrics
 from tests.conftest import tiny_arguments
 
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"

@@ -33,7 +33,7 @@ def test_runs_that_differ_only_in_the_seed_are_a_group() -> None:
     ("field", "values", "groups"),
     [
         ("train.checkpoint_every", (100, 250), 1),
-        ("train.tensorboard", (True, False), 1),
+        ("train.log_to", (("tensorboard",), ()), 1),
         ("data.path", ("here", "there"), 1),  # the same data, by its fingerprint
         ("train.micro_batch", (4, 8), 2),
         ("train.steps", (100, 200), 2),

@@ -13,7 +13,7 @@ from quintic.compare.comparison import compare
 from quintic.compare.groups import same_data
 from quintic.compare.runs import read_run, read_runs
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"
 
@@ -31,7 +31,7 @@ def append(folder: Path, *records: dict[str, Any]) -> None:
 
 def test_a_run_folder_gives_its_validations_with_tokens_and_seconds(tiny_run: Path) -> None:
     run = read_run(tiny_run)
-    records = read_metrics(tiny_run / METRICS)
+    records = read_records(tiny_run / METRICS)
     elapsed = {r["step"]: r["elapsed_s"] for r in records if "elapsed_s" in r}
     losses = {r["step"]: r["val_loss"] for r in records if "val_loss" in r}
     assert [point.steps for point in run.validations] == [0, 5, 10, 12]
@@ -150,7 +150,7 @@ def test_the_embedded_text_of_another_python_is_other_data(tmp_path: Path) -> No
 
 
 def test_the_share_of_the_optimizer_is_shown_where_it_was_recorded(folder: Path) -> None:
-    records = read_metrics(folder / METRICS)
+    records = read_records(folder / METRICS)
     steps = [r for r in records if "step_ms" in r]
     for record in steps:
         record["optimizer_ms"] = record["step_ms"] / 50

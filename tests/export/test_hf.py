@@ -28,7 +28,7 @@ from quintic.export.hf import from_hf, hf_config, to_hf
 from quintic.export.source import Source, open_source
 from quintic.export.verify import compare_ids, quintic_logits, sample_ids
 from quintic.generate import generate_ids
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.model.build import build_model
 from quintic.trained import load_trained
 from tests.conftest import refusal, tiny_arguments
@@ -215,7 +215,7 @@ def test_the_card_says_what_it_is_and_what_it_scores(
     assert "| vocabulary | a byte-level BPE of its own, 320 tokens |" in card
     assert str(text_run.parent) not in card  # nor any other path of the trainer's disk
     assert (out / "loss.png").read_bytes() == (text_run / "loss.png").read_bytes()
-    last = [r for r in read_metrics(text_run / "metrics.jsonl") if r.get("val_loss") is not None]
+    last = [r for r in read_records(text_run / "metrics.jsonl") if r.get("val_loss") is not None]
     assert f"| 12 | 3,072 | {last[-1]['val_loss']:.4f} |" in card
     loss, bits = map(float, re.findall(r"loss (\d\.\d+) nats per token, (\d\.\d+) bits", card)[0])
     # On the same 512 tokens, without the padding's 64 terms in the softmax.

@@ -475,7 +475,7 @@ def test_an_imported_run_evaluates_generates_and_begins_runs(
     own |= {"train.steps": 1}
     flags = [text for n, v in own.items() for text in (f"--{n.replace('_', '-')}", str(v))]
     init = ["--init-from", str(imported), "--out", str(tmp_path / "tuned")]
-    main(["train", "laptop", *flags, "--train.no-tensorboard", *init])
+    main(["train", "laptop", *flags, "--train.log-to", *init])
     assert f"with the weights of {imported}/checkpoints/step-00000000" in capsys.readouterr().out
     config = read_config(tmp_path / "tuned")
     assert (config.init_from.run, config.is_imported) == ("run", False)

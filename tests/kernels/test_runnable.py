@@ -13,7 +13,7 @@ import torch
 from quintic.cli.main import main
 from quintic.kernels import runnable
 from quintic.kernels.runnable import choose_loss, require_triton
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from tests.conftest import refusal
 
 SHORT = {
@@ -94,7 +94,7 @@ def test_a_run_on_a_cpu_has_the_chunked_loss_by_itself(
     def records(name: str, *options: str) -> list[float]:
         main([*tiny, *short(), "--train.device", "cpu", *options, "--out", str(tmp_path / name)])
         assert "chunked loss" in capsys.readouterr().out
-        found = read_metrics(tmp_path / name / METRICS)
+        found = read_records(tmp_path / name / METRICS)
         return [r[key] for r in found for key in ("train_loss", "val_loss") if key in r]
 
     assert records("auto") == records("chunked", "--train.loss", "chunked")
@@ -110,7 +110,7 @@ def test_a_run_with_a_kernel_trains_as_without(
         folder = tmp_path / choice
         option = f"--{field.replace('_', '-')}"
         main([*tiny, *short(), option, choice, "--out", str(folder)])
-        records = read_metrics(folder / METRICS)
+        records = read_records(folder / METRICS)
         return [r[name] for r in records for name in ("train_loss", "val_loss") if name in r]
 
     found, expected = losses(value), losses(instead)
@@ -131,7 +131,7 @@ def test_a_run_goes_on_without_the_kernel_it_began_with(
     go_on = ["train", "--resume", folder, "--train.device", "cpu", "--train.steps", "2"]
     assert refusal(go_on, capsys).endswith("use --train.loss chunked")
     main([*go_on, "--train.loss", "chunked"])
-    assert len([r for r in read_metrics(Path(folder) / METRICS) if "train_loss" in r]) == 2
+    assert len([r for r in read_records(Path(folder) / METRICS) if "train_loss" in r]) == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

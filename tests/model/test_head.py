@@ -11,7 +11,7 @@ from quintic.cli.main import main
 from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.kernels.runnable import require_float8
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.model.head import (
     E4M3,
     E5M2,
@@ -202,7 +202,7 @@ def test_a_run_says_that_it_rounds_and_learns_as_without(
     def losses(name: str, *options: str) -> list[float]:
         folder = tmp_path / name
         main([*tiny, *options, "--out", str(folder)])
-        return [r["train_loss"] for r in read_metrics(folder / METRICS) if "train_loss" in r]
+        return [r["train_loss"] for r in read_records(folder / METRICS) if "train_loss" in r]
 
     exact = losses("exact")
     assert "float8" not in capsys.readouterr().out

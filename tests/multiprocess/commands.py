@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quintic.checkpoint import checkpoints, read_state
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.run_dir import CHECKPOINTS
 from tests import warm
 from tests.waiting import LOOK_EVERY_S, outputs, wait_until
@@ -176,7 +176,7 @@ def running(
 def records(folder: Path) -> list[dict[str, Any]]:
     """Of `metrics.jsonl`, which may be written at this moment."""
     try:
-        return read_metrics(folder / METRICS)
+        return read_records(folder / METRICS)
     except OSError:
         return []
 

@@ -11,7 +11,7 @@ from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.setup import resume, set_up, start
 from quintic.train import train_run
 from tests.conftest import made_once, tiny_config
@@ -42,7 +42,7 @@ def losses(folder: Path) -> dict[tuple[str, int], float]:
     """Training, validation losses and gradient norms by kind and step."""
     return {
         (kind, record["step"]): record[kind]
-        for record in read_metrics(folder / METRICS)
+        for record in read_records(folder / METRICS)
         for kind in ("train_loss", "val_loss", "grad_norm")
         if kind in record
     }
@@ -140,7 +140,7 @@ def test_all_that_is_scheduled_is_the_same_for_every_number_of_processes(
         folder = tmp_path / f"{size}"
         run_world(size, train_here, config.override({"train.sharding": sharding}), folder)
         assert largest_difference(tmp_path / "alone", folder) < 1e-9
-    tokens = {r["step"]: r["tokens"] for r in read_metrics(folder / METRICS)}
+    tokens = {r["step"]: r["tokens"] for r in read_records(folder / METRICS)}
     assert (tokens[0], tokens[15], tokens[20], tokens[30]) == (0, 1920, 3200, 5760)
     with pytest.raises(QuinticError, match=r"a batch of 4 .* among 5 .* --train.batch-tokens 320$"):
         set_up(config, tmp_path, Console(quiet=True), World(rank=0, size=5))

@@ -15,7 +15,7 @@ from quintic.config import (
     TrainConfig,
 )
 from quintic.console import Console
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.model.build import build_model
 from quintic.setup import start
 from quintic.train import train_run
@@ -46,13 +46,13 @@ def test_gpt2_run_equals_adamw_clipping_and_cosine_written_out(
             precision="float64",
             eval_every=STEPS,
             eval_tokens=CONTEXT,
-            tensorboard=False,
+            log_to=(),
         ),
     )
     console = Console()
     run = start(config, tmp_path / "run", console)
     assert train_run(run, console)
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
     found = [record["train_loss"] for record in records if "train_loss" in record]
 
     model = build_model(

@@ -18,7 +18,7 @@ import pytest
 from quintic import run_dir
 from quintic.checkpoint import checkpoints
 from quintic.cli.main import main
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.sweep.execute import Job, run_environment
 from quintic.sweep.plan import PlannedRun
 from quintic.sweep.record import Outcome
@@ -123,7 +123,7 @@ def test_killed_and_started_again_it_does_no_run_twice_and_what_diverged_stops_n
             assert "training has diverged" in run["message"]
             assert run["val_loss"] is None
         else:
-            last = read_metrics(folder / run["name"] / "metrics.jsonl")[-1]
+            last = read_records(folder / run["name"] / "metrics.jsonl")[-1]
             assert (last["step"], last["val_loss"]) == (60, run["val_loss"])
     losses = [run["val_loss"] for run in record["runs"] if run["val_loss"] is not None]
     assert record["best"]["values"] == {"optim.adamw.lr": 0.005}
@@ -219,7 +219,7 @@ def test_a_run_that_an_earlier_start_still_trains_is_waited_for_and_not_started_
     assert found is not None
     assert (found.kind, found.val_loss) == (
         "finished",
-        read_metrics(tiny_run / "metrics.jsonl")[-1]["val_loss"],
+        read_records(tiny_run / "metrics.jsonl")[-1]["val_loss"],
     )
     assert not (tmp_path / "run.json").exists(), "no process was started"
 

@@ -9,7 +9,7 @@ import pytest
 from quintic import run_dir
 from quintic.cli.grid import parse_vary
 from quintic.errors import QuinticError
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.recipes import get_recipe
 from quintic.sweep.plan import Plan, PlannedRun, make_plan
 from quintic.sweep.record import (
@@ -42,7 +42,7 @@ def test_a_run_counts_as_finished_only_with_its_last_validation_and_its_last_sta
     shutil.copytree(tiny_run, folder)
     run = PlannedRun("run", {}, run_dir.read_config(tiny_run))
     metrics = folder / "metrics.jsonl"
-    loss = read_metrics(metrics)[-1]["val_loss"]
+    loss = read_records(metrics)[-1]["val_loss"]
     assert outcome_in(folder, run) == Outcome("finished", loss)
     assert not outcome_in(folder, run).learned_nothing
     assert steps_done(folder) == 12

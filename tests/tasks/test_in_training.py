@@ -12,7 +12,7 @@ from quintic.cli.main import main
 from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed.world import ALONE, World
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.setup import set_up
 from quintic.tasks import loglikelihood
 from quintic.tasks.score import read_scores
@@ -78,7 +78,7 @@ def test_a_run_is_scored_every_so_often_and_a_resumed_one_as_one_that_never_stop
     def curve(folder: Path) -> list[dict[str, Any]]:
         return [
             {name: value for name, value in record.items() if not name.endswith("_s")}
-            for record in read_metrics(folder / METRICS)
+            for record in read_records(folder / METRICS)
             if "tasks_s" in record
         ]
 

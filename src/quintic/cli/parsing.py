@@ -302,7 +302,8 @@ def kind_of(hint: Any) -> str:
     if type(None) in parts:
         return f"{kind_of(parts[0])} or None"
     if typing.get_origin(hint) is tuple and parts[1:] == (Ellipsis,):
-        return "values with spaces between them"
+        each = f", each {kind_of(parts[0])}" if typing.get_origin(parts[0]) is Literal else ""
+        return f"values with spaces between them{each}"
     if typing.get_origin(hint) is tuple:
         return f"{len(parts)} values, each {kind_of(parts[0])}"
     if typing.get_origin(hint) is Literal:

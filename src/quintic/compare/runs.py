@@ -14,7 +14,7 @@ from quintic.compare.logs import NoLogError, read_logs
 from quintic.compare.record import DatasetIdentity, RunRecord, Validation
 from quintic.config import EMBEDDED, Config, flatten, without_effect
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, STOPPED_EARLY, MetricsRecord, read_metrics
+from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
 from quintic.setup import check_same_config, has_step
 
 FACTS = ("data", "device", "commit", "python")
@@ -155,7 +155,7 @@ def _check_config(path: Path, config: Config) -> bool:
 
 def _read_numbers(path: Path) -> list[MetricsRecord]:
     """Return the records of a run; raises `QuinticError` where a value in them is no number."""
-    records = read_metrics(path)
+    records = read_records(path)
     for record in records:
         for name, value in record.items():
             if name == STOPPED_EARLY:

@@ -159,6 +159,11 @@ class Config:
             type(number) is int and number > 0,
             f"config format is {number!r}: it must be a whole number from 1; restore the file",
         )
+        if (switch := "train.tensorboard") in found:  # before there were other trackers
+            writes = found.pop(switch)
+            require(type(writes) is bool, f"{switch} is {writes!r}: it must be True or False")
+            require("train.log_to" not in found, f"config has {switch} and train.log_to: keep that")
+            found["train.log_to"] = ["tensorboard"] if writes else []
         if number == 1:
             found = _from_format_1(found)
         elif number != FORMAT:

@@ -25,6 +25,7 @@ RENAMED = {
     "optim.muon.normalize": "optim.muon.normuon",
     "train.cast_once": "train.cache_bf16_weights",
     "train.predict_tokens": "train.mtp_tokens",
+    "train.tensorboard": "train.log_to",
     "train.upload": "train.prefetch_to_gpu",
 }
 """Fields of config format 1, the one of quintic 0.1, by the names that they have now."""
@@ -229,6 +230,11 @@ def _check_value(name: str, hint: Any, value: Any) -> None:
         hint, _ = typing.get_args(hint)
     for rule in getattr(hint, "__metadata__", ()):
         require(rule.holds(value), f"{name} is {value}: {rule.words}")
+    if typing.get_origin(hint) is Annotated:
+        hint, *_ = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (Ellipsis,):
+        for one in value:
+            _check_value(name, typing.get_args(hint)[0], one)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         require(
@@ -258,8 +264,9 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
     Where sections are only left out, it is the first: optim.lr and lr are optim.muon.lr.
     """
     if now := RENAMED.get(name.replace("-", "_").replace(".no_", ".")):
-        now = ".no_".join(now.rsplit(".", 1)) if ".no-" in name else now
-        return next((full for full in known if full.replace("-", "_") == now), None)
+        denied = ".no_".join(now.rsplit(".", 1)) if ".no-" in name else now
+        spelled = {full.replace("-", "_"): full for full in known}
+        return spelled.get(denied) or spelled.get(now)  # a switch may be none any more
     *sections, tail = name.rsplit(".", 1)
     prefix = "".join(f"{section}." for section in sections)
     if same := [full for full in known if full.rsplit(".", 1)[-1] == tail]:

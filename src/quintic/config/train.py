@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,6 +18,12 @@ from quintic.config.schema import (
 )
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+def distinct(values: Sequence[str]) -> bool:
+    """Return whether no value comes twice."""
+    return len(set(values)) == len(values)
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,11 @@ class TrainConfig(Section, name="train"):
     on from there."""
     log_every: PositiveInt = setting(1, resume="free", compare="ignored")
     """Steps between the training losses that are written; all are checked for being finite."""
-    tensorboard: bool = setting(True, resume="free", compare="ignored")
-    """Write TensorBoard events beside metrics.jsonl."""
+    log_to: Annotated[tuple[TrackerName, ...], Rule(distinct, "each may be named once")] = setting(
+        ("tensorboard",), resume="free", compare="ignored"
+    )
+    """Trackers that get a copy of what is in metrics.jsonl, with spaces between them; no name after
+    the option: none."""
     export_at_end: Literal["none", "hf", "gguf", "onnx"] = setting(
         "none", resume="free", compare="ignored"
     )

@@ -16,7 +16,7 @@ from quintic.errors import QuinticError, counted
 from quintic.evaluate import score_text
 from quintic.export.score import validation_sums
 from quintic.export.source import Source
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 
 CARD_FILE = "README.md"
 CARD_MARK = "<!-- Written by `quintic export`. Remove this line to keep a card of your own. -->"
@@ -161,7 +161,7 @@ def _losses(source: Source) -> str:
     lines = ["Validation losses of the run, in nats per token:", ""]
     measured = []
     with suppress(QuinticError, OSError):
-        records = read_metrics(trained.folder / METRICS)
+        records = read_records(trained.folder / METRICS)
         measured = [
             (record["step"], record["val_loss"])
             for record in records

@@ -25,7 +25,7 @@ from quintic.compare.runs import read_run
 from quintic.config import Config, differing_fields
 from quintic.errors import QuinticError
 from quintic.files import write_json
-from quintic.metrics import METRICS
+from quintic.metrics_file import METRICS
 from quintic.report import no_better_than_guessing
 from quintic.sweep.plan import Plan, PlannedRun
 
