@@ -54,7 +54,8 @@ def test_sdist_and_wheel_have_the_version_and_twine_accepts_them(built: Path) ->
 def test_the_wheel_holds_the_package_whole_and_no_tests(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    assert {"quintic/py.typed", "quintic/compare/page.html", "quintic/track/reference.json"} <= held
+    pages = {"quintic/compare/page.html", "quintic/pages/chart.js", "quintic/pages/style.css"}
+    assert {"quintic/py.typed", "quintic/track/reference.json", *pages} <= held
     records = (ROOT / "src" / "quintic" / "track" / "records").glob("*.json")
     assert {path.relative_to(ROOT / "src").as_posix() for path in records} <= held
     sources = {path.relative_to(ROOT / "src") for path in (ROOT / "src" / "quintic").rglob("*.py")}

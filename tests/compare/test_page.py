@@ -48,15 +48,11 @@ def written(folder: Path, *arguments: Any, **options: Any) -> str:
 def test_the_page_has_the_numbers_the_tables_and_the_sentences(tmp_path: Path) -> None:
     text = written(tmp_path, [*ADAMW, *MUON], target=3.5)
     data = json.loads(Elements(text).data)
-    assert [group["label"] for group in data["groups"]] == ["adamw", "muon"]
-    assert data["groups"][1]["points"][-1] == {
-        "tokens": 20_000.0,
-        "steps": 20,
-        "seconds": pytest.approx(10.0),
-        "mean": pytest.approx(3.2),
-        "low": 3.19,
-        "high": 3.21,
-    }
+    assert [series["label"] for series in data["series"]] == ["adamw", "muon"]
+    last = {"y": pytest.approx(3.2), "low": 3.19, "high": 3.21}
+    assert {name: data["series"][1][name][-1] for name in last} == last
+    ends = {"tokens": 20_000.0, "steps": 20, "seconds": pytest.approx(10.0)}
+    assert {axis: places[-1] for axis, places in data["series"][1]["x"].items()} == ends
     assert data["target"] == 3.5
     assert "<td>3.2000 ± 0.0058</td>" in text
     assert "band from the lowest to the highest run" in text
@@ -90,7 +86,7 @@ def test_names_are_never_markup(tmp_path: Path) -> None:
     runs[1] = replace(runs[1], device="another")
     elements = Elements(written(tmp_path, runs))
     assert "img" not in {tag for tag, _ in elements.found}
-    labels = [group["label"] for group in json.loads(elements.data)["groups"]]
+    labels = [series["label"] for series in json.loads(elements.data)["series"]]
     assert labels[:2] == [EVIL, "{{NOTES}}"]
 
 
@@ -110,9 +106,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def drawn(page: Page) -> tuple[str, list[str], list[str]]:
     """The label of the axis, the ticks, and the paths of the lines."""
     label, ticks, lines = page.evaluate(
-        "[document.getElementById('axis-label').textContent,"
+        "[document.querySelector('.label-x').textContent,"
         "[...document.querySelectorAll('.tick-x, .tick-y')].map(e => e.textContent),"
-        "[...document.querySelectorAll('#plot .line')].map(e => e.getAttribute('d'))]"
+        "[...document.querySelectorAll('#chart .plot .line')].map(e => e.getAttribute('d'))]"
     )
     return label, ticks, lines
 
@@ -123,8 +119,8 @@ def test_a_browser_draws_every_group_and_asks_for_nothing(browser: Page) -> None
     assert "10k" in ticks
     assert len(lines) == 3
     assert all("NaN" not in line for line in lines)
-    assert browser.evaluate("document.querySelectorAll('#plot .band').length") == 2
-    assert browser.evaluate("document.querySelectorAll('#plot #target').length") == 1
+    assert browser.evaluate("document.querySelectorAll('#chart .plot .band').length") == 2
+    assert browser.evaluate("document.querySelectorAll('#chart .plot .target').length") == 1
     assert browser.evaluate("document.images.length") == 0
     assert [url.split(":")[0] for url in browser.requests()] == ["file"]
     assert browser.complaints() == []
@@ -154,33 +150,33 @@ def test_switching_axis_and_scale_redraws(browser: Page) -> None:
 def test_hovering_shows_the_values(browser: Page) -> None:
     x, y = browser.evaluate(
         "(() => { scrollTo(0, 0);"
-        "const b = document.getElementById('plot').getBoundingClientRect();"
+        "const b = document.querySelector('#chart .plot').getBoundingClientRect();"
         "return [b.right - 30, b.y + b.height / 2]; })()"
     )
     browser.move(x, y)
-    tip = browser.evaluate("document.getElementById('tip').innerText")
+    tip = browser.evaluate("document.querySelector('#chart .tip').innerText")
     assert "muon: 3.2000 (3.1900 to 3.2100) at 20k tokens" in tip
     assert "adamw: 3.4100 (3.4000 to 3.4200) at 20k tokens" in tip
     left, right, width = browser.evaluate(
-        "(() => { const b = document.getElementById('tip').getBoundingClientRect();"
+        "(() => { const b = document.querySelector('#chart .tip').getBoundingClientRect();"
         " return [b.left, b.right, document.documentElement.clientWidth]; })()"
     )
     assert 0 <= left < right <= width
     browser.move(2, 2)
-    assert browser.evaluate("document.getElementById('tip').hidden")
+    assert browser.evaluate("document.querySelector('#chart .tip').hidden")
 
 
 def test_a_click_in_the_legend_hides_a_group(browser: Page) -> None:
     assert len(drawn(browser)[2]) == 3
-    browser.click("#keys button:nth-child(2)")
+    browser.click("#chart .keys button:nth-child(2)")
     assert len(drawn(browser)[2]) == 2
-    second = "document.querySelectorAll('#keys button')[1]"
+    second = "document.querySelectorAll('#chart .keys button')[1]"
     assert browser.evaluate(f"{second}.ariaPressed") == "false"
     for number in (1, 3):
-        browser.click(f"#keys button:nth-child({number})")
+        browser.click(f"#chart .keys button:nth-child({number})")
     assert drawn(browser)[2] == []
     for number in (1, 2, 3):
-        browser.click(f"#keys button:nth-child({number})")
+        browser.click(f"#chart .keys button:nth-child({number})")
     assert len(drawn(browser)[2]) == 3
     assert browser.complaints() == []
 

@@ -117,7 +117,7 @@ def _measured(steps: int, context: int, seed: int) -> dict[str, Any]:
         "train.checkpoint_every": steps,
         "train.keep_checkpoints": 1,
         "train.log_every": 1,
-        "train.tensorboard": False,
+        "train.log_to": (),
     }
 
 
