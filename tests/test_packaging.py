@@ -19,6 +19,15 @@ from tests.conftest import tiny_arguments
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "src", "tests")
 
+PAGES = (
+    "compare/page.html",
+    "pages/chart.js",
+    "pages/style.css",
+    "watch/page.css",
+    "watch/page.html",
+    "watch/page.js",
+)
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,7 +63,7 @@ def test_sdist_and_wheel_have_the_version_and_twine_accepts_them(built: Path) ->
 def test_the_wheel_holds_the_package_whole_and_no_tests(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    pages = {"quintic/compare/page.html", "quintic/pages/chart.js", "quintic/pages/style.css"}
+    pages = {f"quintic/{name}" for name in PAGES}
     assert {"quintic/py.typed", "quintic/track/reference.json", *pages} <= held
     records = (ROOT / "src" / "quintic" / "track" / "records").glob("*.json")
     assert {path.relative_to(ROOT / "src").as_posix() for path in records} <= held

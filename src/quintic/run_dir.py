@@ -25,7 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 from filelock import FileLock, Timeout
 
 import quintic
@@ -42,7 +41,7 @@ from quintic.files import check_name, write_json
 from quintic.recipes import read_recipe
 
 if TYPE_CHECKING:
-    import torch  # who only reads a folder does without: it takes seconds
+    import torch  # takes seconds to import, and who only looks at a run does without
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
 FIGURE, CHECKPOINTS, TENSORBOARD = "loss.png", "checkpoints", "tensorboard"
@@ -195,6 +194,7 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return versions, device, commit, command line and date: what a result depends on."""
+    import numpy
     import torch
 
     from quintic.device import device_name

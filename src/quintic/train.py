@@ -59,6 +59,7 @@ def train_run(run: Run, console: Console) -> bool:
                     run.device,
                     processes=run.world.size,
                     data=run.dataset.fingerprint,
+                    flops_per_token=run.state.model.flops_per_token(),
                     **kept,
                 )
             names = run.config.train.log_to if run.world.is_main else ()

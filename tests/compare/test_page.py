@@ -12,7 +12,7 @@ import pytest
 
 from quintic.compare.comparison import compare
 from quintic.compare.page import write_page
-from tests.compare.browser import CHROMIUM, Page, chromium
+from tests.browser import CHROMIUM, Page, chromium
 from tests.compare.records import group_of, record
 
 MUON = group_of("muon", [3.20, 3.21, 3.19], settings={"optim.matrices": "muon"})

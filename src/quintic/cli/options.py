@@ -244,6 +244,22 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """A live page of all runs under some folders, in the browser: quintic watch [DIR...]
+
+    It only reads, also what other processes and machines write there, and serves this machine
+    alone.
+    """
+
+    folders: Positional[tuple[Path, ...]] = (Path("runs"),)
+    """DIR: folders that hold runs, at any depth, or runs themselves."""
+    port: int = 0
+    """Port on 127.0.0.1; 0: a free one."""
+    browser: bool = True
+    """Open the page in a browser, where there is one."""
+
+
+@dataclass(frozen=True)
 class Recipes:
     """The recipes: parameters, tokens, hardware, expected loss."""
 
@@ -470,6 +486,7 @@ COMMANDS: dict[str, Any] = {
     "export": Export,
     "import": Import,
     "compare": Compare,
+    "watch": Watch,
     "recipes": Recipes,
     "data fetch": DataFetch,
     "data build": DataBuild,

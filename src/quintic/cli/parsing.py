@@ -40,6 +40,7 @@ from quintic.cli.options import (
     Track,
     TrackRun,
     Train,
+    Watch,
 )
 from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
@@ -80,6 +81,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Compare, subcommand("compare")]
+        | Annotated[Watch, subcommand("watch")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
         | Annotated[Muon, subcommand("muon")]

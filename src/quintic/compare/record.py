@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from quintic.config import EMBEDDED, Config
+
 Axis = Literal["tokens", "steps", "seconds"]
 AXES: tuple[Axis, ...] = typing.get_args(Axis)
 
@@ -161,6 +163,19 @@ class RunRecord:
         """Return all of it, ready for JSON."""
         own = {"path": str(self.path), "seed": self.seed, "final_loss": self.final_loss}
         return asdict(self) | own
+
+
+def dataset_identity(config: Config, environment: Mapping[str, Any]) -> DatasetIdentity:
+    """Return the identity of a run's data; `environment` is what its last start recorded."""
+    tokenizer = config.data.tokenizer or "its own tokenizer"
+    vocabulary = f"vocabulary {config.model.vocab_size}"
+    if config.data.path == EMBEDDED:
+        # Its text is that of the interpreter.
+        python = f"Python {environment.get('python', 'unknown')}"
+        described = (EMBEDDED, python, f"vocabulary {config.data.embedded_vocab}")
+    else:
+        described = (str(Path(config.data.path).absolute()), tokenizer, vocabulary)
+    return DatasetIdentity(environment.get("data"), described, config.train.eval_tokens)
 
 
 def _mean(pool: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -6,13 +6,12 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 from quintic import run_dir
 from quintic.checkpoint import STATE, WholeCheckpoint
 from quintic.compare.logs import NoLogError, read_logs
-from quintic.compare.record import DatasetIdentity, RunRecord, Validation
-from quintic.config import EMBEDDED, Config, flatten, without_effect
+from quintic.compare.record import RunRecord, Validation, dataset_identity
+from quintic.config import Config, flatten, without_effect
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
 from quintic.setup import check_same_config, has_step
@@ -97,7 +96,7 @@ def read_run(path: Path) -> RunRecord:
         path=path,
         source="quintic",
         validations=tuple(validations),
-        data=_identity(config, environment),
+        data=dataset_identity(config, environment),
         datasets=len({start["data"] for start in starts if start.get("data")}) or 1,
         settings={name: value for name, value in fields.items() if name not in idle},
         steps_planned=config.train.steps,
@@ -166,15 +165,3 @@ def _read_numbers(path: Path) -> list[MetricsRecord]:
                     "number; repair or remove the line"
                 )
     return records
-
-
-def _identity(config: Config, environment: dict[str, Any]) -> DatasetIdentity:
-    tokenizer = config.data.tokenizer or "its own tokenizer"
-    vocabulary = f"vocabulary {config.model.vocab_size}"
-    if config.data.path == EMBEDDED:
-        # Its text is that of the interpreter.
-        python = f"Python {environment.get('python', 'unknown')}"
-        described = (EMBEDDED, python, f"vocabulary {config.data.embedded_vocab}")
-    else:
-        described = (str(Path(config.data.path).absolute()), tokenizer, vocabulary)
-    return DatasetIdentity(environment.get("data"), described, config.train.eval_tokens)

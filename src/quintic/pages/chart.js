@@ -10,8 +10,8 @@
      axes     { AXIS: { label: "training tokens", unit: "tokens" }, .. };  axis: which one is drawn
      label    what y is, with its unit;  title: what the chart shows, for those who cannot see it
      logX, logY      logarithmic; what is not positive has no place there
-     smoothing       0 to 1: share of the axis over which y is averaged, exponentially; what was
-                     measured stays behind it, faint
+     smoothing       0 to 1: share of the axis over which y is averaged, to either side with weights
+                     that fall exponentially; what was measured stays behind it, faint
      skipFirst       the first twelfth of the axis does not count for the range of y
      range           [from, to] of the axis, or null; dragging over the plot sets it, a double click
                      or the key 0 takes it back;  onRange(range) hears of it
@@ -19,13 +19,14 @@
      format          function of a y that makes the text of a tip; keys: false for no legend
      onToggle        (series) hears of a click in the legend
 
+   Chart.drawKey(index, parent) appends what a line of that style looks like, for a legend elsewhere.
    The pointer, or the arrow keys once the plot has the focus, show the values nearest to a place.
    Colours are the CSS variables --line-0 to --line-6 (style.css): nothing is drawn again when the
    page turns dark. A line has at most four points for each pixel: first, lowest, highest, last. */
 const Chart = (() => {
   const COLOURS = 7, DASHES = [[], [6, 2], [2, 1.5], [7, 2, 1.5, 2], [10, 2.5]];
   const MARKERS = ["o", "s", "^", "D", "v", "X"];
-  const LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 48, HEIGHT = 400, IN_TIP = 12;
+  const LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 48, HEIGHT = 400, IN_TIP = 12, DENSE = 150;
   let charts = 0;
 
   function node(name, attributes, parent, text) {
@@ -71,18 +72,24 @@ const Chart = (() => {
     return found.filter(v => v >= s.low && v <= s.high);
   }
 
-  // Return the mean of each value and those before it, whose weight falls with their distance.
-  function smoothed(xs, ys, share) {
-    const reach = share * (xs[xs.length - 1] - xs[0]) || 1;
-    let sum = 0, weight = 0, last = xs[0];
-    return ys.map((y, i) => {
-      if (y === null) return null;
-      const kept = Math.exp((last - xs[i]) / reach);
-      last = xs[i];
-      sum = sum * kept + y;
-      weight = weight * kept + 1;
-      return sum / weight;
-    });
+  // Return the mean of each value and those around it, whose weight falls with their distance.
+  function smoothed(xs, ys, reach) {
+    const sums = ys.map(() => 0), weights = ys.map(() => 0);
+    const pass = order => {
+      let sum = 0, weight = 0, last = null;
+      for (const i of order) {
+        if (ys[i] === null) continue;
+        const kept = last === null ? 0 : Math.exp(-Math.abs(xs[i] - last) / reach);
+        last = xs[i];
+        sum *= kept; weight *= kept;
+        sums[i] += sum; weights[i] += weight;
+        sum += ys[i]; weight += 1;
+      }
+    };
+    const places = [...ys.keys()];
+    pass(places);
+    pass(places.reverse());
+    return ys.map((y, i) => y === null ? null : (sums[i] + y) / (weights[i] + 1));
   }
 
   // Return the index of the x that is nearest, of xs that rise.
@@ -147,7 +154,33 @@ const Chart = (() => {
     }[shape];
   }
 
+  function styleOf(i) {
+    return { colour: `var(--line-${i % COLOURS})`, marker: MARKERS[i % MARKERS.length],
+      dashes: DASHES[i % DASHES.length] };
+  }
+
+  function drawLine(d, style, parent, dense) {
+    const made = node("path", { d, class: dense ? "line dense" : "line",
+      "stroke-dasharray": style.dashes.map(dash => 2 * dash).join(" ") }, parent);
+    made.style.stroke = style.colour;
+  }
+
+  function drawMark(style, [x, y], parent) {
+    const made = node("path", { d: markPath(style.marker, x, y), class: "mark" }, parent);
+    made.style.stroke = style.colour;
+    made.style.fill = style.marker === "X" ? "none" : style.colour;
+  }
+
+  // Append what a line of a style looks like, for a legend.
+  function drawKey(index, parent) {
+    const key = node("svg", { viewBox: "0 0 56 14", class: "key", "aria-hidden": "true" }, parent);
+    drawLine("M0,7L56,7", styleOf(index), key);
+    drawMark(styleOf(index), [28, 7], key);
+  }
+
   class Chart {
+    static drawKey(index, parent) { drawKey(index, parent); }
+
     constructor(host, options) {
       host.classList.add("chart");
       this.host = host;
@@ -175,17 +208,15 @@ const Chart = (() => {
 
     measure() { return Math.max(300, Math.round(this.host.clientWidth) || 960); }
 
-    style(series) {
-      const i = series.index ?? this.options.series.indexOf(series);
-      return { colour: `var(--line-${i % COLOURS})`, marker: MARKERS[i % MARKERS.length],
-        dashes: DASHES[i % DASHES.length] };
-    }
+    style(series) { return styleOf(series.index ?? this.options.series.indexOf(series)); }
 
     // Return the points of a series that have a place on the chart as it is drawn.
     points(series) {
       const { axis, logX, logY, smoothing } = this.options, all = series.x[axis] ?? [];
       const x = [], y = [], raw = [], low = [], high = [];
-      const lines = smoothing ? smoothed(all, series.y, smoothing) : series.y;
+      const ends = this.options.series.map(s => s.x[axis]?.[s.x[axis].length - 1] ?? 0);
+      const reach = smoothing * Math.max(...ends);
+      const lines = reach > 0 ? smoothed(all, series.y, reach) : series.y;
       const drawn = v => v !== null && v !== undefined && (!logY || v > 0);
       for (let i = 0; i < all.length; i++) {
         if (all[i] === null || (logX && all[i] <= 0)) continue;
@@ -242,7 +273,7 @@ const Chart = (() => {
       const clip = node("clipPath", { id: this.id }, node("defs", {}, plot));
       node("rect", { x: LEFT, y: TOP - 6, width: right - LEFT + 6, height: bottom - TOP + 12 },
         clip);
-      for (const value of ticks(x, Math.max(3, width / 140))) {
+      for (const value of ticks(x, Math.max(3, width / 100))) {
         const at = x.place(value);
         node("line", { x1: at, x2: at, y1: TOP, y2: bottom, class: "grid" }, plot);
         node("text", { x: at, y: bottom + 18, "text-anchor": "middle", class: "tick-x" }, plot,
@@ -279,25 +310,13 @@ const Chart = (() => {
       if (this.options.smoothing)
         node("path", { d: linePath(at(p.raw)), class: "raw" }, parent).style.stroke = style.colour;
       const places = at(p.y);
-      this.line(linePath(places), style, parent);
+      drawLine(linePath(places), style, parent, places.length > DENSE);
       if (this.shown.length > 12 && p.x.length > 1) return;
       const every = Math.max(1, Math.floor(places.length / 12));
       const offset = this.options.series.indexOf(p.series) % every;
       places.forEach((place, i) => {
-        if (place && i % every === offset) this.mark(style, place, parent);
+        if (place && i % every === offset) drawMark(style, place, parent);
       });
-    }
-
-    line(d, style, parent) {
-      const made = node("path", { d, class: "line",
-        "stroke-dasharray": style.dashes.map(dash => 2 * dash).join(" ") }, parent);
-      made.style.stroke = style.colour;
-    }
-
-    mark(style, [x, y], parent) {
-      const made = node("path", { d: markPath(style.marker, x, y), class: "mark" }, parent);
-      made.style.stroke = style.colour;
-      made.style.fill = style.marker === "X" ? "none" : style.colour;
     }
 
     drawKeys() {
@@ -307,9 +326,7 @@ const Chart = (() => {
       for (const series of this.options.series) {
         const button = element("button", { type: "button" }, this.keys);
         button.setAttribute("aria-pressed", String(!series.hidden));
-        const sample = node("svg", { viewBox: "0 0 56 14", "aria-hidden": "true" }, button);
-        this.line("M0,7L56,7", this.style(series), sample);
-        this.mark(this.style(series), [28, 7], sample);
+        drawKey(series.index ?? this.options.series.indexOf(series), button);
         button.append(series.legend ?? series.label);
         button.addEventListener("click", () => {
           series.hidden = !series.hidden;
@@ -337,9 +354,10 @@ const Chart = (() => {
       const unit = options.axes[options.axis]?.unit ?? "";
       for (const { p, i, x: place } of found.slice(0, IN_TIP)) {
         const { colour } = this.style(p.series), row = element("div", {}, tip);
-        element("span", { className: "key" }, row).style.background = colour;
+        element("span", { className: "dot" }, row).style.background = colour;
         const band = p.low[i] !== null && p.high[i] !== null && p.low[i] < p.high[i];
-        const spread = band ? ` (${options.format(p.low[i])} to ${options.format(p.high[i])})` : "";
+        const spread = options.smoothing ? ` (measured ${options.format(p.raw[i])})`
+          : band ? ` (${options.format(p.low[i])} to ${options.format(p.high[i])})` : "";
         row.append(`${p.series.label}: ${options.format(p.y[i])}${spread} at `
           + `${short(p.x[i])} ${unit}`);
         node("circle", { cx: place, cy: y.place(p.y[i]), r: 6, class: "cursor" }, plot)

@@ -6,6 +6,8 @@ descriptor 3 and writes them to descriptor 4, each ended by a zero byte.
 
 from __future__ import annotations
 
+import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,21 +30,33 @@ class Page:
         self.events: list[dict[str, Any]] = []
         self._buffer, self._number, self._session = b"", 0, ""
 
-    def open(self, path: Path) -> None:
-        """Open a file and wait until it has loaded."""
+    def start(self) -> None:
+        """Open an empty page."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.resize(1100, 1000)
+
+    def resize(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Give the window a size, and its reader a liking for light or dark."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
-            width=1100,
-            height=1000,
+            width=width,
+            height=height,
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def open(self, place: Path | str) -> None:
+        """Open a file, or an address, and wait until it has loaded."""
+        self.start()
+        self.call(
+            "Page.navigate", url=place if isinstance(place, str) else place.absolute().as_uri()
+        )
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._receive()
 
@@ -77,8 +91,10 @@ class Page:
         return message
 
     def evaluate(self, script: str) -> Any:
-        """The value of a script; raises where it throws."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of a script, or of what it promises; raises where it throws."""
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -96,6 +112,15 @@ class Page:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def screenshot(self, path: Path) -> None:
+        """Write what is in sight as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def press(self, key: str) -> None:
+        """Press a key that has a name, such as ArrowLeft."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
     def requests(self) -> list[str]:
         """The addresses of everything that was asked for."""
@@ -115,8 +140,9 @@ def chromium(profile: Path) -> Iterator[Page]:
     to_browser, from_browser = os.pipe(), os.pipe()
 
     def descriptors() -> None:
-        # Both aside first, since either may be 3 or 4 already.
-        read, write = os.dup(to_browser[0]), os.dup(from_browser[1])
+        # Both aside first, since either may be 3 or 4 already, which dup2 would leave to be closed.
+        ends = to_browser[0], from_browser[1]
+        read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in ends)
         os.dup2(read, 3)
         os.dup2(write, 4)
 
