@@ -121,11 +121,12 @@ def tiny_options(data: Path) -> dict[str, Any]:
         "train.eval_tokens": 512,
         "train.checkpoint_every": 4,
         "train.device": "cpu",
+        "train.sample_tokens": 0,
     }
 
 
 def tiny_arguments(data: Path) -> list[str]:
-    return ["train", "laptop", *flags_of(tiny_options(data)), "--train.log-to"]  # to none
+    return ["train", "laptop", *flags_of(tiny_options(data)), "--train.no-report", "--train.log-to"]
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
@@ -143,8 +144,8 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 def tiny_config(data: Path, changes: dict[str, Any] | None = None) -> Config:
     """The config of a tiny run, with dotted fields replaced; where they choose another optimizer or
     schedule, what a tiny run sets of its own goes with it."""
-    tiny = get_recipe("laptop").override({**tiny_options(data), "train.log_to": ()})
-    return tiny.override(changes or {})
+    off = {"train.log_to": (), "train.report": False}
+    return get_recipe("laptop").override({**tiny_options(data), **off}).override(changes or {})
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,8 @@ def configs(draw: st.DrawFn) -> Config:
             keep_before_cooldown=draw(st.booleans()),
             log_every=draw(st.integers(1, 10)),
             log_to=tuple(draw(st.sets(st.sampled_from(["tensorboard", "wandb"])))),
+            sample_tokens=draw(st.integers(0, 1000)),
+            report=draw(st.booleans()),
             export_at_end=draw(st.sampled_from(["none", "hf"])),
             eval_tasks=(eval_tasks := draw(st.sampled_from([None, "blimp,piqa"]))),
             eval_tasks_every=draw(st.sampled_from([None, 100])) if eval_tasks else None,

@@ -34,8 +34,8 @@ from quintic.model.attention_backend import (
 from quintic.model.linear import Linear, WeightCache
 from quintic.optim.param_groups import build_optimizers
 from quintic.optim.step import LocalStepper
-from quintic.report import opening_lines
 from quintic.run_dir import CHECKPOINTS
+from quintic.run_lines import opening_lines
 from quintic.setup import Run, set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from tests.conftest import tiny_config

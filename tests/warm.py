@@ -32,7 +32,7 @@ name and its rank as the content: `/proc` shows the environment of the server it
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        *("quintic.train", "quintic.distributed.launch", "quintic.report", "tests.conftest"),
+        *("quintic.train", "quintic.distributed.launch", "quintic.run_lines", "tests.conftest"),
         # Imported by optimizers when they are first used.
         "torch._dynamo",
         "tests.quick_figures",

@@ -29,8 +29,8 @@ from quintic.console import Console
 from quintic.data.dataset import open_dataset
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, read_records
-from quintic.report import opening_lines
 from quintic.run_dir import CHECKPOINTS
+from quintic.run_lines import opening_lines
 from quintic.setup import start
 from quintic.train import train_run
 

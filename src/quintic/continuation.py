@@ -40,6 +40,7 @@ from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
 from quintic.optim.schedule import scheduled, steps_alike
 from quintic.run_dir import CHECKPOINTS
+from quintic.samples import SAMPLES
 from quintic.setup import (
     Run,
     changed_fields,
@@ -348,7 +349,8 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
                 path.unlink()
         run_dir.create(aside, run.config, param_groups_table(run.specs))
         if curve_of is not None:
-            truncate_metrics(curve_of / METRICS, run.state.step, to=aside / METRICS)
+            for name in (METRICS, SAMPLES):
+                truncate_metrics(curve_of / name, run.state.step, to=aside / name)
 
     def publish() -> None:
         run_dir.check_free(folder)

@@ -7,7 +7,9 @@ tokenizer.json    a copy of the dataset's; GPT-2's is only named, in environment
 metrics.jsonl     one object a line (quintic.metrics)
 tensorboard/      the same as TensorBoard events; wandb/, trackio/ and mlflow/ where asked for
 trackers/         the run's id, and each tracker's output (quintic.trackers)
+samples.jsonl     what the model wrote after each validation (quintic.samples)
 loss.png          redrawn at each validation
+report.html       written at the end (quintic.report)
 checkpoints/      step-00000100, ... (quintic.checkpoint)
 """
 
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import, and who only looks at a run does without
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
-FIGURE, CHECKPOINTS, TENSORBOARD = "loss.png", "checkpoints", "tensorboard"
+FIGURE, REPORT = "loss.png", "report.html"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 LOCK = ".lock"
 
 

@@ -31,6 +31,7 @@ from quintic.metrics_file import METRICS, read_records
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
 from quintic.optim.side_by_side import side_by_side
+from quintic.samples import Samples
 from quintic.setup import Run
 from quintic.tasks.in_training import TrainingTasks
 from quintic.tasks.score import save_scores
@@ -112,6 +113,7 @@ def _loop(run: Run, console: Console) -> None:
         # It watches over the writing of the last checkpoint too, when all is closed.
         watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s).running())
         checkpoints = stack.enter_context(closing(CheckpointWriter(root, config, world)))
+        samples = Samples(run, console)
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
             Prefetcher(
@@ -138,7 +140,10 @@ def _loop(run: Run, console: Console) -> None:
                 run.stopped_early = _why_stop(run, [*metrics.val_losses, state.val_loss])
                 metrics.validation(step, state.val_loss, seconds, stopped_early=run.stopped_early)
                 if world.is_main:
+                    watchdog.at(step, "the sample")
+                    samples.take()
                     drawer.submit(_draw, run, console)
+                    metrics.restart_clock()
                 stop.cast_vote()
                 stopping = stop.agreed()
 

@@ -9,7 +9,7 @@ import pytest
 from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed.world import World
-from quintic.report import closing_lines
+from quintic.run_lines import closing_lines
 from quintic.setup import start
 from quintic.train import train_run
 from tests.conftest import tiny_config

@@ -12,7 +12,7 @@ from quintic.data.loader import rolling_batches, validation_batches
 from quintic.data.tokenizer import load_tokenizer
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import add_up, gzip_bytes, sum_losses
-from quintic.report import score_lines
+from quintic.run_lines import score_lines
 from quintic.trained import Trained, load_trained
 
 

@@ -34,8 +34,8 @@ from quintic.compare.statistics import (
 )
 from quintic.compare.task_scores import TaskComparison, compare_tasks
 from quintic.errors import QuinticError, counted
-from quintic.report import no_better_than_guessing
 from quintic.run_dir import ENVIRONMENT
+from quintic.run_lines import no_better_than_guessing
 
 FORMAT = 1
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from quintic.config.schema import (
     ON,
     OTHER_TEXT,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Rule,
@@ -128,6 +129,10 @@ class TrainConfig(Section, name="train"):
     )
     """Trackers that get a copy of what is in metrics.jsonl, with spaces between them; no name after
     the option: none."""
+    sample_tokens: NonNegativeInt = setting(64, resume="free", compare="ignored")
+    """Tokens of the sample that is kept of each validation, in samples.jsonl; 0: none is taken."""
+    report: bool = setting(True, resume="free", compare="ignored")
+    """Write report.html at the end, as quintic report does."""
     export_at_end: Literal["none", "hf", "gguf", "onnx"] = setting(
         "none", resume="free", compare="ignored"
     )

@@ -26,7 +26,7 @@ from quintic.config import Config, differing_fields
 from quintic.errors import QuinticError
 from quintic.files import write_json
 from quintic.metrics_file import METRICS
-from quintic.report import no_better_than_guessing
+from quintic.run_lines import no_better_than_guessing
 from quintic.sweep.plan import Plan, PlannedRun
 
 TAIL_BYTES = 4096

@@ -15,7 +15,8 @@ from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.evaluate import LossSums
 from quintic.openmp import SPIN_COUNT
-from quintic.report import PROMPT_TOKENS, SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
+from quintic.run_lines import SAMPLE_TOKENS, closing_lines, opening_lines, score_lines
+from quintic.samples import PROMPT_TOKENS
 from quintic.setup import set_up, start
 from quintic.train import train_run
 from tests.conftest import tiny_config

@@ -1,4 +1,4 @@
-"""Reports of a run in words: before it starts, and when it has ended."""
+"""The lines that quintic prints of a run: before it starts, and when it has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quintic.data.manifest import Split
 from quintic.device import device_name
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import LossSums, score_text
-from quintic.generate import generate_ids, stream_text
+from quintic.generate import stream_text
 from quintic.kernels.cpu_block import LONGEST
 from quintic.kernels.runnable import choose_loss
 from quintic.model.attention_backend import default_backend
@@ -22,9 +22,10 @@ from quintic.openmp import SPIN_COUNT, spins_less
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.newton_schulz import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
+from quintic.samples import PROMPT_TOKENS, TEMPERATURE, TOP_K, prompt_ids, sample_ids
 from quintic.setup import Run, uses_cpu_kernels
 
-PROMPT_TOKENS, SAMPLE_TOKENS = 48, 160
+SAMPLE_TOKENS = 160
 
 
 def opening_lines(run: Run) -> Iterator[str]:
@@ -209,21 +210,10 @@ def _sample_lines(run: Run) -> Iterator[str]:
         tokenizer = run.dataset.load_tokenizer()
     except QuinticError:
         return  # score_lines has said why
-    prompt = run.dataset.val.read(0, PROMPT_TOKENS).tolist()
-    ids = generate_ids(
-        run.state.model,
-        prompt,
-        tokens=SAMPLE_TOKENS,
-        temperature=0.8,
-        top_k=50,
-        seed=run.config.train.seed,
-        vocab_size=tokenizer.vocab_size,
-        stop_id=tokenizer.eot_id,
-    )
     yield (
         f"sample: the first {PROMPT_TOKENS} tokens of the validation text, and after | what "
-        "the model makes of them (temperature 0.8, top-k 50)"
+        f"the model makes of them (temperature {TEMPERATURE}, top-k {TOP_K})"
     )
-    seen = "".join(stream_text(tokenizer, prompt))
-    text = seen + "|" + "".join(stream_text(tokenizer, ids))
+    seen = "".join(stream_text(tokenizer, prompt_ids(run)))
+    text = seen + "|" + "".join(stream_text(tokenizer, sample_ids(run, SAMPLE_TOKENS)))
     yield "".join(f"    {line}\n" for line in text.strip().splitlines())
