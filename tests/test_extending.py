@@ -78,7 +78,7 @@ def arguments(data: Path, changes: dict[str, Any]) -> list[str]:
     if "optim.matrices" in changes:
         del tiny["optim.muon.lr"]  # which would have no effect
     options = {**tiny, **kept, **changes}
-    return ["train", "laptop", *flags_of(options), "--train.log-to"]
+    return ["train", "laptop", *flags_of(options), "--train.no-report", "--train.log-to"]
 
 
 def command(folder: Path, *arguments: str, plain: bool = False) -> str:

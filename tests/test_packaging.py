@@ -23,6 +23,7 @@ PAGES = (
     "compare/page.html",
     "pages/chart.js",
     "pages/style.css",
+    "report/page.html",
     "watch/page.css",
     "watch/page.html",
     "watch/page.js",

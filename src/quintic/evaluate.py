@@ -142,9 +142,7 @@ def score_text(
     text = tokenizer.decode_bytes(text_ids)
     unigram = None
     if train is not None:
-        counts = np.bincount(
-            train.read(0, min(len(train), BASELINE_TOKENS)), minlength=tokenizer.vocab_size
-        )
+        counts = token_counts(train, tokenizer.vocab_size)
         # Add-one smoothing: a token that training never saw still has a probability.
         log2_p = np.log2((counts + 1) / (counts.sum() + len(counts)))
         unigram = -float(log2_p[text_ids].sum()) / len(text)
@@ -155,6 +153,13 @@ def score_text(
         gzip_bits_per_byte=8 * gzip_bytes(text) / len(text),
         unigram_bits_per_byte=unigram,
     )
+
+
+def token_counts(train: TokenStream, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return how often each token occurs among the first `BASELINE_TOKENS` of the training data,
+    [vocab_size]."""
+    ids = train.read(0, min(len(train), BASELINE_TOKENS))
+    return np.bincount(ids, minlength=vocab_size).astype(np.int64, copy=False)
 
 
 def gzip_bytes(text: bytes) -> int:

@@ -172,7 +172,7 @@ def test_a_full_disk_is_said_before_the_table(
         assert dir == tmp_path
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("quintic.cli.compare.TemporaryFile", full)
+    monkeypatch.setattr("quintic.cli.output_file.TemporaryFile", full)
     message = refused(capsys, str(tiny_run), "--out", str(out))  # and prints nothing else
     assert f"--out {out} cannot be written: No space left on device; make room" in message
 

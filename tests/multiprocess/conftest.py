@@ -37,4 +37,4 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def long_run(tiny_data: Path) -> list[str]:
     """The command line of the same run, without its folder and its launcher."""
     flags = flags_of({**tiny_options(tiny_data), **LONG})
-    return ["train", "laptop", *flags, "--train.log-to"]
+    return ["train", "laptop", *flags, "--train.no-report", "--train.log-to"]

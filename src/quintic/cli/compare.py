@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from quintic.cli.options import Compare
+from quintic.cli.output_file import check_writable
 from quintic.compare.comparison import Comparison, compare
 from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import draw_comparison
@@ -17,7 +17,7 @@ from quintic.compare.runs import read_runs
 from quintic.compare.table import differences_table, results_table
 from quintic.compare.task_scores import tasks_table
 from quintic.console import Console
-from quintic.errors import QuinticError, reason, require_package, way_out
+from quintic.errors import QuinticError, require_package
 from quintic.files import write_json
 from quintic.run_dir import CONFIG
 
@@ -32,9 +32,6 @@ WRITERS: dict[str, Callable[[Comparison, Path], None]] = {
     ".json": _write_json,
 }
 """Writer of `--out` by the end of the file's name."""
-
-PROBE_BYTES = 1 << 16
-"""Bytes for which there must be room: as many as the figure of a few runs has."""
 
 
 def run(command: Compare, _arguments: Sequence[str]) -> None:
@@ -75,19 +72,9 @@ def _check_out(path: Path) -> None:
             f"--out {path} ends in {path.suffix or 'nothing'!r}: it must end in .png for a figure, "
             ".html for a page or .json for the numbers"
         )
-    if not path.parent.is_dir():
-        raise QuinticError(f"--out {path}: there is no folder {path.parent}; create it first")
-    try:  # before the runs are read, and not after the table
-        with TemporaryFile(dir=path.parent) as file:
-            file.write(bytes(PROBE_BYTES))
-    except OSError as error:
-        raise QuinticError(
-            f"--out {path} cannot be written: {reason(error)}; {way_out(error)}"
-        ) from error
+    check_writable(path)
     if not path.exists():
         return
-    if path.is_dir():
-        raise QuinticError(f"--out {path} is a folder: name a file")
     if (path.parent / CONFIG).exists():
         raise QuinticError(
             f"--out {path} would replace a file of the run in {path.parent}: choose another name"

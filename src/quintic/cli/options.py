@@ -260,6 +260,16 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class Report(_TrainedOptions):
+    """One page that a person can send: what a run trained, how well, and where its loss is."""
+
+    out: Path | None = None
+    """File of the page; default report.html in the folder of the run."""
+    data: Path | None = None
+    """Folder of the run's data, where that lies elsewhere now."""
+
+
+@dataclass(frozen=True)
 class Recipes:
     """The recipes: parameters, tokens, hardware, expected loss."""
 
@@ -487,6 +497,7 @@ COMMANDS: dict[str, Any] = {
     "import": Import,
     "compare": Compare,
     "watch": Watch,
+    "report": Report,
     "recipes": Recipes,
     "data fetch": DataFetch,
     "data build": DataBuild,

@@ -36,6 +36,7 @@ from quintic.cli.options import (
     Import,
     Muon,
     Recipes,
+    Report,
     Sweep,
     Track,
     TrackRun,
@@ -82,6 +83,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Import, subcommand("import")]
         | Annotated[Compare, subcommand("compare")]
         | Annotated[Watch, subcommand("watch")]
+        | Annotated[Report, subcommand("report")]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Data, subcommand("data")]
         | Annotated[Muon, subcommand("muon")]

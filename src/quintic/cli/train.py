@@ -18,10 +18,13 @@ from quintic.distributed.signals import stop_with_launcher
 from quintic.distributed.world import World
 from quintic.errors import QuinticError, reason
 from quintic.malloc import keep_freed_memory
-from quintic.report import closing_lines, opening_lines
-from quintic.run_dir import default_folder
+from quintic.run_dir import REPORT, default_folder
+from quintic.run_lines import closing_lines, opening_lines
 from quintic.setup import Run, check_divided, resume, start
 from quintic.train import train_run
+
+REPORT_S = 20.0
+"""Seconds that the report at the end may measure losses for."""
 
 
 def run(command: Train, arguments: Sequence[str]) -> None:
@@ -154,6 +157,8 @@ def train_here(command: Train, world: World, taken: ExitStack) -> None:
     if done:
         for line in closing_lines(run):
             console.line(line)
+        if run.config.train.report:
+            _report(run, console)
         if run.config.train.export_at_end != "none":
             _export(run, console)
     else:
@@ -161,6 +166,40 @@ def train_here(command: Train, world: World, taken: ExitStack) -> None:
             f"stopped and saved at step {run.state.step} of {run.config.train.steps}; continue "
             f"with: quintic train --resume {run.folder}"
         )
+
+
+def _report(run: Run, console: Console) -> None:
+    """Write the report of a run that is done; where that cannot be, say why, since the run is whole
+    without."""
+    from quintic.report.contents import measure, note_failure, read_contents
+    from quintic.report.page import write_report
+
+    path = run.folder / REPORT
+    try:
+        contents = read_contents(run.folder)
+        try:
+            if run.sharded:
+                raise QuinticError(
+                    f"the weights were divided among processes: quintic report {run.folder} "
+                    "measures them"
+                )
+            with run.computing():
+                contents.measured = measure(
+                    run.state.model,
+                    run.dataset,
+                    run.config,
+                    run.state.step,
+                    contents.missing,
+                    longest_s=REPORT_S,
+                )
+        except Exception as error:
+            note_failure(contents, error)
+        write_report(contents, path)
+    except Exception as error:  # a page is not worth a run
+        why = error if isinstance(error, QuinticError) else reason(error)
+        console.line(f"no report: {why}; see quintic report {run.folder}")
+    else:
+        console.line(f"report  {path}")
 
 
 def _export(run: Run, console: Console) -> None:
