@@ -194,6 +194,7 @@ def configs(draw: st.DrawFn) -> Config:
             keep_checkpoints=draw(st.integers(1, 10)),
             keep_before_cooldown=draw(st.booleans()),
             log_every=draw(st.integers(1, 10)),
+            diagnostics_every=draw(st.none() | st.integers(1, 10)),
             log_to=tuple(draw(st.sets(st.sampled_from(["tensorboard", "wandb"])))),
             sample_tokens=draw(st.integers(0, 1000)),
             report=draw(st.booleans()),

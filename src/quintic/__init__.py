@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quintic.config import Config
     from quintic.continuation import continue_run, start_from
+    from quintic.diagnostics.record import read_diagnostics
     from quintic.errors import QuinticError
     from quintic.metrics_file import read_metrics
     from quintic.optim.module_groups import param_groups
@@ -38,6 +39,7 @@ __all__ = [
     "get_recipe",
     "load_trained",
     "param_groups",
+    "read_diagnostics",
     "read_metrics",
     "resume",
     "start",
@@ -54,6 +56,7 @@ _MODULES = {
     "get_recipe": "quintic.recipes",
     "load_trained": "quintic.trained",
     "param_groups": "quintic.optim.module_groups",
+    "read_diagnostics": "quintic.diagnostics.record",
     "read_metrics": "quintic.metrics_file",
     "resume": "quintic.setup",
     "start": "quintic.setup",

@@ -33,6 +33,7 @@ from quintic.config.schema import require
 from quintic.console import Console
 from quintic.data.dataset import Dataset
 from quintic.data.tokenizer import tokenizer_info
+from quintic.diagnostics.record import DIAGNOSTICS
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError, reason, system_error, way_out
 from quintic.files import file_sha256, fsync_path
@@ -349,7 +350,7 @@ def _create(run: Run, world: World, *, curve_of: Path | None = None) -> None:
                 path.unlink()
         run_dir.create(aside, run.config, param_groups_table(run.specs))
         if curve_of is not None:
-            for name in (METRICS, SAMPLES):
+            for name in (METRICS, SAMPLES, DIAGNOSTICS):
                 truncate_metrics(curve_of / name, run.state.step, to=aside / name)
 
     def publish() -> None:

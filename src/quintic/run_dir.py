@@ -5,6 +5,7 @@ environment.json  versions, device, commit, command line; one entry for each sta
 param_groups.txt  which parameter went to which optimizer
 tokenizer.json    a copy of the dataset's; GPT-2's is only named, in environment.json
 metrics.jsonl     one object a line (quintic.metrics)
+diagnostics.jsonl the same, where train.diagnostics_every is set (quintic.diagnostics)
 tensorboard/      the same as TensorBoard events; wandb/, trackio/ and mlflow/ where asked for
 trackers/         the run's id, and each tracker's output (quintic.trackers)
 samples.jsonl     what the model wrote after each validation (quintic.samples)

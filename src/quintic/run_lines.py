@@ -12,6 +12,7 @@ from quintic.config import Config, CustomConfig, ModelConfig, TrainConfig, field
 from quintic.data.dataset import Dataset
 from quintic.data.manifest import Split
 from quintic.device import device_name
+from quintic.diagnostics.record import DIAGNOSTICS, read_diagnostics
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import LossSums, score_text
 from quintic.generate import stream_text
@@ -75,6 +76,11 @@ def opening_lines(run: Run) -> Iterator[str]:
     )
     if rules := [*_early_stops(t)]:
         yield f"        stops early {' or '.join(rules)}"
+    if t.diagnostics_every:
+        yield (
+            f"        diagnostics every {counted(t.diagnostics_every, 'step')}, in "
+            f"{run.folder / DIAGNOSTICS}; what they cost is said at the end"
+        )
 
 
 def _batch_tokens(config: Config) -> str:
@@ -200,8 +206,21 @@ def closing_lines(run: Run) -> Iterator[str]:
     else:
         yield from _sample_lines(run)
     yield f"figure  {run.folder / run_dir.FIGURE}"
+    if run.config.train.diagnostics_every:
+        yield _diagnostics_line(run)
     if run.dataset.tokenizer_spec is not None:
         yield f"more    quintic generate {run.folder} --prompt 'def '"
+
+
+def _diagnostics_line(run: Run) -> str:
+    """Return where the diagnostics of a run are, and what they have cost."""
+    records = read_diagnostics(run.folder)
+    seconds = sum(record["seconds"] for record in records)
+    return (
+        f"diagnostics of {counted(len(records), 'step')} took {seconds:.1f} s, "
+        f"{seconds / run.state.elapsed_s:.1%} of the {run.state.elapsed_s:,.0f} s of training: "
+        f"{run.folder / DIAGNOSTICS}"
+    )
 
 
 def _sample_lines(run: Run) -> Iterator[str]:

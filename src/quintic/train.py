@@ -19,6 +19,7 @@ from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, validation_batches
 from quintic.data.prefetch import Prefetcher, Uploader
 from quintic.device import DeviceTimer, peak_flops
+from quintic.diagnostics.in_training import Diagnostics
 from quintic.distributed.signals import GracefulShutdown
 from quintic.distributed.watchdog import Watchdog
 from quintic.distributed.world import ALONE
@@ -114,6 +115,7 @@ def _loop(run: Run, console: Console) -> None:
         watchdog = stack.enter_context(Watchdog(world, config.train.hang_timeout_s).running())
         checkpoints = stack.enter_context(closing(CheckpointWriter(root, config, world)))
         samples = Samples(run, console)
+        diagnostics = stack.enter_context(closing(Diagnostics(run)))
         drawer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         batches = stack.enter_context(
             Prefetcher(
@@ -170,6 +172,11 @@ def _loop(run: Run, console: Console) -> None:
             watchdog.at(step, "reading its batch")
             batch = batches.get(step)
             values = apply_schedule(run, step)
+            if diagnostics.due(step):
+                watchdog.at(step, "diagnostics")
+                metrics.flush()
+                diagnostics.begin(step, batch)
+                metrics.restart_clock()
             loss = forward_backward(run, batch, watchdog)
             stop.cast_vote()
             timer = DeviceTimer(run.device)
@@ -179,6 +186,11 @@ def _loop(run: Run, console: Console) -> None:
                 values["grad_norm"] = grad_norm
             state.step, state.val_loss = step + 1, None
             metrics.train(step, loss, **values)
+            if diagnostics.due(step):
+                watchdog.at(step, "diagnostics")
+                metrics.flush()
+                diagnostics.end(step, partial(watchdog.at, step, "diagnostics"))
+                metrics.restart_clock()
 
 
 def _why_stop(run: Run, losses: list[float]) -> str | None:

@@ -124,6 +124,9 @@ class TrainConfig(Section, name="train"):
     on from there."""
     log_every: PositiveInt = setting(1, resume="free", compare="ignored")
     """Steps between the training losses that are written; all are checked for being finite."""
+    diagnostics_every: PositiveInt | None = setting(None, resume="free", compare="ignored")
+    """Steps between records of what the optimizer does to the matrices and what flows through the
+    layers, in diagnostics.jsonl; None: none."""
     log_to: Annotated[tuple[TrackerName, ...], Rule(distinct, "each may be named once")] = setting(
         ("tensorboard",), resume="free", compare="ignored"
     )

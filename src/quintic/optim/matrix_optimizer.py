@@ -181,7 +181,8 @@ def _parameters(groups: Groups) -> list[list[int]]:
 def _unsaved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what tells a change of each attribute that a checkpoint does not hold, and of what is
     no number in the parameter groups."""
-    held = ("state", "param_groups")
+    # Hooks are those of whoever looks at a step (quintic.diagnostics), not the optimizer's own.
+    held = ("state", "param_groups", "_optimizer_step_pre_hooks")
     attributes = {name: _mark(v) for name, v in vars(optimizer).items() if name not in held}
     return attributes | {
         f"param_groups[{i}][{key!r}]": _mark(value)
