@@ -13,7 +13,7 @@ from quintic.config import Config
 from quintic.console import Console
 from quintic.device import auto_micro_batch
 from quintic.errors import QuinticError
-from quintic.report import opening_lines
+from quintic.run_lines import opening_lines
 from quintic.setup import Run, set_up
 from quintic.train import apply_schedule, evaluate_run, forward_backward
 from tests.conftest import tiny_config

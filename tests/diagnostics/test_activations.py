@@ -12,6 +12,7 @@ from quintic.diagnostics.activations import SAMPLE_TOKENS, observe_layers, sampl
 from quintic.distributed.world import ALONE
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
+from quintic.model.fused import fuse
 from quintic.model.gpt import ForwardContext
 
 CPU = torch.device("cpu")
@@ -29,6 +30,16 @@ def tokens(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
+def test_a_fused_model_is_seen_through_its_own_parts() -> None:
+    model, _ = model_of(init="classic", key_smear=True)
+    expected = observe_layers(model, tokens(2), [0, 1], CPU, ALONE)
+    assert all(math.isfinite(most) for facts in expected for most in facts["attention_logit_max"])
+    fuse(model)
+    assert observe_layers(model, tokens(2), [0, 1], CPU, ALONE) == expected
+    assert {"qkv", "attend"} <= vars(model.layers[0].attention).keys()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("window", [None, 3])
 def test_of_gpt(window: int | None) -> None:
     model, config = model_of(window=window, init="classic")
@@ -40,7 +51,7 @@ def test_of_gpt(window: int | None) -> None:
 
     x_BTD = model.embed(inputs_BT[[0, 2]])
     mask = model.attn_mask(inputs_BT[:1], None)  # type: ignore[operator]
-    ctx = ForwardContext(model.positions, slice(0, T), None, torch.float64, mask, None)  # type: ignore[arg-type]
+    ctx = ForwardContext(model.positions, slice(0, T), None, torch.float64, mask, None, None)  # type: ignore[arg-type]
     attention = first.attention
     normed = first.attention_norm(x_BTD)  # type: ignore[operator]
     q, k = (

@@ -16,7 +16,7 @@ from quintic.config import Config
 from quintic.diagnostics.record import DIAGNOSTICS, read_diagnostics, to_line
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from tests.conftest import main, tiny_arguments, tiny_config
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world
@@ -38,7 +38,7 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
 
 def test_training_is_the_same_bit_for_bit(tiny_run: Path, measured_run: Path) -> None:
     def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
-        records = read_metrics(folder / METRICS)
+        records = read_records(folder / METRICS)
         return [(r["step"], r.get("train_loss"), r.get("val_loss")) for r in records]
 
     def tensors(folder: Path) -> dict[str, torch.Tensor]:

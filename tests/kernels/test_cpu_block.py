@@ -14,7 +14,7 @@ from quintic.kernels import cpu_block, cpu_cross_entropy
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
 from quintic.model.fused import fuse
-from quintic.report import opening_lines
+from quintic.run_lines import opening_lines
 from quintic.setup import set_up
 from tests.conftest import tiny_config
 

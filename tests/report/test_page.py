@@ -20,7 +20,7 @@ from quintic.report.page import write_report
 from quintic.report.text import level, pieces, token_name
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import Predictions, TokenLosses
-from tests.compare.browser import CHROMIUM, Page, chromium
+from tests.browser import CHROMIUM, Page, chromium
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{VERDICT}} &amp;"
 TEXT = f"def f(x):\n    return '{EVIL}' + x  # é€\x00\x1b\n" * 12

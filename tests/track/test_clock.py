@@ -8,7 +8,7 @@ import pytest
 import quintic.train
 from quintic.checkpoint import CheckpointWriter
 from quintic.errors import QuinticError
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 from quintic.track.clock import training_seconds
 from tests.conftest import main, tiny_arguments
 
@@ -48,7 +48,7 @@ def test_the_first_step_counts_and_neither_preparation_nor_checkpoint_nor_the_la
     monkeypatch.setattr(CheckpointWriter, "save", clock.taking([900_000.0], save))
     every = ["--train.steps", "4", "--train.eval-every", "4", "--train.checkpoint-every", "2"]
     main([*tiny_arguments(tiny_data), *every, "--out", str(tmp_path / "run")])
-    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
     assert training_seconds(records, 4) == 3 + 100 + 3 * 10
     with pytest.raises(QuinticError, match=r"^a run of 5 steps has the losses of 4 and valid"):
         training_seconds(records, 5)

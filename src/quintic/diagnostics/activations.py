@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from quintic.data.loader import Batch
 from quintic.distributed.world import World
 from quintic.model.base import LanguageModel
+from quintic.model.fused import unfused
 
 LayerFacts = dict[str, Any]
 """The numbers of one layer, by the names of `docs/diagnostics.md`."""
@@ -55,9 +56,8 @@ def observe_layers(
         for row in rows:
             observer.counts = row is not None
             inputs_BT, targets_BT = (t[row or 0].unsqueeze(0).to(device) for t in batch)
-            model.loss(
-                inputs_BT, targets_BT
-            )  # the method that FSDP knows; the loss itself is not needed
+            # The method that FSDP knows; the loss itself is not needed.
+            model.loss(inputs_BT, targets_BT)
     return observer.reduce(world)
 
 
@@ -90,6 +90,7 @@ class _Observer(TorchFunctionMode):
         masks, model.block_masks = model.block_masks, False
         with ExitStack() as stack:
             stack.callback(setattr, model, "block_masks", masks)
+            stack.enter_context(unfused(model))
             for layer, block in enumerate(blocks):
                 down: nn.Module = block.mlp.down  # type: ignore[union-attr, assignment]
                 for handle in (

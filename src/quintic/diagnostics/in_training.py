@@ -12,7 +12,7 @@ from quintic.diagnostics.activations import LayerFacts, observe_layers, sample_r
 from quintic.diagnostics.matrices import MatrixWatch
 from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.distributed.world import local_rows
-from quintic.metrics import truncate_metrics
+from quintic.metrics_file import truncate_metrics
 from quintic.setup import Run
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quintic.errors import QuinticError
-from quintic.metrics import read_metrics
+from quintic.metrics_file import read_records
 
 DIAGNOSTICS = "diagnostics.jsonl"
 DiagnosticsRecord = dict[str, Any]
@@ -41,4 +41,4 @@ def read_diagnostics(path: Path) -> list[DiagnosticsRecord]:
         raise QuinticError(
             f"there is no {file}: train with --train.diagnostics-every N, or name another run"
         )
-    return read_metrics(file)
+    return read_records(file)

@@ -10,6 +10,8 @@ Shapes: B batch, T time, D model width, H heads, K head width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor, nn
@@ -35,6 +37,23 @@ def fuse(model: LanguageModel, *, attention: bool = True) -> None:
                 module.attend = _attend
     if model.cross_entropy is chunked_cross_entropy:
         model.cross_entropy = in_cache_cross_entropy
+
+
+@contextmanager
+def unfused(model: LanguageModel) -> Iterator[None]:
+    """Let the model compute by its own parts while open, for who looks at what they are given."""
+    fused = [
+        (module, name, vars(module).pop(name))
+        for module in model.modules()
+        if isinstance(module, nn.RMSNorm | MLP | Attention)
+        for name in ("forward", "qkv", "attend")
+        if name in vars(module)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, part in fused:
+            setattr(module, name, part)
 
 
 def _mlp(mlp: MLP, x_BTD: Tensor) -> Tensor:

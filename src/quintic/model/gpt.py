@@ -128,6 +128,8 @@ class ForwardContext(NamedTuple):
 class Attention(nn.Module):
     """Causal self-attention with normalised queries and keys."""
 
+    attend = staticmethod(attend)
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.layer = config.heads, layer
@@ -136,7 +138,6 @@ class Attention(nn.Module):
         self.k = Linear(config.width, config.width, bias=False)
         self.v = Linear(config.width, config.width, bias=False)
         self.o = Linear(config.width, config.width, bias=False)
-        self.attend = attend
         self.key_smear = Smear(config.width) if config.key_smear else None
         if value_table(config, layer) is not None:
             self.value_mix = value_mix()

@@ -86,7 +86,8 @@ class Attempt:
             return config.override(_own(config, run.seed)).to_dict()
         values: dict[str, Any] = copy.deepcopy(dict(self.reference.config))
         train, model = values["train"], values["model"]
-        for name, value in _measured(train["steps"], model["context"], run.seed).items():
+        measured = _measured(train["steps"], model["context"], run.seed)
+        for name, value in {**measured, "train.tensorboard": False}.items():
             section, field = name.split(".")
             values[section][field] = value
         return values
@@ -117,7 +118,6 @@ def _measured(steps: int, context: int, seed: int) -> dict[str, Any]:
         "train.checkpoint_every": steps,
         "train.keep_checkpoints": 1,
         "train.log_every": 1,
-        "train.log_to": (),
     }
 
 
@@ -126,6 +126,10 @@ def _own(config: Config, seed: int) -> dict[str, Any]:
     return {
         **_measured(config.train.steps, config.model.context, seed),
         "train.keep_before_cooldown": False,
+        "train.log_to": (),
+        "train.sample_tokens": 0,
+        "train.report": False,
+        "train.diagnostics_every": None,
         "train.eval_tasks": None,
         "train.export_at_end": "none",
     }

@@ -25,7 +25,7 @@ from quintic.console import Console
 from quintic.distributed.signals import GracefulShutdown
 from quintic.errors import QuinticError
 from quintic.files import write_json
-from quintic.metrics import METRICS, read_metrics
+from quintic.metrics_file import METRICS, read_records
 from quintic.openmp import SPIN_COUNT
 from quintic.run_dir import CHECKPOINTS, read_environments
 from quintic.sweep.execute import DIVERGED, USER_ERROR, run_environment
@@ -150,7 +150,7 @@ def _train(
     else:
         if len(read_environments(place)) != 1:
             raise QuinticError(f"{run.name} was started more than once: its time is not known")
-        seconds = training_seconds(read_metrics(place / METRICS), attempt.steps(run))
+        seconds = training_seconds(read_records(place / METRICS), attempt.steps(run))
         result = replace(result, train_s=round(seconds, 3), process_s=round(process_s, 3))
     write_result(folder, run, result)
     return result
