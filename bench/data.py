@@ -367,8 +367,8 @@ def measure_loader(stream: TokenStream, device: torch.device) -> dict[str, Any]:
 
 
 def measure_waiting(stream: TokenStream, device: torch.device, steps: int) -> dict[str, Any]:
-    """The share of training steps of `laptop` that passes waiting for data."""
-    laptop = get_recipe("laptop")
+    """The share of training steps of `laptop-plain` that passes waiting for data."""
+    laptop = get_recipe("laptop-plain")
     config = resolve_vocabulary(laptop, laptop.data.embedded_vocab)
     loader = Loader(
         stream,

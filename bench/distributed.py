@@ -110,7 +110,7 @@ def count() -> list[dict[str, Any]]:
 
 def bench_config(sharding: str) -> Config:
     """A model whose step takes a fraction of a second on a CPU core: 4 x 256, 16 sequences."""
-    return get_recipe("laptop").override(
+    return get_recipe("laptop-plain").override(
         {
             "model.width": 256,
             "model.heads": 2,

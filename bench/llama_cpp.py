@@ -232,7 +232,7 @@ def exported(folder: Path, data: Path, architecture: str) -> tuple[Source, Path]
     """Return a model, and the folder with its exports for every tool, by target."""
     run = folder / f"{architecture}-{data.name}"
     options = ["--data.path", str(data), *SWITCHES[architecture], *SIZES, "--out", str(run)]
-    quintic(["train", "laptop", *options])
+    quintic(["train", "laptop-plain", *options])
     source = drawn(run)
     for target in TARGETS:
         export(source, target, run / "export" / target, print)

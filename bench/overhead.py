@@ -36,8 +36,8 @@ WIDTHS, TOKENS, MICRO_BATCH_TOKENS = (128, 256, 512), (1024, 4096, 16_384), 1024
 
 
 def sized(width: int) -> Config:
-    """`laptop` with another width; the heads stay 64 wide."""
-    config = get_recipe("laptop")
+    """`laptop-plain` with another width; the heads stay 64 wide."""
+    config = get_recipe("laptop-plain")
     model = ModelConfig(layers=4, width=width, heads=width // 64, context=256, vocab_size=2048)
     return replace(config, model=model)
 

@@ -32,7 +32,7 @@ from quintic.recipes import get_recipe
 
 def small() -> Config:
     """4 layers, 256 wide, 2 heads, 4,096 tokens of vocabulary, 16 x 256 tokens a step."""
-    config = get_recipe("laptop")
+    config = get_recipe("laptop-plain")
     return replace(
         config,
         model=ModelConfig(layers=4, width=256, heads=2, context=256, vocab_size=4096),
@@ -175,7 +175,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    laptop = get_recipe("laptop")
+    laptop = get_recipe("laptop-plain")
     configs = {
         "laptop": resolve_vocabulary(laptop, laptop.data.embedded_vocab),
         "4 x 256, 16 x 256 tokens": small(),

@@ -1,4 +1,4 @@
-"""How long threads that wait for each other should spin: a step of `laptop` beside busy cores.
+"""How long threads that wait for each other should spin: a step of `laptop-plain` beside busy cores.
 
 PyTorch's operators divide their work among OpenMP threads, which meet after each. A thread that has
 come first spins, that is looks again and again, before it sleeps: waking takes longer than a short
@@ -61,7 +61,7 @@ class Case:
 
 
 def step_ms(steps: int, case: Case) -> float:
-    """Mean milliseconds of a step of `laptop`, in a process of its own."""
+    """Mean milliseconds of a step of `laptop-plain`, in a process of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -76,7 +76,7 @@ def step_ms(steps: int, case: Case) -> float:
         arguments = [text for option in options.items() for text in option]
         arguments.append(f"--train.{'' if case.side_by_side else 'no-'}side-by-side")
         subprocess.run(
-            [sys.executable, "-m", "quintic", "train", "laptop", *arguments],
+            [sys.executable, "-m", "quintic", "train", "laptop-plain", *arguments],
             env={**inherited, **case.environment},
             stdout=subprocess.DEVNULL,
             check=True,

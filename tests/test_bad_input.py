@@ -113,7 +113,8 @@ def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
 def test_unknown_recipe_is_answered_with_the_nearest(refuse: Refuse) -> None:
     assert refuse("train", "modedd") == (
         "there is no recipe 'modedd': did you mean modded? "
-        "the recipes are laptop, modded, modded-adamw, speedrun, modded-medium, modded-xl, gpt2"
+        "the recipes are laptop, laptop-plain, modded, modded-adamw, speedrun, modded-medium, "
+        "modded-xl, gpt2"
     )
 
 
