@@ -1,4 +1,4 @@
-"""How long threads that wait for each other should spin: a step of `laptop-plain` beside busy cores.
+"""How long threads that wait for each other should spin: `laptop-plain` beside busy cores.
 
 PyTorch's operators divide their work among OpenMP threads, which meet after each. A thread that has
 come first spins, that is looks again and again, before it sleeps: waking takes longer than a short
