@@ -13,7 +13,7 @@ from quintic.config import MuonConfig
 from quintic.metrics_file import truncate_metrics
 from tests.conftest import tiny_arguments
 
-RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"
+RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop-plain"
 LLMC = "s:0 tel:11.0\ns:250 tel:4.0\ns:500 tel:3.0\n"
 
 

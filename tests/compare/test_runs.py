@@ -15,7 +15,7 @@ from quintic.compare.runs import read_run, read_runs
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, read_records
 
-RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop"
+RESULT = Path(__file__).parents[2] / "docs" / "results" / "laptop-plain"
 
 
 @pytest.fixture
