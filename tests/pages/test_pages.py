@@ -25,5 +25,6 @@ def test_what_is_filled_in_is_never_filled_in_again_and_ends_no_script() -> None
     page = fill("<p>{{A}}</p>{{B}}", {"A": "{{B}}", "B": script_json("</script>{{A}}")})
     assert page == '<p>{{B}}</p>"\\u003c/script>{{A}}"'
     assert fill("{{CHART}}", {}) == shared_part("chart.js")
+    assert fill("{{HEATMAP}}", {}) == shared_part("heatmap.js")
     with pytest.raises(ValueError, match="not JSON compliant"):
         script_json(float("nan"))

@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 
 from quintic.data.tokenizer import END_OF_TEXT, BpeTokenizer, train_bpe
+from quintic.diagnostics.heatmaps import heat_maps
+from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.recipes import get_recipe
-from quintic.report.contents import Contents, Measured
+from quintic.report.contents import Contents, Measured, read_contents
 from quintic.report.page import write_report
 from quintic.report.text import level, pieces, token_name
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import Predictions, TokenLosses
 from tests.browser import CHROMIUM, Page, chromium
+from tests.diagnostics.records import diagnostics_record
+from tests.watch.runs import write_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{VERDICT}} &amp;"
 TEXT = f"def f(x):\n    return '{EVIL}' + x  # é€\x00\x1b\n" * 12
@@ -74,6 +78,7 @@ def contents(tokenizer: BpeTokenizer) -> Contents:
             *([name, "4 x 4", *rest] for name in names),
         ],
         measured=Measured(20, losses, predictions, counts, tokenizer),
+        heat_maps=heat_maps([diagnostics_record(step) for step in (0, 10, 20)]),
         missing=[f"nothing: {EVIL}"],
     )
 
@@ -144,6 +149,24 @@ def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
     assert 'id="losses"' not in page and 'id="time"' not in page
 
 
+def test_heat_maps_are_there_with_diagnostics_alone(contents: Contents, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 1)
+    without = read_contents(folder)
+    write_report(without, tmp_path / "report.html")
+    assert 'id="diagnostics"' not in (tmp_path / "report.html").read_text()
+    assert not [text for text in without.missing if "weights" in text]
+    (folder / DIAGNOSTICS).write_text(to_line(diagnostics_record(0)))
+    write_report(read_contents(folder), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert '<section id="diagnostics"><h2>What Muon does to the weights</h2>' in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["diagnostics"] == heat_maps([diagnostics_record(0)])
+    (folder / DIAGNOSTICS).write_text('{"step": 0}\n')
+    damaged = read_contents(folder)
+    assert not damaged.heat_maps
+    assert [text for text in damaged.missing if text.startswith("what the optimizer does")]
+
+
 def test_losses_that_are_not_finite_are_gaps(contents: Contents, tmp_path: Path) -> None:
     lost = {**contents.records[0], "step": 20, "tokens": 1280, "train_loss": math.nan}
     diverged = replace(contents, records=[*contents.records[:20], lost])
@@ -208,12 +231,43 @@ def middle_of_token(page: Page, index: int) -> tuple[float, float]:
 
 def test_a_browser_draws_the_curves_and_asks_for_nothing(browser: Page) -> None:
     charts = "[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.line').length)"
-    assert browser.evaluate(charts) == [2, 1, 1]
+    assert browser.evaluate(charts) == [2, 1, 1, 0]  # and a heat map
     browser.click("[value=seconds]")
     labels = "[...document.querySelectorAll('.label-x')].map(e => e.textContent)"
     assert browser.evaluate(labels)[:2] == ["seconds of training"] * 2
     assert [url.split(":")[0] for url in browser.requests()] == ["file"]
     assert browser.complaints() == []
+
+
+def test_a_heat_map_shows_the_value_of_a_cell_and_changes_by_the_keyboard(browser: Page) -> None:
+    host = "document.querySelector('#diagnostics .heatmap')"
+    tip, cells = f"{host}.querySelector('.tip')", f"{host}.querySelectorAll('.cells')"
+    # Two rows of three columns, of which the first was not measured: 0.5, 0.25, 0.25 and 0.125.
+    assert browser.evaluate(f"[...{cells}].map(p => p.getAttribute('fill')).sort()") == [
+        "rgb(33,145,140)",
+        "rgb(253,231,37)",
+        "rgb(68,1,84)",
+    ]
+    x, y = browser.evaluate(
+        f"(() => {{ {host}.scrollIntoView({{block: 'center'}});"
+        f"const b = {host}.querySelector('.frame').getBoundingClientRect();"
+        "return [b.x + b.width * 5 / 6, b.y + b.height * 3 / 4]; })()"
+    )
+    browser.move(x, y)
+    assert browser.evaluate(f"{tip}.textContent") == "1.up, step 20: 0.125"
+    browser.evaluate(f"{host}.querySelector('.plot').focus()")
+    browser.press("Home")
+    assert browser.evaluate(f"{tip}.textContent") == "1.up, step 0: not measured"
+    browser.press("ArrowUp")
+    browser.press("ArrowUp")  # there is no row above
+    browser.press("ArrowRight")
+    assert browser.evaluate(f"{tip}.textContent") == "0.up, step 10: 0.5"
+    browser.press("Escape")
+    assert browser.evaluate(f"{tip}.hidden")
+    browser.evaluate(f"{host}.querySelector('select').focus()")
+    browser.press("End")
+    label = browser.evaluate(f"{host}.querySelector('.plot').getAttribute('aria-label')")
+    assert label.startswith("MLP: dead units: 2 rows over 3 steps, from 0% to 25%;")
 
 
 def test_pointing_at_a_token_shows_what_was_expected(

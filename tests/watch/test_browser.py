@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.metrics_file import METRICS
 from tests.browser import CHROMIUM, Page, chromium
+from tests.diagnostics.records import diagnostics_record
 from tests.waiting import wait_until
 from tests.watch.runs import append, train_record, validation_record, write_run
 from tests.watch.served import Served, serving
@@ -31,6 +33,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     os.utime(crashed / METRICS, (before, before))
     sample = {"step": 50, "tokens": 1, "prompt": "def ", "text": EVIL}
     (root / "a-seed2" / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    lines = (to_line(diagnostics_record(step)) for step in (0, 20))
+    (root / "a-seed2" / DIAGNOSTICS).write_text("".join(lines))
     with serving(root) as found:
         yield found
 
@@ -79,6 +83,26 @@ def test_the_last_sample_of_the_live_run_is_text(page: Page) -> None:
     assert page.evaluate("document.getElementById('one-title').textContent") == "a-seed2"
     assert page.evaluate("document.getElementById('sample').textContent") == f"def {EVIL}"
     assert page.evaluate("document.images.length") == 0
+
+
+def test_heat_maps_are_of_the_run_that_is_shown_and_grow_with_it(
+    page: Page, served: Served
+) -> None:
+    section = "document.getElementById('diagnostics')"
+    label = f"{section}.querySelector('.plot').getAttribute('aria-label')"
+    until(page, f"{label}.startsWith('momentum') && {label}.includes('2 rows over 2 steps')")
+    page.evaluate(f"{section}.querySelector('select').focus()")
+    page.press("ArrowDown")
+    assert page.evaluate(label).startswith("update: median")
+    with (served.root / "a-seed2" / DIAGNOSTICS).open("a") as file:
+        file.write(to_line(diagnostics_record(40)))
+    served.look()
+    until(page, f"{label}.includes('over 3 steps')")
+    assert page.evaluate(label).startswith("update: median")
+    page.click("[aria-label='details of a-seed1']")
+    until(page, f"{section}.hidden")
+    page.click("[aria-label='details of a-seed2']")
+    until(page, f"!{section}.hidden")
 
 
 def test_what_differs_is_told(page: Page) -> None:

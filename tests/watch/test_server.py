@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.watch.server import FILES
+from tests.diagnostics.records import diagnostics_record
 from tests.watch.runs import append, train_record, write_run
 from tests.watch.served import Served, serving
 
@@ -97,6 +99,24 @@ def test_one_run_alone_has_its_last_whole_sample(served: Served) -> None:
     found = served.json(path)
     assert found["sample"] == {"step": 10, "prompt": "def", "text": " f(): <b>\u00e9"}
     assert found["started"] == {"command": "quintic train", "device": "cpu"}
+
+
+def test_one_run_alone_has_its_heat_maps_and_says_why_it_has_none(served: Served) -> None:
+    path, run = f"/diagnostics?id={served.id('b')}", served.watcher.runs[served.id("b")]
+    assert served.json(path) == {"steps": [], "maps": []}
+    assert run.summary["diagnostics"] == 0
+    file = served.root / "b" / DIAGNOSTICS
+    file.write_text(to_line(diagnostics_record(0)) + to_line(diagnostics_record(10)) + '{"st')
+    served.look()
+    assert run.summary["diagnostics"] == file.stat().st_size
+    found = served.json(path)
+    assert found["steps"] == [0, 10]
+    assert found["maps"][0]["rows"] == ["0.up", "1.up"]
+    file.write_text('{"step": 0}\n')
+    assert served.json(path)["problem"].startswith(
+        "diagnostics.jsonl has records that this version"
+    )
+    assert served.get("/diagnostics?id=b").status == 404
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1:{}", "localhost:{}", "LOCALHOST:{}", "[::1]:{}"])

@@ -19,7 +19,8 @@
      format          function of a y that makes the text of a tip; keys: false for no legend
      onToggle        (series) hears of a click in the legend
 
-   Chart.drawKey(index, parent) appends what a line of that style looks like, for a legend elsewhere.
+   Chart.drawKey(index, parent) appends what a line of that style looks like, for a legend elsewhere;
+   Chart.node and Chart.element append an element of SVG and of HTML (heatmap.js).
    The pointer, or the arrow keys once the plot has the focus, show the values nearest to a place.
    Colours are the CSS variables --line-0 to --line-6 (style.css): nothing is drawn again when the
    page turns dark. A line has at most four points for each pixel: first, lowest, highest, last. */
@@ -179,7 +180,9 @@ const Chart = (() => {
   }
 
   class Chart {
-    static drawKey(index, parent) { drawKey(index, parent); }
+    static drawKey = drawKey;
+    static node = node;
+    static element = element;
 
     constructor(host, options) {
       host.classList.add("chart");

@@ -16,6 +16,7 @@ from quintic import run_dir
 from quintic.config import Config
 from quintic.data.dataset import Dataset
 from quintic.data.tokenizer import Tokenizer
+from quintic.diagnostics.heatmaps import HeatMaps, read_heat_maps
 from quintic.errors import QuinticError, reason
 from quintic.evaluate import token_counts
 from quintic.metrics_file import METRICS, MetricsRecord, read_records
@@ -63,6 +64,8 @@ class Contents:
     environments: list[dict[str, Any]]
     param_groups: list[list[str]]
     """The rows of `param_groups.txt`, of which the first is the heading."""
+    heat_maps: HeatMaps = field(default_factory=dict)
+    """What `diagnostics.jsonl` says; empty where the run has none."""
     measured: Measured | None = None
     missing: list[str] = field(default_factory=list)
 
@@ -92,6 +95,10 @@ def read_contents(folder: Path) -> Contents:
         environments=run_dir.read_environments(folder),
         param_groups=_read_param_groups(folder),
     )
+    try:
+        contents.heat_maps = read_heat_maps(folder)
+    except QuinticError as error:
+        contents.missing.append(f"what the optimizer does to the weights: {error}")
     if not contents.records:
         contents.missing.append(f"curves and times: {METRICS} has no record")
     if not contents.param_groups:

@@ -56,6 +56,7 @@ def write_report(contents: Contents, path: Path) -> None:
         "LOSSES": _losses(measured) if measured else "",
         "TEXT": _text(measured) if measured else "",
         "TIME": _time(contents),
+        "DIAGNOSTICS": _diagnostics(contents),
         "PARAMETERS": _parameters(contents.param_groups),
         "STARTS": _starts(contents.environments),
         "CONFIG": html.escape(json.dumps(contents.config.to_dict(), indent=1)),
@@ -248,6 +249,18 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def _diagnostics(contents: Contents) -> str:
+    """Return the place of the heat maps, where the run measured what they show."""
+    if not contents.heat_maps.get("maps"):
+        return ""
+    optimizer = "Muon" if contents.config.optim.matrices == "muon" else "the optimizer"
+    return (
+        f'<section id="diagnostics"><h2>What {optimizer} does to the weights</h2>'
+        "<p>Each column is a step, each row a matrix, named by its layer and its part in it, a "
+        "layer or a head of attention.</p><div></div></section>"
+    )
+
+
 def _parameters(rows: Sequence[list[str]]) -> str:
     """Return the table of parameters; of equal ones in several layers, one line."""
     if not rows:
@@ -310,7 +323,11 @@ def _cell(value: Any) -> str:
 def _data(contents: Contents) -> dict[str, Any]:
     """Return the numbers of the charts and of the tokens."""
     measured = contents.measured
-    data: dict[str, Any] = {"curves": _curves(contents.records), "lr": _lr(contents.records)}
+    data: dict[str, Any] = {
+        "curves": _curves(contents.records),
+        "lr": _lr(contents.records),
+        "diagnostics": contents.heat_maps,
+    }
     if measured is not None:
         groups = by_position(measured.losses)
         # Logarithmic, so the first position is 1: the number of tokens that it sees.

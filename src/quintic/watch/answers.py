@@ -1,4 +1,4 @@
-"""What the page asks for: curves, differences between configs, one run alone."""
+"""What the page asks for: curves, differences between configs, heat maps of one run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from quintic.compare.groups import Group, differing_settings, group_runs
+from quintic.diagnostics.heatmaps import HeatMaps, read_heat_maps
+from quintic.errors import QuinticError
 from quintic.watch.curves import Curve, band_of, reduce_curve, within
 from quintic.watch.run import WatchedRun
 
@@ -64,6 +66,14 @@ def differences(runs: Mapping[str, WatchedRun], query: Mapping[str, str]) -> dic
         },
         "unknown": [run.name for run in chosen if run not in known],
     }
+
+
+def diagnostics(run: WatchedRun) -> HeatMaps:
+    """Return the heat maps of a run; no map, and the reason in words, where they cannot be had."""
+    try:
+        return read_heat_maps(run.folder)
+    except (QuinticError, OSError) as error:
+        return {"steps": [], "maps": [], "problem": str(error)}
 
 
 def _members(chosen: list[WatchedRun], *, grouped: bool) -> list[tuple[str, list[WatchedRun]]]:

@@ -20,7 +20,7 @@ const get = id => document.getElementById(id);
 const runs = new Map(), rows = new Map(), charts = new Map();
 const selected = new Set(), unselected = new Set(), stale = new Set();
 let places = new Map();     // style of each run: its place among all, or that of its group
-let range = null, one = null, clockAhead = 0, timer = null, source = null;
+let range = null, one = null, clockAhead = 0, timer = null, source = null, heatMap = null;
 
 const text = (name, content, parent, properties = {}) => {
   const made = Object.assign(document.createElement(name), properties);
@@ -269,8 +269,22 @@ async function show(id) {
     text("span", sample.prompt ?? "", get("sample"));
     get("sample").append(sample.text);
   }
-  // The place for heat maps of a run's diagnostics.jsonl, where one is there.
-  get("diagnostics").hidden = !run.diagnostics;
+  await showHeatMaps(run);
+}
+
+// The heat maps of a run are asked for again when its file has another size.
+async function showHeatMaps(run) {
+  const section = get("diagnostics"), [, problem, host] = section.children;
+  const drawn = `${run.id} ${run.diagnostics}`;
+  section.hidden = !run.diagnostics;
+  if (section.hidden || section.dataset.drawn === drawn) return;
+  const found = await ask("/diagnostics", { id: run.id });
+  if (one !== run.id) return;
+  section.dataset.drawn = drawn;
+  put(problem, found.problem ?? "");
+  host.hidden = !found.maps.length;
+  if (heatMap) heatMap.set(found);
+  else heatMap = new HeatMap(host, found);
 }
 
 // --- controls

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from quintic import run_dir
 from quintic.compare.record import DatasetIdentity, RunRecord, dataset_identity
 from quintic.config import Config, flatten, without_effect
+from quintic.diagnostics.record import DIAGNOSTICS
 from quintic.errors import QuinticError, counted
 from quintic.metrics_file import METRICS, STOPPED_EARLY
 from quintic.watch.held_locks import FileId, is_held
@@ -19,7 +20,7 @@ from quintic.watch.metrics_tail import MetricsTail
 
 State = Literal["running", "finished", "stopped", "crashed", "diverged", "gone"]
 
-SAMPLES, DIAGNOSTICS = "samples.jsonl", "diagnostics.jsonl"
+SAMPLES = "samples.jsonl"
 PATIENCE_S = 60.0
 """How long a run may write nothing, at least, before it counts as ended, where no lock says that it
 is alive."""
@@ -103,7 +104,7 @@ class WatchedRun:
             "fields": metrics.fields,
             "flops": self.flops_per_token is not None,
             "whole": metrics.whole,
-            "diagnostics": (self.folder / DIAGNOSTICS).exists(),
+            "diagnostics": _size(self.folder / DIAGNOSTICS),
             "problem": self._problem(),
         }
 
@@ -200,6 +201,14 @@ def _last_sample(path: Path) -> dict[str, Any] | None:
         except (ValueError, TypeError, KeyError, RecursionError):
             continue  # half written, or junk
     return None
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _modified(path: Path) -> float:

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from quintic.errors import QuinticError, reason, way_out
 from quintic.pages.fill import shared_part
-from quintic.watch.answers import BadQueryError, curves, differences
+from quintic.watch.answers import BadQueryError, curves, diagnostics, differences
 from quintic.watch.watcher import Watcher
 
 ADDRESS = "127.0.0.1"
@@ -49,6 +49,7 @@ FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
     "/chart.js": ("chart.js", "text/javascript"),
+    "/heatmap.js": ("heatmap.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }
 """File and kind of what the page consists of; those that all pages share are in quintic.pages."""
@@ -109,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(differences(runs, query))
             elif address.path == "/run" and query.get("id") in runs:
                 self._send_json(runs[query["id"]].details())
+            elif address.path == "/diagnostics" and query.get("id") in runs:
+                self._send_json(diagnostics(runs[query["id"]]))
             else:
                 self._send_text(HTTPStatus.NOT_FOUND, "there is no such page\n")
         except BadQueryError as error:
