@@ -244,8 +244,8 @@ def test_a_heat_map_shows_the_value_of_a_cell_and_changes_by_the_keyboard(browse
     tip, cells = f"{host}.querySelector('.tip')", f"{host}.querySelectorAll('.cells')"
     # Two rows of three columns, of which the first was not measured: 0.5, 0.25, 0.25 and 0.125.
     assert browser.evaluate(f"[...{cells}].map(p => p.getAttribute('fill')).sort()") == [
-        "rgb(33,145,140)",
         "rgb(253,231,37)",
+        "rgb(33,145,140)",
         "rgb(68,1,84)",
     ]
     x, y = browser.evaluate(
@@ -265,6 +265,9 @@ def test_a_heat_map_shows_the_value_of_a_cell_and_changes_by_the_keyboard(browse
     browser.press("Escape")
     assert browser.evaluate(f"{tip}.hidden")
     browser.evaluate(f"{host}.querySelector('select').focus()")
+    browser.press("ArrowDown")  # 0.8, 0.81 and 0.82, of which the first does not count
+    texts = f"[...{host}.querySelectorAll('text')].map(e => e.textContent)"
+    assert browser.evaluate(texts)[-3:-1] == ["\u2264 0.81", "0.82"]
     browser.press("End")
     label = browser.evaluate(f"{host}.querySelector('.plot').getAttribute('aria-label')")
     assert label.startswith("MLP: dead units: 2 rows over 3 steps, from 0% to 25%;")

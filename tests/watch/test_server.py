@@ -13,7 +13,7 @@ from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.watch.server import FILES
 from tests.diagnostics.records import diagnostics_record
-from tests.watch.runs import append, train_record, write_run
+from tests.watch.runs import append, config, train_record, write_run
 from tests.watch.served import Served, serving
 
 
@@ -85,7 +85,8 @@ def test_seeds_are_one_curve_with_a_band(served: Served) -> None:
 def test_what_differs_between_the_configs_is_named(served: Served) -> None:
     found = served.json(f"/differences?runs={','.join(served.watcher.runs)}")
     assert found["runs"] == ["a-seed1", "a-seed2", "b"]
-    assert found["fields"] == {"optim.muon.lr": ["0.006", "0.006", "0.5"]}
+    lr = str(config().optim.muon.lr)
+    assert found["fields"] == {"optim.muon.lr": [lr, lr, "0.5"]}
     assert found["unknown"] == []
 
 

@@ -13,7 +13,7 @@ const HeatMap = (() => {
      nothing. Its ends differ from white and from dark pages. */
   const STOPS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30",
     "fde725"].map(stop => [0, 2, 4].map(i => parseInt(stop.slice(i, i + 2), 16)));
-  const SHADES = 64, KEY_WIDTH = 160, TOP = 6, RIGHT = 24, BELOW = 78;
+  const SHADES = 65, KEY_WIDTH = 160, TOP = 6, RIGHT = 24, BELOW = 78;
   const WIDEST = 36, HEIGHT = 520, TALLEST = 18, LOWEST = 3, OF_LABEL = 13, OF_LETTER = 6.6;
   let maps = 0;
 
@@ -24,20 +24,30 @@ const HeatMap = (() => {
     return `rgb(${mixed.join()})`;
   }
 
-  // Return the ends of a map's scale, and the shade of a value.
-  function scale({ values, unit, logarithmic }) {
+  // Return the least and the greatest value of rows that has a place on the scale; null without any.
+  function ends(values, logarithmic) {
     let low = Infinity, high = -Infinity;
     for (const v of values.flat()) {
       if (v === null || (logarithmic && v <= 0)) continue;
       if (v < low) low = v;
       if (v > high) high = v;
     }
-    if (low > high) low = high = 0;
+    return low > high ? null : [low, high];
+  }
+
+  /* Return the ends of a map's scale, those of all values, and the shade of a value. As on a chart,
+     the first twelfth of the steps, where little is as it is later, does not count for the scale:
+     what is beyond it has the shade of its end. */
+  function scale({ values, unit, logarithmic }) {
+    const all = ends(values, logarithmic) ?? [0, 0], columns = values[0].length;
+    const late = values.map(row => row.slice(columns > 1 ? Math.ceil(columns / 12) : 0));
+    let [low, high] = ends(late, logarithmic) ?? all;
     if (unit === "%") low = 0;
-    const f = v => logarithmic ? Math.log(Math.max(v, low)) : v;
-    const share = v => high > low ? (f(v) - f(low)) / (f(high) - f(low)) : 0;
+    const f = v => logarithmic ? Math.log(v) : v;
+    const within = v => Math.min(Math.max(v, low), high);
+    const share = v => high > low ? (f(within(v)) - f(low)) / (f(high) - f(low)) : 0;
     const shade = v => v === null ? null : Math.round(share(v) * (SHADES - 1));
-    return { low, high, shade };
+    return { low, high, all, shade };
   }
 
   const written = (value, unit) => value === null ? "not measured"
@@ -82,7 +92,7 @@ const HeatMap = (() => {
       plot.replaceChildren();
       if (!map) return;
       this.about.textContent = map.about;
-      const { low, high, shade } = scale(map), rows = map.rows.length;
+      const { low, high, all, shade } = scale(map), rows = map.rows.length;
       const left = 12 + OF_LETTER * Math.max(...map.rows.map(row => row.length));
       const across = Math.min(WIDEST, (width - left - RIGHT) / steps.length);
       const down = Math.min(TALLEST, Math.max(LOWEST, HEIGHT / rows));
@@ -92,7 +102,7 @@ const HeatMap = (() => {
       const right = x(steps.length), bottom = y(rows);
       plot.setAttribute("viewBox", `0 0 ${width} ${bottom + BELOW}`);
       plot.setAttribute("aria-label", `${map.label}: ${rows} rows over ${steps.length} steps, from `
-        + `${written(low, map.unit)} to ${written(high, map.unit)}; arrow keys show values`);
+        + `${written(all[0], map.unit)} to ${written(all[1], map.unit)}; arrow keys show values`);
       const hatch = node("pattern", { id: this.id, width: 6, height: 6,
         patternUnits: "userSpaceOnUse" }, node("defs", {}, plot));
       node("path", { d: "M0,6L6,0", class: "hatch" }, hatch);
@@ -113,9 +123,11 @@ const HeatMap = (() => {
       for (let i = 0; i < SHADES; i++)
         node("rect", { x: left + i * KEY_WIDTH / SHADES, y: key, width: KEY_WIDTH / SHADES,
           height: 12, fill: colour(i), "shape-rendering": "crispEdges" }, plot);
-      text(left, key - 4, +low.toPrecision(3));
-      text(left + KEY_WIDTH, key - 4, +high.toPrecision(3), "end");
-      text(left, key + 26, map.unit + (map.logarithmic ? " (logarithmic)" : ""));
+      const end = v => +v.toPrecision(3) + (map.unit === "%" ? "%" : "");
+      text(left, key - 4, (all[0] < low ? "\u2264 " : "") + end(low));
+      if (all[1] > low)
+        text(left + KEY_WIDTH, key - 4, (all[1] > high ? "\u2265 " : "") + end(high), "end");
+      text(left, key + 26, map.logarithmic ? "logarithmic" : map.unit === "%" ? "" : map.unit);
       if (map.values.some(row => row.includes(null))) {
         node("rect", { x: left, y: key, width: 24, height: 12, ...missing,
           transform: `translate(${KEY_WIDTH + 16} 0)` }, plot);
