@@ -118,7 +118,7 @@ const HeatMap = (() => {
       const each = Math.ceil(64 / across);
       for (let column = 0; column < steps.length; column += each)
         text(x(column) + across / 2, bottom + 16, steps[column].toLocaleString("en"), "middle");
-      text(left - 6, bottom + 16, "step", "end");
+      text(left - 30, bottom + 16, "step", "end");
       const key = bottom + 46;
       for (let i = 0; i < SHADES; i++)
         node("rect", { x: left + i * KEY_WIDTH / SHADES, y: key, width: KEY_WIDTH / SHADES,
