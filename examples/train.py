@@ -16,10 +16,11 @@ from quintic import get_recipe, load_trained, read_metrics, start, train_run
 from quintic.console import Console
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
-changes: dict[str, Any] = {"model.layers": 2, "train.steps": 200}
+changes: dict[str, Any] = {"model.layers": 2, "model.value_embeddings": 1, "train.steps": 200}
 for argument in sys.argv[2:]:
     field, value = argument.split("=", 1)
-    changes[field] = value if value.isidentifier() else json.loads(value)
+    is_word = value.isidentifier() and value not in ("true", "false", "null")
+    changes[field] = value if is_word else json.loads(value)
 
 config = get_recipe("laptop").override(changes)
 console = Console()

@@ -699,6 +699,8 @@ def test_a_damaged_line_in_the_middle_of_the_metrics_is_named(
     refuse: Refuse, run_at_8: Path, tiny_run: Path
 ) -> None:
     path = run_at_8 / "metrics.jsonl"
+    with path.open("a") as file:  # so that it is the largest file that is written again
+        file.writelines('{"step": 7, "tokens": 1792, "padding/acc": 0.5}\n' for _ in range(100))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], "garbage\n", *lines[3:]]))
     message = refuse("train", "--resume", run_at_8, writes=r"environment\.json$")

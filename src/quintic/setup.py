@@ -174,9 +174,9 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
 
     Raises `QuinticError` for anything a user can get wrong.
     """
-    world.on_main(lambda: check_trackers(config.train.log_to))
     device, dtype = _choose_device(config, world)
     config, dataset, loader = _check_data(config, device, dtype, console, world)
+    world.on_main(lambda: check_trackers(config.train.log_to))
     tasks = open_tasks(config, dataset, console, world)
     with _memory_suffices(config.model):
         model, specs, stepper = _build(config, device, dtype, world)

@@ -32,7 +32,7 @@ from quintic.export.tokenizer import tokenizer_json
 from quintic.imports.source import read_model
 from quintic.run_dir import read_config
 from quintic.trained import load_trained
-from tests.conftest import main, refusal, tiny_options
+from tests.conftest import flags_of, main, refusal, tiny_options
 from tests.data.hub_server import HubServer, Repo
 from tests.export.test_hf import HELD, SMALL, drawn
 from tests.export.test_remote_code import EVERY
@@ -473,7 +473,7 @@ def test_an_imported_run_evaluates_generates_and_begins_runs(
     assert capsys.readouterr().out.startswith("def")
     own = {n: v for n, v in tiny_options(text_data).items() if not n.startswith("model.")}
     own |= {"train.steps": 1}
-    flags = [text for n, v in own.items() for text in (f"--{n.replace('_', '-')}", str(v))]
+    flags = flags_of(own)
     init = ["--init-from", str(imported), "--out", str(tmp_path / "tuned")]
     main(["train", "laptop", *flags, "--train.log-to", *init])
     assert f"with the weights of {imported}/checkpoints/step-00000000" in capsys.readouterr().out

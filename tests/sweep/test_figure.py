@@ -29,7 +29,7 @@ def outcome(run: PlannedRun) -> Outcome:
 
 def sweep(*varied: str, draws: int | None = None, seeds: int = 2) -> SweepSummary:
     plan = make_plan(
-        get_recipe("laptop"), [parse_vary(text) for text in varied], seeds=seeds, draws=draws
+        get_recipe("laptop-plain"), [parse_vary(text) for text in varied], seeds=seeds, draws=draws
     )
     return summarize_sweep(plan, {run.name: outcome(run) for run in plan.runs})
 

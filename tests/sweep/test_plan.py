@@ -10,7 +10,7 @@ from quintic.errors import QuinticError
 from quintic.recipes import get_recipe
 from quintic.sweep.plan import LONGEST_NAME, Choices, Plan, Range, make_plan, short_name
 
-LAPTOP = get_recipe("laptop")
+LAPTOP = get_recipe("laptop-plain")
 
 
 def plan(*varied: str, base: Config = LAPTOP, seeds: int = 1, draws: int | None = None) -> Plan:

@@ -23,7 +23,7 @@ from quintic.sweep.record import (
 
 
 def plan(*varied: str, seeds: int = 1, **changes: object) -> Plan:
-    base = get_recipe("laptop").override(changes)
+    base = get_recipe("laptop-plain").override(changes)
     return make_plan(base, [parse_vary(text) for text in varied], seeds=seeds)
 
 
@@ -166,7 +166,11 @@ def test_the_record_says_what_was_asked_and_is_plain_json(tmp_path: Path) -> Non
         {"field": "optim.adamw.betas", "values": [[0.9, 0.95], [0.8, 0.9]]},
         {"field": "optim.clip_norm", "values": [None, 1.0]},
     ]
-    assert (record["seeds"], record["random"], record["base"]["recipe"]) == (2, None, "laptop")
+    assert (record["seeds"], record["random"], record["base"]["recipe"]) == (
+        2,
+        None,
+        "laptop-plain",
+    )
     assert record["runs"][0] == {
         "name": "adamw.betas=0.9_0.95,optim.clip_norm=None,seed=1337",
         "values": {"optim.adamw.betas": [0.9, 0.95], "optim.clip_norm": None},

@@ -18,7 +18,7 @@ def found(*losses: list[float | Outcome]) -> SweepSummary:
     """A sweep over as many numbers of layers, each with its losses or outcomes by seed."""
     values = ",".join(str(n) for n in LAYERS[: len(losses)])
     plan = make_plan(
-        get_recipe("laptop"), [parse_vary(f"model.layers={values}")], seeds=len(losses[0])
+        get_recipe("laptop-plain"), [parse_vary(f"model.layers={values}")], seeds=len(losses[0])
     )
     outcomes = {}
     for run in plan.runs:
@@ -91,7 +91,7 @@ def test_a_best_on_the_edge_of_what_was_tried_is_said(
 
 def test_values_without_an_order_have_no_edge() -> None:
     varied = [parse_vary("optim.muon.scale=rms,aspect"), parse_vary("optim.clip_norm=None,1,2")]
-    plan = make_plan(get_recipe("laptop"), varied)
+    plan = make_plan(get_recipe("laptop-plain"), varied)
     losses = {run.name: Outcome("finished", 1.0 + i) for i, run in enumerate(plan.runs)}
     sweep = summarize_sweep(plan, losses)
     assert sweep.best is not None
