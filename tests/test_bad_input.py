@@ -699,8 +699,6 @@ def test_a_damaged_line_in_the_middle_of_the_metrics_is_named(
     refuse: Refuse, run_at_8: Path, tiny_run: Path
 ) -> None:
     path = run_at_8 / "metrics.jsonl"
-    with path.open("a") as file:  # so that it is the largest file that is written again
-        file.writelines('{"step": 7, "tokens": 1792, "padding/acc": 0.5}\n' for _ in range(100))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], "garbage\n", *lines[3:]]))
     message = refuse("train", "--resume", run_at_8, writes=r"environment\.json$")
@@ -810,6 +808,8 @@ def test_metrics_that_cannot_be_written_are_named_and_the_run_continues_afterwar
     refuse: Refuse, run_at_8: Path, tiny_run: Path
 ) -> None:
     path = run_at_8 / "metrics.jsonl"
+    with path.open("a") as file:  # so that it is the largest file that is written again
+        file.writelines('{"step": 7, "tokens": 1792, "padding/acc": 0.5}\n' for _ in range(100))
     records = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < 8]
     size = len("\n".join(records)) + 1
     # The config is written again as it is; the environment gets an entry for the resume.
@@ -826,7 +826,7 @@ def test_metrics_that_cannot_be_written_are_named_and_the_run_continues_afterwar
     )
     assert_whole(run_at_8, [8])
     main(["train", "--resume", str(run_at_8)])
-    assert losses(run_at_8) == losses(tiny_run)
+    assert [r for r in losses(run_at_8) if r[1:] != (None, None)] == losses(tiny_run)
 
 
 def test_a_file_system_that_is_full_leaves_checkpoints_whole_and_the_run_resumes(
