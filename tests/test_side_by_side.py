@@ -1,5 +1,6 @@
 """Micro-batches side by side: the gradient of one after another, whatever the threads."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from quintic.checkpoint import checkpoints
 from quintic.config import Config
 from quintic.console import Console
 from quintic.device import auto_micro_batch
 from quintic.errors import QuinticError
+from quintic.metrics_file import METRICS, read_records
+from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.run_lines import opening_lines
-from quintic.setup import Run, set_up
-from quintic.train import apply_schedule, evaluate_run, forward_backward
+from quintic.setup import Run, resume, set_up, start
+from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from tests.conftest import tiny_config
 
 SIDE = {"train.side_by_side": True, "train.device": "cpu"}
@@ -131,3 +135,24 @@ def test_a_run_says_so(tiny_data: Path) -> None:
     lines = [*opening_lines(run)]
     assert any(line.endswith("micro-batches side by side on 2 threads") for line in lines)
     assert any("micro-batches of 4 sequences" in line for line in lines)
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_resumed_exactly(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(2)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    fused = config(tiny_data, {"train.cpu_kernels": "fused", "train.micro_batch": None})
+    both = fused.override({"train.steps": 4, "train.checkpoint_every": 2, "train.eval_every": 2})
+    train_run(start(both, whole, Console(quiet=True)), Console(quiet=True))
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(checkpoints(resumed / CHECKPOINTS)[-1])
+    run = resume(resumed, read_config(resumed), Console(quiet=True))
+    assert 0 < run.state.step < 4
+    train_run(run, Console(quiet=True))
+    names = ("train_loss", "val_loss")
+    one, other = (
+        [(r["step"], n, r[n]) for r in read_records(folder / METRICS) for n in names if n in r]
+        for folder in (whole, resumed)
+    )
+    assert len(one) == 4 + 3 and one == other
