@@ -637,6 +637,20 @@ def test_a_switch_of_gpt_is_refused_for_gpt2_and_absent_in_older_configs(
         assert getattr(Config.from_dict(values).model, name) == default
 
 
+def test_all_that_has_no_effect_for_one_reason_is_named_with_the_options_that_undo_it() -> None:
+    with pytest.raises(QuinticError) as error:
+        get_recipe("laptop").override({"model.architecture": "gpt2"})
+    options = (
+        "--model.tied-head --model.no-embed-norm --model.no-token-smear "
+        "--model.bigram-embeddings 0 --model.no-key-smear --model.value-embeddings 0"
+    )
+    assert str(error.value) == (
+        "model.tied_head False, model.embed_norm True, model.token_smear True, "
+        "model.bigram_embeddings 16384, model.key_smear True, model.value_embeddings 2 have no "
+        f"effect with model.architecture gpt2: give {options}, or use --model.architecture gpt"
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "value", "kind"),
     [

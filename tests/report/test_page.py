@@ -22,6 +22,7 @@ from quintic.report.page import write_report
 from quintic.report.text import level, pieces, token_name
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import Predictions, TokenLosses
+from quintic.samples import SAMPLES
 from tests.browser import CHROMIUM, Page, chromium
 from tests.diagnostics.records import diagnostics_record
 from tests.watch.runs import write_run
@@ -165,6 +166,9 @@ def test_heat_maps_are_there_with_diagnostics_alone(contents: Contents, tmp_path
     damaged = read_contents(folder)
     assert not damaged.heat_maps
     assert [text for text in damaged.missing if text.startswith("what the optimizer does")]
+    (folder / SAMPLES).write_text("{\n")
+    found = [text for text in read_contents(folder).missing if text.startswith("samples along")]
+    assert len(found) == 1 and "samples.jsonl line 1 is not a record" in found[0]
 
 
 def test_losses_that_are_not_finite_are_gaps(contents: Contents, tmp_path: Path) -> None:

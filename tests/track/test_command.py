@@ -229,6 +229,10 @@ def test_another_corpus_is_refused_by_its_digest(
             "data.embedded_vocab: leave it out",
         ),
         (
+            ["--train.device", "cuda"],
+            "train.device is cuda, and the track is of CPUs: leave it out",
+        ),
+        (
             ["--train.patience", "1"],
             "train.patience is 1, which looks at the held-out files to end the run, and the clock "
             "does not see it: use None",
@@ -253,6 +257,21 @@ def test_what_makes_no_attempt_is_refused_before_anything_is_written(
     command = ["track", "run", "laptop", "--out", str(tmp_path / "attempt"), *options]
     assert refusal(command, capsys).startswith(message)
     assert not (tmp_path / "attempt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "--markdown"], "--json and --markdown are two forms of the same list"),
+        (["--figure", "history.txt"], "--figure history.txt: the figure's name must end in .png"),
+        (["--figure", "none/a.png"], "--figure none/a.png: there is no folder none; create it"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else "",
+)
+def test_a_list_in_no_known_form_is_refused_before_it_is_printed(
+    options: list[str], message: str, capsys: Capture
+) -> None:
+    assert refusal(["track", *options], capsys).startswith(message)
 
 
 def test_the_list_says_where_there_is_no_record(

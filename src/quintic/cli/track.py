@@ -9,6 +9,8 @@ from pathlib import Path
 
 from quintic.cli.interrupt import keeping_interrupts
 from quintic.cli.options import Track, TrackRun
+from quintic.cli.output_file import check_writable
+from quintic.config.schema import require
 from quintic.console import Console
 from quintic.track.record import read_records
 from quintic.track.table import draw_history, markdown, records_table
@@ -19,6 +21,14 @@ def run(command: Track, _arguments: Sequence[str]) -> None:
     if isinstance(command.action, TrackRun):
         _attempt(command.action)
         return
+    figure = command.action.figure
+    require(
+        not (command.action.json and command.action.markdown),
+        "--json and --markdown are two forms of the same list: give one",
+    )
+    if figure is not None:
+        require(figure.suffix == ".png", f"--figure {figure}: the figure's name must end in .png")
+        check_writable(figure, "--figure")
     console, records = Console(), read_records()
     if command.action.json:
         print(json.dumps([asdict(record) for record in records], indent=1))
@@ -28,8 +38,8 @@ def run(command: Track, _arguments: Sequence[str]) -> None:
         console.table(records_table(records), "training time, of the reference's beside it")
     else:
         console.line("no record yet: quintic track run RECIPE makes an attempt at one")
-    if command.action.figure is not None:
-        draw_history(records, command.action.figure)
+    if figure is not None:
+        draw_history(records, figure)
 
 
 def _attempt(asked: TrackRun) -> None:

@@ -113,16 +113,28 @@ def check_effects(config: Any) -> None:
     A value that is the default has not been set, wherever it comes from.
     """
     values = flatten(config)
-    for name, facts in field_facts(typing.cast(Any, type(config))).items():
-        for needs in (facts.needs, *facts.part_of) if values[name] != facts.default else ():
-            if needs and not _met(needs, values):
-                state = ", ".join(f"{other} {values[other]}" for other in needs)
-                # A recipe's own value of what is switched off goes with it, whatever it was.
-                leave = f"at {facts.default!r}" if needs is facts.needs else "out"
-                raise QuinticError(
-                    f"{name} is {values[name]!r}, which has no effect with {state}: leave it "
-                    f"{leave}, or use {_ways_to(needs)}"
-                )
+    vain: list[tuple[str, Facts, Needs]] = [
+        (name, facts, needs)
+        for name, facts in field_facts(typing.cast(Any, type(config))).items()
+        for needs in ((facts.needs, *facts.part_of) if values[name] != facts.default else ())
+        if needs and not _met(needs, values)
+    ]
+    if not vain:
+        return
+    name, facts, needs = vain[0]
+    state = ", ".join(f"{other} {values[other]}" for other in needs)
+    alike = [(n, f.default) for n, f, of in vain if of == needs and of is f.needs]
+    if len(alike) > 1:
+        raise QuinticError(
+            f"{', '.join(f'{n} {values[n]}' for n, _ in alike)} have no effect with {state}: give "
+            f"{' '.join(_option(n, default) for n, default in alike)}, or use {_ways_to(needs)}"
+        )
+    # A recipe's own value of what is switched off goes with it, whatever it was.
+    leave = f"at {facts.default!r}" if needs is facts.needs else "out"
+    raise QuinticError(
+        f"{name} is {values[name]!r}, which has no effect with {state}: leave it {leave}, or use "
+        f"{_ways_to(needs)}"
+    )
 
 
 def without_effect(root: Any, values: Mapping[str, Any]) -> list[str]:
@@ -147,16 +159,20 @@ def _ways_to(needs: Needs) -> str:
     """Return the options with which the needs are met, in words."""
     ways: list[str] = []
     for name, wanted in needs.items():
-        *path, last = name.replace("_", "-").split(".")
-        if wanted is False:
-            ways.append(f"--{'.'.join([*path, f'no-{last}'])}")
-        elif wanted is True or isinstance(wanted, Accepted):
-            example = "" if wanted is True else wanted.example
-            ways.append(f"--{'.'.join([*path, last])} {example}".rstrip())
+        if isinstance(wanted, Accepted):
+            ways.append(_option(name, wanted.example))
         else:
             choices = wanted if isinstance(wanted, tuple) else (wanted,)
-            ways += [f"--{'.'.join([*path, last])} {choice}" for choice in choices]
+            ways += [_option(name, choice) for choice in choices]
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+
+
+def _option(name: str, value: Any) -> str:
+    """Return the option that sets a field."""
+    *path, last = name.replace("_", "-").split(".")
+    if value is False:
+        return f"--{'.'.join([*path, f'no-{last}'])}"
+    return f"--{'.'.join([*path, last])} {'' if value is True else value}".rstrip()
 
 
 def advice_for_file(root: Any, message: str) -> str:

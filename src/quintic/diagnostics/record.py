@@ -30,12 +30,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_diagnostics(path: Path) -> list[DiagnosticsRecord]:
+def read_diagnostics(path: Path | str) -> list[DiagnosticsRecord]:
     """Return the records of a run, by its folder or its `diagnostics.jsonl`, in the order of the
     steps; a last line cut short by a crash is left out.
 
     Raises `QuinticError` where there is no such file, or another line is not a record.
     """
+    path = Path(path)
     file = path / DIAGNOSTICS if path.is_dir() else path
     if not file.exists():
         raise QuinticError(

@@ -91,10 +91,14 @@ def read_contents(folder: Path) -> Contents:
         folder=folder,
         config=config,
         records=read_records(folder / METRICS),
-        samples=read_records(folder / SAMPLES),
+        samples=[],
         environments=run_dir.read_environments(folder),
         param_groups=_read_param_groups(folder),
     )
+    try:
+        contents.samples = read_records(folder / SAMPLES)
+    except QuinticError as error:
+        contents.missing.append(f"samples along the way: {error}")
     try:
         contents.heat_maps = read_heat_maps(folder)
     except QuinticError as error:
@@ -103,7 +107,7 @@ def read_contents(folder: Path) -> Contents:
         contents.missing.append(f"curves and times: {METRICS} has no record")
     if not contents.param_groups:
         contents.missing.append(f"the parameters: {run_dir.PARAM_GROUPS} is not there")
-    if not contents.samples:
+    if not contents.samples and not any(line.startswith("samples ") for line in contents.missing):
         contents.missing.append(f"samples along the way: {_why_no_samples(contents)}")
     return contents
 

@@ -146,6 +146,10 @@ def check_recipe(config: Config) -> None:
                 f"{field} is {value}, and the track is of the embedded corpus with a vocabulary of "
                 "data.embedded_vocab: leave it out"
             )
+    if config.train.device not in ("auto", "cpu"):
+        raise QuinticError(
+            f"train.device is {config.train.device}, and the track is of CPUs: leave it out"
+        )
     for field in ("target_loss", "patience"):
         if (value := getattr(config.train, field)) is not None:
             raise QuinticError(

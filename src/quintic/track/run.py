@@ -139,7 +139,7 @@ def _execute(attempt: Attempt, folder: Path, console: Console) -> bool:
     def on_change(run: TimedRun) -> None:
         if run.name not in announced:
             announced.add(run.name)
-            console.line(f"training {run.name}")
+            console.line(f"training {run.name}, whose lines are in {folder / run.name}.log")
         number, steps = done()
         bar.show(number, steps + steps_done(folder / run.name), run.name)
 
