@@ -22,6 +22,7 @@ import pytest
 
 from quintic.metrics_file import METRICS, read_records
 from tests.conftest import main, tiny_arguments
+from tests.integration import tracker_stores
 from tests.integration.tracker_stores import Points
 from tests.test_resume import quintic_process, wait_for_step
 from tests.test_trackers import losses, serving
@@ -97,7 +98,8 @@ def kill_at(arguments: list[str], folder: Path, name: str, step: int, *, tracker
 
 def stored(folder: Path, name: str) -> list[Points]:
     """What the tracker's own reader finds in the run's folder, run by run."""
-    reader = [sys.executable, "-m", "tests.integration.tracker_stores", name, str(folder)]
+    # By its file: the test stands in a folder of its own, where `tests` is no package.
+    reader = [sys.executable, tracker_stores.__file__, name, str(folder)]
     found: list[Points] = json.loads(output_of(reader, plain=True).splitlines()[-1])
     return found
 
