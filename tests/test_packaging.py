@@ -22,6 +22,7 @@ SHIPPED = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "src", "test
 PAGES = (
     "compare/page.html",
     "pages/chart.js",
+    "pages/controls.html",
     "pages/heatmap.js",
     "pages/style.css",
     "report/page.html",

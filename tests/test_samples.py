@@ -12,8 +12,8 @@ from quintic.console import Console
 from quintic.distributed.world import World
 from quintic.generate import generate_ids
 from quintic.metrics_file import METRICS, read_records
-from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.samples import PROMPT_TOKENS, SAMPLES
+from quintic.run_dir import CHECKPOINTS, SAMPLES, read_config
+from quintic.samples import PROMPT_TOKENS
 from quintic.setup import Run, resume, start
 from quintic.train import train_run
 from quintic.trained import load_trained

@@ -40,8 +40,7 @@ from quintic.files import file_sha256, fsync_path
 from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
 from quintic.optim.schedule import scheduled, steps_alike
-from quintic.run_dir import CHECKPOINTS
-from quintic.samples import SAMPLES
+from quintic.run_dir import CHECKPOINTS, SAMPLES
 from quintic.setup import (
     Run,
     changed_fields,

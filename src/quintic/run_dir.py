@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import, and who only looks at a run does without
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
-FIGURE, REPORT = "loss.png", "report.html"
+FIGURE, REPORT, SAMPLES = "loss.png", "report.html", "samples.jsonl"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 LOCK = ".lock"
 

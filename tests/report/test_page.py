@@ -22,7 +22,7 @@ from quintic.report.page import write_report
 from quintic.report.text import level, pieces, token_name
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import Predictions, TokenLosses
-from quintic.samples import SAMPLES
+from quintic.run_dir import SAMPLES
 from tests.browser import CHROMIUM, Page, chromium
 from tests.diagnostics.records import diagnostics_record
 from tests.watch.runs import write_run

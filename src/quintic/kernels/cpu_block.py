@@ -156,7 +156,9 @@ class _RotatedQKV(torch.autograd.Function):
         qkv_BT3HK = torch.mm(x_ND, weight.T).view(*x_BTD.shape[:2], 3, heads, -1)
         smeared: tuple[Tensor, ...] = ()
         if own_D is not None and before_D is not None:
-            own_HK, before_HK = (_planes_beside_vector(w, heads) for w in (own_D, before_D))
+            own_HK, before_HK = (
+                _planes_beside(w[:, None], heads).view(heads, -1) for w in (own_D, before_D)
+            )
             key_BTHK = qkv_BT3HK[:, :, 1].clone()
             torch.mul(key_BTHK, own_HK, out=qkv_BT3HK[:, :, 1])
             qkv_BT3HK[:, 1:, 1].addcmul_(key_BTHK[:, :-1], before_HK)
@@ -186,9 +188,12 @@ class _RotatedQKV(torch.autograd.Function):
         if smeared:
             key_BTHK, own_HK, before_HK = smeared
             grad_BTHK = grad_BT3HK[:, :, 1].clone()
-            grad_own_D = _planes_apart_vector((grad_BTHK * key_BTHK).sum((0, 1)))
+            grad_own_HK = (grad_BTHK * key_BTHK).sum((0, 1))
             later = grad_BTHK[:, 1:]
-            grad_before_D = _planes_apart_vector((later * key_BTHK[:, :-1]).sum((0, 1)))
+            grad_before_HK = (later * key_BTHK[:, :-1]).sum((0, 1))
+            grad_own_D, grad_before_D = (
+                _planes_apart(g.view(-1, 1), H).flatten() for g in (grad_own_HK, grad_before_HK)
+            )
             torch.mul(grad_BTHK, own_HK, out=grad_BT3HK[:, :, 1])
             grad_BT3HK[:, :-1, 1].addcmul_(later, before_HK)
         grad_NC = grad_BT3HK.view(B * T, -1)
@@ -198,25 +203,14 @@ class _RotatedQKV(torch.autograd.Function):
         return grad_x_BTD, *grads, None, None, grad_own_D, grad_before_D
 
 
-def _planes_beside(weight_DD: Tensor, heads: int) -> Tensor:
+def _planes_beside(weight_DX: Tensor, heads: int) -> Tensor:
     """Return the rows of queries or keys in an order with the coordinates of a plane together."""
-    return weight_DD.view(heads, 2, -1, weight_DD.shape[1]).transpose(1, 2).reshape(weight_DD.shape)
+    return weight_DX.view(heads, 2, -1, weight_DX.shape[1]).transpose(1, 2).reshape(weight_DX.shape)
 
 
-def _planes_apart(weight_DD: Tensor, heads: int) -> Tensor:
+def _planes_apart(weight_DX: Tensor, heads: int) -> Tensor:
     """Return the rows in their own order again."""
-    return weight_DD.view(heads, -1, 2, weight_DD.shape[1]).transpose(1, 2).reshape(weight_DD.shape)
-
-
-def _planes_beside_vector(weight_D: Tensor, heads: int) -> Tensor:
-    """Return one weight a channel in that order, [H, K]."""
-    return weight_D.view(heads, 2, -1).transpose(1, 2).reshape(heads, -1)
-
-
-def _planes_apart_vector(weight_HK: Tensor) -> Tensor:
-    """Return them in the channels' own order again, [D]."""
-    weight_D: Tensor = weight_HK.unflatten(1, (-1, 2)).transpose(1, 2).flatten()
-    return weight_D
+    return weight_DX.view(heads, -1, 2, weight_DX.shape[1]).transpose(1, 2).reshape(weight_DX.shape)
 
 
 def _complex(x: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class Previous:
         cache: KVCache | None,
         tree: TokenTree | None,
     ) -> None:
-        self.cache, self.tree = cache, tree
+        self.cache = cache
+        self.parent_BT = None if tree is None else tree.parents()
         self.begins_BT: Tensor | None = None
         """True where a document begins; None where those do not count."""
         if config.document_mask:
@@ -50,10 +51,9 @@ class Previous:
         if self.cache is not None:
             all_BS = F.pad(self.cache.append_tokens(tokens_BT), (1, 0), value=NO_TOKEN)
             previous_BT = all_BS[:, self.cache.length : -1]
-        elif self.tree is not None:
-            parent_BT = self.tree.parents()
-            found_BT = tokens_BT.gather(1, parent_BT.clamp(min=0))
-            previous_BT = torch.where(parent_BT < 0, NO_TOKEN, found_BT)
+        elif self.parent_BT is not None:
+            found_BT = tokens_BT.gather(1, self.parent_BT.clamp(min=0))
+            previous_BT = torch.where(self.parent_BT < 0, NO_TOKEN, found_BT)
         else:
             previous_BT = F.pad(tokens_BT[:, :-1], (1, 0), value=NO_TOKEN)
         if self.begins_BT is not None:
@@ -69,8 +69,8 @@ class Previous:
                 first_B1D = torch.zeros_like(x_BTD[:, :1])
             before_BTD = torch.cat((first_B1D, x_BTD[:, :-1]), dim=1)
             self.cache.last_vectors[name] = x_BTD[:, -1:]
-        elif self.tree is not None:
-            parent_BT1 = self.tree.parents().unsqueeze(-1)
+        elif self.parent_BT is not None:
+            parent_BT1 = self.parent_BT.unsqueeze(-1)
             found_BTD = x_BTD.gather(1, parent_BT1.clamp(min=0).expand_as(x_BTD))
             before_BTD = found_BTD.masked_fill(parent_BT1 < 0, 0.0)
         else:

@@ -184,6 +184,25 @@ const Chart = (() => {
     static node = node;
     static element = element;
 
+    // Let the form of controls.html choose for charts that stand together: the axis and its
+    // logarithm for all, what concerns values for the first, which is of a loss.
+    static control(charts) {
+      const at = id => document.getElementById(id), { axes, axis } = charts[0].options;
+      for (const name in axes) {
+        const label = element("label", {}, at("axes"));
+        const input = element("input",
+          { type: "radio", name: "axis", value: name, checked: name === axis }, label);
+        input.addEventListener("change", () =>
+          charts.forEach(chart => chart.set({ axis: name, range: null })));
+        label.append(" " + name);
+      }
+      const choose = (id, use) => at(id).addEventListener("change", event =>
+        use(event.target.checked));
+      choose("log-x", on => charts.forEach(chart => chart.set({ logX: on })));
+      choose("log-y", on => charts[0].set({ logY: on }));
+      choose("whole", on => charts[0].set({ skipFirst: !on }));
+    }
+
     constructor(host, options) {
       host.classList.add("chart");
       this.host = host;

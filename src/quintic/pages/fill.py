@@ -21,11 +21,17 @@ def shared_part(name: str) -> str:
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
     """Return a template with each {{NAME}} replaced by the part of that name, which is markup, a
-    style sheet, a script or `script_json` already; STYLE, CHART and HEATMAP are the shared ones.
+    style sheet, a script or `script_json` already; STYLE, CONTROLS, CHART and HEATMAP are the
+    shared ones.
 
     In one pass over the template, so that what is filled in is never filled in again.
     """
-    shared = {"STYLE": "style.css", "CHART": "chart.js", "HEATMAP": "heatmap.js"}
+    shared = {
+        "STYLE": "style.css",
+        "CONTROLS": "controls.html",
+        "CHART": "chart.js",
+        "HEATMAP": "heatmap.js",
+    }
 
     def part(found: re.Match[str]) -> str:
         name = found[1]

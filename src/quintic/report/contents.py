@@ -22,7 +22,8 @@ from quintic.evaluate import token_counts
 from quintic.metrics_file import METRICS, MetricsRecord, read_records
 from quintic.model.base import LanguageModel
 from quintic.report.token_losses import Predictions, TokenLosses, predict, token_losses
-from quintic.samples import SAMPLES, why_none
+from quintic.run_dir import SAMPLES
+from quintic.samples import why_none
 
 SHOWN_TOKENS = 2048
 """Of the validation text with each token's loss, about."""
@@ -96,10 +97,6 @@ def read_contents(folder: Path) -> Contents:
         param_groups=_read_param_groups(folder),
     )
     try:
-        contents.samples = read_records(folder / SAMPLES)
-    except QuinticError as error:
-        contents.missing.append(f"samples along the way: {error}")
-    try:
         contents.heat_maps = read_heat_maps(folder)
     except QuinticError as error:
         contents.missing.append(f"what the optimizer does to the weights: {error}")
@@ -107,8 +104,13 @@ def read_contents(folder: Path) -> Contents:
         contents.missing.append(f"curves and times: {METRICS} has no record")
     if not contents.param_groups:
         contents.missing.append(f"the parameters: {run_dir.PARAM_GROUPS} is not there")
-    if not contents.samples and not any(line.startswith("samples ") for line in contents.missing):
-        contents.missing.append(f"samples along the way: {_why_no_samples(contents)}")
+    try:
+        contents.samples = read_records(folder / SAMPLES)
+        why_none_are_there = None if contents.samples else _why_no_samples(contents)
+    except QuinticError as error:
+        why_none_are_there = str(error)
+    if why_none_are_there is not None:
+        contents.missing.append(f"samples along the way: {why_none_are_there}")
     return contents
 
 

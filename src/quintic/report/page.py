@@ -32,7 +32,7 @@ from quintic.report.token_losses import (
     by_token,
 )
 from quintic.report.verdict import verdict
-from quintic.samples import SAMPLES
+from quintic.run_dir import SAMPLES
 
 POINTS = 1500
 """Of a curve, at most; of a longer run each is the mean of several steps."""

@@ -14,7 +14,9 @@ from typing import Any
 
 from quintic.errors import QuinticError
 from quintic.files import new_folder, write_json
-from quintic.track.attempt import Attempt, TimedRun, extents
+from quintic.metrics_file import METRICS
+from quintic.run_dir import CONFIG, ENVIRONMENT
+from quintic.track.attempt import RESULT, Attempt, TimedRun, extents
 from quintic.track.reference import PACKAGE, Target
 from quintic.track.verdict import RunResult, Standing, Verdict, stand
 
@@ -22,7 +24,7 @@ RECORDS = PACKAGE / "track" / "records"
 FORMAT = 1
 REFERENCE = "reference"
 """Recipe of the record that all ratios are to."""
-KEPT = ("config.json", "environment.json", "metrics.jsonl", "track.json")
+KEPT = (CONFIG, ENVIRONMENT, METRICS, RESULT)
 """Files of a run that go into the folder of a record."""
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quintic.metrics_file import METRICS, parse_record
-
-SAMPLES = "samples.jsonl"
+from quintic.run_dir import SAMPLES
 
 
 @dataclass

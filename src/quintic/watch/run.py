@@ -20,7 +20,6 @@ from quintic.watch.metrics_tail import MetricsTail
 
 State = Literal["running", "finished", "stopped", "crashed", "diverged", "gone"]
 
-SAMPLES = "samples.jsonl"
 PATIENCE_S = 60.0
 """How long a run may write nothing, at least, before it counts as ended, where no lock says that it
 is alive."""
@@ -171,7 +170,7 @@ class WatchedRun:
         return {
             "folder": str(self.folder),
             "started": {n: str(environment[n]) for n in shown if environment.get(n) is not None},
-            "sample": _last_sample(self.folder / SAMPLES),
+            "sample": _last_sample(self.folder / run_dir.SAMPLES),
         }
 
 
