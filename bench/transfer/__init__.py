@@ -1,0 +1,1 @@
+"""How the best learning rate moves when the model is widened or deepened."""
