@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
-
 from bench.transfer.exponent import fit_exponent
 from bench.transfer.figure import draw_transfer
 from bench.transfer.plan import RULES, Size
 from bench.transfer.search import Curve, search
+
 from quintic.optim.muon import update_scale
 
 SEEDS = (1, 2, 3)
