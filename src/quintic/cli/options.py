@@ -18,8 +18,8 @@ class _ConfigOptions:
     """Options for every field of a config."""
 
     recipe: Positional[str] = DEFAULT_RECIPE
-    """Name of a recipe (see quintic recipes) or a config file, such as the best.json of a sweep;
-    its values are the defaults shown here."""
+    """Name of a recipe (see quintic recipes), ladder:N, or a config file, such as the best.json of
+    a sweep; its values are the defaults shown here."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -272,6 +272,9 @@ class Report(_TrainedOptions):
 @dataclass(frozen=True)
 class Recipes:
     """The recipes: parameters, tokens, hardware, expected loss."""
+
+    ladder: bool = False
+    """Rungs of ladder:N instead, with what each takes."""
 
 
 @dataclass(frozen=True)

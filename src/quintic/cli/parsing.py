@@ -45,7 +45,7 @@ from quintic.cli.options import (
 )
 from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
-from quintic.recipes import RECIPES, get_recipe
+from quintic.recipes import find_recipe, get_recipe
 
 APPENDED = ("--vary",)
 """Options that may be given several times, each time for one value more."""
@@ -111,7 +111,7 @@ def parse(arguments: list[str]) -> Any:
             given = asked.recipe
             raise QuinticError(
                 f"the recipe {given!r} must come first: quintic {called} {given} ..."
-                if given in RECIPES or given.endswith(".json")
+                if given.endswith(".json") or find_recipe(given)
                 else f"{called} does not understand {given!r}: a recipe comes first, and a switch "
                 "such as --train.compile or --train.no-compile takes no value"
             )
