@@ -107,6 +107,25 @@ class Sweep(_ConfigOptions):
 
 
 @dataclass(frozen=True)
+class Plan(_ConfigOptions):
+    """What a training will take, before it is started: memory, time, disk, and what fits.
+
+    quintic plan RECIPE [--gpus 8 --gpu h100] [--hours H] [--section.field VALUE ...]; each figure
+    says whether it is a prediction or measured, and where.
+    """
+
+    gpu: str = "h100"
+    """Kind of device: b200, h200, h100, a100, a100-40gb, l40s, l4, a10g, rtx5090, rtx4090, rtx3090,
+    or cpu for this machine's."""
+    gpus: int = 1
+    """How many of them."""
+    hours: float | None = None
+    """Say what can be trained in so many hours: steps of this recipe, and the deepest ladder:N."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
 class Evaluate(_TrainedOptions):
     """Loss, perplexity and bits per byte of a trained model, on the tokens the run validated on, on
     another dataset, or on files of text: quintic evaluate RUN --text FILE ...
@@ -494,6 +513,7 @@ class Track:
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "sweep": Sweep,
+    "plan": Plan,
     "evaluate": Evaluate,
     "generate": Generate,
     "export": Export,

@@ -35,6 +35,7 @@ from quintic.cli.options import (
     Generate,
     Import,
     Muon,
+    Plan,
     Recipes,
     Report,
     Sweep,
@@ -52,7 +53,7 @@ APPENDED = ("--vary",)
 
 SECTIONS = ("model", "data", "optim", "train")
 
-TRAINING = ("train", "sweep", "track run")
+TRAINING = ("train", "sweep", "plan", "track run")
 """Commands that take a recipe and every field of its config."""
 
 
@@ -77,6 +78,7 @@ def parse(arguments: list[str]) -> Any:
     commands = (
         Annotated[Train, subcommand("train", default=Train(recipe, **sections)), arg(name="")]
         | Annotated[Sweep, subcommand("sweep", default=Sweep(recipe, **sections)), arg(name="")]
+        | Annotated[Plan, subcommand("plan", default=Plan(recipe, **sections)), arg(name="")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Export, subcommand("export")]
@@ -106,7 +108,7 @@ def parse(arguments: list[str]) -> Any:
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     asked = command.action if isinstance(command, Track) else command
-    if isinstance(asked, Train | Sweep | TrackRun):
+    if isinstance(asked, Train | Sweep | Plan | TrackRun):
         if asked.recipe != recipe:
             given = asked.recipe
             raise QuinticError(
@@ -154,8 +156,8 @@ def _check_options(arguments: list[str]) -> None:
 
 
 def _checked(
-    command: Train | Sweep | TrackRun, base: Config, arguments: list[str]
-) -> Train | Sweep | TrackRun:
+    command: Train | Sweep | Plan | TrackRun, base: Config, arguments: list[str]
+) -> Train | Sweep | Plan | TrackRun:
     """Return the command with its sections checked as one config; what the command line switches
     off takes the recipe's settings of it along, but none that an option names."""
     given = {
