@@ -47,6 +47,24 @@ class Table:
     rows: list[list[str]]
 
 
+def short_count(value: float) -> str:
+    """Return a count, as of tokens or parameters, in a few characters: 12.5M."""
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.4g}{unit}"
+    return f"{value:,.0f}"
+
+
+def hours_text(seconds: float) -> str:
+    """Return a length of time in hours, below one in minutes or seconds, to two digits."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.2g} min"
+    hours = float(f"{seconds / 3600:.2g}")
+    return f"{hours:,.3g} h" if hours < 1000 else f"{hours:,.0f} h"
+
+
 def silence_stdout() -> None:
     """Lead standard output to nowhere, since its reader went away."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 A recipe derives from another where it can, so that reading one shows exactly what it changes.
 `quintic recipes` prints the table, `quintic train NAME` runs one, and every field can be replaced
 on the command line as `--section.field value`. A config in a file is a recipe too
-(`read_recipe`).
+(`read_recipe`), and `ladder:N` one whose fields all follow from a number (`quintic.ladder`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from quintic.config import (
 from quintic.config.schema import advice_for_file
 from quintic.errors import QuinticError
 from quintic.files import parse_json
+from quintic.ladder import Rung, parse_rung
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ def recipe(
     return register
 
 
+def find_recipe(name: str) -> Recipe | None:
+    """Return the recipe of a name, a rung of the ladder among them; None where there is none.
+
+    Raises `QuinticError` for a rung that the ladder does not have.
+    """
+    if (rung := parse_rung(name)) is None:
+        return RECIPES.get(name)
+    return Recipe(lambda: _rung_config(name, rung), hardware="any", expected="not measured")
+
+
+def folder_stem(name: str) -> str:
+    """Return what the folders of a recipe's runs begin with: its name, in which a rung's colons
+    would make scp and rsync look for another machine."""
+    return name.replace(":", "-")
+
+
 def get_recipe(name: str) -> Config:
     """Return the config of a recipe, by its name or by a file of it, which ends in .json.
 
@@ -64,7 +81,7 @@ def get_recipe(name: str) -> Config:
     """
     if name.endswith(".json"):
         return read_recipe(Path(name))
-    if name not in RECIPES:
+    if (found_recipe := find_recipe(name)) is None:
         if (found := Path(name) / "config.json").is_file():
             raise QuinticError(
                 f"{name} is the folder of a run and no recipe: name its {found} for a new run of "
@@ -75,12 +92,17 @@ def get_recipe(name: str) -> Config:
                 f"{name} is the folder of a sweep and no recipe: name its {found} for the config "
                 "that it found best"
             )
-        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(name, [*RECIPES, "ladder:N"], n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
         raise QuinticError(
-            f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}"
+            f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}, and ladder:N"
         )
-    return RECIPES[name].build()
+    return found_recipe.build()
+
+
+def _rung_config(name: str, rung: Rung) -> Config:
+    """Return `modded` with the sizes and rates of a rung of the ladder."""
+    return modded().override({"recipe": name, **rung.changes})
 
 
 def read_recipe(path: Path) -> Config:

@@ -53,11 +53,11 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def default_folder(recipe: str) -> Iterator[Path]:
-    """Take runs/RECIPE-N with the first free N: an empty folder, so that no other process takes it,
+def default_folder(stem: str) -> Iterator[Path]:
+    """Take runs/STEM-N with the first free N: an empty folder, so that no other process takes it,
     which is gone at the end where nothing was written into it."""
     for number in itertools.count(1):
-        folder = Path("runs") / f"{recipe}-{number}"
+        folder = Path("runs") / f"{stem}-{number}"
         found_runs = folder.parent.exists()
         try:
             folder.mkdir(parents=True)

@@ -18,8 +18,8 @@ class _ConfigOptions:
     """Options for every field of a config."""
 
     recipe: Positional[str] = DEFAULT_RECIPE
-    """Name of a recipe (see quintic recipes) or a config file, such as the best.json of a sweep;
-    its values are the defaults shown here."""
+    """Name of a recipe (see quintic recipes), ladder:N, or a config file, such as the best.json of
+    a sweep; its values are the defaults shown here."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -104,6 +104,25 @@ class Sweep(_ConfigOptions):
     """Runs at once."""
     out: Path | None = None
     """Folder of the sweep; default runs/RECIPE-sweep."""
+
+
+@dataclass(frozen=True)
+class Plan(_ConfigOptions):
+    """What a training will take, before it is started: memory, time, disk, and what fits.
+
+    quintic plan RECIPE [--gpus 8 --gpu h100] [--hours H] [--section.field VALUE ...]; each figure
+    says whether it is a prediction or measured, and where.
+    """
+
+    gpu: str = "h100"
+    """Kind of device: b200, h200, h100, a100, a100-40gb, l40s, l4, a10g, rtx5090, rtx4090, rtx3090,
+    or cpu for this machine's."""
+    gpus: int = 1
+    """How many of them."""
+    hours: float | None = None
+    """Say what can be trained in so many hours: steps of this recipe, and the deepest ladder:N."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +291,9 @@ class Report(_TrainedOptions):
 @dataclass(frozen=True)
 class Recipes:
     """The recipes: parameters, tokens, hardware, expected loss."""
+
+    ladder: bool = False
+    """Rungs of ladder:N instead, with what each takes."""
 
 
 @dataclass(frozen=True)
@@ -491,6 +513,7 @@ class Track:
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "sweep": Sweep,
+    "plan": Plan,
     "evaluate": Evaluate,
     "generate": Generate,
     "export": Export,

@@ -35,6 +35,7 @@ from quintic.cli.options import (
     Generate,
     Import,
     Muon,
+    Plan,
     Recipes,
     Report,
     Sweep,
@@ -45,14 +46,14 @@ from quintic.cli.options import (
 )
 from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
-from quintic.recipes import RECIPES, get_recipe
+from quintic.recipes import find_recipe, get_recipe
 
 APPENDED = ("--vary",)
 """Options that may be given several times, each time for one value more."""
 
 SECTIONS = ("model", "data", "optim", "train")
 
-TRAINING = ("train", "sweep", "track run")
+TRAINING = ("train", "sweep", "plan", "track run")
 """Commands that take a recipe and every field of its config."""
 
 
@@ -77,6 +78,7 @@ def parse(arguments: list[str]) -> Any:
     commands = (
         Annotated[Train, subcommand("train", default=Train(recipe, **sections)), arg(name="")]
         | Annotated[Sweep, subcommand("sweep", default=Sweep(recipe, **sections)), arg(name="")]
+        | Annotated[Plan, subcommand("plan", default=Plan(recipe, **sections)), arg(name="")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Export, subcommand("export")]
@@ -106,12 +108,12 @@ def parse(arguments: list[str]) -> Any:
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     asked = command.action if isinstance(command, Track) else command
-    if isinstance(asked, Train | Sweep | TrackRun):
+    if isinstance(asked, Train | Sweep | Plan | TrackRun):
         if asked.recipe != recipe:
             given = asked.recipe
             raise QuinticError(
                 f"the recipe {given!r} must come first: quintic {called} {given} ..."
-                if given in RECIPES or given.endswith(".json")
+                if given.endswith(".json") or find_recipe(given)
                 else f"{called} does not understand {given!r}: a recipe comes first, and a switch "
                 "such as --train.compile or --train.no-compile takes no value"
             )
@@ -154,8 +156,8 @@ def _check_options(arguments: list[str]) -> None:
 
 
 def _checked(
-    command: Train | Sweep | TrackRun, base: Config, arguments: list[str]
-) -> Train | Sweep | TrackRun:
+    command: Train | Sweep | Plan | TrackRun, base: Config, arguments: list[str]
+) -> Train | Sweep | Plan | TrackRun:
     """Return the command with its sections checked as one config; what the command line switches
     off takes the recipe's settings of it along, but none that an option names."""
     given = {

@@ -10,6 +10,7 @@ from quintic.cli.interrupt import keeping_interrupts
 from quintic.cli.options import Sweep
 from quintic.errors import QuinticError
 from quintic.files import check_name
+from quintic.recipes import folder_stem
 from quintic.sweep.plan import make_plan
 
 
@@ -19,7 +20,7 @@ def run(command: Sweep, _arguments: Sequence[str]) -> None:
         raise QuinticError(f"--jobs is {command.jobs}: it must be at least 1")
     varied = [parse_vary(text) for text in command.vary]
     plan = make_plan(command.config, varied, seeds=command.seeds, draws=command.random)
-    folder = command.out or Path("runs") / f"{command.recipe}-sweep"
+    folder = command.out or Path("runs") / f"{folder_stem(command.config.recipe)}-sweep"
     check_name(folder)
     # Here, since it imports PyTorch, which takes seconds: not for a mistyped value.
     with keeping_interrupts():

@@ -12,6 +12,7 @@ from quintic.cli.options import Track, TrackRun
 from quintic.cli.output_file import check_writable
 from quintic.config.schema import require
 from quintic.console import Console
+from quintic.recipes import folder_stem
 from quintic.track.record import read_records
 from quintic.track.table import draw_history, markdown, records_table
 
@@ -49,7 +50,7 @@ def _attempt(asked: TrackRun) -> None:
 
     run_attempt(
         asked.config,
-        asked.out or Path("runs") / f"{asked.config.recipe}-track",
+        asked.out or Path("runs") / f"{folder_stem(asked.config.recipe)}-track",
         seeds=asked.seeds,
         pairs=asked.pairs,
         threads=asked.threads,

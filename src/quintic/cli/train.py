@@ -18,6 +18,7 @@ from quintic.distributed.signals import stop_with_launcher
 from quintic.distributed.world import World
 from quintic.errors import QuinticError, reason
 from quintic.malloc import keep_freed_memory
+from quintic.recipes import folder_stem
 from quintic.run_dir import REPORT, default_folder
 from quintic.run_lines import closing_lines, opening_lines
 from quintic.setup import Run, check_divided, resume, start
@@ -93,7 +94,7 @@ def new_folder(command: Train, taken: ExitStack) -> Path | None:
     Raises `QuinticError` where a scheduler's next start would not find it.
     """
     if command.resume is None:
-        return command.out or taken.enter_context(default_folder(command.recipe))
+        return command.out or taken.enter_context(default_folder(folder_stem(command.recipe)))
     if command.out is not None:
         return command.out
     folder, config = command.resume, command.config

@@ -8,7 +8,7 @@ from typing import Any
 from quintic.compare.comparison import Comparison, GroupResult
 from quintic.compare.record import AXES, Axis
 from quintic.compare.statistics import Summary
-from quintic.console import Table
+from quintic.console import Table, short_count
 from quintic.errors import counted
 
 UNKNOWN = "–"
@@ -52,10 +52,7 @@ def differences_table(comparison: Comparison) -> Table | None:
 def quantity(value: float, axis: Axis) -> str:
     """Return a number of tokens, steps or seconds in a few characters."""
     if axis == "tokens":
-        for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if value >= factor:
-                return f"{value / factor:.4g}{unit}"
-        return f"{value:,.0f}"
+        return short_count(value)
     if axis == "steps":
         return f"{value:,.0f}"
     return f"{value:,.1f} s" if value < 1000 else f"{value:,.0f} s"

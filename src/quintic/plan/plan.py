@@ -1,0 +1,262 @@
+"""The plan of a training: which setting fits a device, how long it takes, what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quintic.config import EMBEDDED, Config, resolve_eot, resolve_vocabulary
+from quintic.data.dataset import open_dataset
+from quintic.device import auto_micro_batch, choose_device
+from quintic.errors import QuinticError
+from quintic.ladder import DEEPEST, Rung, parse_rung
+from quintic.model.build import meta_model
+from quintic.optim.newton_schulz import newton_schulz_flops
+from quintic.plan.devices import CPU, Device, device_of
+from quintic.plan.memory import Memory, MemoryModel, Setting
+from quintic.recipes import get_recipe
+from quintic.setup import check_divided
+
+GPT2_VOCABULARY = 50_257
+TOKEN_BYTES = 2
+"""Bytes of a token in a shard."""
+
+LARGEST_SHOWN = 6
+"""Micro-batches that a plan looks at: the smallest, and so many doublings."""
+
+
+@dataclass(frozen=True)
+class PlannedSetting:
+    """A setting with the memory that it takes of one device."""
+
+    setting: Setting
+    memory: Memory
+    fits: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        memory = {**asdict(self.memory), "peak": self.memory.peak}
+        return {**asdict(self.setting), "memory_bytes": memory, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Holds what a training will take on a number of devices."""
+
+    config: Config
+    """With a vocabulary."""
+    vocabulary_from: str
+    """Where that is from, in words."""
+    device: Device
+    count: int
+    parameters: int
+    blocks: int
+    flops_per_token: float
+    flops_per_step: float
+    """With Newton-Schulz."""
+    settings: Sequence[PlannedSetting]
+    chosen: PlannedSetting | None
+    """The fastest setting that fits; None where none does."""
+    checkpoint_bytes: int
+    hours_asked: float | None = None
+    rung: str | None = None
+    """The deepest rung of the ladder that is trained in the hours asked for, where one is."""
+
+    @property
+    def flops(self) -> float:
+        """Return the operations of the whole run."""
+        return self.flops_per_step * self.config.tokens / self.config.train.batch_tokens
+
+    @property
+    def floor_tokens_per_s(self) -> float | None:
+        """Return the tokens a second at the devices' peak; None where that is not known."""
+        peak = self.device.peak_flops
+        return None if peak is None else self._tokens_per_s(peak)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the tokens a second at the rate that training should reach, of which computing
+        activations again takes a quarter."""
+        again = self.chosen is not None and self.chosen.setting.checkpointing
+        return self._tokens_per_s(self.device.rate) * (0.75 if again else 1.0)
+
+    @property
+    def hours(self) -> float:
+        """Return the hours of training, without validation and checkpoints."""
+        return self.config.tokens / self.tokens_per_s / 3600
+
+    @property
+    def checkpoints(self) -> int:
+        """Return how many checkpoints lie on the disk at the end, at most: the newest, the best,
+        and the one before the cooldown."""
+        train = self.config.train
+        return train.keep_checkpoints + 1 + (train.keep_before_cooldown and self._cools)
+
+    @property
+    def shard_bytes(self) -> int:
+        """Return the bytes of the tokens that are trained and validated on, in shards, each token
+        once."""
+        return TOKEN_BYTES * (self.config.tokens + self.config.train.eval_tokens)
+
+    @property
+    def steps_in_hours(self) -> int | None:
+        """Return the steps of this config that are trained in the hours asked for."""
+        if self.hours_asked is None:
+            return None
+        tokens = self.hours_asked * 3600 * self.tokens_per_s
+        return int(tokens / self.config.train.batch_tokens)
+
+    @property
+    def passes(self) -> int:
+        """Return the forward and backward passes of a step on each device, at the chosen
+        setting."""
+        assert self.chosen is not None
+        return -(-self.config.batch_sequences // (self.count * self.chosen.setting.micro_batch))
+
+    @property
+    def _cools(self) -> bool:
+        return self.config.cooldown_steps > 0
+
+    def _tokens_per_s(self, flops_per_s: float) -> float:
+        return self.count * flops_per_s * self.config.train.batch_tokens / self.flops_per_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON; every figure is a prediction but for the counts."""
+        return {
+            "recipe": self.config.recipe,
+            "device": {**asdict(self.device), "count": self.count},
+            "vocabulary": {"size": self.config.model.vocab_size, "from": self.vocabulary_from},
+            "parameters": {"all": self.parameters, "blocks": self.blocks},
+            "tokens": self.config.tokens,
+            "steps": self.config.train.steps,
+            "batch_tokens": self.config.train.batch_tokens,
+            "flops_per_token": self.flops_per_token,
+            "flops": self.flops,
+            "settings": [setting.to_dict() for setting in self.settings],
+            "chosen": self.chosen and self.chosen.to_dict(),
+            "floor_tokens_per_s": self.floor_tokens_per_s,
+            "tokens_per_s": self.tokens_per_s,
+            "hours": self.hours,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "checkpoints": self.checkpoints,
+            "shard_bytes": self.shard_bytes,
+            "hours_asked": self.hours_asked,
+            "steps_in_hours": self.steps_in_hours,
+            "rung_in_hours": self.rung,
+        }
+
+
+def make_plan(config: Config, *, gpu: str, gpus: int, hours: float | None = None) -> Plan:
+    """Return the plan of a config on a number of devices.
+
+    Raises `QuinticError` for a device that is not known, for numbers that are none of devices or
+    hours, and where the batch cannot be divided among so many.
+    """
+    device = device_of(gpu)
+    if gpus < 1:
+        raise QuinticError(f"--gpus is {gpus}: it must be at least 1")
+    if device.name == CPU and gpus > 1:
+        raise QuinticError(f"--gpus is {gpus} and --gpu is cpu: a plan is of one process there")
+    if hours is not None and not 0 < hours < float("inf"):
+        raise QuinticError(f"--hours is {hours:g}: it must be positive and finite")
+    check_divided(config, gpus)
+    config, vocabulary_from = _with_vocabulary(config)
+    plan = _plan(config, vocabulary_from, device, gpus)
+    if hours is None:
+        return plan
+    return replace(plan, hours_asked=hours, rung=_rung_in(hours, plan))
+
+
+def _plan(config: Config, vocabulary_from: str, device: Device, count: int) -> Plan:
+    model, memory = meta_model(config.model), MemoryModel(config, device.type, count)
+    flops = model.flops_per_token() * config.train.batch_tokens
+    if config.optim.matrices == "muon":
+        steps = config.optim.muon.ns_steps
+        matrices = (p.shape for p in model.layers.parameters() if p.ndim == 2)
+        flops += sum(newton_schulz_flops(rows, columns, steps) for rows, columns in matrices)
+    settings = _settings(config, memory, device, count)
+    # What costs no computation comes first, then what costs little.
+    best = max(
+        (planned for planned in settings if planned.fits),
+        key=lambda p: (
+            not p.setting.checkpointing,
+            p.setting.sharding == config.train.sharding,
+            p.setting.micro_batch,
+        ),
+        default=None,
+    )
+    return Plan(
+        config=config,
+        vocabulary_from=vocabulary_from,
+        device=device,
+        count=count,
+        parameters=model.parameter_count(),
+        blocks=model.blocks_parameter_count(),
+        flops_per_token=model.flops_per_token(),
+        flops_per_step=flops,
+        settings=settings,
+        chosen=best,
+        checkpoint_bytes=memory.checkpoint_bytes,
+    )
+
+
+def _settings(
+    config: Config, memory: MemoryModel, device: Device, count: int
+) -> list[PlannedSetting]:
+    """Return settings with their memory: of several micro-batches, or of the one that the config
+    names. Activations are computed again where the config says so, or not everything fits."""
+    smallest, train = config.batches.smallest, config.train
+    shardings = ["zero1", "fsdp"] if count > 1 else [train.sharding]
+    sizes = [n for n in range(1, smallest + 1) if smallest % n == 0 and n <= -(-smallest // count)]
+    if train.micro_batch is not None:
+        sizes = [train.micro_batch]
+    elif device.type == "cpu":
+        sizes = [auto_micro_batch(config, choose_device("cpu"))]
+    else:
+        sizes = [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
+    if len(sizes) > LARGEST_SHOWN + 1:
+        sizes = [sizes[0], *sizes[-LARGEST_SHOWN:]]
+    found: list[PlannedSetting] = []
+    for again in [True] if train.activation_checkpointing else [False, True]:
+        if found and all(planned.fits for planned in found):
+            break
+        for setting in (Setting(n, sharding, again) for sharding in shardings for n in sizes):
+            needed = memory(setting)
+            found.append(PlannedSetting(setting, needed, needed.peak <= device.memory_bytes))
+    return found
+
+
+def _with_vocabulary(config: Config) -> tuple[Config, str]:
+    """Return the config with a vocabulary and an end-of-text token, and where they are from."""
+    if config.model.document_mask and config.model.eot_id is None:
+        config = resolve_eot(config, 0)  # which one it is changes no size
+    if config.model.vocab_size is not None:
+        return config, "the config"
+    path = config.data.path
+    if path == EMBEDDED:
+        return resolve_vocabulary(config, config.data.embedded_vocab), "the embedded corpus"
+    if not Path(path).is_dir():
+        return resolve_vocabulary(config, GPT2_VOCABULARY), f"GPT-2, since {path} is not there"
+    dataset = open_dataset(Path(path), config.data.tokenizer)
+    return resolve_vocabulary(config, dataset.vocab_size), path
+
+
+def _rung_in(hours: float, plan: Plan) -> str | None:
+    """Return the deepest rung that is trained in so many hours and fits, at the plan's own tokens a
+    parameter where it is of a rung, and its vocabulary."""
+    own = parse_rung(plan.config.recipe)
+    suffix = "" if own is None or own == Rung(own.depth) else f":{own.tokens_per_parameter:g}"
+    changes = {"model.vocab_size": plan.config.model.vocab_size}
+    for depth in range(DEEPEST, 0, -1):
+        config = get_recipe(f"ladder:{depth}{suffix}").override(changes)
+        config = config.override({"train.micro_batch": 1})  # what takes least
+        flops = meta_model(config.model).flops_per_token() * config.tokens
+        if flops > hours * 3600 * plan.device.rate * plan.count:
+            continue
+        if config.batches.smallest < plan.count:
+            return None
+        if _plan(config, plan.vocabulary_from, plan.device, plan.count).chosen is not None:
+            return config.recipe
+    return None
