@@ -59,17 +59,16 @@ class Size:
 
     def config(self, rule: Rule, power: int, data: str) -> Config:
         """Return the run of this size at a point of the grid, with the first seed."""
-        return small_modded(
+        base = small_modded(
             {
                 **BASE,
                 "data.path": data,
                 "model.layers": self.layers,
                 "model.width": self.width,
                 "model.heads": self.width // HEAD_WIDTH,
-                **rule.changes,
-                rule.field: rule.rate(power),
             }
         )
+        return base.override({**rule.changes, rule.field: rule.rate(power)})
 
 
 WIDTHS = tuple(Size(4, width) for width in (64, 128, 192, 256, 384))

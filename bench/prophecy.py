@@ -1,0 +1,121 @@
+"""A loss foretold: `python -m bench.prophecy fit --data DIR`, then `target`.
+
+`fit` trains small models, 4 blocks at four widths, each on several numbers of tokens, with two
+seeds. `quintic scale` foresees from them the loss of one that takes at least four times the FLOPs
+of any of them, which `target` then trains. Rates follow from tokens and width by the dial's rules
+(quintic/ladder.py), at 1,024 tokens a step: on runs this short, rung by rung as the dial has it, a
+step has more tokens the longer the run is, and the law of the loss is not seen through that.
+
+Interrupted, the same command goes on. Config, environment and metrics of each run go to
+docs/results/prophecy, which docs/scaling.md tells of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.results import RESULTS
+from quintic import ladder, run_dir
+from quintic.config import Config
+from quintic.errors import QuinticError
+from quintic.metrics_file import METRICS
+from quintic.recipes import get_recipe
+from quintic.sweep.execute import execute
+from quintic.sweep.plan import SEED, Plan, PlannedRun
+from quintic.sweep.record import outcome_in
+
+DEPTH = 4
+BATCH, CONTEXT = 1024, 256
+FIT = {
+    32: (2**18, 2**19, 2**20, 2**21),
+    64: (2**18, 2**19, 2**20, 2**21),
+    96: (2**18, 2**19, 2**20),
+    128: (2**18, 2**19, 2**20),
+}
+"""Tokens by width."""
+TARGET = {256: (5 * 2**18,)}
+PARTS = {"fit": FIT, "target": TARGET}
+SEEDS = (1, 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--data", required=True, help="a dataset with a small vocabulary")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/prophecy"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "prophecy")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options.part, options.data, options.jobs, options.out, options.results)
+    except QuinticError as error:
+        print(f"bench.prophecy: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped and saved; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run(part: str, data: str, jobs: int, out: Path, results: Path) -> None:
+    runs = tuple(_planned(part, data))
+    outcomes = {run.name: outcome_in(out / run.name, run) for run in runs}
+    out.mkdir(parents=True, exist_ok=True)
+    plan = Plan(runs[0].config, (), None, len(SEEDS), runs)
+
+    def ended(run: PlannedRun) -> None:
+        found = outcomes[run.name]
+        print(f"{run.name}  {found.val_loss or found.message}", flush=True)
+        if found.kind == "finished":
+            (results / run.name).mkdir(parents=True, exist_ok=True)
+            for name in (run_dir.CONFIG, run_dir.ENVIRONMENT, METRICS):
+                shutil.copyfile(out / run.name / name, results / run.name / name)
+
+    if not execute(plan, out, outcomes, jobs=jobs, on_change=lambda _: None, on_end=ended):
+        raise KeyboardInterrupt
+    if failed := [name for name, found in outcomes.items() if found.kind != "finished"]:
+        raise QuinticError(f"{failed[0]} did not finish: see {out / failed[0]}.log")
+
+
+def _planned(part: str, data: str) -> Iterator[PlannedRun]:
+    for width, lengths in PARTS[part].items():
+        for tokens in lengths:
+            for seed in SEEDS:
+                config = config_of(width, tokens, data).override({SEED: seed})
+                yield PlannedRun(f"{part}-{DEPTH}x{width}-{tokens}-seed{seed}", {}, config)
+
+
+def config_of(width: int, tokens: int, data: str) -> Config:
+    """Return the run of a width on so many tokens."""
+    factor = (BATCH / ladder.REFERENCE_BATCH) ** ladder.LR_OF_BATCH
+    factor *= (tokens / ladder.REFERENCE_TOKENS) ** ladder.LR_OF_TOKENS
+    narrower = (width / ladder.REFERENCE_WIDTH) ** ladder.ADAMW_LR_OF_WIDTH
+    steps = tokens // BATCH
+    return get_recipe(f"ladder:{DEPTH}").override(
+        {
+            "data.path": data,
+            "model.width": width,
+            "model.heads": max(1, width // ladder.HEAD_WIDTH),
+            "model.context": CONTEXT,
+            "optim.muon.lr": float(f"{ladder.REFERENCE_MUON_LR * factor:.3g}"),
+            "optim.muon.weight_decay": 0.0,
+            "optim.muon.cautious": False,
+            "optim.adamw.lr": float(f"{ladder.REFERENCE_ADAMW_LR * factor * narrower:.3g}"),
+            "train.batch_tokens": BATCH,
+            "train.steps": steps,
+            "train.eval_every": steps,
+            "train.eval_tokens": 2**17,
+            "train.log_every": 10,
+            "train.log_to": (),
+            "train.sample_tokens": 0,
+            "train.report": False,
+            "train.keep_checkpoints": 1,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
