@@ -30,14 +30,14 @@ from quintic.sweep.record import outcome_in
 
 DEPTH = 4
 BATCH, CONTEXT = 1024, 256
-FIT = {
+FIT: dict[int, tuple[int, ...]] = {
     32: (2**18, 2**19, 2**20, 2**21),
     64: (2**18, 2**19, 2**20, 2**21),
     96: (2**18, 2**19, 2**20),
     128: (2**18, 2**19, 2**20),
 }
 """Tokens by width."""
-TARGET = {256: (5 * 2**18,)}
+TARGET: dict[int, tuple[int, ...]] = {256: (5 * 2**18,)}
 PARTS = {"fit": FIT, "target": TARGET}
 SEEDS = (1, 2)
 
