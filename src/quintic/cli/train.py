@@ -21,6 +21,7 @@ from quintic.malloc import keep_freed_memory
 from quintic.run_dir import REPORT, default_folder
 from quintic.run_lines import closing_lines, opening_lines
 from quintic.setup import Run, check_divided, resume, start
+from quintic.threads import choose_threads
 from quintic.train import train_run
 
 REPORT_S = 20.0
@@ -81,6 +82,8 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     device = choose_device(command.train.device)
     if device.type == "cpu":
         keep_freed_memory()
+    if device.type == "cpu" and launched_size() == 1 and (chosen := choose_threads(command.resume)):
+        Console(unheard=True).line(chosen)
     world = connect(device.type)
     with first_failure_speaks(world), ExitStack() as taken:
         train_here(command, world, taken)
