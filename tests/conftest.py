@@ -114,7 +114,6 @@ def tiny_options(data: Path) -> dict[str, Any]:
         "model.bigram_embeddings": 0,
         "model.value_embeddings": 0,
         "train.cpu_kernels": "plain",
-        "train.side_by_side": False,
         "optim.muon.lr": 0.02,
         "optim.adamw.lr": 0.005,
         "optim.schedule.cooldown_fraction": 0.4,
