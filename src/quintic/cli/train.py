@@ -22,6 +22,7 @@ from quintic.run_dir import REPORT, default_folder
 from quintic.run_lines import closing_lines, opening_lines
 from quintic.setup import Run, check_divided, resume, start
 from quintic.threads import choose_threads
+from quintic.track.attempt import check_no_attempt
 from quintic.train import train_run
 
 REPORT_S = 20.0
@@ -132,6 +133,7 @@ def train_here(command: Train, world: World, taken: ExitStack) -> None:
             fresh_cooldown=command.fresh_cooldown,
         )
     elif command.resume is not None:
+        check_no_attempt(command.resume)
         run = resume(command.resume, config, console, world)
         if run.stopped_early:
             console.line(
