@@ -1,13 +1,14 @@
-"""How long threads that wait for each other should spin: `laptop-plain` beside busy cores.
+"""How many threads a run should take on a CPU, and how long they should spin: a recipe of the
+embedded corpus on quiet cores and beside one busy loop a core.
 
 PyTorch's operators divide their work among OpenMP threads, which meet after each. A thread that has
 come first spins, that is looks again and again, before it sleeps: waking takes longer than a short
 wait, and spinning takes the core from whoever would let the others come. `GOMP_SPINCOUNT` is how
-often it looks; GNU OpenMP's own number is 300,000. With `train.side_by_side` each thread has
-micro-batches of its own and hardly ever waits. Each case is trained in turn, several rounds, in
-processes of their own, on a machine that is otherwise quiet and beside one busy loop a core.
+often it looks; GNU OpenMP's own number is 300,000. Each case is trained in turn, several rounds, in
+processes of their own.
 
-    python -m bench.threads            # writes docs/results/threads-cpu-Nthreads.json
+    python -m bench.threads            # writes docs/results/threads-RECIPE-cpu-Nthreads.json
+    python -m bench.threads --counts   # what quintic chooses, all cores and one thread
 
 What else runs on the machine is measured too: run it alone, or with --beside busy only.
 """
@@ -22,7 +23,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +30,9 @@ import torch
 from bench.results import print_table, write_result
 from quintic.cores import available_cores
 from quintic.metrics_file import METRICS, read_records
+from quintic.run_dir import read_environments
+
+CHOSEN = "as quintic chooses"
 
 OWN = 300_000
 """What GNU OpenMP does where it is told nothing (libgomp/env.c)."""
@@ -51,17 +54,8 @@ def busy(loops: int) -> Iterator[None]:
             process.wait()
 
 
-@dataclass(frozen=True)
-class Case:
-    """One way to train."""
-
-    environment: dict[str, str]
-    side_by_side: bool = False
-    fused: bool = False
-
-
-def step_ms(steps: int, case: Case) -> float:
-    """Mean milliseconds of a step of `laptop-plain`, in a process of its own."""
+def trained(recipe: str, steps: int, environment: dict[str, str]) -> tuple[float, int]:
+    """Mean milliseconds of a step, in a process of its own, and the threads that it took."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -71,59 +65,70 @@ def step_ms(steps: int, case: Case) -> float:
             "--train.eval-every": "1000000",
             "--train.eval-tokens": "512",
             "--train.device": "cpu",
-            "--train.cpu-kernels": "fused" if case.fused else "plain",
         }
         arguments = [text for option in options.items() for text in option]
-        arguments.append(f"--train.{'' if case.side_by_side else 'no-'}side-by-side")
         subprocess.run(
-            [sys.executable, "-m", "quintic", "train", "laptop-plain", *arguments],
-            env={**inherited, **case.environment},
+            [sys.executable, "-m", "quintic", "train", recipe, *arguments, "--train.no-report"],
+            env={**inherited, **environment},
             stdout=subprocess.DEVNULL,
             check=True,
         )
         times = [r["step_ms"] for r in read_records(run / METRICS) if "step_ms" in r]
-    return statistics.fmean(times[FIRST:])
+        (start,) = read_environments(run)
+    return statistics.fmean(times[FIRST:]), start["threads"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="laptop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24, help="steps of a run that count")
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
+    parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--beside", choices=("quiet", "busy"), nargs="+", default=("quiet", "busy"))
     parser.add_argument("--dry", action="store_true", help="print only")
     options = parser.parse_args(arguments)
 
     cores = available_cores()
-    cases = {f"spin {count:,}": Case({"GOMP_SPINCOUNT": str(count)}) for count in options.counts}
-    cases["one thread"] = Case({"OMP_NUM_THREADS": "1"})
-    cases["one thread, fused"] = Case({"OMP_NUM_THREADS": "1"}, fused=True)
-    cases["side by side"] = Case({}, side_by_side=True)
-    cases["side by side, fused"] = Case({}, side_by_side=True, fused=True)
+    on_all = {"OMP_NUM_THREADS": str(cores)}
+    cases = {CHOSEN: {}, "all cores": on_all, "one thread": {"OMP_NUM_THREADS": "1"}}
+    cases |= {f"spin {n:,}": {**on_all, "GOMP_SPINCOUNT": str(n)} for n in options.counts}
     found: dict[str, dict[str, list[float]]] = {
         beside: {case: [] for case in cases} for beside in options.beside
     }
+    took: dict[str, list[int]] = {beside: [] for beside in options.beside}
     for _ in range(options.rounds):
         for beside, measured in found.items():
             with busy(cores if beside == "busy" else 0):
-                for name, case in cases.items():
-                    measured[name].append(round(step_ms(options.steps, case), 2))
-                    print(f"{beside}, {name}: {measured[name][-1]:,.1f} ms a step", flush=True)
+                for name, environment in cases.items():
+                    ms, threads = trained(options.recipe, options.steps, environment)
+                    measured[name].append(round(ms, 2))
+                    print(f"{beside}, {name}: {ms:,.1f} ms a step, threads {threads}", flush=True)
+                    if name == CHOSEN:
+                        took[beside].append(threads)
     medians = {b: {c: statistics.median(ms) for c, ms in m.items()} for b, m in found.items()}
-    base = next(iter(cases))
+    base = next(iter(medians.values()))[CHOSEN]
     rows = [
         [
             case,
             *(f"{of[case]:,.1f}" for of in medians.values()),
-            *(f"{of[case] / of[base]:.3f}" for of in medians.values()),
+            *(f"{of[case] / base:.2f}" for of in medians.values()),
         ]
         for case in cases
     ]
-    print_table(["", *(f"{b}, ms" for b in medians), *(f"{b}, of {base}" for b in medians)], rows)
+    first = f"of {CHOSEN}, {next(iter(medians))}"
+    print_table(["", *(f"{b}, ms" for b in medians), *(f"{b}, {first}" for b in medians)], rows)
     if not options.dry:
-        figures = {"steps": options.steps, "cores": cores, "step_ms": found, "median_ms": medians}
-        write_result(f"threads-cpu-{cores}threads", figures, torch.device("cpu"))
+        figures = {
+            "recipe": options.recipe,
+            "steps": options.steps,
+            "cores": cores,
+            "threads_chosen": took,
+            "step_ms": found,
+            "median_ms": medians,
+        }
+        name = f"threads-{options.recipe}-cpu-{cores}threads"
+        write_result(name, figures, torch.device("cpu"))
 
 
 if __name__ == "__main__":

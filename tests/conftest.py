@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from quintic.config import Config
+from quintic.cores import available_cores
 from quintic.data.corpus import _dataset_of_tree
 from quintic.data.shards import write_shard
 from quintic.recipes import get_recipe
@@ -32,6 +33,8 @@ def pytest_configure() -> None:
     # Before torch is imported: threads that spin while they wait make a step a hundred times slower
     # where something else runs on the same cores, such as another worker of pytest.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # A run would take fewer threads where something else runs, and round otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     # A shell that starts the tests in the background makes them ignore Ctrl-C, and with them the
     # commands that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,7 +114,6 @@ def tiny_options(data: Path) -> dict[str, Any]:
         "model.bigram_embeddings": 0,
         "model.value_embeddings": 0,
         "train.cpu_kernels": "plain",
-        "train.side_by_side": False,
         "optim.muon.lr": 0.02,
         "optim.adamw.lr": 0.005,
         "optim.schedule.cooldown_fraction": 0.4,

@@ -401,6 +401,22 @@ def test_another_recipe_beside_resume(refuse: Refuse, run: Path) -> None:
 # Resume -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("option", ["--resume", "--auto-resume"])
+def test_a_run_of_an_attempt_at_the_track_is_not_resumed(
+    option: str, run: Path, refuse: Refuse
+) -> None:
+    attempt = run.parent / "attempt"
+    attempt.mkdir()
+    mine = shutil.move(run, attempt / "02-candidate")
+    (attempt / "attempt.json").write_text("{}")
+    resumed = ["--resume", mine] if option == "--resume" else ["laptop", "--out", mine, option]
+    assert refuse("train", *resumed) == (
+        f"{mine} is a run of the track's attempt in {attempt}, which trains it at one go, since "
+        f"its time counts: continue that with quintic track run and --out {attempt}, or begin a "
+        "run of your own with another --out"
+    )
+
+
 @pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"], ["generate"]])
 def test_a_folder_that_holds_no_run(command: list[str], refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

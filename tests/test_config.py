@@ -183,7 +183,6 @@ def configs(draw: st.DrawFn) -> Config:
             else draw(st.sampled_from(["auto", "math", "flash", "efficient", "cudnn"])),
             cuda_graphs=compiled and draw(st.booleans()),
             cpu_kernels="plain" if compiled else draw(st.sampled_from(["plain", "fused"])),
-            side_by_side=not compiled and draw(st.booleans()),
             cache_bf16_weights=not fsdp and draw(st.booleans()),
             prefetch_to_gpu=draw(st.sampled_from(["auto", "on", "off"])),
             eval_every=eval_every,
@@ -796,6 +795,11 @@ def test_an_old_name_is_unknown_and_suggests_the_new_one(name: str) -> None:
     assert refused({name: value}) == f"there is no field {name}: did you mean {new}?"
     with pytest.raises(QuinticError, match=f"there is no field {name}: did you mean {new}"):
         Config.from_dict({"format": 2, **nested({name: value})})
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_config_from_when_micro_batches_could_be_side_by_side_is_read(value: bool) -> None:
+    assert Config.from_dict({"format": 2, "train": {"side_by_side": value}}) == Config()
 
 
 @pytest.mark.parametrize("number", [1, 2])

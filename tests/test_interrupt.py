@@ -38,11 +38,26 @@ def test_ctrl_c_while_pytorch_is_imported_ends_the_command_in_one_word() -> None
     assert (process.returncode, err) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("became", [None, SystemError("initialization of _C raised")])
+@pytest.mark.parametrize(
+    ("became", "rank", "said"),
+    [
+        (None, None, "interrupted\n"),
+        (SystemError("initialization of _C raised"), None, "interrupted\n"),
+        (None, "0", "interrupted\n"),
+        (None, "1", ""),
+    ],
+)
 def test_a_ctrl_c_that_an_import_loses_is_remembered(
-    became: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    became: Exception | None,
+    rank: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Fails where the command goes on to train, or ends in the other exception's traceback."""
+    """Fails where the command goes on to train, or ends in the other exception's traceback, or
+    where several processes say it."""
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
 
     def runs(*_: object) -> NoReturn:
         raise AssertionError("the command went on")
@@ -59,7 +74,7 @@ def test_a_ctrl_c_that_an_import_loses_is_remembered(
     with pytest.raises(SystemExit) as caught:
         command.main(["recipes"])
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -1,13 +1,14 @@
-"""The ladder to the record: `python -m bench.ladder --data DIR`.
+"""The ladder to the record: `python -m bench.ladder --data DIR`, `python -m bench.ladder laptop`.
 
 `modded` at a size that a CPU carries, and then one technique of the speedrun at a time
-(bench/ladder/techniques.py) on top of those that were kept, three seeds each. A technique is kept
-where its final loss is lower with p < 0.05 (Welch's test, two-sided). `--jobs` runs are trained at
-once; the same command goes on after a stop.
+(bench/ladder/techniques.py) on top of those that were kept, three seeds each; or, on the embedded
+corpus, from `laptop-plain` to `laptop` and to what that does without. A technique is kept where its
+final loss is lower with p < 0.05 (Welch's test, two-sided). `--jobs` runs are trained at once; the
+same command goes on after a stop.
 
 It writes docs/results/ladder.json, ladder.png and of each run config, environment and metrics,
-which `quintic compare docs/results/ladder/*` reads. With other seeds, or some techniques only, give
-what it writes another `--name`.
+which `quintic compare docs/results/ladder/*` reads; for the other, laptop-ladder. With other seeds,
+or some techniques only, give what it writes another `--name`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from bench.changes import parse_changes
 from bench.ladder.climb import Rung, climb
 from bench.ladder.figure import draw_ladder
-from bench.ladder.techniques import SMALL_GAINS, TECHNIQUES, small_modded
+from bench.ladder.techniques import LADDERS, SMALL_GAINS, Ladder
 from bench.results import RESULTS, print_table, write_result
 from quintic import run_dir
 from quintic.compare.statistics import summarize
@@ -40,13 +41,14 @@ HEADER = ("rung", "kept", "final loss", "to the last kept", "95% interval", "p")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="a dataset with a vocabulary of 4,096")
+    parser.add_argument("ladder", choices=LADDERS, nargs="?", default="modded")
+    parser.add_argument("--data", help="of modded: a dataset with a vocabulary of 4,096")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--out", type=Path, help="runs/ladder, or runs/laptop-ladder")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--name", default="ladder", help="of what is written into the results")
+    parser.add_argument("--name", help="of what is written into the results, as of --out")
     parser.add_argument(
         "--set", type=parse_changes, nargs="*", default=[], metavar="FIELD=VALUE",
         help="of every run",
@@ -64,30 +66,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    for name in ("seeds", "jobs"):
-        if (value := getattr(options, name)) < 1:
-            raise QuinticError(f"--{name} is {value}: it must be at least 1")
-    there = {technique.name: technique for technique in (*TECHNIQUES, SMALL_GAINS)}
-    for name in options.only or ():
-        if name not in there:
-            raise QuinticError(f"there is no technique {name!r}: they are {', '.join(there)}")
-    chosen = TECHNIQUES if options.only is None else [there[name] for name in options.only]
-    changes = {"data.path": options.data}
+    for number in ("seeds", "jobs"):
+        if (value := getattr(options, number)) < 1:
+            raise QuinticError(f"--{number} is {value}: it must be at least 1")
+    ladder = LADDERS[options.ladder]
+    if options.data is None and options.ladder == "modded":
+        raise QuinticError("the text of modded's ladder is not known: name its folder with --data")
+    out, name = options.out or Path("runs") / ladder.name, options.name or ladder.name
+    there = {technique.name: technique for technique in (*ladder.techniques, SMALL_GAINS)}
+    for only in options.only or ():
+        if only not in there:
+            raise QuinticError(f"there is no technique {only!r}: they are {', '.join(there)}")
+    chosen = ladder.techniques if options.only is None else [there[name] for name in options.only]
+    changes = {} if options.data is None else {"data.path": options.data}
     for more in options.set:
         changes |= more
     rungs: list[Rung] = []
     for rung in climb(
-        small_modded(changes),
+        ladder.foot(changes),
         chosen,
-        options.out,
+        out,
         seeds=range(options.first_seed, options.first_seed + options.seeds),
         jobs=options.jobs,
         say=lambda text: print(text, flush=True),
+        scale=ladder.scale,
     ):
         rungs.append(rung)
-        _write(rungs, options.results, options.name)  # after every rung, so that a stop loses none
-        for folder in sorted(options.out.glob(f"{len(rungs) - 1:02}-{rung.name}-seed*/")):
-            _copy(folder, options.results / options.name / folder.name)
+        _write(rungs, options.results, name, ladder)  # after every rung, so that a stop loses none
+        for folder in sorted(out.glob(f"{len(rungs) - 1:02}-{rung.name}-seed*/")):
+            _copy(folder, options.results / name / folder.name)
         print_table(HEADER, [_row(rung) for rung in rungs])
 
 
@@ -97,12 +104,13 @@ def _copy(run: Path, to: Path) -> None:
         shutil.copyfile(run / name, to / name)
 
 
-def _write(rungs: Sequence[Rung], results: Path, name: str) -> None:
-    figures = [{**asdict(rung), "kept": rung.kept} for rung in rungs]
-    write_result(
-        name, {"rungs": figures}, torch.device("cpu"), module="bench.ladder", folder=results
-    )
-    draw_ladder(rungs, results / f"{name}.png")
+def _write(rungs: Sequence[Rung], results: Path, name: str, ladder: Ladder) -> None:
+    figures = {
+        "unit": ladder.unit,
+        "rungs": [{**asdict(rung), "kept": rung.kept} for rung in rungs],
+    }
+    write_result(name, figures, torch.device("cpu"), module="bench.ladder", folder=results)
+    draw_ladder(rungs, results / f"{name}.png", ladder.unit)
 
 
 def _row(rung: Rung) -> tuple[Any, ...]:

@@ -15,9 +15,6 @@ from quintic.sweep.execute import execute
 from quintic.sweep.plan import SEED, Plan, PlannedRun
 from quintic.sweep.record import Outcome, outcome_in
 
-FOOT = "modded"
-"""The name of the first rung, on which nothing is added."""
-
 LEVEL = 0.05
 """Of significance, for a rung to be kept. Of 14 rungs without any effect a third of one is kept."""
 
@@ -28,11 +25,11 @@ class Rung:
 
     name: str
     technique: Technique | None
-    """None at the foot."""
+    """None at the foot, which is named as its recipe."""
     upon: tuple[str, ...]
     """Names of what was kept before it."""
     losses: dict[int, float | None]
-    """Final validation loss in nats by seed; None where it diverged."""
+    """Final validation loss by seed, in the ladder's unit; None where it diverged."""
     difference: Difference | None
     """To the highest rung kept before it; None at the foot, and where a run diverged."""
 
@@ -53,12 +50,14 @@ def climb(
     seeds: Sequence[int],
     jobs: int,
     say: Callable[[str], None],
+    scale: Callable[[Config], float] = lambda config: 1.0,
 ) -> Iterator[Rung]:
     """Train one rung after another in `folder`, each when its outcome is asked for.
 
-    A run that is done already is not trained again, and one that was stopped goes on. Raises
-    `QuinticError` where a run fails for another reason than divergence, and `KeyboardInterrupt`
-    where a signal stopped it; what was trained is saved.
+    `scale` is what a loss in nats per token is multiplied by. A run that is done already is not
+    trained again, and one that was stopped goes on. Raises `QuinticError` where a run fails for
+    another reason than divergence, and `KeyboardInterrupt` where a signal stopped it; what was
+    trained is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     below: dict[int, float | None] = {}
@@ -66,10 +65,12 @@ def climb(
     kept: dict[str, Any] = {}
     tried: list[Technique | None] = [None, *techniques]
     for number, technique in enumerate(tried):
-        name = technique.name if technique else FOOT
+        name = technique.name if technique else foot.recipe
         changes = technique.changes if technique else {}
         config = foot.override(kept | changes)
-        losses = _train(f"{number:02}-{name}", config, changes, folder, seeds, jobs, say)
+        nats = _train(f"{number:02}-{name}", config, changes, folder, seeds, jobs, say)
+        unit = scale(config)
+        losses = {seed: None if x is None else x * unit for seed, x in nats.items()}
         rung = Rung(name, technique, upon, losses, _difference(losses, below))
         if rung.kept:
             below = losses
@@ -95,7 +96,7 @@ def _train(
     jobs: int,
     say: Callable[[str], None],
 ) -> dict[int, float | None]:
-    """Final losses by seed."""
+    """Final losses by seed, in nats per token."""
     runs = tuple(
         PlannedRun(f"{name}-seed{seed}", changes, config.override({SEED: seed})) for seed in seeds
     )

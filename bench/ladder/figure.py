@@ -13,7 +13,7 @@ KEPT, LEFT = "#0072B2", "#D55E00"
 """Of Okabe and Ito's colours; markers and the words below tell them apart too."""
 
 
-def draw_ladder(rungs: Sequence[Rung], path: Path) -> None:
+def draw_ladder(rungs: Sequence[Rung], path: Path, unit: str = "nats per token") -> None:
     """Seeds as points, means as ticks, and the height of what is kept as a line through them."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -43,7 +43,7 @@ def draw_ladder(rungs: Sequence[Rung], path: Path) -> None:
     axes.step(range(len(heights)), heights, where="post", color=KEPT, linewidth=1, alpha=0.5)
     names = [rung.name if place == 0 else f"+ {rung.name}" for place, rung in enumerate(rungs)]
     axes.set_xticks(range(len(rungs)), names, rotation=38, ha="right", rotation_mode="anchor")
-    axes.set_ylabel("final validation loss (nats per token)")
+    axes.set_ylabel(f"final validation loss ({unit})")
     axes.margins(y=0.12)
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The techniques of the ladder, in the order in which they are tried, and the run they start from.
+"""The two ladders: techniques in the order in which they are tried, and the run they start from.
 
 Folders named here are of records/track_1_short of the speedrun
 (https://github.com/KellerJordan/modded-nanogpt); what each option does is in docs/techniques.md.
@@ -6,11 +6,15 @@ Folders named here are of records/track_1_short of the speedrun
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from quintic.config import Config
+from quintic.console import Console
 from quintic.recipes import get_recipe
+from quintic.setup import open_data
 
 SMALL: dict[str, Any] = {
     "model.layers": 4,
@@ -49,8 +53,23 @@ class Technique:
     name: str
     """Of its runs."""
     changes: dict[str, Any]
-    record: str
-    """Where the speedrun took it up."""
+    record: str = ""
+    """Where the speedrun took it up; nothing where it did not."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A run, and what is tried on top of it."""
+
+    name: str
+    """Of what is written of it."""
+    foot: Callable[[dict[str, Any]], Config]
+    """The run that it starts from, with further fields changed."""
+    techniques: Sequence[Technique]
+    unit: str
+    """Of the losses."""
+    scale: Callable[[Config], float]
+    """What a loss in nats per token is multiplied by for that."""
 
 
 TECHNIQUES = (
@@ -114,5 +133,75 @@ asked for by name, with other seeds than those that chose it: `--only value-embe
 
 
 def small_modded(changes: dict[str, Any] | None = None) -> Config:
-    """The run at the foot of the ladder, with further fields changed."""
+    """The run at the foot of the speedrun's ladder, with further fields changed."""
     return get_recipe("modded").override(SMALL | (changes or {}))
+
+
+SHORT: dict[str, Any] = {
+    "train.steps": 125,
+    "train.eval_every": 1000,
+    "train.eval_tokens": 32_768,
+    "train.checkpoint_every": 5000,
+    "train.keep_checkpoints": 1,
+    "train.cpu_kernels": "fused",
+    "train.sample_tokens": 0,
+    "train.report": False,
+    "train.log_to": (),
+}
+"""`laptop-plain` on 256,000 tokens, a twelfth of its corpus, in half a minute of a core."""
+
+LAPTOP_TECHNIQUES = (
+    Technique("key-smear", {"model.key_smear": True}),
+    Technique(
+        "untied-head",
+        {"model.tied_head": False, "model.embed_norm": True, "optim.adamw.head_lr": 0.024},
+        "2024-11-03_UntieEmbed",
+    ),
+    # At equal tokens.
+    Technique("half-batch", {"train.batch_tokens": 1024, "train.steps": 250}),
+    Technique("higher-rates", {"optim.muon.lr": 0.012, "optim.adamw.lr": 0.04}),
+    # The neighbour is learned through the embedding: with its rate eight times as high, once more.
+    Technique("key-smear-again", {"model.key_smear": True}),
+    Technique("token-smear", {"model.token_smear": True}, "2025-09-18_Smear"),
+    Technique("value-embeddings", {"model.value_embeddings": 2}, "2024-12-04_ValueEmbed"),
+    Technique("pairs", {"model.bigram_embeddings": 16_384}),
+    # From here on what `laptop` does not have. With as many FLOPs as 250 steps have before, and,
+    # with another vocabulary, validated on the same 102,500 bytes to half a percent.
+    Technique(
+        "vocabulary-4096",
+        {"data.embedded_vocab": 4096, "train.steps": 205, "train.eval_tokens": 28_672},
+    ),
+    Technique(
+        "vocabulary-1024",
+        {"data.embedded_vocab": 1024, "train.steps": 281, "train.eval_tokens": 38_656},
+    ),
+    Technique("three-layers", {"model.layers": 3, "model.value_embeddings": 1, "train.steps": 310}),
+    Technique("normuon", {"optim.muon.normuon": True}, "2025-10-24_NorMuon"),
+    Technique("momentum-0.9", {"optim.muon.momentum": 0.9}),
+    Technique("32768-pairs", {"model.bigram_embeddings": 32_768}),
+    Technique(
+        "polar-express", {"optim.muon.ns_coefficients": "polar_express"}, "2025-09-29_PolarExpress"
+    ),
+)
+
+
+def short_laptop_plain(changes: dict[str, Any] | None = None) -> Config:
+    """The run at the foot of the laptop track's ladder, with further fields changed."""
+    return get_recipe("laptop-plain").override(SHORT | (changes or {}))
+
+
+def bits_per_byte(config: Config) -> float:
+    """Bits per byte of the text that a config validates on, for a nat per token of it. Ends of text
+    count as tokens and have no bytes."""
+    dataset = open_data(config, Console(quiet=True))
+    tokens = config.train.eval_tokens
+    sizes_N = dataset.load_tokenizer().byte_lengths[dataset.val.read(1, tokens)]
+    return tokens / math.log(2) / int(sizes_N.sum())
+
+
+LADDERS = {
+    "modded": Ladder("ladder", small_modded, TECHNIQUES, "nats per token", lambda config: 1.0),
+    "laptop": Ladder(
+        "laptop-ladder", short_laptop_plain, LAPTOP_TECHNIQUES, "bits per byte", bits_per_byte
+    ),
+}

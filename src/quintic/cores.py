@@ -1,6 +1,7 @@
 """The number of cores there are to work on."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,42 @@ def available_cores(root: Path = Path("/")) -> int:
         cores = os.cpu_count() or 1
     # Rounded down: a thread more than there is time for makes all others wait for it.
     return max(1, int(min([cores, *_cgroup_limits(root)])))
+
+
+LOOK_S = 0.5
+"""Seconds that `free_cores` looks, in which a core counts 50 of its ticks."""
+
+
+def free_cores(root: Path = Path("/")) -> float:
+    """Return how many of the available cores nobody uses while this process sleeps for `LOOK_S`;
+    all of them where the system does not say, which Linux does in `proc/stat` (proc_stat(5)).
+
+    The load average would still know of what has ended a minute ago, and `proc/pressure` knows only
+    of programs that wait for a core, as ours do not yet. `root` is where `proc` and `sys` are.
+    """
+    cores, before = available_cores(root), _ticks(root)
+    if before:
+        time.sleep(LOOK_S)
+    passed = [
+        (idle - before[core][0], ticks - before[core][1])
+        for core, (idle, ticks) in _ticks(root).items()
+        if core in before
+    ]
+    shares = [idle / ticks for idle, ticks in passed if ticks > 0]  # a sandbox may count nothing
+    return min(sum(shares), cores) if shares else cores
+
+
+def _ticks(root: Path) -> dict[int, tuple[int, int]]:
+    """Return for each core that this process may run on how long it was idle, and all of its time,
+    in ticks of the system's clock."""
+    found = {}
+    for line in _text_of(root / "proc/stat").splitlines():
+        name, *columns = line.split()
+        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in os.sched_getaffinity(0):
+            # user, nice, system, idle, iowait, irq, softirq, steal; user and nice include guests
+            ticks = [int(column) for column in columns[:8]]
+            found[int(name[3:])] = sum(ticks[3:5]), sum(ticks)
+    return found
 
 
 def _cgroup_limits(root: Path) -> Iterator[float]:

@@ -17,7 +17,7 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
-from quintic.config import Config, ModelConfig, TrainConfig
+from quintic.config import Config, ModelConfig
 from quintic.cores import available_cores
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError, counted, one_line
@@ -196,8 +196,7 @@ def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -
     """Return the sequences of a micro-batch where `train.micro_batch` is None.
 
     It is the divisor of the batch that takes a process's share of it in the fewest passes, with
-    activations that fill at most half the device's memory; where they are computed side by side
-    (`train.side_by_side`), at least as many passes as there are threads, if that can be.
+    activations that fill at most half the device's memory.
     """
     tokens = CPU_MICRO_BATCH_TOKENS
     if device.type == "cuda":
@@ -208,16 +207,8 @@ def auto_micro_batch(config: Config, device: torch.device, processes: int = 1) -
         tokens = 8192
     limit = max(1, tokens // config.model.context)
     smallest, most = config.batches.smallest, -(-config.batch_sequences // processes)
-    if computes_side_by_side(config.train, device, processes):
-        limit = max(1, min(limit, smallest // torch.get_num_threads()))
     divisors = (n for n in range(1, min(limit, smallest) + 1) if smallest % n == 0)
     return min(divisors, key=lambda n: (-(-most // n), n))
-
-
-def computes_side_by_side(train: TrainConfig, device: torch.device, processes: int) -> bool:
-    """Return whether the micro-batches of a step are computed side by side; of several processes
-    each has its own."""
-    return train.side_by_side and device.type == "cpu" and processes == 1
 
 
 def activation_bytes_per_token(model: ModelConfig, checkpointed: bool = False) -> int:

@@ -11,8 +11,6 @@ import gzip
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +22,6 @@ from quintic.data.shards import TokenStream
 from quintic.data.tokenizer import Tokenizer
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError
-from quintic.optim.side_by_side import side_by_side
 
 BASELINE_TOKENS = 50_000_000
 """Training tokens that the unigram model counts, at most."""
@@ -63,26 +60,22 @@ def add_up(parts: Iterable[LossSums]) -> LossSums:
     return LossSums(sum(tokens), math.fsum(nats), math.fsum(text_nats))
 
 
+@torch.no_grad()
 def sum_losses(
     loss: Callable[..., Tensor],
     batches: Iterable[Batch],
     device: torch.device,
     world: World = ALONE,
     special_ids: Collection[int] = (),
-    *,
-    apart: bool = False,
 ) -> LossSums:
     """Return the sums over all batches, each a pair of [B, T] ids; targets below zero are none.
 
     `loss` is `LanguageModel.loss`. `special_ids` are the ids without bytes. Every process takes its
     share of the sequences of each batch. The batches' sums are added up in float64, and read from
-    the device once, at the end. With `apart` several batches are computed side by side, each on one
-    thread.
+    the device once, at the end.
     """
-    special, sums, tokens = torch.tensor(sorted(special_ids)), list[Tensor](), 0
-
-    @torch.no_grad()  # which each thread says for itself
-    def sums_of(batch: Batch) -> Tensor:
+    special, sums, tokens = torch.tensor(sorted(special_ids)), [], 0
+    for batch in batches:
         (inputs_BT, targets_BT), sequences = split_batch(batch, world.size)[world.rank]
         counted_BT = (targets_BT >= 0) & (sequences > 0)
         # Two sums of the same losses: over the targets, and over those that are text.
@@ -93,12 +86,8 @@ def sum_losses(
             reduction="none",
         )
         masks_2N = masks_2BT.flatten(1).to(device, non_blocking=True)
-        return torch.where(masks_2N, losses, 0).sum(1)
-
-    remaining, threads = iter(batches), torch.get_num_threads() if apart else 1
-    while some := list(islice(remaining, threads)):
-        sums += side_by_side([partial(sums_of, batch) for batch in some])
-        tokens += sum(int((targets_BT >= 0).sum()) for _, targets_BT in some)
+        sums.append(torch.where(masks_2N, losses, 0).sum(1))
+        tokens += int((batch[1] >= 0).sum())
     nats, text_nats = world.all_reduce(torch.stack(sums).cpu().double().sum(0)).tolist()
     return LossSums(tokens, nats, text_nats)
 

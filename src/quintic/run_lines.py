@@ -110,8 +110,6 @@ def _step_choices(run: Run) -> Iterator[str]:
         yield f"attention as PyTorch chooses{f' ({own})' if own else ''}"
     else:
         yield f"attention {train.attention}"
-    if run.side_by_side:
-        yield f"micro-batches side by side on {counted(torch.get_num_threads(), 'thread')}"
     if train.cuda_graphs:
         yield "micro-batches as CUDA graphs"
     if train.cache_bf16_weights:

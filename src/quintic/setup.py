@@ -54,7 +54,6 @@ from quintic.device import (
     choose_device,
     compiling,
     compute_dtype,
-    computes_side_by_side,
     reproducible,
 )
 from quintic.distributed.world import ALONE, World, check_identical
@@ -133,11 +132,6 @@ class Run:
         assert self.config.train.micro_batch is not None, "set_up resolves it"
         most = -(-self.config.batches.at(step) // self.world.size)
         return -(-most // self.config.train.micro_batch)
-
-    @property
-    def side_by_side(self) -> bool:
-        """True where the micro-batches of a step are computed side by side."""
-        return computes_side_by_side(self.config.train, self.device, self.world.size)
 
     @property
     def sharded(self) -> bool:
@@ -357,9 +351,7 @@ def _build(
         shard_model(model, world, device)
         whole = WholeAtOwners(world)
         return model, specs, FsdpStepper(model, specs, partial(build, whole=whole), world)
-    apart = computes_side_by_side(train, device, world.size)
-    build = partial(build, compile=train.compile, side_by_side=apart)
-    parameters = dict(model.named_parameters())
+    build, parameters = partial(build, compile=train.compile), dict(model.named_parameters())
     if world.size > 1:
         return model, specs, Zero1Stepper(parameters, specs, build, world)
     keep = train.cuda_graphs

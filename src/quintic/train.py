@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from threading import Lock
 
 import torch
 from torch import Tensor
@@ -31,7 +30,6 @@ from quintic.metrics import Metrics, NonFiniteLossError, Value
 from quintic.metrics_file import METRICS, read_records
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
-from quintic.optim.side_by_side import side_by_side
 from quintic.samples import Samples
 from quintic.setup import Run
 from quintic.tasks.in_training import TrainingTasks
@@ -213,13 +211,10 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog = UNWATCHED) -> 
     """
     step = run.state.step
     micro_batches, sequences = run.micro_batches(step), run.config.batches.at(step)
+    total = torch.zeros((), device=run.device)
     if run.weight_cache is not None:
         run.weight_cache.renew()
     parts = split_batch(batch, micro_batches)
-    if run.side_by_side:
-        watchdog.at(step, "forward and backward passes")
-        return _forward_backward_side_by_side(run, parts, sequences)
-    total = torch.zeros((), device=run.device)
     for number, ((inputs_BT, targets_BT), weight) in enumerate(parts, 1):
         watchdog.at(step, f"forward and backward pass {number} of {micro_batches}")
         run.stepper.set_requires_gradient_sync(number == micro_batches)
@@ -232,46 +227,6 @@ def forward_backward(run: Run, batch: Batch, watchdog: Watchdog = UNWATCHED) -> 
         total = total + part.detach()
     watchdog.at(step, "adding up gradients and updating weights", waits=True)
     return run.world.all_reduce(total)
-
-
-def _forward_backward_side_by_side(
-    run: Run, parts: list[tuple[Batch, int]], sequences: int
-) -> Tensor:
-    """Do all micro-batches, each on one thread; return the mean loss of the batch.
-
-    Gradients are added up in the order of the micro-batches, whichever is done first, so that the
-    number of threads changes no bit.
-    """
-    parameters = [p for p in run.state.model.parameters() if p.requires_grad]
-    done: dict[int, tuple[Tensor, tuple[Tensor | None, ...]]] = {}
-    total, gradients, added = torch.zeros(()), [p.grad for p in parameters], 0
-    adding = Lock()
-
-    def forward_backward_of(number: int) -> None:
-        nonlocal total, gradients, added
-        (inputs_BT, targets_BT), weight = parts[number]
-        part = run.loss(inputs_BT, targets_BT) * (weight / sequences)
-        found = part.detach(), torch.autograd.grad(part, parameters, allow_unused=True)
-        with adding:
-            done[number] = found
-            while added in done:
-                loss, new = done.pop(added)
-                total = total + loss
-                gradients = [_sum(g, n) for g, n in zip(gradients, new, strict=True)]
-                added += 1
-
-    side_by_side([partial(forward_backward_of, number) for number in range(len(parts))])
-    for p, gradient in zip(parameters, gradients, strict=True):
-        p.grad = gradient
-    return total
-
-
-def _sum(gradient: Tensor | None, new: Tensor | None) -> Tensor | None:
-    """Return the sum in the memory of the first, which nobody else has; None where there is
-    neither."""
-    if gradient is None or new is None:
-        return new if gradient is None else gradient
-    return gradient.add_(new)
 
 
 def apply_schedule(run: Run, step: int) -> dict[str, Value]:
@@ -311,9 +266,7 @@ def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
             yield batch
 
     special_ids = run.dataset.special_ids
-    run.validation = sum_losses(
-        run.loss, noted(), run.device, run.world, special_ids, apart=run.side_by_side
-    )
+    run.validation = sum_losses(run.loss, noted(), run.device, run.world, special_ids)
     return run.validation.mean
 
 

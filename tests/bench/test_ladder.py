@@ -1,6 +1,7 @@
 """`python -m bench.ladder` at a toy size, and what decides whether a rung is kept."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,23 @@ import pytest
 from bench.ladder.__main__ import main
 from bench.ladder.climb import Rung, climb
 from bench.ladder.figure import draw_ladder
-from bench.ladder.techniques import TECHNIQUES, Technique, small_modded
+from bench.ladder.techniques import (
+    LADDERS,
+    SHORT,
+    Ladder,
+    Technique,
+    bits_per_byte,
+    small_modded,
+)
 
 from quintic.compare.comparison import compare
 from quintic.compare.runs import read_run
 from quintic.compare.statistics import difference
-from quintic.config import Config
+from quintic.config import Config, differing_fields
+from quintic.data.dataset import open_dataset
 from quintic.errors import QuinticError
+from quintic.recipes import get_recipe
+from quintic.run_dir import read_config
 from tests.conftest import TINY_VOCAB
 
 pytestmark = pytest.mark.usefixtures("warm_runs")
@@ -123,6 +134,9 @@ def test_a_stop_is_said_in_a_line(
 def test_what_a_user_can_get_wrong_is_one_line(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "runs")])
+    assert "name its folder with --data" in capsys.readouterr().err
     for arguments, message in (
         (["--only", "softcup"], "there is no technique 'softcup': they are value-embeddings, "),
         (["--set", "train.step=4"], "did you mean train.steps?"),
@@ -141,11 +155,35 @@ def test_a_run_that_fails_says_where_to_look(tmp_path: Path) -> None:
         climbed(toy(tmp_path / "none"), [], tmp_path / "runs", [])
 
 
-def test_every_technique_fits_the_run_and_all_before_it() -> None:
+@pytest.mark.parametrize("ladder", LADDERS.values(), ids=LADDERS)
+def test_every_technique_fits_the_run_and_all_before_it(ladder: Ladder) -> None:
     changes: dict[str, Any] = {}
-    for technique in TECHNIQUES:
-        small_modded(technique.changes)
+    for technique in ladder.techniques:
+        ladder.foot(technique.changes if ladder.name == "ladder" else {})
         if technique.name != "float8-head":  # which does not go with several tokens
             changes |= technique.changes
-            small_modded(changes)
-    assert len({technique.name for technique in TECHNIQUES}) == len(TECHNIQUES)
+            ladder.foot(changes)
+    assert len({technique.name for technique in ladder.techniques}) == len(ladder.techniques)
+
+
+def test_the_laptop_ladder_leads_to_laptop() -> None:
+    changes: dict[str, Any] = {}
+    for technique in LADDERS["laptop"].techniques[:8]:
+        changes |= technique.changes
+    reached, laptop = LADDERS["laptop"].foot(changes), get_recipe("laptop")
+    own = {"recipe", "train.steps", *SHORT}
+    assert set(differing_fields(reached, laptop)) <= own
+
+
+def test_a_loss_in_bits_per_byte_is_that_of_the_score(text_run: Path, text_data: Path) -> None:
+    """But for the ends of text, which have a loss and no bytes."""
+    config = read_config(text_run)
+    loss = read_run(text_run).final_loss
+    assert loss is not None
+    dataset = open_dataset(text_data, str(text_data))
+    targets = dataset.val.read(1, config.train.eval_tokens)
+    text = dataset.load_tokenizer().decode_bytes(
+        targets[targets != dataset.load_tokenizer().eot_id]
+    )
+    nats = loss * config.train.eval_tokens
+    assert loss * bits_per_byte(config) == pytest.approx(nats / math.log(2) / len(text))

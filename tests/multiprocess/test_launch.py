@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,12 @@ def test_auto_without_a_gpu_is_one_process_that_says_what_a_plain_run_says(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
     monkeypatch.setattr(subprocess_handler, "Popen", warm.Popen)
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with pytest.raises(SystemExit) as ended:
         main([*tiny, "--out", str(tmp_path / "run"), "--procs", "auto"])
     assert ended.value.code == 0
+    assert [*temporary.iterdir()] == []
     launched = capfd.readouterr()
     main([*tiny, "--out", str(tmp_path / "plain")])
     plain = capfd.readouterr()

@@ -86,14 +86,16 @@ def test_the_list_is_the_table_of_the_docs_and_a_figure(
         "2",
         "0.0016",
         "012345678",
-        "a | b",
-        "cpu (some, 2 threads), 102 s the reference",
     ]
     lines = markdown(found).splitlines()
     assert len(lines) == 6
     assert lines[3].startswith("| [2026-11-28-laptop](../src/quintic/track/records/2026-11-28-l")
-    assert "| a \\| b |" in lines[3]
+    assert lines[3].endswith("| a \\| b | cpu (some, 2 threads), 102 s the reference |")
     monkeypatch.setattr("quintic.cli.track.read_records", lambda: read_records(tmp_path))
+    main(["track"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "  2026-11-28-laptop: a | b; cpu (some, 2 threads), 102 s the reference"
+    assert max(map(len, said)) <= 100, "piped too"
     main(["track", "--json", "--figure", str(tmp_path / "history.png")])
     assert [one["name"] for one in json.loads(capsys.readouterr().out)] == [r.name for r in found]
     assert (tmp_path / "history.png").read_bytes()[:4] == b"\x89PNG"

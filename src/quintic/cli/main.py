@@ -6,6 +6,7 @@ Anything a user can cause ends with one line on standard error and exit code 2.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"the memory does not suffice ({found}): make the model or its batch smaller")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # else another process says it
+            print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -14,7 +14,7 @@ from quintic.config.schema import require
 from quintic.console import Console
 from quintic.recipes import folder_stem
 from quintic.track.record import read_records
-from quintic.track.table import draw_history, markdown, records_table
+from quintic.track.table import draw_history, markdown, records_table, remark
 
 
 def run(command: Track, _arguments: Sequence[str]) -> None:
@@ -37,6 +37,8 @@ def run(command: Track, _arguments: Sequence[str]) -> None:
         print(markdown(records))
     elif records:
         console.table(records_table(records), "training time, of the reference's beside it")
+        for record in records:
+            console.line(remark(record))
     else:
         console.line("no record yet: quintic track run RECIPE makes an attempt at one")
     if figure is not None:

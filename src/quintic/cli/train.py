@@ -22,6 +22,8 @@ from quintic.recipes import folder_stem
 from quintic.run_dir import REPORT, default_folder
 from quintic.run_lines import closing_lines, opening_lines
 from quintic.setup import Run, check_divided, resume, start
+from quintic.threads import choose_threads
+from quintic.track.attempt import check_no_attempt
 from quintic.train import train_run
 
 REPORT_S = 20.0
@@ -82,6 +84,8 @@ def run(command: Train, arguments: Sequence[str]) -> None:
     device = choose_device(command.train.device)
     if device.type == "cpu":
         keep_freed_memory()
+    if device.type == "cpu" and launched_size() == 1 and (chosen := choose_threads(command.resume)):
+        Console(unheard=True).line(chosen)
     world = connect(device.type)
     with first_failure_speaks(world), ExitStack() as taken:
         train_here(command, world, taken)
@@ -130,6 +134,7 @@ def train_here(command: Train, world: World, taken: ExitStack) -> None:
             fresh_cooldown=command.fresh_cooldown,
         )
     elif command.resume is not None:
+        check_no_attempt(command.resume)
         run = resume(command.resume, config, console, world)
         if run.stopped_early:
             console.line(

@@ -164,6 +164,9 @@ class Config:
             require(type(writes) is bool, f"{switch} is {writes!r}: it must be True or False")
             require("train.log_to" not in found, f"config has {switch} and train.log_to: keep that")
             found["train.log_to"] = ["tensorboard"] if writes else []
+        # Before 0.2.0 was released threads could divide a step in another way, with the same result
+        # to rounding: a config that says so is that of the same run without it.
+        found.pop("train.side_by_side", None)
         if number == 1:
             found = _from_format_1(found)
         elif number != FORMAT:

@@ -83,9 +83,6 @@ class TrainConfig(Section, name="train"):
     )
     """On a CPU in float32 or float64, norms, rotary embeddings, squared ReLU, attention and loss by
     PyTorch's operators, or with forward and backward passes by hand; the same to rounding."""
-    side_by_side: bool = setting(False, resume="free", part_of={"train.compile": False})
-    """On a CPU compute the micro-batches of a step side by side, each on one thread, and not one
-    after another, each operator on all threads, which then wait for each other. For one process."""
     cache_bf16_weights: bool = setting(False, resume="free")
     """Cast the blocks' weights to the compute precision once a step, not once a micro-batch."""
     prefetch_to_gpu: Literal["auto", "on", "off"] = setting("auto", resume="free")

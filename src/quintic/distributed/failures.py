@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ def first_failure_speaks(world: World) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if world.size > 1 and not _claim(world):
-            raise SystemExit(128 + signal.SIGINT) from None
-        raise
+        if world.size == 1:
+            raise
+        if _claim(world):
+            print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except (SystemExit, BrokenPipeError):
         raise
     except Exception as error:

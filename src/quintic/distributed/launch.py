@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from subprocess import Popen
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -77,24 +78,24 @@ def launch(arguments: Sequence[str], procs: int, max_restarts: int) -> int:
         max_nodes=1,
         is_host=True,
     )
-    agent = _Agent(
-        WorkerSpec(
-            role="quintic",
-            local_world_size=procs,
-            entrypoint=sys.executable,
-            args=("-m", "quintic", *arguments),
-            rdzv_handler=get_rendezvous_handler(rendezvous),
-            max_restarts=max_restarts,
-            monitor_interval=MONITOR_EVERY_S,
-            local_addr="localhost",
-        ),
-        DefaultLogsSpecs(),
+    spec = WorkerSpec(
+        role="quintic",
+        local_world_size=procs,
+        entrypoint=sys.executable,
+        args=("-m", "quintic", *arguments),
+        rdzv_handler=get_rendezvous_handler(rendezvous),
+        max_restarts=max_restarts,
+        monitor_interval=MONITOR_EVERY_S,
+        local_addr="localhost",
     )
-    try:
-        with handling(agent.pass_on):
-            result = agent.run()
-    except NoRestart as failed:
-        result = failed.result
+    # Named here, since PyTorch leaves a folder of its own behind, though nothing is logged there.
+    with TemporaryDirectory(prefix="quintic_", ignore_cleanup_errors=True) as logs:
+        agent = _Agent(spec, DefaultLogsSpecs(logs))
+        try:
+            with handling(agent.pass_on):
+                result = agent.run()
+        except NoRestart as failed:
+            result = failed.result
     if not result.is_failed():
         return 0
     if _user_error(result):

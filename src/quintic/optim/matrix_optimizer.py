@@ -35,8 +35,6 @@ class Placement:
 
     device: torch.device
     compile: bool = False
-    side_by_side: bool = False
-    """True where threads of a CPU compute apart from each other."""
     whole: WholeMatrices | None = None
     """Where the parameters are rows of larger matrices, what brings them together."""
 

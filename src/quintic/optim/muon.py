@@ -229,9 +229,6 @@ class Muon(torch.optim.Optimizer):
     Parameters that are DTensors, as under FSDP2, need nothing: how they lie says who does what.
     All processes must then have gradients of the same parameters.
 
-    On a CPU with several threads `side_by_side` updates stacks of small matrices beside each other,
-    each on one thread, as large matrices always are.
-
     `compile` compiles the update, `polynomial` replaces the products of Newton-Schulz. Where
     parameters are rows of larger matrices, a group names the whole ones' `shapes`, and `whole`
     brings them together (`quintic.optim.fsdp`).
@@ -261,7 +258,6 @@ class Muon(torch.optim.Optimizer):
         polynomial: GramPolynomial = gram_polynomial,
         process_group: Any = None,
         whole: WholeMatrices | None = None,
-        side_by_side: bool = False,
     ) -> None:
         if is_default(process_group):
             process_group = True
@@ -298,7 +294,6 @@ class Muon(torch.optim.Optimizer):
             "polynomial": polynomial,
             "process_group": process_group,
             "whole": whole,
-            "side_by_side": side_by_side,
         }
         super().__init__(params, defaults)
 
@@ -392,11 +387,10 @@ class Muon(torch.optim.Optimizer):
             alone: list[tuple[int, Callable[[], None]]] = []
             turns: Turns = {}
             for group in self._orthogonalized():
-                state_of, apart = partial(self._state_of, group=group), self._side_by_side
-                for stack in stacks_of(group, state_of, whole, apart=apart):
+                for stack in stacks_of(group, partial(self._state_of, group=group), whole):
                     update = partial(self._update_stack, group, stack, turns)
                     if stack.alone:
-                        alone.append((sum(w.numel() for w in stack.weights), update))
+                        alone.append((stack.weights[0].numel(), update))
                     else:
                         update()
             if alone:
@@ -415,11 +409,6 @@ class Muon(torch.optim.Optimizer):
             for p, gradient, shape in to_update(group):
                 check_gradient(gradient, p, self.param_groups)
                 check_shape_of(p, shape, group, self.param_groups, lying=False)
-
-    @property
-    def _side_by_side(self) -> bool:
-        options = self._outside_groups
-        return bool(options.get("side_by_side")) and not options["compile"]
 
     def _orthogonalized(self) -> list[dict[str, Any]]:
         """Return the groups of matrices to orthogonalise: all, but in `MuonWithAdamW`."""
@@ -532,7 +521,6 @@ def build_muon(config: MuonConfig, groups: Groups, placement: Placement) -> Muon
         compile=placement.compile,
         polynomial=polynomial_for(kernel, device, ns_dtype),
         whole=placement.whole,
-        side_by_side=placement.side_by_side,
     )
     muon.allocate_state()
     return muon

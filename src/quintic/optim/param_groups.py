@@ -129,7 +129,6 @@ def optimizers_for(
     *,
     device: torch.device,
     compile: bool = False,
-    side_by_side: bool = False,
     whole: WholeMatrices | None = None,
 ) -> list[torch.optim.Optimizer]:
     """Build the optimizers of some parameters, or of rows of them.
@@ -138,7 +137,7 @@ def optimizers_for(
     Groups carry `names`, so that state can be saved by parameter name, and the whole parameters'
     `shapes`.
     """
-    placement = Placement(device, compile, side_by_side, whole)
+    placement = Placement(device, compile, whole)
     names = dict.fromkeys([config.matrices, "adamw"])  # a rank may have none of the first
     of = {name: [spec for spec in specs if spec.optimizer == name] for name in names}
     return [

@@ -8,33 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Semaphore, Thread
-from typing import TypeVar
 
 import torch
 
-T = TypeVar("T")
 
-
-def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Do all of these, as many at a time as PyTorch computes with threads, each with one; return
-    what they returned, in their order.
+def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
+    """Do all of these, as many at a time as PyTorch computes with threads, each with one.
 
     Raises what a task raised; those that have not begun are then left out.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks))
     if workers < 2:
-        return [task() for task in tasks]
-    waiting, results, errors = iter([*enumerate(tasks)]), dict[int, T](), list[BaseException]()
+        for task in tasks:
+            task()
+        return
+    waiting, errors = iter(tasks), list[BaseException]()
     ready = Semaphore(0)
 
     def work() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # a thread takes over the program's number when it first asks
         ready.release()
-        for place, task in waiting:  # that of a list gives each to one thread
+        for task in waiting:  # that of a list gives each to one thread
             try:
-                results[place] = task()
+                task()
             except BaseException as error:
                 errors.append(error)
             if errors:
@@ -61,4 +59,3 @@ def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
         torch.set_num_threads(threads)
     if errors:
         raise errors[0]
-    return [results[place] for place in range(len(tasks))]

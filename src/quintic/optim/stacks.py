@@ -19,10 +19,6 @@ STACK_ELEMENTS = 2**24
 """Elements of one stack at most: enough to fill a device, while the temporaries of an update, five
 stacks or so, stay small beside the weights. Large matrices on a CPU fill it one by one."""
 
-APART_ELEMENTS = 2**17
-"""Elements of a stack that one thread updates: half a MiB in float32, of which the temporaries stay
-in its cache, and of a small model enough stacks for several threads."""
-
 Group = dict[str, Any]
 """A parameter group of an optimizer."""
 
@@ -36,7 +32,7 @@ class Stack:
     whole: WholeMatrices | None
     """What brings them together, or shares the work on them among processes."""
     alone: bool
-    """It needs no other process and is one thread's: others may be updated beside it."""
+    """One large matrix, which needs no other process: others may be updated beside it."""
     weights: list[Tensor]
     """With the parameter's axes: kernels of a convolution have four."""
     gradients: list[Tensor]
@@ -74,14 +70,9 @@ def to_update(group: Group) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
 
 
 def stacks_of(
-    group: Group,
-    state_of: Callable[[Tensor], dict[str, Tensor]],
-    whole: WholeMatrices | None,
-    *,
-    apart: bool = False,
+    group: Group, state_of: Callable[[Tensor], dict[str, Tensor]], whole: WholeMatrices | None
 ) -> list[Stack]:
-    """Return the stacks of a group, of `STACK_ELEMENTS` at most, in the order of its parameters;
-    with `apart` of `APART_ELEMENTS` on a CPU, each of which may be updated beside others.
+    """Return the stacks of a group, of `STACK_ELEMENTS` at most, in the order of its parameters.
 
     `whole` is for parameters that are no DTensors; those say for themselves how they lie.
     """
@@ -106,11 +97,8 @@ def stacks_of(
     stacks = []
     for (shape, layout, *_), matrices in alike.items():
         most, alone = max(1, STACK_ELEMENTS // math.prod(shape)), False
-        device = matrices[0][0].device
-        if layout is None and one_at_a_time(shape, device):
+        if layout is None and one_at_a_time(shape, matrices[0][0].device):
             most, alone = 1, True
-        elif layout is None and apart and device.type == "cpu":
-            most, alone = max(1, APART_ELEMENTS // math.prod(shape)), True
         for start in range(0, len(matrices), most):
             weights, *others = map(list, zip(*matrices[start : start + most], strict=True))
             gradients, buffers, *moments = [[t.flatten(1) for t in other] for other in others]

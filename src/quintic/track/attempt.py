@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,6 +106,18 @@ class Attempt:
             "sources": sources_digest(PACKAGE),
             "reference_sources": self.sources.path and sources_digest(self.sources.path),
         }
+
+
+def check_no_attempt(run: Path) -> None:
+    """Raise `QuinticError` where the folder of a run is that of an attempt, which drops what was
+    not trained at one go, maybe while that is still trained."""
+    folder, name = run.resolve().parent, run.resolve().name
+    if (folder / ATTEMPT).exists() and re.fullmatch(rf"\d+-({'|'.join(SIDES)})", name):
+        raise QuinticError(
+            f"{run} is a run of the track's attempt in {folder}, which trains it at one go, since "
+            f"its time counts: continue that with quintic track run and --out {folder}, or begin a "
+            "run of your own with another --out"
+        )
 
 
 def _measured(steps: int, context: int, seed: int) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from quintic.figure import COLOURS, finish_axes, save_figure
 from quintic.track.record import Record
 from quintic.track.verdict import p_text
 
-HEADER = ["record", "time ratio", "bits per byte", "seeds", "p", "commit", "changed", "hardware"]
+HEADER = ["record", "time ratio", "bits per byte", "seeds", "p", "commit"]
+LINE = 96
+"""Characters of a line in which a console tells what was changed, as wide as the table is."""
 
 
 def records_table(records: Sequence[Record]) -> Table:
-    """Return a row for each record, oldest first."""
+    """Return a row of figures for each record, oldest first."""
     return Table(
         HEADER,
         [
@@ -26,12 +28,20 @@ def records_table(records: Sequence[Record]) -> Table:
                 str(record.seeds),
                 p_text(record.worst_p),
                 (record.commit or f"release {record.environment['quintic']}")[:9],
-                record.changed,
-                f"{record.environment['device']}, {record.reference_median_s:.0f} s the reference",
             ]
             for record in records
         ],
     )
+
+
+def _hardware(record: Record) -> str:
+    return f"{record.environment['device']}, {record.reference_median_s:.0f} s the reference"
+
+
+def remark(record: Record) -> str:
+    """Return what a record changed and where it ran, in lines for a console."""
+    text = f"{record.name}: {record.changed}; {_hardware(record)}"
+    return fill(text, LINE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -39,10 +49,11 @@ def markdown(records: Sequence[Record]) -> str:
     no record."""
     if not records:
         return "No record has been entered yet."
-    table = records_table(records)
-    lines = [table.header, ["---"] * len(table.header)]
-    for row in table.rows:
-        cells = [cell.replace("|", "\\|") for cell in row]
+    header = [*HEADER, "changed", "hardware"]
+    lines = [header, ["---"] * len(header)]
+    for record, row in zip(records, records_table(records).rows, strict=True):
+        remarks = [record.changed, _hardware(record)]
+        cells = [cell.replace("|", "\\|") for cell in (*row, *remarks)]
         lines.append([f"[{row[0]}](../src/quintic/track/records/{row[0]}.json)", *cells[1:]])
     rows = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([*rows, "", "![Time ratio of each record](track.png)"])
