@@ -276,7 +276,14 @@ class Recipes:
 
 @dataclass(frozen=True)
 class DataInfo(_DatasetOptions):
-    """What is in a dataset."""
+    """What is in a dataset: counts, lengths of documents, frequent tokens, samples."""
+
+    figure: Path | None = None
+    """FILE.png: draw lengths, sources, bytes per token, frequent tokens, longest documents."""
+    html: Path | None = None
+    """FILE.html: write these as a page, with sampled documents token by token."""
+    seed: int = 0
+    """Seed of the draw of the samples."""
 
 
 @dataclass(frozen=True)
