@@ -69,12 +69,16 @@ SMALL_MEGABYTES = 50
 Encode = Callable[[str], object]
 
 
+def data_folder() -> Path:
+    """Return the folder of the benchmark corpus."""
+    named = os.environ.get("QUINTIC_BENCH_DATA")
+    return Path(named) if named else ROOT.parent / "shared" / "data"
+
+
 def documents() -> Iterator[bytes]:
     """Yield the documents of the shards as lines of JSON, each once."""
-    named = os.environ.get("QUINTIC_BENCH_DATA")
-    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     tokenizer = load_tokenizer("gpt2")
-    for path in sorted(folder.glob(SHARDS)):
+    for path in sorted(data_folder().glob(SHARDS)):
         with lzma.open(path) as file:
             ids = np.frombuffer(file.read(), "<u2", offset=HEADER_BYTES)
         for document in np.split(ids, np.flatnonzero(ids == tokenizer.eot_id)):
@@ -261,7 +265,7 @@ def measure_against(
                 taken["before"].append(build(path, before, count, source)[0])
                 taken["now"].append(build(path, now, count)[0])
                 taken["tiktoken_only"].append(tokenize_only(path, count, with_tiktoken))
-                if (found := _contents(now)) != _contents(before):
+                if (found := contents(now)) != contents(before):
                     raise SystemExit(f"other files than {commit}'s, with {count} workers")
             figures[f"{count}_workers"] = {
                 **{
@@ -283,7 +287,7 @@ def measure_against(
     return figures
 
 
-def _contents(folder: Path) -> dict[str, object]:
+def contents(folder: Path) -> dict[str, object]:
     """What must be the same: SHA-256 of every file, and JSON's content less who encoded."""
     found: dict[str, object] = {}
     for path in folder.iterdir():
