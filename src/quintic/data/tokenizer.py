@@ -5,13 +5,13 @@ A document is preceded by the end-of-text token; the characters `<|endoftext|>` 
 text like any other and never become that token.
 """
 
-import base64
 import hashlib
 import itertools
 import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
@@ -179,7 +179,7 @@ class Gpt2Tokenizer(Tokenizer):
     name, vocab_size, eot_id, fingerprint, special_ids, fingerprint_0_1 = GPT2
 
     def __init__(self) -> None:
-        self._encoding = _load_r50k()
+        self._encoding, self._tokens = _load_r50k()
 
     @property
     def package(self) -> str:
@@ -195,14 +195,12 @@ class Gpt2Tokenizer(Tokenizer):
 
     @cached_property
     def bytes_by_id(self) -> list[bytes]:
-        return [
-            b"" if index == self.eot_id else self._encoding.decode_single_token_bytes(index)
-            for index in range(self.vocab_size)
-        ]
+        return [*self._tokens, b""]
 
 
-def _load_r50k() -> tiktoken.Encoding:
-    """Return r50k_base, from tiktoken's cache or downloaded within `_DOWNLOAD_SECONDS`."""
+def _load_r50k() -> tuple[tiktoken.Encoding, list[bytes]]:
+    """Return r50k_base and the bytes of its ids but end of text, from tiktoken's cache or
+    downloaded within `_DOWNLOAD_SECONDS`."""
     # tiktoken downloads without a time limit, and on a machine that drops packets the connection
     # alone can take minutes.
     try:
@@ -223,17 +221,17 @@ def _load_r50k() -> tiktoken.Encoding:
 
 
 @cache
-def _r50k() -> tiktoken.Encoding:
-    lines = _r50k_file().splitlines()
-    return tiktoken.Encoding(
+def _r50k() -> tuple[tiktoken.Encoding, list[bytes]]:
+    # In the order of their ranks, which are their ids: the file is one that is known.
+    tokens = [a2b_base64(line.split()[0]) for line in _r50k_file().splitlines()]
+    encoding = tiktoken.Encoding(
         "r50k_base",
         pat_str=_GPT2_SPLIT,
-        mergeable_ranks={
-            base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)
-        },
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
         special_tokens={END_OF_TEXT: GPT2.eot_id},
         explicit_n_vocab=GPT2.vocab_size,
     )
+    return encoding, tokens
 
 
 def _r50k_file() -> bytes:

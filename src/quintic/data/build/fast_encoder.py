@@ -7,10 +7,10 @@ rest with it. A version of a package is used only where the tests have compared 
 beside others, with the reference.
 """
 
-import base64
 import re
 import tempfile
 import unicodedata
+from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,8 +54,10 @@ _NEW_IN_UNICODE_17 = re.compile(
     "\U00016ff2-\U00016ff6\U000187f8-\U000187ff\U00018d09-\U00018d1e\U00018d80-\U00018df2"
     "\U0001e6c0-\U0001e6ff\U0002b73a-\U0002b73f\U0002cea2-\U0002cead\U000323b0-\U00033479]"
 )
-# The bytes of UTF-8 that these begin with; so do most letters that later versions will add.
-_FIRST_BYTES = (b"\xe0", b"\xe1\xab", b"\xea", b"\xf0")
+# The bytes of UTF-8 that these begin with; so do most letters that later versions will add. The
+# marks begin with two, of which the first is of many letters.
+_FIRST_BYTES = (b"\xe0", b"\xea", b"\xf0")
+_FIRST_OF_MARKS = b"\xe1\xab"
 
 
 class FastEncoder:
@@ -109,7 +111,10 @@ def _gigatoken_of_ranks(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ranks.tiktoken")
         path.write_bytes(
-            b"".join(b"%s %d\n" % (base64.b64encode(t), index) for index, t in enumerate(ranks))
+            b"".join(
+                b"%s %d\n" % (b2a_base64(token, newline=False), index)
+                for index, token in enumerate(ranks)
+            )
         )
         backend: Any = Gigatoken.from_tiktoken(path, "gpt2", {}).backend
     return lambda text, content: backend.encode(content)
@@ -128,7 +133,9 @@ def is_for_the_reference(text: str, content: bytes) -> bool:
 
 
 def _has_new_characters(text: str, content: bytes) -> bool:
-    if not any(byte in content for byte in _FIRST_BYTES):
+    # One byte is looked for six times as fast as two.
+    may_have_marks = _FIRST_OF_MARKS[:1] in content and _FIRST_OF_MARKS in content
+    if not may_have_marks and not any(byte in content for byte in _FIRST_BYTES):
         return False
     characters = set(text)
     return bool(_NEW_IN_UNICODE_17.search("".join(characters))) or "Cn" in map(
