@@ -69,12 +69,16 @@ SMALL_MEGABYTES = 50
 Encode = Callable[[str], object]
 
 
+def data_folder() -> Path:
+    """Return the folder of the benchmark corpus."""
+    named = os.environ.get("QUINTIC_BENCH_DATA")
+    return Path(named) if named else ROOT.parent / "shared" / "data"
+
+
 def documents() -> Iterator[bytes]:
     """Yield the documents of the shards as lines of JSON, each once."""
-    named = os.environ.get("QUINTIC_BENCH_DATA")
-    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     tokenizer = load_tokenizer("gpt2")
-    for path in sorted(folder.glob(SHARDS)):
+    for path in sorted(data_folder().glob(SHARDS)):
         with lzma.open(path) as file:
             ids = np.frombuffer(file.read(), "<u2", offset=HEADER_BYTES)
         for document in np.split(ids, np.flatnonzero(ids == tokenizer.eot_id)):
@@ -110,18 +114,33 @@ def build(
     command = [sys.executable, "-m", "quintic", "data", "build", str(path), "--out", str(out)]
     command += ["--workers", str(workers), "--shard-tokens", "20_000_000", "--name", "bench"]
     environment = {**os.environ, "PYTHONPATH": str(source / "src")}
+    # As pip leaves it: otherwise each process compiles it where bytecode is not written.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(source / "src")], check=True)
     began, cpu_before = time.perf_counter(), _cpu_of_children()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    peaks: dict[int, float] = {}
-    while process.poll() is None:
-        for pid in (process.pid, *_children(process.pid)):
-            peaks[pid] = max(peaks.get(pid, 0.0), _peak_mib(pid))
-        time.sleep(0.1)
-    taken = Taken(time.perf_counter() - began, _cpu_of_children() - cpu_before)
+    with ThreadPoolExecutor(1) as watcher:
+        peaks = watcher.submit(_peaks_mib, process.pid)
+        process.wait()
+        clock = time.perf_counter() - began
+        taken = Taken(clock, _cpu_of_children() - cpu_before)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
-    of_workers = [peak for pid, peak in peaks.items() if pid != process.pid]
-    return taken, {"parent_mib": peaks[process.pid], "worker_mib": max(of_workers, default=0.0)}
+    parent_mib = peaks.result().pop(process.pid, 0.0)
+    return taken, {
+        "parent_mib": parent_mib,
+        "worker_mib": max(peaks.result().values(), default=0.0),
+    }
+
+
+def _peaks_mib(pid: int) -> dict[int, float]:
+    """Peak memory of a process and its children by their number, looked at until it ends."""
+    peaks: dict[int, float] = {}
+    while peak := _peak_mib(pid):
+        peaks[pid] = max(peaks.get(pid, 0.0), peak)
+        for child in _children(pid):
+            peaks[child] = max(peaks.get(child, 0.0), _peak_mib(child))
+        time.sleep(0.1)
+    return peaks
 
 
 def _cpu_of_children() -> float:
@@ -261,7 +280,7 @@ def measure_against(
                 taken["before"].append(build(path, before, count, source)[0])
                 taken["now"].append(build(path, now, count)[0])
                 taken["tiktoken_only"].append(tokenize_only(path, count, with_tiktoken))
-                if (found := _contents(now)) != _contents(before):
+                if (found := contents(now)) != contents(before):
                     raise SystemExit(f"other files than {commit}'s, with {count} workers")
             figures[f"{count}_workers"] = {
                 **{
@@ -283,7 +302,7 @@ def measure_against(
     return figures
 
 
-def _contents(folder: Path) -> dict[str, object]:
+def contents(folder: Path) -> dict[str, object]:
     """What must be the same: SHA-256 of every file, and JSON's content less who encoded."""
     found: dict[str, object] = {}
     for path in folder.iterdir():

@@ -27,10 +27,11 @@ from quintic.data.build.inputs import find_text_files
 from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
+from quintic.data.description import describe_dataset
 from quintic.data.manifest import Manifest
 from quintic.data.shards import ShardWriter, open_shard
 from quintic.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
-from quintic.data.verify import check_dataset, describe_dataset
+from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 from tests.conftest import refusal
 from tests.data.conftest import SHARED
@@ -235,7 +236,7 @@ def test_all_documents_in_one_split(
     assert split_texts(tmp_path / "out") == {there: TEXTS}
     assert check_dataset(tmp_path / "out").notes == [f"no {lacks} shards"]
     assert check_dataset(tmp_path / "out").ok
-    assert len(describe_dataset(tmp_path / "out").samples) == 3
+    assert len(describe_dataset(tmp_path / "out").samples) == 5
     with pytest.raises(QuinticError, match=f"has no {lacks} shards"):
         open_dataset(tmp_path / "out")
 

@@ -312,6 +312,9 @@ def test_benchmark_corpus_is_a_foreign_folder(bench_val_shard: Path) -> None:
 
 def test_data_is_prepared_without_torch() -> None:
     # It takes seconds to import, and commands such as `quintic data info` do not need it.
-    program = "import sys, quintic.data.corpus, quintic.data.verify; print('torch' in sys.modules)"
+    program = (
+        "import sys, quintic.data.corpus, quintic.data.verify, quintic.data_info.page; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.strip() == b"False"

@@ -1,4 +1,5 @@
-"""gigatoken beside its reference: a version that quintic is to use must pass the set of texts."""
+"""The fast encoders beside their references: a version that quintic is to use must pass the set of
+texts."""
 
 import importlib.util
 import itertools
@@ -6,7 +7,7 @@ import json
 import random
 import tomllib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,30 @@ import tiktoken
 
 from quintic.data.build import fast_encoder
 from quintic.data.build.fast_encoder import (
-    PACKAGE,
-    TESTED_VERSION,
+    GIGATOKEN,
+    SPLINTR,
     FastEncoder,
+    FastPackage,
     fast_encoder_name,
+    fast_package,
     is_for_the_reference,
 )
 from quintic.data.build.pipeline import build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.manifest import Manifest
-from quintic.data.tokenizer import load_tokenizer, train_bpe
+from quintic.data.tokenizer import BpeTokenizer, load_tokenizer, train_bpe
 
 ROOT = Path(__file__).parents[2]
 
-needs_fast = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} (quintic[fast]) is not installed"
-)
+
+def needs(package: FastPackage) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package.module) is None,
+        reason=f"{package.name} (quintic[fast]) is not installed",
+    )
+
+
+needs_gigatoken = needs(GIGATOKEN)
 
 WHITE = " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u200b\u2003\u2028\u202f\u205f\u3000\ufeff"
 SCRIPTS = {
@@ -99,7 +108,32 @@ def every_character(draw: random.Random) -> Iterator[str]:
 SETS = [english, python, white_space, other_scripts, long_texts, every_character]
 
 
-@needs_fast
+@pytest.fixture(scope="module", params=["gpt2", "quintic"])
+def trained(request: pytest.FixtureRequest) -> BpeTokenizer:
+    """A vocabulary of a text of every set, which cuts text as GPT-2's or as quintic's."""
+    draw = random.Random(7)
+    texts = [text for texts in SETS[:4] for text in itertools.islice(texts(draw), 300)]
+    return train_bpe(texts, 2000, cut_as_gpt2=request.param == "gpt2")
+
+
+@pytest.mark.parametrize("texts", SETS, ids=lambda texts: texts.__name__)
+def test_ids_of_own_vocabularies_are_those_of_tokenizers(
+    trained: BpeTokenizer, texts: Callable[[random.Random], Iterator[str]]
+) -> None:
+    package = fast_package(trained)
+    assert package == {"gpt2": GIGATOKEN, "quintic": SPLINTR}[trained.cut or ""]
+    pytest.importorskip(package.module, reason=f"{package.name} (quintic[fast]) is not installed")
+    encoder = FastEncoder(trained)
+    compared = 0
+    for text in texts(random.Random(5)):
+        ids = encoder.encode(text, text.encode())
+        if ids is not None:
+            compared += 1
+            assert np.array_equal(ids, trained.encode_to_array(text)), text
+    assert compared >= 7
+
+
+@needs_gigatoken
 @pytest.mark.usefixtures("gpt2_vocabulary")
 @pytest.mark.parametrize("texts", SETS, ids=lambda texts: texts.__name__)
 def test_ids_are_those_of_tiktoken(texts: object) -> None:
@@ -121,6 +155,7 @@ def test_what_could_be_taken_in_two_ways_is_for_the_reference() -> None:
     for text in ("", "a" * 10**6, "漢字 \u2019s 🙂 한국어", " " * 50_000, "a " * 10**6):
         assert not sent(text)
     assert sent("a \u088f's")  # a letter since Unicode 17
+    assert sent("a\u1add")  # a mark since Unicode 17
     assert sent("a\U000323b0")
     assert sent("\U0001fffd")  # no character yet
     for begin in (0, 5, 4095):
@@ -128,7 +163,7 @@ def test_what_could_be_taken_in_two_ways_is_for_the_reference() -> None:
         assert sent("a" * begin + "\u3000\n" * (1 << 15) + "x")
 
 
-@needs_fast
+@needs_gigatoken
 @pytest.mark.usefixtures("gpt2_vocabulary")
 def test_words_are_forgotten_and_ids_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_encoder, "_TOKENS_BEFORE_FORGETTING", 3)
@@ -139,7 +174,7 @@ def test_words_are_forgotten_and_ids_stay(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-@needs_fast
+@needs_gigatoken
 @pytest.mark.usefixtures("gpt2_vocabulary")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_files_of_a_build_are_the_same(
@@ -157,11 +192,33 @@ def test_files_of_a_build_are_the_same(
         build_dataset(settings, tmp_path / "reference", workers=1, max_bad=5000)
     manifests = [Manifest.read(tmp_path / name) for name in ("fast", "reference")]
     assert manifests[0].shards == manifests[1].shards
-    assert manifests[0].encoder == f"{PACKAGE} {TESTED_VERSION}"
+    assert manifests[0].encoder == "gigatoken 0.10.0"
     assert manifests[1].encoder.startswith("tiktoken ")
     skipped = [(tmp_path / name / "skipped.txt").read_text() for name in ("fast", "reference")]
     assert skipped[0] == skipped[1]
     assert ":102: cannot be tokenized" in skipped[0]
+
+
+@pytest.mark.parametrize("size", ["train:300", "train:300:gpt2"])
+def test_files_of_a_build_with_a_vocabulary_of_its_own_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    package = GIGATOKEN if size.endswith("gpt2") else SPLINTR
+    pytest.importorskip(package.module, reason=f"{package.name} (quintic[fast]) is not installed")
+    draw = random.Random(6)
+    texts = [text for texts in SETS[:4] for text in itertools.islice(texts(draw), 100)]
+    texts[100:100] = ["a\ud800b", "<|endoftext|>", "\u088f's"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = BuildSettings((str(path),), "a", tokenizer=size, val_share=0.2)
+    build_dataset(settings, tmp_path / "fast", workers=1, max_bad=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(fast_encoder, "find_spec", lambda name: None)
+        build_dataset(settings, tmp_path / "reference", workers=1, max_bad=100)
+    manifests = [Manifest.read(tmp_path / name) for name in ("fast", "reference")]
+    assert manifests[0].shards == manifests[1].shards
+    assert manifests[0].encoder == f"{package.name} {package.version}"
+    assert manifests[1].encoder.startswith("tokenizers ")
 
 
 def test_versions_that_are_not_tested_are_not_used_and_said(
@@ -174,16 +231,54 @@ def test_versions_that_are_not_tested_are_not_used_and_said(
     monkeypatch.setattr(fast_encoder, "version", lambda name: "0.11.0")
     monkeypatch.setattr(fast_encoder, "find_spec", lambda name: object())
     assert fast_encoder_name(Gpt2(), lines.append) is None  # type: ignore[arg-type]
-    assert lines == [
-        f"gigatoken 0.11.0 is not used: tested is {TESTED_VERSION} (pip install 'quintic[fast]')"
-    ]
+    assert lines == ["gigatoken 0.11.0 is not used: tested is 0.10.0 (pip install 'quintic[fast]')"]
+
+
+def changed(tokenizer: BpeTokenizer, **model: object) -> BpeTokenizer:
+    content = json.loads(tokenizer.definition)
+    content["model"] |= model
+    return BpeTokenizer(json.dumps(content), "a changed vocabulary")
 
 
 def test_other_vocabularies_have_no_fast_encoder() -> None:
-    bpe = train_bpe(["some words, some more words"] * 3, 260)
-    assert fast_encoder_name(bpe, lambda line: None) is None
+    own = train_bpe(["x"], 257)
+    assert fast_package(own) == SPLINTR
+    assert fast_package(changed(own, ignore_merges=True)) is None
+    content = json.loads(own.definition)
+    content["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Contiguous"
+    assert fast_package(BpeTokenizer(json.dumps(content), "cut otherwise")) is None
+    content = json.loads(train_bpe(["x"], 257, cut_as_gpt2=True).definition)
+    assert fast_package(BpeTokenizer(json.dumps(content), "as GPT-2")) == GIGATOKEN
+    plain = {"id": 257, "content": "word", "special": False, "single_word": False}
+    content["added_tokens"].append({**plain, "lstrip": False, "rstrip": False, "normalized": False})
+    assert fast_package(BpeTokenizer(json.dumps(content), "with a token in text")) is None
 
 
-def test_the_extra_installs_the_version_that_is_tested() -> None:
+def test_merges_that_are_no_ranks_are_for_the_reference_or_gigatoken() -> None:
+    # Ids in the order of the merges, but "abc" is of "ab" and "c", which "bc" prevents.
+    made = {"bc": 257, "ab": 258, "abc": 259}
+    merges = [["b", "c"], ["a", "b"], ["ab", "c"]]
+    for as_gpt2, package in ((True, GIGATOKEN), (False, None)):
+        bpe = train_bpe(["x"], 257, cut_as_gpt2=as_gpt2)
+        bpe = changed(
+            bpe, vocab={**json.loads(bpe.definition)["model"]["vocab"], **made}, merges=merges
+        )
+        assert bpe.encode("abc") == [65, 257]
+        assert not bpe.merges_by_rank
+        assert fast_package(bpe) == package
+        if package and importlib.util.find_spec(package.module):
+            ids = FastEncoder(bpe).encode("abc", b"abc")
+            assert ids is not None
+            assert ids.tolist() == [65, 257]
+    last_first = {"abc": 257, "ab": 258}
+    bpe = train_bpe(["x"], 257)
+    vocab = {**json.loads(bpe.definition)["model"]["vocab"], **last_first}
+    assert not changed(bpe, vocab=vocab, merges=[["a", "b"], ["ab", "c"]]).merges_by_rank
+
+
+def test_the_extra_installs_the_versions_that_are_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"{PACKAGE}=={TESTED_VERSION}" in project["optional-dependencies"]["fast"]
+    for package in (GIGATOKEN, SPLINTR):
+        wanted = f"{package.name}=={package.version}"
+        assert wanted in project["optional-dependencies"]["fast"]
+        assert wanted in (ROOT / "constraints.txt").read_text().splitlines()

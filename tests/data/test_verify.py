@@ -3,13 +3,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import open_shard, write_shard
 from quintic.data.tokenizer import train_bpe
-from quintic.data.verify import check_dataset, describe_dataset
+from quintic.data.verify import check_dataset
 
 MakeForeign = Callable[[Sequence[int], Sequence[int]], Path]
 
@@ -87,48 +86,3 @@ def test_foreign_folder_without_a_tokenizer(make_foreign: MakeForeign) -> None:
     report = check_dataset(folder)
     assert report.ok
     assert any("--data.tokenizer" in note for note in report.notes)
-    info = describe_dataset(folder)
-    assert (
-        info.splits["train"].tokens,
-        info.splits["train"].documents,
-        info.splits["train"].bytes_per_token,
-    ) == (3, None, None)
-    assert (info.samples, info.vocab_size) == ([], None)
-    assert any("--data.tokenizer" in note for note in info.notes)
-
-
-def test_description(small_dataset: Path) -> None:
-    dataset = open_dataset(small_dataset)
-    assert dataset.manifest is not None
-    train, val = dataset.manifest.shards
-    info = describe_dataset(small_dataset)
-    assert info.fingerprint == dataset.fingerprint
-    assert (info.splits["train"].tokens, info.splits["train"].documents) == (
-        train.tokens,
-        train.documents,
-    )
-    assert (info.splits["val"].tokens, info.splits["val"].documents) == (val.tokens, val.documents)
-    assert info.splits["train"].bytes_per_token == pytest.approx(train.text_bytes / train.tokens)
-    assert len(info.samples) == 3
-    assert all(sample.startswith("def function_") for sample in info.samples)
-
-
-def test_lengths_of_documents(make_foreign: MakeForeign) -> None:
-    # The piece before the first end of text is no whole document; the last reaches to the end.
-    folder = make_foreign([9, 9, 0, 1, 0, 1, 2, 3, 0, 1, 2], [5, 5])
-    train_bpe(["abc"], 257).save(folder)
-    info = describe_dataset(folder)
-    assert info.splits["train"].documents == 3
-    assert info.splits["train"].document_tokens[5] == 2
-    assert info.splits["train"].document_tokens[50] == 3
-    assert info.splits["train"].document_tokens[100] == 4
-    assert (info.splits["val"].documents, info.splits["val"].document_tokens) == (0, {})
-
-
-@pytest.mark.usefixtures("gpt2_vocabulary")
-def test_benchmark_corpus(bench_val_shard: Path) -> None:
-    write_shard(bench_val_shard.parent / "corpus_train_000001.bin", [50256, *[1] * 9])
-    info = describe_dataset(bench_val_shard.parent, "gpt2")
-    assert info.splits["val"].tokens == 1_994_019
-    assert info.splits["val"].bytes_per_token is not None
-    assert np.round(info.splits["val"].bytes_per_token * info.splits["val"].tokens) == 8_934_877

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quintic.data.token_text import pieces, token_name
 from quintic.data.tokenizer import END_OF_TEXT, BpeTokenizer, train_bpe
 from quintic.diagnostics.heatmaps import heat_maps
 from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.recipes import get_recipe
 from quintic.report.contents import Contents, Measured, read_contents
 from quintic.report.page import write_report
-from quintic.report.text import level, pieces, token_name
+from quintic.report.text import level
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import Predictions, TokenLosses
 from quintic.run_dir import SAMPLES

@@ -23,11 +23,15 @@ from quintic.cli.options import (
     DataInfo,
     DataPush,
 )
+from quintic.cli.output_file import check_writable
 from quintic.errors import QuinticError, counted, require_package
 
 if TYPE_CHECKING:
     from quintic.console import Console
     from quintic.data.manifest import ShardRecord
+
+
+_SAMPLE_TOKENS = 80
 
 
 def run(command: Data, _arguments: Sequence[str]) -> None:
@@ -186,31 +190,48 @@ def _push(command: DataPush) -> None:
 
 
 def _info(command: DataInfo) -> None:
-    from quintic.console import Console, Table
-    from quintic.data.verify import describe_dataset
+    from quintic.console import Console
+    from quintic.data.description import describe_dataset
+    from quintic.data.token_text import marked
+    from quintic.data_info.figure import draw_description
+    from quintic.data_info.page import write_page
+    from quintic.data_info.table import splits_table
 
-    info = describe_dataset(command.path, command.tokenizer)
+    files = {
+        "figure": (command.figure, ".png", draw_description),
+        "html": (command.html, ".html", write_page),
+    }
+    for option, (path, suffix, _) in files.items():
+        if path is not None:
+            if path.suffix != suffix:
+                raise QuinticError(f"--{option} {path}: the file's name must end in {suffix}")
+            check_writable(path, f"--{option}")
+    info = describe_dataset(command.path, command.tokenizer, command.seed)
+    for path, _, write in files.values():
+        if path is not None:
+            write(info, path)
     if command.json:
         print(json.dumps({**asdict(info), "path": str(info.path)}))
         return
-    header = ["split", "shards", "tokens", "documents", "bytes per token", "document tokens"]
-    rows = []
-    for name, split in info.splits.items():
-        lengths = ", ".join(f"{p}%: {length:,}" for p, length in split.document_tokens.items())
-        documents = "unknown" if split.documents is None else f"{split.documents:,}"
-        ratio = "unknown" if split.bytes_per_token is None else f"{split.bytes_per_token:.3f}"
-        counts = f"{split.shards:,}", f"{split.tokens:,}"
-        rows.append([name, *counts, documents, ratio, lengths or "unknown"])
     console = Console()
     console.line(f"dataset      {info.path}")
     vocabulary = "unknown" if info.vocab_size is None else f"{info.vocab_size:,}"
     console.line(f"tokenizer    {info.tokenizer or 'unknown'}, vocabulary {vocabulary}")
     console.line(f"fingerprint  {info.fingerprint}")
-    console.table(Table(header, rows))
+    console.table(splits_table(info))
+    if len({source.name for source in info.sources}) > 1:
+        for source in info.sources:
+            console.line(
+                f"source: {source.name}, {counted(source.tokens, f'{source.split} token')}"
+            )
     for sample in info.samples:
-        console.line(f"sample: {sample!r}")
+        shown = sample.pieces[:_SAMPLE_TOKENS]
+        console.line(f"sample: {'|'.join(marked(text) for text, _ in shown)}")
     for note in info.notes:
         console.line(f"note: {note}")
+    for path, _, _ in files.values():
+        if path is not None:
+            console.line(f"written {path}")
 
 
 def _check(command: DataCheck) -> None:

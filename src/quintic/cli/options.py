@@ -298,7 +298,14 @@ class Recipes:
 
 @dataclass(frozen=True)
 class DataInfo(_DatasetOptions):
-    """What is in a dataset."""
+    """What is in a dataset: counts, lengths of documents, frequent tokens, samples."""
+
+    figure: Path | None = None
+    """FILE.png: draw lengths, sources, bytes per token, frequent tokens, longest documents."""
+    html: Path | None = None
+    """FILE.html: write these as a page, with sampled documents token by token."""
+    seed: int = 0
+    """Seed of the draw of the samples."""
 
 
 @dataclass(frozen=True)
@@ -358,9 +365,8 @@ class DataBuild:
     r"""What stands between the documents of a text file, \n for a line end, also CR LF; default: a
     file is a document."""
     tokenizer: str = "gpt2"
-    """gpt2 (much faster with pip install 'quintic[fast]'), a tokenizer.json, or train:SIZE for
-    a new vocabulary, train:SIZE:gpt2 for one that cuts text as GPT-2 does, which llama.cpp
-    can."""
+    """gpt2, a tokenizer.json, or train:SIZE for a new vocabulary, train:SIZE:gpt2 for one that cuts
+    text as GPT-2 does, which llama.cpp can; all much faster with pip install 'quintic[fast]'."""
     shard_tokens: int = 100_000_000
     """Tokens of a shard."""
     val_share: float = 0.01

@@ -150,6 +150,15 @@ def open_dataset(
     )
 
 
+def tokenizer_or_note(dataset: Dataset, notes: list[str]) -> Tokenizer | None:
+    """Return the tokenizer of a dataset, or None and why in `notes`."""
+    try:
+        return dataset.load_tokenizer()
+    except QuinticError as error:
+        notes.append(str(error))
+        return None
+
+
 def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]]:
     shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
     for file in sorted(path.glob("*.bin")):

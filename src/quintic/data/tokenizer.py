@@ -5,18 +5,19 @@ A document is preceded by the end-of-text token; the characters `<|endoftext|>` 
 text like any other and never become that token.
 """
 
-import base64
 import hashlib
+import itertools
 import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from binascii import a2b_base64
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -178,7 +179,7 @@ class Gpt2Tokenizer(Tokenizer):
     name, vocab_size, eot_id, fingerprint, special_ids, fingerprint_0_1 = GPT2
 
     def __init__(self) -> None:
-        self._encoding = _load_r50k()
+        self._encoding, self._tokens = _load_r50k()
 
     @property
     def package(self) -> str:
@@ -194,14 +195,12 @@ class Gpt2Tokenizer(Tokenizer):
 
     @cached_property
     def bytes_by_id(self) -> list[bytes]:
-        return [
-            b"" if index == self.eot_id else self._encoding.decode_single_token_bytes(index)
-            for index in range(self.vocab_size)
-        ]
+        return [*self._tokens, b""]
 
 
-def _load_r50k() -> tiktoken.Encoding:
-    """Return r50k_base, from tiktoken's cache or downloaded within `_DOWNLOAD_SECONDS`."""
+def _load_r50k() -> tuple[tiktoken.Encoding, list[bytes]]:
+    """Return r50k_base and the bytes of its ids but end of text, from tiktoken's cache or
+    downloaded within `_DOWNLOAD_SECONDS`."""
     # tiktoken downloads without a time limit, and on a machine that drops packets the connection
     # alone can take minutes.
     try:
@@ -222,17 +221,17 @@ def _load_r50k() -> tiktoken.Encoding:
 
 
 @cache
-def _r50k() -> tiktoken.Encoding:
-    lines = _r50k_file().splitlines()
-    return tiktoken.Encoding(
+def _r50k() -> tuple[tiktoken.Encoding, list[bytes]]:
+    # In the order of their ranks, which are their ids: the file is one that is known.
+    tokens = [a2b_base64(line.split()[0]) for line in _r50k_file().splitlines()]
+    encoding = tiktoken.Encoding(
         "r50k_base",
         pat_str=_GPT2_SPLIT,
-        mergeable_ranks={
-            base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)
-        },
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
         special_tokens={END_OF_TEXT: GPT2.eot_id},
         explicit_n_vocab=GPT2.vocab_size,
     )
+    return encoding, tokens
 
 
 def _r50k_file() -> bytes:
@@ -286,6 +285,8 @@ _SPLIT = (
     r"|\s+"
 )
 
+_CUT_AS_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+
 # A text that every vocabulary must give back unchanged: cases that normalisers, added blanks and
 # special tokens damage. Blanks are added only where none are: it must also come back without them.
 _PROBE = f"  Ünïcode e\u0301 漢字 🙂\r\n\n\tif x:  {END_OF_TEXT}  don't 12345\x00 "
@@ -297,8 +298,9 @@ class BpeTokenizer(Tokenizer):
     `definition` is the content of a `tokenizer.json` in the format of Hugging Face's tokenizers,
     and `source` is where it comes from, for messages. Truncation and padding, which belong to a
     task and not to the vocabulary, are left out of what is used and saved; `switched_off` names
-    those that were there. Raises `QuinticError` where it is damaged, is not a byte-level BPE, has
-    no end-of-text token, does not give back every text unchanged, or draws merges at random.
+    those that were there. `cut` says how text is cut before merging, where that and the merges are
+    all that decides about ids. Raises `QuinticError` where it is damaged, is not a byte-level BPE,
+    has no end-of-text token, does not give back every text unchanged, or draws merges at random.
     """
 
     name = "bpe"
@@ -342,7 +344,7 @@ class BpeTokenizer(Tokenizer):
         # would end in the middle.
         self._tokenizer.encode_special_tokens = True
         self._ids = {**vocabulary, **added}
-        self._added = added
+        self._added, self._merges = added, merges
         if END_OF_TEXT not in added:
             raise QuinticError(
                 f"{source} has no token {END_OF_TEXT}, which must precede every document: "
@@ -365,11 +367,16 @@ class BpeTokenizer(Tokenizer):
         self.fingerprint_0_1 = _digest(facts)
         # What else decides about ids, and what few tokenizers have: the others keep the older one.
         self.fingerprint = _digest(facts + [own for own in (settings, in_text) if own])
-        if self.vocab_size == GPT2.vocab_size and not settings and not in_text:
+        self.cut: Literal["gpt2", "quintic"] | None = None
+        if not settings and not in_text:
             cut = {"use_regex": True, **(content.get("pre_tokenizer") or {})}
             cut.pop("trim_offsets", None)  # of offsets in the text, and not of ids
-            if _digest([*facts[:2], cut]) == _GPT2_AS_BPE:
-                self.fingerprint = GPT2.fingerprint
+            if cut == _CUT_AS_GPT2:
+                self.cut = "gpt2"
+                if _digest([*facts[:2], cut]) == _GPT2_AS_BPE:
+                    self.fingerprint = GPT2.fingerprint
+            elif content.get("pre_tokenizer") == json.loads(_own_cut().__getstate__()):
+                self.cut = "quintic"
         normalizer = content.get("normalizer") or {"normalizers": []}
         if (
             normalizer.get("normalizers") != []
@@ -394,6 +401,32 @@ class BpeTokenizer(Tokenizer):
         texts = [without_lone_surrogates(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    @cached_property
+    def definition_of_text(self) -> str:
+        """The `tokenizer.json` without special tokens and what puts them around a text."""
+        plain: dict[str, object] = {"added_tokens": [], "post_processor": None}
+        return json.dumps({**json.loads(self.definition), **plain}, ensure_ascii=False)
+
+    @cached_property
+    def merges_by_rank(self) -> bool:
+        """True where two neighbours that make a token are always a pair of the merges, and those of
+        lower ids come first: so tiktoken merges, which knows tokens and no pairs.
+
+        It is so where the merges take every token apart and together again to itself. Otherwise a
+        pair could make a token that the merges make of another pair: of `b c`, `a b` and `ab c`
+        only the third makes `abc`, but where `b c` came first `a bc` would.
+        """
+        made = [self._ids["".join(merge)] for merge in self._merges]
+        return (
+            self.special_ids == (self.eot_id,)
+            and all(a < b for a, b in itertools.pairwise(made))
+            and all(
+                len(self._tokenizer.model.tokenize(token)) == 1
+                for token, index in self._ids.items()
+                if index != self.eot_id
+            )
+        )
 
     def save(self, folder: Path) -> Path:
         """Write `tokenizer.json` into an existing folder and return its path."""
@@ -422,6 +455,16 @@ class BpeTokenizer(Tokenizer):
             return False
 
 
+@cache
+def _own_cut() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 def _digest(facts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -443,12 +486,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, cut_as_gpt2: bool = Fals
     if cut_as_gpt2:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        tokenizer.pre_tokenizer = _own_cut()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -1,22 +1,16 @@
-"""A look into a dataset: a check against its manifest, and counts and samples of what is in it."""
+"""A check of a dataset against its manifest and its tokenizer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from quintic.cores import available_cores
-from quintic.data.dataset import Dataset, open_dataset
-from quintic.data.manifest import SPLITS, ShardRecord, Split
+from quintic.data.dataset import Dataset, open_dataset, tokenizer_or_note
+from quintic.data.manifest import SPLITS, ShardRecord
 from quintic.data.shard_stats import ShardStats, TokenCounter, shard_stats
-from quintic.data.shards import Shard, TokenStream
-from quintic.data.tokenizer import Tokenizer
+from quintic.data.shards import Shard
 from quintic.errors import QuinticError
-
-PERCENTILES = (5, 25, 50, 75, 95, 100)
 
 _COUNTED = {
     "max_id": "max_id",
@@ -24,10 +18,6 @@ _COUNTED = {
     "text_bytes": "text_bytes",
     "sha256": "the checksum",
 }
-
-_SAMPLES = 3
-_SAMPLE_TOKENS = 80
-_BYTES_SAMPLE_TOKENS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ def check_dataset(
     if dataset.manifest is None:
         notes.append("no manifest: checksums and counts cannot be checked")
     notes += [f"no {split} shards" for split in SPLITS if split not in dataset.streams]
-    vocabulary = _tokenizer_or_note(dataset, notes)
+    vocabulary = tokenizer_or_note(dataset, notes)
     records = (
         {record.file: record for record in dataset.manifest.shards} if dataset.manifest else {}
     )
@@ -98,14 +88,6 @@ def check_dataset(
     return CheckReport(path, len(shards), total, problems, notes)
 
 
-def _tokenizer_or_note(dataset: Dataset, notes: list[str]) -> Tokenizer | None:
-    try:
-        return dataset.load_tokenizer()
-    except QuinticError as error:
-        notes.append(str(error))
-        return None
-
-
 def _problems(
     dataset: Dataset,
     shard: Shard,
@@ -128,103 +110,3 @@ def _problems(
         for key, value in found.items()
         if value != said[key]
     ]
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """Counts of one split.
-
-    `documents` counts end-of-text tokens, None without a tokenizer named; `bytes_per_token` is over
-    the first four million tokens at most, None without a tokenizer; `document_tokens` has the
-    lengths of whole documents, end of text included, at PERCENTILES, and is empty without any.
-    """
-
-    shards: int
-    tokens: int
-    documents: int | None
-    bytes_per_token: float | None
-    document_tokens: dict[int, int]
-
-
-@dataclass(frozen=True)
-class DatasetSummary:
-    """Counts and samples of a dataset; `tokenizer` is as `Dataset.tokenizer_spec`.
-
-    `samples` are the beginnings of a few training documents, or else of validation documents, and
-    empty without a tokenizer; `notes` say what could not be found out, and why.
-    """
-
-    path: Path
-    fingerprint: str
-    tokenizer: str | None
-    vocab_size: int | None
-    splits: dict[Split, SplitSummary]
-    samples: list[str]
-    notes: list[str]
-
-
-def describe_dataset(path: Path, tokenizer: str | None = None) -> DatasetSummary:
-    """Count and sample what is in a dataset; reads every token once.
-
-    Raises `QuinticError` as `open_dataset` does, which also says what `tokenizer` may be.
-    """
-    dataset = open_dataset(path, tokenizer, splits=())
-    notes: list[str] = []
-    vocabulary = _tokenizer_or_note(dataset, notes)
-    starts = {split: _document_starts(dataset, split) for split in dataset.streams}
-    sampled: Split = "train" if "train" in starts else "val"
-    return DatasetSummary(
-        path=path,
-        fingerprint=dataset.fingerprint,
-        tokenizer=dataset.tokenizer_spec,
-        vocab_size=dataset.vocab_size,
-        splits={
-            split: _describe_split(stream, starts[split], vocabulary)
-            for split, stream in dataset.streams.items()
-        },
-        samples=list(_samples(dataset.streams[sampled], starts[sampled], vocabulary)),
-        notes=notes,
-    )
-
-
-def _document_starts(dataset: Dataset, split: Split) -> npt.NDArray[np.int64] | None:
-    """Return the positions of the end-of-text tokens, [documents]; None without their id."""
-    if dataset.eot_id is None:
-        return None
-    found, position = [], 0
-    for ids in dataset.streams[split].blocks():
-        found.append(np.flatnonzero(ids == dataset.eot_id) + position)
-        position += len(ids)
-    return np.concatenate(found)
-
-
-def _describe_split(
-    stream: TokenStream, starts: npt.NDArray[np.int64] | None, tokenizer: Tokenizer | None
-) -> SplitSummary:
-    percentiles: list[int] = []
-    if starts is not None and len(starts):
-        lengths = np.diff(starts, append=len(stream))
-        percentiles = np.percentile(lengths, PERCENTILES, method="lower").tolist()
-    bytes_per_token = None
-    if tokenizer is not None:
-        ids = stream.read(0, min(len(stream), _BYTES_SAMPLE_TOKENS))
-        ids = ids[ids < tokenizer.vocab_size]
-        bytes_per_token = float(tokenizer.byte_lengths[ids].mean())
-    return SplitSummary(
-        shards=len(stream.shards),
-        tokens=len(stream),
-        documents=None if starts is None else len(starts),
-        bytes_per_token=bytes_per_token,
-        document_tokens=dict(zip(PERCENTILES, percentiles, strict=False)),
-    )
-
-
-def _samples(
-    stream: TokenStream, starts: npt.NDArray[np.int64] | None, tokenizer: Tokenizer | None
-) -> Iterator[str]:
-    """Yield the beginnings of documents, evenly spaced over the stream."""
-    if tokenizer is None or starts is None:
-        return
-    for start in starts[:: max(1, len(starts) // _SAMPLES)][:_SAMPLES]:
-        count = min(_SAMPLE_TOKENS, len(stream) - int(start) - 1)
-        yield tokenizer.decode(stream.read(int(start) + 1, count).tolist())

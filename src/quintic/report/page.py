@@ -16,13 +16,14 @@ from typing import Any
 
 from quintic.config import EMBEDDED
 from quintic.console import Table
+from quintic.data.token_text import token_name
 from quintic.errors import counted
 from quintic.figure import running_mean
 from quintic.files import replacing
 from quintic.metrics_file import MetricsRecord
 from quintic.pages.fill import fill, html_table, script_json
 from quintic.report.contents import Contents, Measured
-from quintic.report.text import level_names, text_markup, token_data, token_name
+from quintic.report.text import level_names, text_markup, token_data
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import (
     FEWEST_OCCURRENCES,
@@ -197,7 +198,7 @@ def _text(measured: Measured) -> str:
         f'<ul class="legend" aria-label="probability of the token that came">{legend}</ul>'
         '<form autocomplete="off"><label><input type="checkbox" id="coloured" checked> colours'
         "</label></form>"
-        '<div id="tokens" class="coloured" tabindex="0" role="application" '
+        '<div id="tokens" class="tokens coloured" tabindex="0" role="application" '
         'aria-label="validation text: arrow keys go from token to token" '
         f'aria-describedby="token">{markup}</div>'
         '<div id="token" role="status" hidden></div></section>'

@@ -1,0 +1,1 @@
+"""A described dataset as a picture and as a page: `quintic data info`."""
