@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.dataset import open_dataset
-from quintic.data.shards import write_shard
+from quintic.data.shards import TokenStream, write_shard
 from quintic.data.tokenizer import train_bpe
-from quintic.data.tokens import token_file
+from quintic.data.tokens import hf_datasets, token_file
+from quintic.data.tokens.export_tokens import export_tokens
 from quintic.data.tokens.find import find_tokens
 from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
 from quintic.data.verify import check_dataset
@@ -125,12 +128,43 @@ def write_datatrove(folder: Path, width: int = 2) -> None:
     Path(f"{path}.metadata").write_text(f"some|tokenizer|{width}\n{ends[-1]}\n1.5 kT")
 
 
+def id_lists(kind: Any = None, mask: bool = False) -> pyarrow.Table:
+    """The documents as rows; with a mask those of padding too, and without one a null row."""
+    kind = kind or pyarrow.list_(pyarrow.int32())
+    longest = max(map(len, DOCUMENTS))
+    rows: list[Any] = [[*ids, *[299] * (longest - len(ids))] for ids in DOCUMENTS]
+    if not mask:
+        rows = [*DOCUMENTS[:3], None, *DOCUMENTS[3:]]
+    columns = {"input_ids": pyarrow.array(rows, kind), "text": ["no id"] * len(rows)}
+    if mask:
+        masks = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in DOCUMENTS]
+        columns["attention_mask"] = pyarrow.array(masks, pyarrow.list_(pyarrow.int8()))
+    return pyarrow.table(columns)
+
+
+def write_parquet(folder: Path, kind: Any = None, mask: bool = False) -> None:
+    parquet.write_table(id_lists(kind, mask), folder / "0.parquet", row_group_size=20)
+
+
+def write_arrow(folder: Path, kind: Any = None) -> None:
+    """A stream, as datasets' `save_to_disk` has it, beside what its `map` left, and a file."""
+    table = id_lists(kind)
+    for name, part, new in (
+        ("data-0.arrow", table.slice(0, 30), ipc.new_stream),
+        ("data-1.arrow", table.slice(30), ipc.new_file),
+        ("cache-12ab.arrow", table, ipc.new_stream),
+    ):
+        with new(folder / name, table.schema) as writer:
+            writer.write_table(part, max_chunksize=17)
+
+
 WITH_SPLITS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "nanoGPT": ("nanoGPT", write_nanogpt),
     "nanoGPT, 32 bits": ("nanoGPT", lambda folder: write_nanogpt(folder, "<u4")),
     "llm.c": ("llm.c", write_llmc),
     "build-nanogpt": ("build-nanogpt", write_npy),
 }
+ROWS = "Hugging Face datasets"
 OF_DOCUMENTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "Megatron": ("Megatron", write_megatron),
     "Megatron, int32": ("Megatron", lambda folder: write_megatron(folder, 4, "<i4")),
@@ -141,6 +175,11 @@ OF_DOCUMENTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "MDS, any array": ("MDS", lambda folder: write_mds(folder, "ndarray")),
     "datatrove": ("datatrove", write_datatrove),
     "datatrove, 32 bits": ("datatrove", lambda folder: write_datatrove(folder, 4)),
+    "parquet": (ROWS, write_parquet),
+    "parquet, padded": (ROWS, lambda folder: write_parquet(folder, mask=True)),
+    "parquet, uint16": (ROWS, lambda f: write_parquet(f, pyarrow.large_list(pyarrow.uint16()))),
+    "Arrow": (ROWS, write_arrow),
+    "Arrow, views": (ROWS, lambda f: write_arrow(f, pyarrow.list_view(pyarrow.int64()))),
 }
 
 
@@ -221,7 +260,7 @@ def test_end_of_text_is_once_before_each_document(
     assert "note: 3 empty documents left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("to", ["nanogpt", "megatron"])
+@pytest.mark.parametrize("to", ["nanogpt", "megatron", "hf-datasets"])
 def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> None:
     write_nanogpt(source)
     first = run_import(source, tmp_path / "first", vocabulary)
@@ -231,6 +270,16 @@ def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> 
         assert names == {"train.bin", "val.bin", "tokenizer.json"}
         for name in ("train.bin", "val.bin"):
             assert (tmp_path / "theirs" / name).read_bytes() == (source / name).read_bytes()
+    elif to == "hf-datasets":
+        assert names == {
+            *("README.md", "dataset_dict.json", "tokenizer.json", "train", "validation"),
+        }
+        described = json.loads((tmp_path / "theirs" / "train" / "dataset_info.json").read_bytes())
+        assert "tokenizer tokenizer.json, whose vocabulary has 300 ids" in described["description"]
+        rows = [row["input_ids"] for row in read_state(tmp_path / "theirs" / "train")]
+        assert rows == [[*document, EOT] for document in DOCUMENTS]
+        rows = [row["input_ids"] for row in read_state(tmp_path / "theirs" / "validation")]
+        assert rows == [[*DOCUMENTS[-1], EOT]]
     else:
         prefixes = {f"{split}_text_document" for split in ("train", "val")}
         endings = {f"{prefix}{end}" for prefix in prefixes for end in (".bin", ".idx")}
@@ -247,6 +296,68 @@ def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> 
     for path in records:
         assert (tmp_path / "first again" / path.name).read_bytes() == path.read_bytes()
     assert first["train"] == STREAM_BEFORE
+
+
+def read_state(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the files that a split of datasets lists."""
+    rows: list[dict[str, Any]] = []
+    listed = json.loads((folder / "state.json").read_bytes())["_data_files"]
+    assert sorted(f["filename"] for f in listed) == sorted(p.name for p in folder.glob("*.arrow"))
+    for file in listed:
+        with ipc.open_stream((folder / file["filename"]).read_bytes()) as stream:
+            rows += stream.read_all().to_pylist()
+    return rows
+
+
+def test_rows_go_on_in_a_new_file_and_documents_across_blocks(
+    source: Path, tmp_path: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nanogpt(source)
+    run_import(source, tmp_path / "first", vocabulary)
+    blocks = TokenStream.blocks
+    monkeypatch.setattr(TokenStream, "blocks", lambda stream: blocks(stream, 13))
+    monkeypatch.setattr(hf_datasets, "_FILE_BYTES", 4000)
+    export_tokens(
+        tmp_path / "first", "hf-datasets", tmp_path / "out", None, lambda stage, done: None
+    )
+    assert len(list((tmp_path / "out" / "train").glob("data-*-of-*.arrow"))) > 2
+    rows = [row["input_ids"] for row in read_state(tmp_path / "out" / "train")]
+    assert rows == [[*document, EOT] for document in DOCUMENTS]
+    monkeypatch.setattr(hf_datasets, "_MAX_DOCUMENT_TOKENS", 30)
+    with pytest.raises(QuinticError, match="a document of the dataset has more than 30 tokens"):
+        export_tokens(tmp_path / "first", "hf-datasets", tmp_path / "no", None, lambda *_: None)
+    assert not (tmp_path / "no").exists()
+
+
+def test_rows_of_one_length_are_pieces_of_a_stream(
+    source: Path,
+    tmp_path: Path,
+    vocabulary: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(token_file, "BLOCK_TOKENS", 1000)
+    pieces = [STREAM_BEHIND[start : start + 64] for start in range(0, len(STREAM_BEHIND), 64)]
+    parquet.write_table(pyarrow.table({"input_ids": pieces}), source / "train-0-of-1.parquet")
+    assert run_import(source, tmp_path / "a", vocabulary)["train"] == STREAM_BEFORE
+    assert "all rows have 64 tokens, so they are taken for pieces" in capsys.readouterr().out
+    found = run_import(source, tmp_path / "b", vocabulary, "--rows", "documents")["train"]
+    # A border before each row, unless it is there or behind the one before.
+    assert found[:64] == [EOT, *pieces[0][:63]]
+    assert len(found) > len(STREAM_BEFORE) + len(pieces) // 2
+    # Documents that each end with end of text are none, however long.
+    parquet.write_table(
+        pyarrow.table({"input_ids": [[*range(1, 64), EOT]] * 5}), source / "train-0-of-1.parquet"
+    )
+    found = run_import(source, tmp_path / "c", vocabulary)["train"]
+    assert found == [EOT, *range(1, 64)] * 5
+    assert "taken for pieces" not in capsys.readouterr().out
+    # And rows that are pieces though their lengths do not say it.
+    parquet.write_table(
+        pyarrow.table({"input_ids": [[1, 2, 3], [4, EOT, 5]]}), source / "train-0-of-1.parquet"
+    )
+    found = run_import(source, tmp_path / "d", vocabulary, "--rows", "pieces")["train"]
+    assert found == [EOT, 1, 2, 3, 4, EOT, 5]
 
 
 def test_folders_of_llmc_need_no_import(source: Path) -> None:
@@ -310,7 +421,40 @@ def remove(name: str) -> Damage:
         (write_datatrove, remove("000_unshuffled.ds.index"), r"is there without .*\.ds\.index"),
         (write_datatrove, replace("000_unshuffled.ds.metadata", "gpt2"), "not NAME|2 or NAME|4"),
         (write_datatrove, write_nanogpt, "token files of datatrove"),
-        (lambda f: (f / "a.parquet").touch(), lambda f: None, "quintic data build .* reads that"),
+        (write_parquet, cut("0.parquet"), r"0\.parquet cannot be read as parquet"),
+        (write_arrow, cut("data-0.arrow", 500), r"data-0\.arrow cannot be read as Arrow"),
+        (write_arrow, replace("data-1.arrow", ""), r"data-1\.arrow cannot be read as Arrow"),
+        (
+            write_parquet,
+            lambda f: parquet.write_table(pyarrow.table({"text": ["a"]}), f / "1.parquet"),
+            r"1\.parquet has no column of lists of token ids, 0\.parquet beside it has",
+        ),
+        (
+            lambda f: parquet.write_table(
+                pyarrow.table({"tokens": [[1], [2, None]], "n": [1, 2]}), f / "a.parquet"
+            ),
+            lambda f: None,
+            "has null among the token ids of its rows 0 to 1",
+        ),
+        (
+            lambda f: parquet.write_table(
+                pyarrow.table({"tokens": [[1]], "attention_mask": [[1, 1]]}), f / "a.parquet"
+            ),
+            lambda f: None,
+            "whose attention_mask has another length than their tokens",
+        ),
+        (
+            lambda f: parquet.write_table(
+                pyarrow.table([[[1]], [[1]]], names=["tokens", "tokens"]), f / "a.parquet"
+            ),
+            lambda f: None,
+            "has several columns named 'tokens'",
+        ),
+        (
+            lambda f: parquet.write_table(pyarrow.table({"text": ["a"]}), f / "a.parquet"),
+            lambda f: None,
+            "quintic data build .* reads that",
+        ),
         (lambda f: (f / "a.pdf").touch(), lambda f: None, "has no token files of Megatron, litd"),
     ],
 )

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from quintic.data.tokens.json_index import INDEX, item_places, read_json_index
-from quintic.data.tokens.token_file import TokenBlock, TokenFile
+from quintic.data.tokens.token_file import ID_COLUMNS, TokenBlock, TokenFile
 from quintic.errors import QuinticError
 
-_COLUMNS = ("tokens", "input_ids")
 _TYPE_CODES = {0x10: "<u2", 0x20: "<u4", 0x21: "<i4", 0x41: "<i8"}
 _NAMED_TYPES = {
     name: np.dtype(name).newbyteorder("<") for name in ("uint16", "uint32", "int32", "int64")
@@ -47,11 +46,11 @@ def find_mds(folder: Path, names: list[str]) -> list[TokenFile]:
         encodings, sizes = shard.get("column_encodings", []), shard.get("column_sizes", [])
         if not len(columns) == len(encodings) == len(sizes) > 0:
             raise QuinticError(f"{folder / INDEX} is damaged: copy or make it again")
-        column = next((i for i, title in enumerate(columns) if title in _COLUMNS), 0)
-        if len(columns) > 1 and columns[column] not in _COLUMNS:
+        column = next((i for i, title in enumerate(columns) if title in ID_COLUMNS), 0)
+        if len(columns) > 1 and columns[column] not in ID_COLUMNS:
             raise QuinticError(
                 f"{folder / INDEX} has the columns {', '.join(columns)}: the one of the tokens is "
-                f"to be named {' or '.join(_COLUMNS)}"
+                f"to be named {' or '.join(ID_COLUMNS)}"
             )
         encoding, *of = str(encodings[column]).split(":")
         if encoding != "ndarray" or len(of) > 1 or not set(of) <= set(_NAMED_TYPES):
