@@ -1,5 +1,7 @@
 """Token files of other tools; the bytes are written here by their descriptions."""
 
+import bz2
+import gzip
 import hashlib
 import json
 import random
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+import zstandard
 from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
@@ -88,16 +91,30 @@ def chunk(items: list[bytes], between: bytes = b"") -> bytes:
     return struct.pack("<I", len(items)) + places.tobytes() + between + b"".join(items)
 
 
-def write_litdata(folder: Path, dtype: str = "<u2", format: str = "no_header_numpy:5") -> None:
+def write_litdata(
+    folder: Path,
+    dtype: str = "<u2",
+    format: str = "no_header_numpy:5",
+    loader: str = "TokensLoader",
+    compression: str | None = None,
+    **config: str | None,
+) -> None:
     items = [np.array(document, dtype).tobytes() for document in DOCUMENTS]
-    (folder / "chunk-0-0.bin").write_bytes(chunk(items[:30]))
-    (folder / "chunk-0-1.bin").write_bytes(chunk(items[30:]))
-    chunks = [{"filename": f"chunk-0-{n}.bin"} for n in range(2)]
-    config = {"compression": None, "data_format": [format], "item_loader": "TokensLoader"}
+    if loader != "TokensLoader":
+        items = [struct.pack("<I", len(item)) + item for item in items]
+    name = "chunk-0-{}.zstd.bin" if compression else "chunk-0-{}.bin"
+    for number, part in enumerate((items[:30], items[30:])):
+        content = chunk(part)
+        content = zstandard.compress(content) if compression else content
+        (folder / name.format(number)).write_bytes(content)
+    chunks = [{"filename": name.format(n)} for n in range(2)]
+    config |= {"compression": compression, "data_format": [format], "item_loader": loader}  # type: ignore[dict-item]
     (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": config}))
 
 
-def write_mds(folder: Path, encoding: str = "ndarray:uint16") -> None:
+def write_mds(
+    folder: Path, encoding: str = "ndarray:uint16", compression: str | None = None
+) -> None:
     samples = []
     for document in DOCUMENTS:
         dtype, type_byte = ("<u2", b"") if ":" in encoding else ("<i8", b"\x41")
@@ -114,9 +131,20 @@ def write_mds(folder: Path, encoding: str = "ndarray:uint16") -> None:
     shards = []
     for number, part in enumerate((samples[:30], samples[30:])):
         name = f"shard.0000{number}.mds"
-        (folder / name).write_bytes(chunk(part, json.dumps(columns).encode()))
-        raw = {"basename": name, "bytes": 0, "hashes": {}}
-        shards.append({"format": "mds", "raw_data": raw, "zip_data": None, **columns})
+        content, packed = chunk(part, json.dumps(columns).encode()), None
+        raw = {"basename": name, "bytes": len(content), "hashes": {}}
+        if compression:
+            suffix = compression.partition(":")[0]
+            pack: dict[str, Callable[[bytes], bytes]] = {
+                "zstd": zstandard.compress,
+                "gz": gzip.compress,
+                "bz2": bz2.compress,
+            }
+            content, name = pack.get(suffix, bytes)(content), f"{name}.{suffix}"
+            packed = {"basename": name, "bytes": len(content), "hashes": {}}
+        (folder / name).write_bytes(content)
+        shard = {"format": "mds", "raw_data": raw, "zip_data": packed, "compression": compression}
+        shards.append({**shard, **columns})
     (folder / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
 
 
@@ -171,7 +199,16 @@ OF_DOCUMENTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "Megatron, sequences": ("Megatron", lambda folder: write_megatron(folder, sequences=3)),
     "litdata": ("litdata", write_litdata),
     "litdata, int64": ("litdata", lambda f: write_litdata(f, "<i8", "no_header_tensor:18")),
+    "litdata, zstd": ("litdata", lambda f: write_litdata(f, compression="zstd:4")),
+    "litdata, sizes first": ("litdata", lambda f: write_litdata(f, loader="PyTreeLoader")),
+    "litdata, int64, sizes first": (
+        "litdata",
+        lambda f: write_litdata(f, "<i8", "no_header_numpy:3", loader="PyTreeLoader"),
+    ),
     "MDS": ("MDS", write_mds),
+    "MDS, zstd": ("MDS", lambda folder: write_mds(folder, compression="zstd")),
+    "MDS, gz": ("MDS", lambda folder: write_mds(folder, compression="gz:9")),
+    "MDS, bz2": ("MDS", lambda folder: write_mds(folder, compression="bz2")),
     "MDS, any array": ("MDS", lambda folder: write_mds(folder, "ndarray")),
     "datatrove": ("datatrove", write_datatrove),
     "datatrove, 32 bits": ("datatrove", lambda folder: write_datatrove(folder, 4)),
@@ -412,7 +449,41 @@ def remove(name: str) -> Damage:
         (write_litdata, remove("chunk-0-1.bin"), "is not there, its index.json lists it"),
         (write_litdata, replace("index.json", "{"), r"index\.json is damaged"),
         (write_litdata, replace("index.json", '{"chunks": 3}'), r"index\.json lists no chunks"),
-        (lambda f: write_litdata(f, format="pickle"), lambda f: None, "items of pickle and comp"),
+        (
+            lambda f: write_litdata(f, format="pickle"),
+            lambda f: None,
+            "items of pickle: items of one",
+        ),
+        (
+            lambda f: write_litdata(f, compression="zstd", compression_level="batch"),
+            lambda f: None,
+            "compression zstd within chunks, or encryption: .* compression_level='chunk'",
+        ),
+        (
+            lambda f: write_litdata(f, compression="zstd"),
+            cut("chunk-0-1.zstd.bin"),
+            r"chunk-0-1\.zstd\.bin is truncated: its \.zst stream does not end",
+        ),
+        (
+            lambda f: write_litdata(f, compression="zstd"),
+            remove("chunk-0-1.zstd.bin"),
+            r"chunk-0-1\.zstd\.bin is not there, its index.json lists it",
+        ),
+        (
+            lambda f: write_mds(f, compression="zstd"),
+            remove("shard.00001.mds.zstd"),
+            r"shard\.00001\.mds\.zstd is not there, its index.json lists it",
+        ),
+        (
+            lambda f: write_mds(f, compression="zstd"),
+            replace("shard.00001.mds.zstd", b"no zstd"),
+            r"shard\.00001\.mds\.zstd cannot be read as zstd: it begins with b'no zstd'",
+        ),
+        (
+            lambda f: write_mds(f, compression="br"),
+            lambda f: None,
+            r"compressed by br: \.mds is read, also of zstd, gz and bz2; unpack the shards",
+        ),
         (write_mds, cut("shard.00001.mds"), r"shard\.00001\.mds is damaged or truncated"),
         (write_mds, replace("shard.00000.mds", b"ab"), r"shard\.00000\.mds is damaged or trunc"),
         (lambda f: write_mds(f, "bytes"), lambda f: None, "has bytes in its column tokens"),

@@ -7,7 +7,7 @@ import orjson
 import pyarrow
 import pyarrow.compute
 
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, names_in_line
 
 _STRINGS = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
 _TEXT = (*_STRINGS, pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view())
@@ -64,8 +64,8 @@ def find_column(schema: Any, field: str, input_name: str, messages: bool) -> Col
     found = _find(list(schema), field)
     if found is None:
         raise QuinticError(
-            f"input {input_name} has no column {field!r}, it has {', '.join(names)}: name the one "
-            f"that holds the text with --field"
+            f"input {input_name} has no column {field!r}, it has {names_in_line(names)}: "
+            f"name the one that holds the text with --field"
         )
     path, kind = found
     if messages and _holds_messages(kind):
