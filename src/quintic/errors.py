@@ -3,6 +3,8 @@
 import errno
 import importlib.util
 import re
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 
@@ -108,6 +110,14 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def all_of(number: int, noun: str) -> str:
     """Return words for every one of so many: the one run, both runs, all 3 runs."""
     return {1: f"the one {noun}", 2: f"both {noun}s"}.get(number, f"all {number:,} {noun}s")
+
+
+def names_in_line(names: Iterable[str]) -> str:
+    """Return names as a message shows them: the first ten, shortened, and those that would not
+    print in a line as Python writes them."""
+    first = [name if len(name) <= 60 else f"{name[:57]}..." for name in islice(names, 11)]
+    shown = [name if name.isprintable() and name else repr(name) for name in first[:10]]
+    return ", ".join(shown) + (", ..." if len(first) > 10 else "")
 
 
 def require_package(module: str, extra: str, what: str) -> None:

@@ -1,5 +1,7 @@
 """Token files of other tools; the bytes are written here by their descriptions."""
 
+import bz2
+import gzip
 import hashlib
 import json
 import random
@@ -9,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+import zstandard
+from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.dataset import open_dataset
-from quintic.data.shards import write_shard
+from quintic.data.shards import TokenStream, write_shard
 from quintic.data.tokenizer import train_bpe
-from quintic.data.tokens import token_file
+from quintic.data.tokens import hf_datasets, token_file
+from quintic.data.tokens.export_tokens import export_tokens
 from quintic.data.tokens.find import find_tokens
 from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
 from quintic.data.verify import check_dataset
@@ -85,16 +91,30 @@ def chunk(items: list[bytes], between: bytes = b"") -> bytes:
     return struct.pack("<I", len(items)) + places.tobytes() + between + b"".join(items)
 
 
-def write_litdata(folder: Path, dtype: str = "<u2", format: str = "no_header_numpy:5") -> None:
+def write_litdata(
+    folder: Path,
+    dtype: str = "<u2",
+    format: str = "no_header_numpy:5",
+    loader: str = "TokensLoader",
+    compression: str | None = None,
+    **config: str | None,
+) -> None:
     items = [np.array(document, dtype).tobytes() for document in DOCUMENTS]
-    (folder / "chunk-0-0.bin").write_bytes(chunk(items[:30]))
-    (folder / "chunk-0-1.bin").write_bytes(chunk(items[30:]))
-    chunks = [{"filename": f"chunk-0-{n}.bin"} for n in range(2)]
-    config = {"compression": None, "data_format": [format], "item_loader": "TokensLoader"}
+    if loader != "TokensLoader":
+        items = [struct.pack("<I", len(item)) + item for item in items]
+    name = "chunk-0-{}.zstd.bin" if compression else "chunk-0-{}.bin"
+    for number, part in enumerate((items[:30], items[30:])):
+        content = chunk(part)
+        content = zstandard.compress(content) if compression else content
+        (folder / name.format(number)).write_bytes(content)
+    chunks = [{"filename": name.format(n)} for n in range(2)]
+    config |= {"compression": compression, "data_format": [format], "item_loader": loader}  # type: ignore[dict-item]
     (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": config}))
 
 
-def write_mds(folder: Path, encoding: str = "ndarray:uint16") -> None:
+def write_mds(
+    folder: Path, encoding: str = "ndarray:uint16", compression: str | None = None
+) -> None:
     samples = []
     for document in DOCUMENTS:
         dtype, type_byte = ("<u2", b"") if ":" in encoding else ("<i8", b"\x41")
@@ -111,9 +131,20 @@ def write_mds(folder: Path, encoding: str = "ndarray:uint16") -> None:
     shards = []
     for number, part in enumerate((samples[:30], samples[30:])):
         name = f"shard.0000{number}.mds"
-        (folder / name).write_bytes(chunk(part, json.dumps(columns).encode()))
-        raw = {"basename": name, "bytes": 0, "hashes": {}}
-        shards.append({"format": "mds", "raw_data": raw, "zip_data": None, **columns})
+        content, packed = chunk(part, json.dumps(columns).encode()), None
+        raw = {"basename": name, "bytes": len(content), "hashes": {}}
+        if compression:
+            suffix = compression.partition(":")[0]
+            pack: dict[str, Callable[[bytes], bytes]] = {
+                "zstd": zstandard.compress,
+                "gz": gzip.compress,
+                "bz2": bz2.compress,
+            }
+            content, name = pack.get(suffix, bytes)(content), f"{name}.{suffix}"
+            packed = {"basename": name, "bytes": len(content), "hashes": {}}
+        (folder / name).write_bytes(content)
+        shard = {"format": "mds", "raw_data": raw, "zip_data": packed, "compression": compression}
+        shards.append({**shard, **columns})
     (folder / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
 
 
@@ -125,22 +156,67 @@ def write_datatrove(folder: Path, width: int = 2) -> None:
     Path(f"{path}.metadata").write_text(f"some|tokenizer|{width}\n{ends[-1]}\n1.5 kT")
 
 
+def id_lists(kind: Any = None, mask: bool = False) -> pyarrow.Table:
+    """The documents as rows; with a mask those of padding too, and without one a null row."""
+    kind = kind or pyarrow.list_(pyarrow.int32())
+    longest = max(map(len, DOCUMENTS))
+    rows: list[Any] = [[*ids, *[299] * (longest - len(ids))] for ids in DOCUMENTS]
+    if not mask:
+        rows = [*DOCUMENTS[:3], None, *DOCUMENTS[3:]]
+    columns = {"input_ids": pyarrow.array(rows, kind), "text": ["no id"] * len(rows)}
+    if mask:
+        masks = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in DOCUMENTS]
+        columns["attention_mask"] = pyarrow.array(masks, pyarrow.list_(pyarrow.int8()))
+    return pyarrow.table(columns)
+
+
+def write_parquet(folder: Path, kind: Any = None, mask: bool = False) -> None:
+    parquet.write_table(id_lists(kind, mask), folder / "0.parquet", row_group_size=20)
+
+
+def write_arrow(folder: Path, kind: Any = None) -> None:
+    """A stream, as datasets' `save_to_disk` has it, beside what its `map` left, and a file."""
+    table = id_lists(kind)
+    for name, part, new in (
+        ("data-0.arrow", table.slice(0, 30), ipc.new_stream),
+        ("data-1.arrow", table.slice(30), ipc.new_file),
+        ("cache-12ab.arrow", table, ipc.new_stream),
+    ):
+        with new(folder / name, table.schema) as writer:
+            writer.write_table(part, max_chunksize=17)
+
+
 WITH_SPLITS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "nanoGPT": ("nanoGPT", write_nanogpt),
     "nanoGPT, 32 bits": ("nanoGPT", lambda folder: write_nanogpt(folder, "<u4")),
     "llm.c": ("llm.c", write_llmc),
     "build-nanogpt": ("build-nanogpt", write_npy),
 }
+ROWS = "Hugging Face datasets"
 OF_DOCUMENTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "Megatron": ("Megatron", write_megatron),
     "Megatron, int32": ("Megatron", lambda folder: write_megatron(folder, 4, "<i4")),
     "Megatron, sequences": ("Megatron", lambda folder: write_megatron(folder, sequences=3)),
     "litdata": ("litdata", write_litdata),
     "litdata, int64": ("litdata", lambda f: write_litdata(f, "<i8", "no_header_tensor:18")),
+    "litdata, zstd": ("litdata", lambda f: write_litdata(f, compression="zstd:4")),
+    "litdata, sizes first": ("litdata", lambda f: write_litdata(f, loader="PyTreeLoader")),
+    "litdata, int64, sizes first": (
+        "litdata",
+        lambda f: write_litdata(f, "<i8", "no_header_numpy:3", loader="PyTreeLoader"),
+    ),
     "MDS": ("MDS", write_mds),
+    "MDS, zstd": ("MDS", lambda folder: write_mds(folder, compression="zstd")),
+    "MDS, gz": ("MDS", lambda folder: write_mds(folder, compression="gz:9")),
+    "MDS, bz2": ("MDS", lambda folder: write_mds(folder, compression="bz2")),
     "MDS, any array": ("MDS", lambda folder: write_mds(folder, "ndarray")),
     "datatrove": ("datatrove", write_datatrove),
     "datatrove, 32 bits": ("datatrove", lambda folder: write_datatrove(folder, 4)),
+    "parquet": (ROWS, write_parquet),
+    "parquet, padded": (ROWS, lambda folder: write_parquet(folder, mask=True)),
+    "parquet, uint16": (ROWS, lambda f: write_parquet(f, pyarrow.large_list(pyarrow.uint16()))),
+    "Arrow": (ROWS, write_arrow),
+    "Arrow, views": (ROWS, lambda f: write_arrow(f, pyarrow.list_view(pyarrow.int64()))),
 }
 
 
@@ -221,7 +297,7 @@ def test_end_of_text_is_once_before_each_document(
     assert "note: 3 empty documents left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("to", ["nanogpt", "megatron"])
+@pytest.mark.parametrize("to", ["nanogpt", "megatron", "hf-datasets"])
 def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> None:
     write_nanogpt(source)
     first = run_import(source, tmp_path / "first", vocabulary)
@@ -231,6 +307,16 @@ def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> 
         assert names == {"train.bin", "val.bin", "tokenizer.json"}
         for name in ("train.bin", "val.bin"):
             assert (tmp_path / "theirs" / name).read_bytes() == (source / name).read_bytes()
+    elif to == "hf-datasets":
+        assert names == {
+            *("README.md", "dataset_dict.json", "tokenizer.json", "train", "validation"),
+        }
+        described = json.loads((tmp_path / "theirs" / "train" / "dataset_info.json").read_bytes())
+        assert "tokenizer tokenizer.json, whose vocabulary has 300 ids" in described["description"]
+        rows = [row["input_ids"] for row in read_state(tmp_path / "theirs" / "train")]
+        assert rows == [[*document, EOT] for document in DOCUMENTS]
+        rows = [row["input_ids"] for row in read_state(tmp_path / "theirs" / "validation")]
+        assert rows == [[*DOCUMENTS[-1], EOT]]
     else:
         prefixes = {f"{split}_text_document" for split in ("train", "val")}
         endings = {f"{prefix}{end}" for prefix in prefixes for end in (".bin", ".idx")}
@@ -247,6 +333,68 @@ def test_round_trip(source: Path, tmp_path: Path, vocabulary: Path, to: str) -> 
     for path in records:
         assert (tmp_path / "first again" / path.name).read_bytes() == path.read_bytes()
     assert first["train"] == STREAM_BEFORE
+
+
+def read_state(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the files that a split of datasets lists."""
+    rows: list[dict[str, Any]] = []
+    listed = json.loads((folder / "state.json").read_bytes())["_data_files"]
+    assert sorted(f["filename"] for f in listed) == sorted(p.name for p in folder.glob("*.arrow"))
+    for file in listed:
+        with ipc.open_stream((folder / file["filename"]).read_bytes()) as stream:
+            rows += stream.read_all().to_pylist()
+    return rows
+
+
+def test_rows_go_on_in_a_new_file_and_documents_across_blocks(
+    source: Path, tmp_path: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nanogpt(source)
+    run_import(source, tmp_path / "first", vocabulary)
+    blocks = TokenStream.blocks
+    monkeypatch.setattr(TokenStream, "blocks", lambda stream: blocks(stream, 13))
+    monkeypatch.setattr(hf_datasets, "_FILE_BYTES", 4000)
+    export_tokens(
+        tmp_path / "first", "hf-datasets", tmp_path / "out", None, lambda stage, done: None
+    )
+    assert len(list((tmp_path / "out" / "train").glob("data-*-of-*.arrow"))) > 2
+    rows = [row["input_ids"] for row in read_state(tmp_path / "out" / "train")]
+    assert rows == [[*document, EOT] for document in DOCUMENTS]
+    monkeypatch.setattr(hf_datasets, "_MAX_DOCUMENT_TOKENS", 30)
+    with pytest.raises(QuinticError, match="a document of the dataset has more than 30 tokens"):
+        export_tokens(tmp_path / "first", "hf-datasets", tmp_path / "no", None, lambda *_: None)
+    assert not (tmp_path / "no").exists()
+
+
+def test_rows_of_one_length_are_pieces_of_a_stream(
+    source: Path,
+    tmp_path: Path,
+    vocabulary: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(token_file, "BLOCK_TOKENS", 1000)
+    pieces = [STREAM_BEHIND[start : start + 64] for start in range(0, len(STREAM_BEHIND), 64)]
+    parquet.write_table(pyarrow.table({"input_ids": pieces}), source / "train-0-of-1.parquet")
+    assert run_import(source, tmp_path / "a", vocabulary)["train"] == STREAM_BEFORE
+    assert "all rows have 64 tokens, so they are taken for pieces" in capsys.readouterr().out
+    found = run_import(source, tmp_path / "b", vocabulary, "--rows", "documents")["train"]
+    # A border before each row, unless it is there or behind the one before.
+    assert found[:64] == [EOT, *pieces[0][:63]]
+    assert len(found) > len(STREAM_BEFORE) + len(pieces) // 2
+    # Documents that each end with end of text are none, however long.
+    parquet.write_table(
+        pyarrow.table({"input_ids": [[*range(1, 64), EOT]] * 5}), source / "train-0-of-1.parquet"
+    )
+    found = run_import(source, tmp_path / "c", vocabulary)["train"]
+    assert found == [EOT, *range(1, 64)] * 5
+    assert "taken for pieces" not in capsys.readouterr().out
+    # And rows that are pieces though their lengths do not say it.
+    parquet.write_table(
+        pyarrow.table({"input_ids": [[1, 2, 3], [4, EOT, 5]]}), source / "train-0-of-1.parquet"
+    )
+    found = run_import(source, tmp_path / "d", vocabulary, "--rows", "pieces")["train"]
+    assert found == [EOT, 1, 2, 3, 4, EOT, 5]
 
 
 def test_folders_of_llmc_need_no_import(source: Path) -> None:
@@ -301,7 +449,41 @@ def remove(name: str) -> Damage:
         (write_litdata, remove("chunk-0-1.bin"), "is not there, its index.json lists it"),
         (write_litdata, replace("index.json", "{"), r"index\.json is damaged"),
         (write_litdata, replace("index.json", '{"chunks": 3}'), r"index\.json lists no chunks"),
-        (lambda f: write_litdata(f, format="pickle"), lambda f: None, "items of pickle and comp"),
+        (
+            lambda f: write_litdata(f, format="pickle"),
+            lambda f: None,
+            "items of pickle: items of one",
+        ),
+        (
+            lambda f: write_litdata(f, compression="zstd", compression_level="batch"),
+            lambda f: None,
+            "compression zstd within chunks, or encryption: .* compression_level='chunk'",
+        ),
+        (
+            lambda f: write_litdata(f, compression="zstd"),
+            cut("chunk-0-1.zstd.bin"),
+            r"chunk-0-1\.zstd\.bin is truncated: its \.zst stream does not end",
+        ),
+        (
+            lambda f: write_litdata(f, compression="zstd"),
+            remove("chunk-0-1.zstd.bin"),
+            r"chunk-0-1\.zstd\.bin is not there, its index.json lists it",
+        ),
+        (
+            lambda f: write_mds(f, compression="zstd"),
+            remove("shard.00001.mds.zstd"),
+            r"shard\.00001\.mds\.zstd is not there, its index.json lists it",
+        ),
+        (
+            lambda f: write_mds(f, compression="zstd"),
+            replace("shard.00001.mds.zstd", b"no zstd"),
+            r"shard\.00001\.mds\.zstd cannot be read as zstd: it begins with b'no zstd'",
+        ),
+        (
+            lambda f: write_mds(f, compression="br"),
+            lambda f: None,
+            r"compressed by br: \.mds is read, also of zstd, gz and bz2; unpack the shards",
+        ),
         (write_mds, cut("shard.00001.mds"), r"shard\.00001\.mds is damaged or truncated"),
         (write_mds, replace("shard.00000.mds", b"ab"), r"shard\.00000\.mds is damaged or trunc"),
         (lambda f: write_mds(f, "bytes"), lambda f: None, "has bytes in its column tokens"),
@@ -310,7 +492,40 @@ def remove(name: str) -> Damage:
         (write_datatrove, remove("000_unshuffled.ds.index"), r"is there without .*\.ds\.index"),
         (write_datatrove, replace("000_unshuffled.ds.metadata", "gpt2"), "not NAME|2 or NAME|4"),
         (write_datatrove, write_nanogpt, "token files of datatrove"),
-        (lambda f: (f / "a.parquet").touch(), lambda f: None, "quintic data build .* reads that"),
+        (write_parquet, cut("0.parquet"), r"0\.parquet cannot be read as parquet"),
+        (write_arrow, cut("data-0.arrow", 500), r"data-0\.arrow cannot be read as Arrow"),
+        (write_arrow, replace("data-1.arrow", ""), r"data-1\.arrow cannot be read as Arrow"),
+        (
+            write_parquet,
+            lambda f: parquet.write_table(pyarrow.table({"text": ["a"]}), f / "1.parquet"),
+            r"1\.parquet has no column of lists of token ids, 0\.parquet beside it has",
+        ),
+        (
+            lambda f: parquet.write_table(
+                pyarrow.table({"tokens": [[1], [2, None]], "n": [1, 2]}), f / "a.parquet"
+            ),
+            lambda f: None,
+            "has null among the token ids of its rows 0 to 1",
+        ),
+        (
+            lambda f: parquet.write_table(
+                pyarrow.table({"tokens": [[1]], "attention_mask": [[1, 1]]}), f / "a.parquet"
+            ),
+            lambda f: None,
+            "whose attention_mask has another length than their tokens",
+        ),
+        (
+            lambda f: parquet.write_table(
+                pyarrow.table([[[1]], [[1]]], names=["tokens", "tokens"]), f / "a.parquet"
+            ),
+            lambda f: None,
+            "has several columns named 'tokens'",
+        ),
+        (
+            lambda f: parquet.write_table(pyarrow.table({"text": ["a"]}), f / "a.parquet"),
+            lambda f: None,
+            "quintic data build .* reads that",
+        ),
         (lambda f: (f / "a.pdf").touch(), lambda f: None, "has no token files of Megatron, litd"),
     ],
 )

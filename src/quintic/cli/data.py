@@ -150,6 +150,7 @@ def _import(command: DataImport) -> None:
         name=default_name(command.out) if command.name is None else command.name,
         shard_tokens=command.shard_tokens,
         val_share=command.val_share,
+        rows=command.rows,
     )
     report = import_tokens(command.source, command.out, settings, console.stage)
     for note in report.notes:

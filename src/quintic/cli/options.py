@@ -382,7 +382,7 @@ class DataBuild:
 @dataclass(frozen=True)
 class DataImport:
     """Make a dataset of token files of other tools: of nanoGPT, Megatron, llm.c, build-nanogpt,
-    litdata, MDS, datatrove."""
+    litdata, MDS, datatrove, and rows of ids in parquet and Arrow (Hugging Face datasets)."""
 
     source: Positional[Path]
     """Folder of the files, or one of them."""
@@ -396,6 +396,9 @@ class DataImport:
     """Tokens of a shard."""
     val_share: float = 0.01
     """Share of the documents for validation, 0 to 1, where no file says what it is for."""
+    rows: Literal["documents", "pieces"] | None = None
+    """What a row, item or sample is: a document, or a piece of a stream of documents; default
+    pieces where all have one length."""
 
 
 @dataclass(frozen=True)
@@ -404,7 +407,7 @@ class DataExport:
 
     path: Positional[Path]
     """Folder of shards."""
-    to: Literal["megatron", "nanogpt"]
+    to: Literal["megatron", "nanogpt", "hf-datasets"]
     """Tool that is to read them."""
     out: Path
     """Folder; new or empty."""

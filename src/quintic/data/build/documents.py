@@ -9,6 +9,7 @@ import orjson
 from quintic.data.build.chunks import Chunk, DocumentFormat, split_at
 from quintic.data.build.messages import text_of_messages
 from quintic.data.build.sources.rows import BadRow
+from quintic.errors import names_in_line
 
 # No text has so many; a crash, a full disk or a file that was made larger leaves them.
 _ZERO_RUN = "\0" * 64
@@ -122,7 +123,7 @@ def _value_at(record: Any, field: str) -> Any:
                 return _value_at(record[field[:dot]], field[dot + 1 :])
             except _UnusableError:
                 continue
-    there = ", ".join(list(record)[:10]) or "no fields"
+    there = names_in_line(record) or "no fields"
     raise _UnusableError(f"no field {field!r} (--field), there are {there}")
 
 

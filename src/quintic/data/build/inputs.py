@@ -12,7 +12,8 @@ from quintic.data.build.text_files import READABLE, TextFile, kind_and_packing, 
 from quintic.errors import QuinticError, counted
 
 _ONLY_IF_NAMED = (".json", ".csv", ".tsv")
-_CACHED = re.compile(r"(?:cache|tmp)[-\w]*\.arrow")  # what datasets' map and filter left
+CACHED = re.compile(r"(?:cache|tmp)[-\w]*\.arrow")
+"""What datasets' map and filter left."""
 _KINDS = 5  # are listed of what is left out
 
 
@@ -104,7 +105,7 @@ def _is_wanted(file: Path, argument: str) -> bool:
     suffix = file.suffix.lower()
     if suffix in _ONLY_IF_NAMED and not argument.lower().endswith(suffix):
         return False
-    return kind_and_packing(file.name) is not None and not _CACHED.fullmatch(file.name)
+    return kind_and_packing(file.name) is not None and not CACHED.fullmatch(file.name)
 
 
 def _by_kind(files: Sequence[Path]) -> str:

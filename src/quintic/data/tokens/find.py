@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from quintic.data.manifest import Split
 from quintic.data.tokens.datatrove import find_datatrove
+from quintic.data.tokens.id_lists import find_id_lists
 from quintic.data.tokens.litdata import find_litdata
 from quintic.data.tokens.llmc import find_llmc
 from quintic.data.tokens.mds import find_mds
@@ -42,6 +43,7 @@ KINDS = (
     TokenKind("build-nanogpt", find_npy),
     TokenKind("llm.c", find_llmc),
     TokenKind("nanoGPT", find_nanogpt),
+    TokenKind("Hugging Face datasets", find_id_lists),
 )
 
 _SPLIT = re.compile(r"(?:^|[/._-])(train|val|valid|validation|test)(?=$|[/._-])", re.IGNORECASE)

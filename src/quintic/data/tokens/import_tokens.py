@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from quintic.files import new_folder
 OnProgress = Callable[[str, float], None]
 """Called with the name of a stage and the fraction of it that is done."""
 
+Rows = Literal["documents", "pieces"]
+_SHORTEST_PIECE = 64  # tokens
+
 _Ids = npt.NDArray[np.unsignedinteger]
 
 
@@ -38,7 +41,9 @@ class ImportSettings:
 
     `tokenizer` is "gpt2" or the path of a `tokenizer.json`, which made the ids. `name`,
     `shard_tokens` and `val_share` are as in `BuildSettings`; the ids of a document decide about its
-    split, and only where no file says what it is for.
+    split, and only where no file says what it is for. `rows` says what a row, an item or a sample
+    is, "documents" or "pieces" of a stream that has end of text between its documents; None for
+    what their lengths say.
 
     Raises `QuinticError` for a value out of its range.
     """
@@ -47,6 +52,7 @@ class ImportSettings:
     name: str
     shard_tokens: int = 100_000_000
     val_share: float = 0.01
+    rows: Rows | None = None
 
     def __post_init__(self) -> None:
         check_shards(self.name, self.shard_tokens, self.val_share)
@@ -99,13 +105,14 @@ class _Import:
         self._shards = ShardSet(folder, settings.name, settings.shard_tokens, tokenizer)
         self._on_progress = on_progress
         self._done, self._total, self._empty = 0, 1, 0
+        self._notes: list[str] = []
+        self._pieces = None if settings.rows is None else settings.rows == "pieces"
 
     def run(
         self, splits: dict[Split | str, list[TokenFile]]
     ) -> tuple[tuple[ShardRecord, ...], list[str]]:
         """Write the tokens of all files and the manifest; return what it says, and notes."""
         self._total = sum(file.tokens for files in splits.values() for file in files)
-        notes = []
         try:
             for split, files in splits.items():
                 blocks = self._blocks(files)
@@ -116,10 +123,10 @@ class _Import:
                     for part in self._end_before(chain([ids], (more for more, _ in blocks))):
                         self._append(split, part)
                     if split == ALL:
-                        notes.append("no file says what it is for: all of it is for training")
+                        self._notes.append("no file says what it is for: all of it is for training")
             if self._empty:
-                notes.append(f"{counted(self._empty, 'empty document')} left out")
-            return self._write_manifest(), notes
+                self._notes.append(f"{counted(self._empty, 'empty document')} left out")
+            return self._write_manifest(), self._notes
         finally:
             self._shards.close()
 
@@ -165,10 +172,23 @@ class _Import:
             for block in file.read():
                 if len(block.ids):
                     self._check(file, block, position)
-                    yield block.ids.astype(self._dtype), block.lengths
+                    yield self._documents(block.ids.astype(self._dtype), block.lengths)
                 position += len(block.ids)
                 self._done += len(block.ids)
                 self._on_progress("tokens", min(1.0, self._done / max(1, self._total)))
+
+    def _documents(
+        self, ids: _Ids, lengths: npt.NDArray[np.int64] | None
+    ) -> tuple[_Ids, npt.NDArray[np.int64] | None]:
+        """Return a block without its lengths where these are those of pieces of a stream."""
+        if self._pieces is None and lengths is not None:
+            self._pieces = _are_pieces(ids, lengths, self._tokenizer.eot_id)
+            if self._pieces:
+                self._notes.append(
+                    f"all rows have {lengths[0]:,} tokens, so they are taken for pieces of a "
+                    f"stream that has end of text between documents; --rows documents if not"
+                )
+        return ids, None if self._pieces else lengths
 
     def _check(self, file: TokenFile, block: TokenBlock, position: int) -> None:
         size = self._tokenizer.vocab_size
@@ -207,6 +227,16 @@ class _Import:
 
     def _append(self, split: Split | str, ids: _Ids) -> None:
         self._shards.append("val" if split == "val" else "train", ids)
+
+
+def _are_pieces(ids: _Ids, lengths: npt.NDArray[np.int64], eot_id: int) -> bool:
+    """Return whether rows are all of one length but the last, and do not each begin or end with end
+    of text."""
+    if len(lengths) < 2 or lengths[0] < _SHORTEST_PIECE or (lengths[:-1] != lengths[0]).any():
+        return False
+    ends = np.cumsum(lengths)
+    each = (ids[ends - lengths] == eot_id).all() or (ids[ends - 1] == eot_id).all()
+    return bool(lengths[-1] <= lengths[0] and lengths[-1] and not each)
 
 
 def _with_end_before(

@@ -1,12 +1,14 @@
 """The index.json of datasets that lie in chunks, and items found by a list of their places."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from quintic.data.build.sources.packing import unpacked
 from quintic.errors import QuinticError, one_line
 
 INDEX = "index.json"
@@ -32,22 +34,49 @@ def read_json_index(folder: Path, names: list[str], key: str) -> dict[str, Any] 
     return content
 
 
-def item_places(path: Path) -> npt.NDArray[np.int64]:
-    """Return where the items of a chunk begin in bytes, and the last ends, [items + 1].
+def listed_number(listed: dict[str, Any], key: str) -> int:
+    """Return a number that an index lists of a file, 0 where it does not."""
+    value = listed.get(key)
+    return value if isinstance(value, int) else 0
 
-    The chunk begins with their number and the places, as uint32. Raises `QuinticError` where these
-    do not fit its size.
+
+def open_chunk(
+    path: Path, packing: str = ""
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the bytes of a chunk, mapped, and where its items begin in them, and the last ends,
+    [items + 1].
+
+    The chunk begins with their number and the places, as uint32. One of a packing of `PACKINGS` is
+    unpacked to a temporary file first. Raises `QuinticError` where it is not there or damaged, and
+    where the places do not fit its size.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            count = int(np.frombuffer(file.read(4), "<u4")[0])
-            places = np.frombuffer(file.read(4 * count + 4), "<u4").astype(np.int64)
+        content = _unpacked(path, packing) if packing else np.memmap(path, np.uint8, "r")
+        count = int(content[:4].view("<u4")[0])
+        places = content[4 : 4 * count + 8].view("<u4").astype(np.int64)
     except FileNotFoundError:
         raise QuinticError(f"{path} is not there, its {INDEX} lists it: copy all files") from None
-    except (ValueError, IndexError):
-        places, count = np.zeros(1, np.int64), 0
+    except (ValueError, IndexError) as error:  # too short for these, or empty
+        if isinstance(error, QuinticError):
+            raise
+        raise _damaged(path) from error
     in_order = len(places) == count + 1 and places[0] >= 4 * count + 8
-    if not (in_order and (np.diff(places) >= 0).all() and places[-1] == size):
-        raise QuinticError(f"{path} is damaged or truncated: copy or make it again")
-    return places
+    if not (in_order and (np.diff(places) >= 0).all() and places[-1] == len(content)):
+        raise _damaged(path)
+    return content, places
+
+
+def _unpacked(path: Path, packing: str) -> npt.NDArray[np.uint8]:
+    with path.open("rb") as packed, tempfile.TemporaryFile() as file:
+        for block in unpacked(packed, packing, str(path), path.stat().st_size, 1 << 20):
+            try:
+                file.write(block)
+                file.flush()
+            except OSError as error:
+                error.filename = tempfile.gettempdir()
+                raise
+        return np.memmap(file, np.uint8, "r")
+
+
+def _damaged(path: Path) -> QuinticError:
+    return QuinticError(f"{path} is damaged or truncated: copy or make it again")

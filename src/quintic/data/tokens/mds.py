@@ -3,55 +3,60 @@
 As mosaicml-streaming 0.13.0's `MDSWriter` writes them. A sample begins with the sizes of its
 columns of no fixed size, uint32 each. An array of the encoding `ndarray:TYPE` begins with a byte,
 dimensions times 4 plus a code for the width of its shape, and the shape; one of `ndarray` with a
-byte for the type before that. A sample is taken for a document.
+byte for the type before that. A shard may be compressed, shard.00000.mds.zstd.
 """
 
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from quintic.data.tokens.json_index import INDEX, item_places, read_json_index
-from quintic.data.tokens.token_file import TokenBlock, TokenFile
+from quintic.data.tokens.json_index import INDEX, listed_number, open_chunk, read_json_index
+from quintic.data.tokens.token_file import ID_COLUMNS, TokenBlock, TokenFile
 from quintic.errors import QuinticError
 
-_COLUMNS = ("tokens", "input_ids")
 _TYPE_CODES = {0x10: "<u2", 0x20: "<u4", 0x21: "<i4", 0x41: "<i8"}
 _NAMED_TYPES = {
     name: np.dtype(name).newbyteorder("<") for name in ("uint16", "uint32", "int32", "int64")
 }
+_PACKINGS = {"zstd": ".zst", "gz": ".gz", "bz2": ".bz2"}
 _GROUP = 1000  # samples
 
 
 def find_mds(folder: Path, names: list[str]) -> list[TokenFile]:
     """Return the shards of a folder, in the order of its index.
 
-    Raises `QuinticError` for an index or a shard that is damaged, compression, and where no column
-    holds arrays of token ids.
+    Raises `QuinticError` for an index or a shard that is damaged, another compression, and where no
+    column holds arrays of token ids.
     """
     index = read_json_index(folder, names, "shards")
     if index is None:
         return []
     found = []
     for shard in index["shards"]:
-        name, columns = (shard.get("raw_data") or {}).get("basename"), shard.get("column_names", [])
-        if shard.get("format") != "mds" or (shard.get("zip_data") and name not in names):
+        raw, columns = shard.get("raw_data") or {}, shard.get("column_names", [])
+        name, packing = raw.get("basename"), ""
+        if packed := bool(shard.get("zip_data")) and name not in names:
+            name = shard["zip_data"].get("basename")
+            packing = _PACKINGS.get(str(shard.get("compression")).partition(":")[0], "")
+        if shard.get("format") != "mds" or (packed and not packing):
             raise QuinticError(
                 f"{folder / INDEX} has shards of the format {shard.get('format')}, compressed by "
-                f"{shard.get('compression')}: .mds is read; unpack the shards beside {INDEX}"
+                f"{shard.get('compression')}: .mds is read, also of zstd, gz and bz2; unpack the "
+                f"shards beside {INDEX}"
             )
         encodings, sizes = shard.get("column_encodings", []), shard.get("column_sizes", [])
         if not len(columns) == len(encodings) == len(sizes) > 0:
             raise QuinticError(f"{folder / INDEX} is damaged: copy or make it again")
-        column = next((i for i, title in enumerate(columns) if title in _COLUMNS), 0)
-        if len(columns) > 1 and columns[column] not in _COLUMNS:
+        column = next((i for i, title in enumerate(columns) if title in ID_COLUMNS), 0)
+        if len(columns) > 1 and columns[column] not in ID_COLUMNS:
             raise QuinticError(
                 f"{folder / INDEX} has the columns {', '.join(columns)}: the one of the tokens is "
-                f"to be named {' or '.join(_COLUMNS)}"
+                f"to be named {' or '.join(ID_COLUMNS)}"
             )
         encoding, *of = str(encodings[column]).split(":")
         if encoding != "ndarray" or len(of) > 1 or not set(of) <= set(_NAMED_TYPES):
@@ -63,30 +68,36 @@ def find_mds(folder: Path, names: list[str]) -> list[TokenFile]:
         sized = [i for i, size in enumerate(sizes) if size is None]
         where = len(sized), sized.index(column), sum(size or 0 for size in sizes[:column])
         dtype = _NAMED_TYPES[of[0]] if of else None
-        found.append(_token_file(folder / str(name), where, dtype))
+        layout = _Layout(where, dtype, packing)
+        found.append(_token_file(folder / str(name), layout, listed_number(raw, "bytes")))
     return found
 
 
-def _token_file(path: Path, where: tuple[int, int, int], dtype: np.dtype[Any] | None) -> TokenFile:
-    places = item_places(path)
+class _Layout(NamedTuple):
+    """How samples lie in a shard: the place of the tokens, as `_ids` takes it, their type, None
+    where each says its own, and how the shard is packed."""
+
+    where: tuple[int, int, int]
+    dtype: np.dtype[Any] | None
+    packing: str
+
+
+def _token_file(path: Path, layout: _Layout, raw_bytes: int) -> TokenFile:
+    if not layout.packing or not path.exists():
+        raw_bytes = len(open_chunk(path)[0])
     # An estimate for the progress: samples have a little more than their tokens.
-    tokens = int(places[-1] - places[0]) // (dtype.itemsize if dtype else 2)
-    return TokenFile(path, tokens, partial(_read, path, places, where, dtype))
+    tokens = raw_bytes // (layout.dtype.itemsize if layout.dtype else 2)
+    return TokenFile(path, tokens, partial(_read, path, layout))
 
 
-def _read(
-    path: Path,
-    places: npt.NDArray[np.int64],
-    where: tuple[int, int, int],
-    dtype: np.dtype[Any] | None,
-) -> Iterator[TokenBlock]:
-    content = np.memmap(path, dtype=np.uint8, mode="r")
+def _read(path: Path, layout: _Layout) -> Iterator[TokenBlock]:
+    content, places = open_chunk(path, layout.packing)
     for first in range(0, len(places) - 1, _GROUP):
         ends = places[first : first + _GROUP + 1].tolist()
         documents = []
         for number, (begin, end) in enumerate(pairwise(ends), first):
             try:
-                documents.append(_ids(content[begin:end].tobytes(), where, dtype))
+                documents.append(_ids(content[begin:end].tobytes(), layout.where, layout.dtype))
             except (ValueError, IndexError, KeyError) as error:
                 raise QuinticError(
                     f"{path} has no array of token ids as its sample {number}: make it again"

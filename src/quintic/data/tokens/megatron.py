@@ -9,6 +9,7 @@ Read from the bytes that megatron-core 0.16.1's `IndexedDatasetBuilder` writes.
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from quintic.data.tokens.token_file import TokenBlock, TokenFile, document_groups
+from quintic.data.tokens.token_file import Append, TokenBlock, TokenFile, document_groups
 from quintic.errors import QuinticError
 
 _MAGIC = b"MMIDIDX\0\0"
@@ -114,12 +115,36 @@ def _whole(path: Path, dtype: np.dtype[Any]) -> int:
     return path.stat().st_size // dtype.itemsize
 
 
-def megatron_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the type that Megatron chooses for the ids of a vocabulary."""
-    return np.dtype("<u2" if vocab_size < _SMALL_VOCABULARY else "<i4")
+@contextmanager
+def megatron_writer(prefix: Path, eot_id: int, vocab_size: int) -> Iterator[Append]:
+    """Make PREFIX.bin and PREFIX.idx, and yield what adds tokens that have end of text behind each
+    document, which becomes one sequence.
+
+    Raises `QuinticError` for a document of more tokens than the index can say.
+    """
+    dtype = np.dtype("<u2" if vocab_size < _SMALL_VOCABULARY else "<i4")
+    ends, position = [], 0
+    with prefix.with_name(f"{prefix.name}.bin").open("wb") as file:
+
+        def append(ids: npt.NDArray[np.int64]) -> None:
+            nonlocal position
+            file.write(ids.astype(dtype).tobytes())
+            ends.append(np.flatnonzero(ids == eot_id) + position + 1)
+            position += len(ids)
+
+        yield append
+    lengths = np.diff(np.concatenate(ends), prepend=0).astype(np.int64)
+    if lengths.max() >= 2**31:
+        raise QuinticError(
+            f"a document of the dataset has {lengths.max():,} tokens, which Megatron's index has "
+            f"no room for: name the tokenizer that made it, if its end of text is not {eot_id}, or "
+            f"export --to nanogpt"
+        )
+    with prefix.with_name(f"{prefix.name}.idx").open("wb") as file:
+        _write_index(file, dtype, lengths)
 
 
-def write_index(file: BinaryIO, dtype: np.dtype[Any], lengths: npt.NDArray[np.int64]) -> None:
+def _write_index(file: BinaryIO, dtype: np.dtype[Any], lengths: npt.NDArray[np.int64]) -> None:
     """Write the index of documents that lie one behind the other, [documents], in tokens, each of
     them one sequence."""
     count = len(lengths)

@@ -3,12 +3,14 @@
 As `data/openwebtext/prepare.py` of Karpathy's nanoGPT writes them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from quintic.data.tokens.token_file import TokenFile, map_ids, stream_blocks
+from quintic.data.tokens.token_file import Append, TokenFile, map_ids, stream_blocks
 from quintic.errors import QuinticError
 
 _NAMES = ("train.bin", "val.bin", "test.bin")
@@ -34,3 +36,10 @@ def _token_file(path: Path) -> TokenFile:
     if len(high) >= 16 and len(ids) % 2 == 0 and int(np.max(high)) < 16:
         ids = map_ids(path, "<u4")
     return TokenFile(path, len(ids), partial(stream_blocks, ids))
+
+
+@contextmanager
+def nanogpt_writer(path: Path) -> Iterator[Append]:
+    """Make a file, and yield what adds tokens that have end of text behind each document."""
+    with path.open("wb") as file:
+        yield lambda ids: file.write(ids.astype("<u2").tobytes())

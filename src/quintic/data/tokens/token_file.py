@@ -12,6 +12,12 @@ from quintic.errors import QuinticError
 
 BLOCK_TOKENS = 1 << 20
 
+ID_COLUMNS = ("input_ids", "tokens")
+"""Names of the columns of tables that hold token ids."""
+
+Append = Callable[[npt.NDArray[np.int64]], object]
+"""Adds tokens, [tokens], to what is being written."""
+
 
 class TokenBlock(NamedTuple):
     """Some tokens of a file: `ids`, [tokens], of any type of integer.

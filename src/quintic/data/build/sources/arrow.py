@@ -23,7 +23,7 @@ def arrow_rows(
     """
     try:
         with pyarrow.memory_map(str(path)) as source:
-            schema, batches = _batches(source, name)
+            schema, batches = arrow_batches(source, name)
             column = find_column(schema, field, name, messages)
             row = 0
             for batch, fraction in batches:
@@ -43,7 +43,7 @@ def arrow_rows(
         ) from error
 
 
-def _batches(source: Any, name: str) -> tuple[Any, Iterator[tuple[Any, float]]]:
+def arrow_batches(source: Any, name: str) -> tuple[Any, Iterator[tuple[Any, float]]]:
     """Return the schema, and each batch with the fraction of the file up to it."""
     begin = source.read(6)
     source.seek(0)

@@ -7,7 +7,7 @@ import orjson
 import pyarrow
 import pyarrow.compute
 
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, names_in_line
 
 _STRINGS = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
 _TEXT = (*_STRINGS, pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view())
@@ -64,8 +64,8 @@ def find_column(schema: Any, field: str, input_name: str, messages: bool) -> Col
     found = _find(list(schema), field)
     if found is None:
         raise QuinticError(
-            f"input {input_name} has no column {field!r}, it has {', '.join(names)}: name the one "
-            f"that holds the text with --field"
+            f"input {input_name} has no column {field!r}, it has {names_in_line(names)}: "
+            f"name the one that holds the text with --field"
         )
     path, kind = found
     if messages and _holds_messages(kind):
@@ -79,6 +79,8 @@ def find_column(schema: Any, field: str, input_name: str, messages: bool) -> Col
         way_out = "name the one that holds the text with --field"
         if _holds_messages(kind):
             way_out = "--messages says how a list becomes a text"
+        elif holds_ids(kind):
+            way_out = "lists of token ids are read by quintic data import"
         elif pyarrow.types.is_struct(kind):
             inner = [f"{field}.{child.name}" for child in kind if _plain(child.type) in _TEXT]
             way_out = f"name the one that holds the text with --field {' or '.join(inner[:3])}"
@@ -108,6 +110,13 @@ def _plain(kind: Any) -> Any:
     if isinstance(kind, pyarrow.BaseExtensionType) and kind.extension_name == "arrow.json":
         return kind.storage_type
     return kind
+
+
+def holds_ids(kind: Any) -> bool:
+    """Return whether the values of a type are lists of integers, as of token ids."""
+    return not pyarrow.types.is_dictionary(kind) and pyarrow.types.is_integer(
+        getattr(kind, "value_type", pyarrow.null())
+    )
 
 
 def _holds_messages(kind: Any) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 
 from quintic.data.build.sources.byte_stream import byte_stream
 from quintic.data.build.sources.rows import BadRow, Rows
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, names_in_line
+
+_OTHER_DELIMITERS = ";|\t,"
 
 
 def delimited_rows(
@@ -35,9 +37,14 @@ def delimited_rows(
         raise QuinticError(f"input {name}:1 names no columns: {names}")
     if names.count(field) != 1:
         what = "no column" if field not in names else f"{names.count(field)} columns"
+        way_out = "name the one that holds the text with --field"
+        if len(names) == 1 and (
+            other := next((c for c in _OTHER_DELIMITERS if c in names[0]), None)
+        ):
+            way_out = f"it seems to have {other!r} between columns, which is to be {delimiter!r}"
         raise QuinticError(
             f"input {name} has {what} {field!r} in its first row, which names them "
-            f"({', '.join(names)[:200]}): name the one that holds the text with --field"
+            f"({names_in_line(names)}): {way_out}"
         )
     column = names.index(field)
     values: list[Any] = []
