@@ -37,6 +37,7 @@ from quintic.cli.options import (
     Muon,
     Recipes,
     Report,
+    Scale,
     Sweep,
     Track,
     TrackRun,
@@ -82,6 +83,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Compare, subcommand("compare")]
+        | Annotated[Scale, subcommand("scale")]
         | Annotated[Watch, subcommand("watch")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Recipes, subcommand("recipes")]
