@@ -54,8 +54,8 @@ def csv_of(path: Path, pairs: Sequence[tuple[float, float]]) -> Path:
 
 
 def folder_of(path: Path, *, width: int, steps: int, seed: int = 1, loss: float) -> Path:
-    """The folder of a finished run of the recipe `laptop` at a width."""
-    config = get_recipe("laptop").override(
+    """The folder of a finished run of the recipe `laptop-plain` at a width."""
+    config = get_recipe("laptop-plain").override(
         {
             "model.width": width,
             "model.heads": 2,

@@ -78,6 +78,8 @@ def run(command: Scale, _arguments: Sequence[str]) -> None:
 
 def _read(paths: Sequence[Path]) -> tuple[Observations, list[str]]:
     """Return the runs of a CSV, or those in folders; raises `QuinticError` for both at once."""
+    if not paths:
+        raise QuinticError("scale needs runs: name at least one folder of each, or a CSV")
     files = [path for path in paths if path.suffix.lower() == ".csv"]
     if not files:
         from quintic.scale.runs import read_folders  # imports PyTorch, which a CSV does without
@@ -114,7 +116,8 @@ def _targets(command: Scale, observations: Observations, count: Count | None) ->
         )
     for name in command.predict_config:
         config = get_recipe(name)
-        config = resolve_vocabulary(config, config.data.embedded_vocab)
+        if config.model.vocab_size is None:
+            config = resolve_vocabulary(config, config.data.embedded_vocab)
         counts, flops_per_token = count_parameters(config)
         yield Target(name, counts, config.tokens, flops_per_token * config.tokens)
 

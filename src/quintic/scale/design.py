@@ -93,8 +93,9 @@ def choose_form(observations: Observations, count: Count, law: LawName = "auto")
     for name in form:
         found, least = _values(values[name]), FEWEST_VALUES[form]
         if found < least:
+            ends = (values[name].min(), values[name].max())
             low, high = (
-                quantity(end, "tokens") for end in (values[name].min(), values[name].max())
+                f"{end:.3g}" if name == "flops" else quantity(end, "tokens") for end in ends
             )
             raise QuinticError(
                 f"{observations.source} of {counted(found, what[name], _plural(what[name]))} "

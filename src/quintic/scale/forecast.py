@@ -19,6 +19,8 @@ Place = dict[Variable, float]
 
 PROFILE_SPAN = 10.0
 """Factor to either side of the best size of a profile."""
+NO_VARIANCE = 1e-20
+"""Variance of a logarithm that is of rounding."""
 NEAR_BUDGET = 0.3
 """Difference of log C up to which runs are of one budget, in pictures."""
 POINTS = 41
@@ -193,9 +195,11 @@ def helpful_run(fit: Fit, target: Prediction | Optimum | None) -> HelpfulRun | N
         {name: np.array([place[name] for place in candidates]) for name in LETTERS}
     )
     sound_K = np.isfinite(target_K) & np.isfinite(shown_KP).all(1)
-    if sound_K.sum() < 3 or np.ptp(target_K[sound_K]) == 0:
+    if sound_K.sum() < 3:
         return None
     target_K, shown_KP = (_clipped(values[sound_K]) for values in (target_K, shown_KP))
+    if target_K.var() < NO_VARIANCE:  # of runs without any noise
+        return None
     target_K = target_K - target_K.mean()
     shown_KP = shown_KP - shown_KP.mean(0)
     covariance_P = target_K @ shown_KP / len(target_K)
