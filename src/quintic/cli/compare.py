@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from quintic.cli.options import Compare
-from quintic.cli.output_file import check_writable
+from quintic.cli.output_file import check_result_file
 from quintic.compare.comparison import Comparison, compare
 from quintic.compare.conclusions import conclusions
 from quintic.compare.figure import draw_comparison
@@ -19,7 +17,6 @@ from quintic.compare.task_scores import tasks_table
 from quintic.console import Console
 from quintic.errors import QuinticError, require_package
 from quintic.files import write_json
-from quintic.run_dir import CONFIG
 
 
 def _write_json(comparison: Comparison, path: Path) -> None:
@@ -38,7 +35,7 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     """Print tables and conclusions, and write what `--out` asks for."""
     require_package("scipy", "compare", "quintic compare")
     if command.out is not None:
-        _check_out(command.out)
+        check_result_file(command.out, "quintic compare", "comparison")
     if command.batch_tokens is not None and command.batch_tokens < 1:
         raise QuinticError(f"--batch-tokens is {command.batch_tokens}: it must be positive")
     runs = [r for path in command.runs for r in read_runs(path, batch_tokens=command.batch_tokens)]
@@ -63,26 +60,3 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     if command.out is not None:
         WRITERS[command.out.suffix](comparison, command.out)
         console.line(f"written {command.out}")
-
-
-def _check_out(path: Path) -> None:
-    """Raise `QuinticError` where `--out` cannot be written, or holds something else already."""
-    if path.suffix not in WRITERS:
-        raise QuinticError(
-            f"--out {path} ends in {path.suffix or 'nothing'!r}: it must end in .png for a figure, "
-            ".html for a page or .json for the numbers"
-        )
-    check_writable(path)
-    if not path.exists():
-        return
-    if (path.parent / CONFIG).exists():
-        raise QuinticError(
-            f"--out {path} would replace a file of the run in {path.parent}: choose another name"
-        )
-    if path.suffix == ".json":
-        with suppress(ValueError, TypeError):
-            if "quintic compare" in json.loads(path.read_text()):
-                return
-        raise QuinticError(
-            f"--out {path} exists and is no comparison: choose another name, or remove it"
-        )

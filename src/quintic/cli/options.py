@@ -263,6 +263,42 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """A law of the loss across sizes, fitted to finished runs: predictions, and the best size.
+
+    L = E + A / N^a + B / D^b of N parameters and D tokens, or L = E + A / C^a of C FLOPs where D
+    follows N.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """RUN: folders of finished runs, or one .csv of columns parameters, tokens, loss (or flops in
+    place of one of the first two)."""
+    law: Literal["auto", "two-term", "flops", "parameters"] = "auto"
+    """Law in N and D, or of one term in C or N; auto: in C where D follows N, else in N and D."""
+    count: Literal["auto", "all", "blocks"] = "auto"
+    """What N counts in predictions, all parameters (auto) or the matrices of the blocks alone; laws
+    of both are shown."""
+    drop_highest_loss: int = 0
+    """Leave out so many runs of the highest loss."""
+    predict: tuple[str, ...] = ()
+    """N,D: foresee the loss of so many parameters on so many tokens, such as 124e6,2.5e9."""
+    predict_config: tuple[str, ...] = ()
+    """RECIPE: foresee the loss of a recipe or config file."""
+    budget: tuple[float, ...] = ()
+    """FLOPs in all: the best N and D for them."""
+    hours: tuple[float, ...] = ()
+    """The same for so many hours at --flop-per-s."""
+    flop_per_s: float | None = None
+    """FLOPs a second that training reaches."""
+    draws: int = 2000
+    """Draws of the bootstrap, which the intervals are made of."""
+    seed: int = 0
+    """Seed of the draws."""
+    out: Path | None = None
+    """Write a figure (.png), an interactive page (.html) or all numbers (.json)."""
+
+
+@dataclass(frozen=True)
 class Watch:
     """A live page of all runs under some folders, in the browser: quintic watch [DIR...]
 
@@ -528,6 +564,7 @@ COMMANDS: dict[str, Any] = {
     "export": Export,
     "import": Import,
     "compare": Compare,
+    "scale": Scale,
     "watch": Watch,
     "report": Report,
     "recipes": Recipes,

@@ -38,6 +38,7 @@ from quintic.cli.options import (
     Plan,
     Recipes,
     Report,
+    Scale,
     Sweep,
     Track,
     TrackRun,
@@ -84,6 +85,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Export, subcommand("export")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Compare, subcommand("compare")]
+        | Annotated[Scale, subcommand("scale")]
         | Annotated[Watch, subcommand("watch")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Recipes, subcommand("recipes")]

@@ -128,21 +128,23 @@ def same_data(one: DatasetIdentity, other: DatasetIdentity) -> bool:
     return one.described is None or other.described is None or one.described == other.described
 
 
-def check_same_data(runs: Sequence[RunRecord]) -> None:
-    """Raise `QuinticError` where losses do not compare: other data, or another part of it."""
+def check_same_data(runs: Sequence[RunRecord], *, forcible: bool = True) -> None:
+    """Raise `QuinticError` where losses do not compare: other data, or another part of it; where
+    that is `forcible`, with the option that forces it."""
+    force = ", or give --force to lay them side by side all the same" if forcible else ""
     for one, other in itertools.combinations(runs, 2):
         if not same_data(one.data, other.data):
             raise QuinticError(
                 f"{one.path} was trained on {one.data} and {other.path} on {other.data}: losses on "
-                "different data or of different tokenizers do not compare; name runs on the same, "
-                "or give --force to lay them side by side all the same"
+                "different data or of different tokenizers do not compare; name runs on the "
+                f"same{force}"
             )
         tokens = one.data.eval_tokens, other.data.eval_tokens
         if None not in tokens and tokens[0] != tokens[1]:
             raise QuinticError(
                 f"{one.path} validates on {tokens[0]:,} tokens and {other.path} on {tokens[1]:,}: "
-                "losses on different text do not compare; train with the same train.eval_tokens, "
-                "or give --force to lay them side by side all the same"
+                "losses on different text do not compare; train with the same "
+                f"train.eval_tokens{force}"
             )
 
 

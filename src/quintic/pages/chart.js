@@ -6,7 +6,8 @@
    Options, all of which `set` may change:
      series   list of { label, legend (text of its key, else the label), index (style: colour, dashes
               and marker; else its place), x: { AXIS: [..], .. }, y: [..], low, high: [..] (a band,
-              such as that of seeds), hidden }; a y of null is a gap, x rises
+              such as that of seeds), hidden, dots (marks alone, with bars from low to high) };
+              a y of null is a gap, x rises
      axes     { AXIS: { label: "training tokens", unit: "tokens" }, .. };  axis: which one is drawn
      label    what y is, with its unit;  title: what the chart shows, for those who cannot see it
      logX, logY      logarithmic; what is not positive has no place there
@@ -45,8 +46,8 @@ const Chart = (() => {
   }
 
   function short(value) {
-    for (const [factor, unit] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "B"], [1e6, "M"],
-        [1e3, "k"]])
+    for (const [factor, unit] of [[1e24, "Y"], [1e21, "Z"], [1e18, "E"], [1e15, "P"], [1e12, "T"],
+        [1e9, "B"], [1e6, "M"], [1e3, "k"]])
       if (Math.abs(value) >= factor) return +(value / factor).toPrecision(4) + unit;
     return String(+value.toPrecision(4));
   }
@@ -327,6 +328,12 @@ const Chart = (() => {
         values[i] === null ? null : [x.place(v), y.place(values[i])]);
       const edges = p.x.map((v, i) => p.low[i] === null || p.high[i] === null ? null
         : [x.place(v), y.place(p.low[i]), y.place(p.high[i])]).filter(edge => edge);
+      if (p.series.dots) {
+        for (const [x, low, high] of edges)
+          drawLine(`M${x},${low}V${high}`, { ...style, dashes: [] }, parent, true);
+        at(p.y).forEach(place => { if (place) drawMark(style, place, parent); });
+        return;
+      }
       if (edges.length)
         node("path", { d: bandPath(edges), class: "band" }, parent).style.fill = style.colour;
       if (this.options.smoothing)

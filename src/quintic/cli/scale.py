@@ -1,0 +1,141 @@
+"""quintic scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from quintic.cli.options import Scale
+from quintic.cli.output_file import check_result_file
+from quintic.config import resolve_vocabulary
+from quintic.console import Console
+from quintic.errors import QuinticError
+from quintic.files import write_json
+from quintic.recipes import get_recipe
+from quintic.scale.conclusions import conclusions
+from quintic.scale.csv_file import read_csv
+from quintic.scale.figure import draw_scaling
+from quintic.scale.law import formula
+from quintic.scale.observations import Count, Observations
+from quintic.scale.page import write_page
+from quintic.scale.scaling import Scaling, Target, scale
+from quintic.scale.table import fits_table, optima_table, predictions_table
+
+FEWEST_DRAWS = 200
+
+
+def _write_json(scaling: Scaling, path: Path) -> None:
+    write_json(path, {**scaling.to_dict(), "evidence": list(conclusions(scaling))})
+
+
+WRITERS: dict[str, Callable[[Scaling, Path], None]] = {
+    ".png": draw_scaling,
+    ".html": write_page,
+    ".json": _write_json,
+}
+"""Writer of `--out` by the end of the file's name."""
+
+
+def run(command: Scale, _arguments: Sequence[str]) -> None:
+    """Print tables and conclusions, and write what `--out` asks for."""
+    if command.out is not None:
+        check_result_file(command.out, "quintic scale", "fit of a law")
+    if command.draws < FEWEST_DRAWS:
+        raise QuinticError(
+            f"--draws is {command.draws}: it must be at least {FEWEST_DRAWS}, since the ends of "
+            "the intervals are those of a few draws"
+        )
+    budgets = list(_budgets(command))
+    observations, notes = _read(command.runs)
+    observations = observations.without_highest(command.drop_highest_loss)
+    count: Count | None = None if command.count == "auto" else command.count
+    targets = list(_targets(command, observations, count))
+    scaling = scale(
+        observations,
+        law=command.law,
+        count=count,
+        targets=targets,
+        budgets=budgets,
+        draws=command.draws,
+        seed=command.seed,
+        notes=notes,
+    )
+    console = Console()
+    console.table(fits_table(scaling), formula(scaling.fits[0].form))
+    if (predictions := predictions_table(scaling)) is not None:
+        console.table(predictions, "predictions")
+    if (optima := optima_table(scaling)) is not None:
+        console.table(optima, "best sizes")
+    for note in scaling.notes:
+        console.line(f"note: {note}")
+    for conclusion in conclusions(scaling):
+        console.line(f"- {conclusion}")
+    if command.out is not None:
+        WRITERS[command.out.suffix](scaling, command.out)
+        console.line(f"written {command.out}")
+
+
+def _read(paths: Sequence[Path]) -> tuple[Observations, list[str]]:
+    """Return the runs of a CSV, or those in folders; raises `QuinticError` for both at once."""
+    if not paths:
+        raise QuinticError("scale needs runs: name at least one folder of each, or a CSV")
+    files = [path for path in paths if path.suffix.lower() == ".csv"]
+    if not files:
+        from quintic.scale.runs import read_folders  # imports PyTorch, which a CSV does without
+
+        return read_folders(paths)
+    if len(paths) > 1:
+        raise QuinticError(
+            f"{files[0]} is one of {len(paths)} names: a CSV stands alone; put all runs into it"
+        )
+    return read_csv(files[0]), []
+
+
+def _targets(command: Scale, observations: Observations, count: Count | None) -> Iterator[Target]:
+    """Yield the runs to foresee; raises `QuinticError` where one is no run."""
+    for text in command.predict:
+        try:
+            n, d = (float(part) for part in text.split(","))
+        except ValueError:
+            n = d = math.nan
+        if not (0 < n < math.inf and 0 < d < math.inf):
+            raise QuinticError(
+                f"--predict is {text!r}: it must be parameters and tokens, two positive numbers "
+                "with a comma between them, such as 124e6,2.5e9"
+            )
+        yield Target(f"N,D = {text}", {count or observations.counts[0]: n}, d)
+    if not command.predict_config:
+        return
+    from quintic.scale.runs import count_parameters
+
+    if "given" in observations.counts:
+        raise QuinticError(
+            "--predict-config counts parameters in our ways, and a CSV in its own: give "
+            "--predict N,D"
+        )
+    for name in command.predict_config:
+        config = get_recipe(name)
+        if config.model.vocab_size is None:
+            config = resolve_vocabulary(config, config.data.embedded_vocab)
+        counts, flops_per_token = count_parameters(config)
+        yield Target(name, counts, config.tokens, flops_per_token * config.tokens)
+
+
+def _budgets(command: Scale) -> Iterator[float]:
+    """Yield the budgets in FLOPs; raises `QuinticError` where one is none."""
+    for option, values in (("--budget", command.budget), ("--hours", command.hours)):
+        for value in values:
+            if not 0 < value < math.inf:
+                raise QuinticError(f"{option} is {value}: it must be a positive number")
+    yield from command.budget
+    speed = command.flop_per_s
+    if bool(command.hours) != (speed is not None):
+        raise QuinticError(
+            "--hours and --flop-per-s make a budget together: give both or neither (an H100 that "
+            "trains at 40% of its bfloat16 peak does 4e14 FLOP/s)"
+        )
+    if speed is not None:
+        if not 0 < speed < math.inf:
+            raise QuinticError(f"--flop-per-s is {speed}: it must be a positive number")
+        yield from (3600 * hours * speed for hours in command.hours)

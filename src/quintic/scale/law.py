@@ -1,0 +1,110 @@
+"""Laws of the loss, L = E + A / N^a + B / D^b and L = E + A / C^a, one or many at a time.
+
+N are parameters, D tokens, C FLOPs; FLOPs per token follow a power of N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from quintic.scale.solver import Floats
+
+Variable = Literal["parameters", "tokens", "flops"]
+LETTERS: dict[Variable, str] = {"parameters": "N", "tokens": "D", "flops": "C"}
+
+Form = tuple[Variable, ...]
+"""What the terms of a law are powers of."""
+TWO_TERMS: Form = ("parameters", "tokens")
+IN_FLOPS: Form = ("flops",)
+IN_PARAMETERS: Form = ("parameters",)
+
+
+@dataclass(frozen=True)
+class FlopsPerToken:
+    """FLOPs to train a model on a token: factor * N^exponent."""
+
+    factor: float
+    exponent: float
+    deviation: float
+    """The largest factor between that and what a run takes, less 1."""
+
+    def __call__(self, parameters: Floats) -> Floats:
+        """Return those of some sizes."""
+        flops: Floats = self.factor * parameters**self.exponent
+        return flops
+
+
+def flops_per_token(parameters_R: Floats, per_token_R: Floats) -> FlopsPerToken:
+    """Return the power of N that is nearest to the runs in logarithms; of one size, 6 N made to
+    fit."""
+    x, y = np.log(parameters_R), np.log(per_token_R)
+    spread = x - x.mean()
+    exponent = float(spread @ y / (spread @ spread)) if np.ptp(x) > 1e-9 else 1.0
+    factor = float(np.exp(y.mean() - exponent * x.mean()))
+    deviation = float(np.exp(np.abs(y - np.log(factor) - exponent * x).max()) - 1)
+    return FlopsPerToken(factor, exponent, deviation)
+
+
+@dataclass(frozen=True)
+class Laws:
+    """K laws of one form; M terms."""
+
+    form: Form
+    log_e_K: Floats
+    log_factor_KM: Floats
+    """Logarithms of A and B."""
+    exponent_KM: Floats
+
+    def __getitem__(self, which: slice) -> Laws:
+        return Laws(
+            self.form, self.log_e_K[which], self.log_factor_KM[which], self.exponent_KM[which]
+        )
+
+    def log_loss(self, at: Mapping[Variable, Floats]) -> Floats:
+        """Return log L of each law at each of P places, [K, P]."""
+        total_KP = self.log_e_K[:, None]
+        for j, name in enumerate(self.form):
+            log_x_P = np.log(np.atleast_1d(at[name]))
+            term_KP = self.log_factor_KM[:, j, None] - self.exponent_KM[:, j, None] * log_x_P
+            total_KP = np.logaddexp(total_KP, term_KP)
+        return total_KP
+
+    def log_optimal_parameters(self, flops: float, cost: FlopsPerToken) -> Floats:
+        """Return log N of the lowest loss for so many FLOPs in all, [K], of the law in N and D.
+
+        With F(N) = k N^s FLOPs a token and D = C / F(N), the derivative of
+        A / N^a + B (k N^s / C)^b is zero where N^(a + s b) = (a A) / (s b B) (C / k)^b; with
+        6 N FLOPs a token this is equation 4 of Hoffmann et al. (https://arxiv.org/abs/2203.15556).
+        """
+        (a, b), (log_a, log_b) = self.exponent_KM.T, self.log_factor_KM.T
+        sb = cost.exponent * b
+        with np.errstate(invalid="ignore", divide="ignore"):  # exponents of draws may be negative
+            ratio = np.log(a) + log_a - np.log(sb) - log_b
+            log_n_K: Floats = (ratio + b * (np.log(flops) - np.log(cost.factor))) / (a + sb)
+        return log_n_K
+
+
+def named(form: Form) -> list[str]:
+    """Return the names of a form's parameters in the order of `values`: E, A, B, a, b."""
+    letters = [("A", "a"), ("B", "b")][: len(form)]
+    return ["E", *(factor for factor, _ in letters), *(exponent for _, exponent in letters)]
+
+
+def values(laws: Laws) -> Floats:
+    """Return the parameters of each law, [K, P], in the order of `named`."""
+    return np.column_stack([np.exp(laws.log_e_K), np.exp(laws.log_factor_KM), laws.exponent_KM])
+
+
+def formula(form: Form, numbers: Sequence[str] = ()) -> str:
+    """Return a law as text; `numbers` stand for its parameters, in the order of `named`."""
+    e, *rest = numbers or named(form)
+    factors, exponents = rest[: len(form)], rest[len(form) :]
+    terms = (
+        f"{factor} / {LETTERS[name]}^{exponent}"
+        for name, factor, exponent in zip(form, factors, exponents, strict=True)
+    )
+    return " + ".join([f"L = {e}", *terms])

@@ -1,0 +1,80 @@
+"""A fitted law as one self-contained page: no file beside it, no request to anywhere.
+
+page.html draws with what pages share; this fills in the numbers.
+"""
+
+from __future__ import annotations
+
+import html
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quintic.files import replacing
+from quintic.pages.fill import fill, html_table, script_json
+from quintic.scale.conclusions import conclusions
+from quintic.scale.figure import first_predictions, frontier_label, runs_beside
+from quintic.scale.forecast import Curve
+from quintic.scale.law import formula
+from quintic.scale.scaling import Scaling
+from quintic.scale.table import fits_table, optima_table, predictions_table
+
+TEMPLATE = "page.html"
+
+
+def write_page(scaling: Scaling, path: Path) -> None:
+    """Write the page; the file is replaced whole."""
+    template = resources.files("quintic.scale").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    predictions, optima = predictions_table(scaling), optima_table(scaling)
+    parts = {
+        "DATA": script_json({"flops": _over_flops(scaling), "profiles": _profiles(scaling)}),
+        "FITS": html_table(formula(scaling.fits[0].form), fits_table(scaling)),
+        "PREDICTIONS": html_table("predictions", predictions) if predictions else "",
+        "OPTIMA": html_table("best sizes", optima) if optima else "",
+        "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in scaling.notes),
+        "CONCLUSIONS": "".join(f"<li>{html.escape(text)}</li>" for text in conclusions(scaling)),
+    }
+    with replacing(path) as file:
+        file.write(
+            fill(template, parts).encode(errors="replace")
+        )  # a name of a folder may be no text
+
+
+def _over_flops(scaling: Scaling) -> list[dict[str, Any]]:
+    """Return the series of the chart of loss against FLOPs."""
+    runs, curve = scaling.fits[0].observations, scaling.frontier
+    order = np.argsort(runs.flops_R, kind="stable")
+    return [
+        _line(frontier_label(scaling), curve.flops, curve),
+        _dots("runs", 1, runs.flops_R[order].tolist(), runs.loss_R[order].tolist()),
+        *(
+            {
+                **_dots(found.label, place, [found.place["flops"]], [found.run.estimate]),
+                "low": [found.run.low],
+                "high": [found.run.high],
+            }
+            for place, found in enumerate(first_predictions(scaling), start=2)
+        ),
+    ]
+
+
+def _profiles(scaling: Scaling) -> list[dict[str, Any]]:
+    """Return the series of the chart of loss against parameters at equal FLOPs."""
+    series = []
+    for index, curve in enumerate(scaling.profiles):
+        label = f"{curve.flops[0]:.2g} FLOPs"
+        series.append({**_line(label, curve.parameters, curve), "index": index})
+        sizes, losses = runs_beside(scaling, curve)
+        if len(sizes):
+            series.append(_dots(f"runs near {label}", index, sizes.tolist(), losses.tolist()))
+    return series
+
+
+def _line(label: str, x: tuple[float, ...], curve: Curve) -> dict[str, Any]:
+    return {"label": label, "x": {"x": x}, "y": curve.loss, "low": curve.low, "high": curve.high}
+
+
+def _dots(label: str, index: int, x: list[float], y: list[float]) -> dict[str, Any]:
+    return {"label": label, "index": index, "x": {"x": x}, "y": y, "dots": True}

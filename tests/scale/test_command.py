@@ -1,0 +1,172 @@
+"""quintic scale, as it is called."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from quintic.cli.main import main
+from tests.scale.laws import SIZES, csv_of, folder_of, grid, loss_of
+
+FEW = ("--draws", "200")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of runs that follow a law without noise."""
+    return csv_of(tmp_path_factory.mktemp("scale") / "runs.csv", grid())
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    main(["scale", *arguments, *FEW])
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which the command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["scale", *arguments])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("quintic: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_a_law_its_prediction_and_its_best_size(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "all.json"
+    words = said(
+        capsys, str(runs), "--predict", "64e6,1.28e9", "8e6,1.6e8", "--budget", "1e16",
+        "--hours", "2", "--flop-per-s", "1e12", "--out", str(out),
+    )  # fmt: skip
+    assert "L = 1.8 + 30 / N^0.35 + 60 / D^0.37, fitted to 20 runs" in words
+    assert f"N,D = 64e6,1.28e9: {loss_of(64e6, 1.28e9):.4f}, 95% interval" in words
+    assert "That is extrapolation: N is 4 times the largest, D is 2 times the largest" in words
+    assert "That is among the runs, in N, D and C." in words
+    found = json.loads(out.read_text())
+    assert found["quintic scale"] == 1
+    (fit,) = found["fits"]
+    assert fit["parameters"]["b"]["estimate"] == pytest.approx(0.37, rel=1e-5)
+    assert [best["flops"] for best in found["optima"]] == [1e16, 7.2e15]
+    best = found["optima"][0]
+    n, d = best["parameters"]["estimate"], best["tokens"]["estimate"]
+    assert 6 * n * d == pytest.approx(1e16)
+    assert loss_of(n, d) == pytest.approx(best["loss"]["estimate"], rel=1e-6)
+    assert found["evidence"] and len(found["runs"]) == 20
+    said(capsys, str(runs), "--out", str(out))  # its own result is replaced
+
+
+def test_the_figure_and_the_page(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure, page = tmp_path / "law.png", tmp_path / "law.html"
+    said(capsys, str(runs), "--predict", "64e6,1.28e9", "--out", str(figure))
+    assert matplotlib.image.imread(figure).shape[1] > 1000
+    said(capsys, str(runs), "--predict", "64e6,1.28e9", "--out", str(page))
+    text = page.read_text()
+    assert not re.search(r"(?:src|href)=|https?://(?!www\.w3\.org)", text.split("<script>")[0])
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])  # type: ignore[index]
+    labels = [series["label"] for series in data["flops"]]
+    assert labels == ["best size by the law", "runs", "N,D = 64e6,1.28e9"]
+    for series in [*data["flops"], *data["profiles"]]:
+        assert series["x"]["x"] == sorted(series["x"]["x"])
+
+
+def test_folders_are_fitted_by_both_ways_of_counting_and_a_recipe_is_foreseen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for width in (32, 64, 128, 256):
+        for steps in (100, 400, 1600):
+            blocks = 2 * 12 * width**2
+            name = tmp_path / f"w{width}-{steps}"
+            loss = loss_of(blocks, steps * 1000)
+            paths.append(str(folder_of(name, width=width, steps=steps, loss=loss)))
+    out = tmp_path / "all.json"
+    recipe = tmp_path / "w256-1600" / "config.json"
+    words = said(
+        capsys, *paths, "--count", "blocks", "--predict-config", str(recipe), "--out", str(out)
+    )
+    found = json.loads(out.read_text())
+    assert [fit["count"][:10] for fit in found["fits"]] == ["the matric", "all parame"]
+    exponents = [fit["parameters"]["a"]["estimate"] for fit in found["fits"]]
+    assert exponents[0] == pytest.approx(0.35, rel=1e-3)
+    assert abs(exponents[1] - 0.35) > 0.01, "embeddings change the exponent"
+    assert [p["count"] for p in found["predictions"]] == ["blocks", "all"]
+    for prediction in found["predictions"]:
+        assert prediction["law"]["estimate"] == pytest.approx(
+            loss_of(2 * 12 * 256**2, 1600 * 1000), rel=2e-3
+        )
+    assert "N counts the matrices of the blocks, without embeddings and head" in words
+
+
+def test_where_tokens_follow_parameters_the_law_has_one_term(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = csv_of(tmp_path / "line.csv", [(n, 20 * n) for n in [*SIZES, 32e6, 64e6]])
+    words = said(capsys, str(path), "--predict", "256e6,5.12e9", "256e6,1e11")
+    assert "L = E + A / C^a" in words
+    assert "D follows N in all of these runs, so the law is one in C" in words
+    assert "D is 19.5 times what their line has at this N" in words
+    refusal = refused(capsys, str(path), "--budget", "1e18")
+    assert "the best size for a budget follows from a law in N and D alone" in refusal
+    assert "fit the one-term law with --law flops" in refused(
+        capsys, str(path), "--law", "two-term"
+    )
+
+
+def test_runs_that_cannot_carry_a_law_are_refused_with_what_to_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "few.csv"
+
+    def refusal(pairs: list[tuple[float, float]], *options: str) -> str:
+        return refused(capsys, str(csv_of(path, pairs)), *options)
+
+    one_budget = [(n, 1e15 / n) for n in SIZES]
+    assert "all have one budget, 6e+15 to 6e+15 FLOPs" in refusal(one_budget)
+    two_sizes = [(n, r * n) for n in SIZES[:2] for r in (5, 10, 20, 40)]
+    assert "8 runs of 2 sizes (N 1M to 2M): the law in N and D needs 3" in refusal(two_sizes)
+    two_lengths = [(n, d) for n in SIZES for d in (1e7, 4e7)]
+    assert "10 runs of 2 numbers of tokens (D 10M to 40M)" in refusal(two_lengths)
+    sparse = [(1e6, 5e6), (2e6, 8e7), (4e6, 2e7), (8e6, 3.2e8), (16e6, 8e7)]
+    assert "5 pairs of N and D, and the law's parameters are five" in refusal(sparse)
+    short = [(n, 20 * n) for n in SIZES[:3]]
+    assert "3 runs of 3 budgets (C 1.2e+14 to 1.92e+15): the law in C needs 4" in refusal(short)
+    assert "D does not follow N, 8 times as many tokens" in refusal(grid(), "--law", "flops")
+
+
+def test_options_that_make_no_sense_are_refused_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = str(runs)
+    foreign, folder = tmp_path / "foreign.json", tmp_path / "run"
+    foreign.write_text("{}")
+    folder_of(folder, width=32, steps=100, loss=4.0)
+    cases = {
+        "--predict is '1e6': it must be parameters and tokens": (first, "--predict", "1e6"),
+        "--predict is '1e6,-1'": (first, "--predict", "1e6,-1"),
+        "--budget is -1.0: it must be a positive": (first, "--budget", "-1"),
+        "give both or neither": (first, "--hours", "2"),
+        "--flop-per-s is 0.0": (first, "--hours", "2", "--flop-per-s", "0"),
+        "--draws is 10: it must be at least 200": (first, "--draws", "10"),
+        "--drop-highest-loss is -1": (first, "--drop-highest-loss", "-1"),
+        "--count is blocks": (first, "--count", "blocks", *FEW),
+        "a CSV stands alone": (first, str(folder)),
+        "--predict-config counts parameters in our ways": (first, "--predict-config", "laptop"),
+        "it must end in .png for a figure": (first, "--out", str(tmp_path / "law.txt")),
+        "exists and is no fit of a law": (first, "--out", str(foreign)),
+        "would replace a file of the run": (first, "--out", str(folder / "config.json")),
+        "does not exist": (str(tmp_path / "absent"),),
+        "No such file": (str(tmp_path / "absent.csv"),),
+        "name at least one": (),
+    }
+    for message, arguments in cases.items():
+        assert message in refused(capsys, *arguments), message

@@ -1,0 +1,154 @@
+"""Runs from a CSV and from folders: what is read, and what is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quintic.errors import QuinticError
+from quintic.scale.csv_file import read_csv
+from quintic.scale.runs import read_folders
+from tests.scale.laws import SIZES, csv_of, folder_of, grid, runs_of
+
+
+def refused(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(QuinticError) as caught:
+        read_csv(path)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_the_third_of_parameters_tokens_and_flops_follows_from_two(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    for text in (
+        "parameters,tokens,loss\n10,5,2.5\n",
+        "Model Size,Training FLOP,loss\n10,300,2.5\n",
+        "D;x,C,val_loss,N\n".replace(";x", "") + "5,300,2.5,10\n",
+        "tokens,flops,Final Loss\n5,300,2.5\n",
+    ):
+        path.write_text(text)
+        (run,) = read_csv(path).runs
+        assert (run.parameters, run.tokens, run.flops, run.loss) == ({"given": 10}, 5, 300, 2.5)
+
+
+def test_flops_of_all_three_are_taken_as_they_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,C,loss,non-embedding parameters\n10,5,450,2.5,7\n")
+    (run,) = read_csv(path).runs
+    assert run.flops == 450
+    assert run.parameters == {"all": 10, "blocks": 7}
+
+
+def test_rows_of_one_size_and_length_are_seeds_of_a_group(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,loss\n10,5,2.5\n20,5,2.4\n10,5,2.6\n")
+    assert read_csv(path).group_R.tolist() == [0, 1, 0]
+
+
+def test_what_is_no_list_of_runs_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    assert "has no column of loss, and has N, D" in refused(path, "N,D\n1,2\n")
+    missing = refused(path, "N,loss\n1,2\n")
+    assert "no column of two of parameters, tokens and FLOPs, and has N, loss" in missing
+    assert "two columns of parameters, 'N' and 'params'" in refused(path, "N,params,D,loss\n")
+    assert "row 3: N is 'many', which is no number" in refused(path, "N,D,loss\n1,2,3\nmany,2,3\n")
+    assert "row 2: loss is '', which is no number" in refused(path, "N,D,loss\n1,2\n")
+    assert "row 2: loss is -3: it must be a positive" in refused(path, "N,D,loss\n1,2,-3\n")
+    assert "row 2: tokens is inf: it must be a positive" in refused(path, "N,D,loss\n1,inf,3\n")
+    assert "row 2: loss is nan: it must be a positive" in refused(path, "N,D,loss\n1,2,nan\n")
+    assert "row 2: parameters (the parameters that the file gives) is 0" in refused(
+        path, "N,D,loss\n0,2,3\n"
+    )
+    twice = refused(path, "N,D,loss\n1,2,3\n2,2,3\n1,2,3\n")
+    assert "row 4 repeats row 2, of the same size, tokens and loss" in twice
+    seeds = refused(path, "N,D,loss,seed\n1,2,3,1\n1,2,3.1,1\n")
+    assert "row 3 repeats row 2, of the same size, tokens and seed" in seeds
+    assert "has no row below its header" in refused(path, "N,D,loss\n")
+    assert "no column of loss, and has none" in refused(path, "")
+    path.write_bytes(b"\xff\xfe\x00N,D")
+    with pytest.raises(QuinticError, match="is no CSV"):
+        read_csv(path)
+
+
+def test_the_highest_losses_are_left_out_and_never_some_of_equal_ones() -> None:
+    runs = runs_of(grid())
+    kept = runs.without_highest(3)
+    assert len(kept) == 17
+    assert kept.loss_R.max() < sorted(runs.loss_R)[-3]
+    with pytest.raises(QuinticError, match="is 20: it must be from 0 to 19"):
+        runs.without_highest(20)
+    equal = runs_of(grid(), seeds=2)
+    with pytest.raises(QuinticError, match="there are 2 runs of that loss or a higher one"):
+        equal.without_highest(1)
+
+
+def test_folders_give_counts_tokens_flops_and_groups(tmp_path: Path) -> None:
+    paths = [
+        folder_of(tmp_path / "a1", width=32, steps=100, seed=1, loss=4.0),
+        folder_of(tmp_path / "a2", width=32, steps=100, seed=2, loss=4.1),
+        folder_of(tmp_path / "b1", width=64, steps=100, seed=1, loss=3.5),
+    ]
+    runs, notes = read_folders(paths)
+    assert notes == []
+    assert runs.group_R.tolist() == [0, 0, 1]
+    first, _, wide = runs.runs
+    # Four matrices of D x D and two of 4 D x D in each of two blocks; the head is tied.
+    assert first.parameters["blocks"] == 2 * 12 * 32**2
+    assert wide.parameters["blocks"] == 2 * 12 * 64**2
+    assert first.parameters["all"] == pytest.approx(2 * 12 * 32**2 + 256 * 32, abs=64)
+    config = json.loads((paths[0] / "config.json").read_text())
+    context, batch = config["model"]["context"], config["train"]["batch_tokens"]
+    assert first.tokens == 100 * batch
+    per_token = 6 * (2 * 12 * 32**2 + 256 * 32) + 6 * 2 * context * 32
+    assert first.flops == pytest.approx(per_token * first.tokens, rel=0.01)
+    assert (first.loss, first.seed) == (4.0, 1)
+
+
+def test_runs_that_are_no_evidence_are_refused_by_name(tmp_path: Path) -> None:
+    good = folder_of(tmp_path / "good", width=32, steps=100, loss=4.0)
+
+    def message(*paths: Path) -> str:
+        with pytest.raises(QuinticError) as caught:
+            read_folders(paths)
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    def append(path: Path, record: dict[str, object]) -> Path:
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        return path
+
+    again = folder_of(tmp_path / "again", width=32, steps=100, loss=4.2)
+    assert f"{again} repeats {good}, of the same config and seed" in message(good, again)
+    copy = folder_of(tmp_path / "copy", width=32, steps=100, seed=2, loss=4.0)
+    assert f"{copy} repeats {good}" in message(good, copy)
+    diverged = append(
+        folder_of(tmp_path / "diverged", width=64, steps=200, loss=4.0),
+        {"step": 200, "val_loss": float("nan")},
+    )
+    assert f"{diverged} diverged at step 200" in message(good, diverged)
+    unfinished = folder_of(tmp_path / "unfinished", width=64, steps=200, loss=4.0)
+    text = (unfinished / "metrics.jsonl").read_text().replace('"step": 200', '"step": 150')
+    (unfinished / "metrics.jsonl").write_text(text)
+    assert f"{unfinished} is unfinished, 150 of 200 steps" in message(good, unfinished)
+    foreign = folder_of(tmp_path / "foreign", width=64, steps=100, loss=4.0)
+    (foreign / "environment.json").write_text(json.dumps([{"data": "0" * 64}]))
+    found = message(good, foreign)
+    assert "losses on different data or of different tokenizers do not compare" in found
+    assert "--force" not in found
+
+
+def test_other_configs_of_one_size_and_length_are_noted(tmp_path: Path) -> None:
+    good = folder_of(tmp_path / "good", width=32, steps=100, loss=4.0)
+    other = folder_of(tmp_path / "other", width=32, steps=100, loss=4.3)
+    config = json.loads((other / "config.json").read_text())
+    config["optim"]["muon"]["lr"] = 0.005
+    (other / "config.json").write_text(json.dumps(config))
+    _, (note,) = read_folders([good, other])
+    assert "are of one size and as many tokens, and differ in optim.muon.lr" in note
+
+
+def test_a_csv_of_a_law_is_the_law(tmp_path: Path) -> None:
+    runs = read_csv(csv_of(tmp_path / "runs.csv", grid()))
+    assert sorted(set(runs.parameters("given"))) == SIZES
