@@ -301,14 +301,15 @@ def flatten(config: Any) -> dict[str, Any]:
     return {name: operator.attrgetter(name)(config) for name in field_types(type(config))}
 
 
-def field_types(section: Any, prefix: str = "") -> dict[str, Any]:
+@functools.cache
+def field_types(section: Any) -> Mapping[str, Any]:
     """Return the type of every field, by the dotted names of `flatten`."""
     found: dict[str, Any] = {}
     for name, hint in _type_hints(section).items():
         if is_dataclass(hint):
-            found |= field_types(hint, f"{prefix}{name}.")
+            found |= {f"{name}.{inner}": kind for inner, kind in field_types(hint).items()}
         else:
-            found[f"{prefix}{name}"] = hint
+            found[name] = hint
     return found
 
 
