@@ -15,13 +15,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = "metrics.jsonl"
 DIVERGED = "diverged"
@@ -95,6 +96,8 @@ def _columns(records: list[MetricsRecord]) -> dict[str, np.ndarray]:
 
 def _column(values: list[Any]) -> np.ndarray:
     """Return values as integers where all are, as texts where one is, else as float64."""
+    import numpy as np  # here, since who only knows the file's name does without
+
     if any(isinstance(value, str) for value in values):
         return np.array(values, dtype=object)
     whole = all(isinstance(value, int) for value in values)

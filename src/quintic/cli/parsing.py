@@ -284,10 +284,11 @@ def _options(command: Any, prefix: str = "--") -> list[str]:
     options: list[str] = []
     annotated = typing.get_type_hints(command, include_extras=True)
     for name, hint in typing.get_type_hints(command).items():
-        if annotated[name] == typing.cast(Any, Positional)[hint]:
+        marks = getattr(annotated[name], "__metadata__", ())
+        if set(typing.cast(Any, Positional)[hint].__metadata__).intersection(marks):
             continue
         # Another name than the field's, where `arg` gives one: --from cannot be a field.
-        given = [getattr(m, "name", None) for m in getattr(annotated[name], "__metadata__", ())]
+        given = [getattr(mark, "name", None) for mark in marks]
         name = next(filter(None, given), name).replace("_", "-")
         if is_dataclass(hint):
             options += _options(hint, f"{prefix}{name}.")

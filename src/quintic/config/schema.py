@@ -298,7 +298,8 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
 def flatten(config: Any) -> dict[str, Any]:
     """Return the fields of a config by their dotted names, in the order of the sections."""
-    return {name: operator.attrgetter(name)(config) for name in field_types(type(config))}
+    cls: Any = type(config)  # Any, since mypy finds no hash of a type[Any]
+    return {name: operator.attrgetter(name)(config) for name in field_types(cls)}
 
 
 @functools.cache
@@ -307,7 +308,8 @@ def field_types(section: Any) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for name, hint in _type_hints(section).items():
         if is_dataclass(hint):
-            found |= {f"{name}.{inner}": kind for inner, kind in field_types(hint).items()}
+            inside = field_types(typing.cast(Any, hint))
+            found |= {f"{name}.{inner}": kind for inner, kind in inside.items()}
         else:
             found[name] = hint
     return found

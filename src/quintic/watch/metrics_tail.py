@@ -210,14 +210,15 @@ _Tables = dict[tuple[str, ...], _Table]
 
 def _some_lines(file: BinaryIO, distance: int) -> bytes:
     """Return the lines at so many bytes' distance, all with a validation, and the last."""
-    lines, at = [], 0
+    lines: list[bytes] = []
+    at, last = 0, b""
     while True:
         file.seek(at)
         block = file.read(OVERVIEW_BLOCK_BYTES)
         end = block.rfind(b"\n") + 1
         if not end:  # of the file, or a line that is no record's
-            return b"".join(lines)
-        places = {*range(-at % distance, end, distance), end - 1}
+            break
+        places = {*range(-at % distance, end, distance)}
         # A single byte is searched for ten times as fast as a name, and few fields have this one.
         place = block.find(b"v")
         while 0 <= place < end:
@@ -229,7 +230,10 @@ def _some_lines(file: BinaryIO, distance: int) -> bytes:
             if place >= done:
                 start, done = block.rfind(b"\n", 0, place) + 1, block.find(b"\n", place) + 1
                 lines.append(block[start:done])
-        at += end
+        at, last = at + end, block[block.rfind(b"\n", 0, end - 1) + 1 : end]
+    if last not in lines[-1:]:
+        lines.append(last)
+    return b"".join(lines)
 
 
 def _is_number(value: Any) -> bool:
