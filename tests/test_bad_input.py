@@ -24,17 +24,17 @@ import torch
 from filelock import FileLock
 from safetensors import safe_open
 
-import quintic.setup
 from quintic import run_dir
-from quintic.checkpoint import WholeCheckpoint, checkpoints, newest_whole, read_state
+from quintic.checkpoint import WholeCheckpoint, read_state
 from quintic.cli.main import main
 from quintic.console import Console
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
 from quintic.errors import QuinticError
 from quintic.metrics_file import read_records, truncate_metrics
+from quintic.resuming import resume
+from quintic.run_checkpoints import checkpoints, newest_whole
 from quintic.run_dir import record_environment
-from quintic.setup import resume
 
 Refuse = Callable[..., str]
 Capture = pytest.CaptureFixture[str]
@@ -755,7 +755,7 @@ def test_a_resume_of_a_run_in_use_picks_no_checkpoint_that_the_other_takes_away(
         shutil.rmtree(found.path)  # by the process that trains
         return found
 
-    monkeypatch.setattr(quintic.setup, "newest_whole", pick)
+    monkeypatch.setattr("quintic.resuming.newest_whole", pick)
     with FileLock(run_at_8 / ".lock"):
         message = refuse("train", "--resume", run_at_8)
     assert message.startswith(f"{run_at_8} is in use by another process that trains in it")

@@ -29,7 +29,7 @@ from quintic.metrics_file import (
     read_records,
     truncate_metrics,
 )
-from quintic.setup import Run
+from quintic.run import Run
 from tests.conftest import tiny_arguments
 
 PNG = b"\x89PNG\r\n\x1a\n"

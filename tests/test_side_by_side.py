@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from quintic.checkpoint import checkpoints
 from quintic.config import Config
 from quintic.console import Console
 from quintic.device import auto_micro_batch
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, read_records
+from quintic.resuming import resume
+from quintic.run import Run
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS, read_config
 from quintic.run_lines import opening_lines
-from quintic.setup import Run, resume, set_up, start
+from quintic.setup import set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from tests.conftest import tiny_config
 

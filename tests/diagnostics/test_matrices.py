@@ -13,7 +13,8 @@ from quintic.console import Console
 from quintic.diagnostics.matrices import MatrixFacts, MatrixWatch, singular_values, stable_rank
 from quintic.diagnostics.polynomial import apply_polynomial, polynomial_band, sequence_of
 from quintic.optim.muon import update_scale
-from quintic.setup import Run, set_up
+from quintic.run import Run
+from quintic.setup import set_up
 from quintic.train import apply_schedule, forward_backward
 from tests.conftest import tiny_config
 

@@ -22,13 +22,14 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import quintic.checkpoint
 import quintic.distributed.world
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import read_state
 from quintic.cli.parsing import parse
 from quintic.cli.train import train_here as train_command
 from quintic.console import Console
 from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS
 from quintic.setup import start
 from tests.conftest import tiny_config

@@ -18,9 +18,11 @@ from quintic.distributed.signals import stop_with_launcher
 from quintic.distributed.world import World
 from quintic.errors import QuinticError, reason
 from quintic.malloc import keep_freed_memory
+from quintic.resuming import resume
+from quintic.run import Run
 from quintic.run_dir import REPORT, default_folder
 from quintic.run_lines import closing_lines, opening_lines
-from quintic.setup import Run, check_divided, resume, start
+from quintic.setup import check_divided, start
 from quintic.train import train_run
 
 REPORT_S = 20.0
