@@ -154,7 +154,7 @@ def test_other_data_config_or_code_on_a_rank_is_refused_on_all_in_one_line_that_
 
 def begin_or_continue(world: World, begin: list[str], go_on: list[str]) -> str:
     with pytest.raises(QuinticError) as refused, ExitStack() as taken:
-        train_command(parse(go_on if world.rank == 1 else begin), world, taken)
+        train_command(parse(go_on if world.rank == 1 else begin), (), world, taken)
     return str(refused.value)
 
 

@@ -6,8 +6,11 @@ What more than one part of quintic must know of a field is said where the field 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
+import inspect
+import itertools
 import math
 import operator
 import re
@@ -236,7 +239,24 @@ class Section:
         """Raise `QuinticError` where a value is not allowed, whatever the others are."""
         cls: Any = type(self)  # Any, since mypy finds no hash of a type[Self]
         for name, hint in _type_hints(cls, include_extras=True).items():
-            _check_value(f"{self._name}.{name}", hint, getattr(self, name))
+            try:
+                _check_value(f"{self._name}.{name}", hint, getattr(self, name))
+            except QuinticError as error:
+                optional = type(None) in typing.get_args(hint)
+                raise QuinticError(
+                    f"{error}{_said_of_none(cls, name) if optional else ''}"
+                ) from None
+
+
+def _said_of_none(section: Any, name: str) -> str:
+    """Return the end of a field's docstring, what None stands for; empty where it does not say."""
+    (declared,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(declared, ast.ClassDef)
+    for one, doc in itertools.pairwise(declared.body):
+        if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == name:
+            text = " ".join(ast.literal_eval(ast.unparse(doc)).split()).rstrip(".")
+            return "".join(text.partition("; None: ")[1:])
+    return ""
 
 
 def _check_value(name: str, hint: Any, value: Any) -> None:
