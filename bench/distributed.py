@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench.results import print_table, write_result
-from quintic.checkpoint import CheckpointWriter
+from quintic.checkpoint_writer import CheckpointWriter
 from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed.rendezvous import connect

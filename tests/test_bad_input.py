@@ -24,17 +24,17 @@ import torch
 from filelock import FileLock
 from safetensors import safe_open
 
-import quintic.setup
 from quintic import run_dir
-from quintic.checkpoint import WholeCheckpoint, checkpoints, newest_whole, read_state
+from quintic.checkpoint import WholeCheckpoint, read_state
 from quintic.cli.main import main
 from quintic.console import Console
 from quintic.data.shards import HEADER_BYTES, write_shard
 from quintic.data.tokenizer import _r50k, train_bpe
 from quintic.errors import QuinticError
 from quintic.metrics_file import read_records, truncate_metrics
+from quintic.resuming import resume
+from quintic.run_checkpoints import checkpoints, newest_whole
 from quintic.run_dir import record_environment
-from quintic.setup import resume
 
 Refuse = Callable[..., str]
 Capture = pytest.CaptureFixture[str]
@@ -141,6 +141,9 @@ def test_unknown_field_is_answered_with_the_nearest(
         ("--train.steps ten", "--train.steps is 'ten': it must be an integer"),
         ("--optim.muon.lr x", "--optim.muon.lr is 'x': it must be a number"),
         ("--train.steps 0", "train.steps is 0: it must be positive"),
+        ("--train.log-to foo --train.seed 3", "--train.log-to has 'foo': each must be one of tens"),
+        ("--train.log_to wandb foo", "--train.log-to has 'foo': each must be one of tensorboard, "),
+        ("--train.log-to=foo", "--train.log-to has 'foo': each must be one of tensorboard, wandb"),
         ("--model.layers -2", "model.layers is -2: it must be positive"),
         ("--optim.muon.lr nan", "optim.muon.lr is nan: it must be finite"),
         ("--optim.muon.lr 1e300", "optim.muon.lr is 1e+300: it must be at most 1e12"),
@@ -771,7 +774,7 @@ def test_a_resume_of_a_run_in_use_picks_no_checkpoint_that_the_other_takes_away(
         shutil.rmtree(found.path)  # by the process that trains
         return found
 
-    monkeypatch.setattr(quintic.setup, "newest_whole", pick)
+    monkeypatch.setattr("quintic.resuming.newest_whole", pick)
     with FileLock(run_at_8 / ".lock"):
         message = refuse("train", "--resume", run_at_8)
     assert message.startswith(f"{run_at_8} is in use by another process that trains in it")

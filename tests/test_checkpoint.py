@@ -16,25 +16,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import quintic.checkpoint
-from quintic.checkpoint import (
-    CheckpointWriter,
-    TrainState,
-    best_checkpoint,
-    checkpoints,
-    load_state,
-    load_tensors,
-    newest_whole,
-    read_state,
-    save_checkpoint,
-)
+from quintic.checkpoint import load_state, load_tensors, read_state, save_checkpoint
+from quintic.checkpoint_writer import CheckpointWriter
 from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS
+from quintic.resuming import resume
+from quintic.run import Run
+from quintic.run_checkpoints import best_checkpoint, checkpoints, newest_whole
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import Run, resume, set_up, start
+from quintic.setup import set_up, start
 from quintic.train import train_run
+from quintic.train_state import TrainState
 from tests.conftest import tiny_arguments, tiny_config
 from tests.waiting import LAST_BOUND_S
 
@@ -251,7 +245,7 @@ def test_a_disk_that_is_full_gives_one_clear_error_and_leaves_the_older_checkpoi
     script = (
         "import resource, signal, sys\n"
         "from quintic.cli.main import main\n"
-        "import quintic.checkpoint as c\n"
+        "import quintic.checkpoint_writer as c\n"
         "own = c.save_checkpoint\n"
         "def limited(root, tensors, state, world):\n"
         "    if state['step'] == 8:\n"
@@ -384,8 +378,8 @@ class Blocked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started, self.release = threading.Event(), threading.Event()
-        self.own = quintic.checkpoint.save_checkpoint
-        monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", self)
+        self.own = save_checkpoint
+        monkeypatch.setattr("quintic.checkpoint_writer.save_checkpoint", self)
 
     def __call__(self, *arguments: Any) -> Path:
         self.started.set()
@@ -444,7 +438,7 @@ def test_a_write_that_failed_is_raised_at_the_next_save_and_training_stops(
     def refuse(*_: Any) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", refuse)
+    monkeypatch.setattr("quintic.checkpoint_writer.save_checkpoint", refuse)
     state, writer = tiny_state(tiny_data), CheckpointWriter(tmp_path, tiny_config(tiny_data))
     writer.save(state)
     with pytest.raises(QuinticError, match=r"No space left on device; .* no checkpoint yet"):
@@ -460,7 +454,7 @@ def test_a_write_that_failed_is_raised_at_the_end(
 
     folder = tmp_path / "run"
     run = start(tiny_config(tiny_data, {"train.steps": 3}), folder, Console())
-    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", refuse)
+    monkeypatch.setattr("quintic.checkpoint_writer.save_checkpoint", refuse)
     with pytest.raises(QuinticError, match=r"could not write a checkpoint .*No space left"):
         train_run(run, Console())
     assert checkpoints(folder / CHECKPOINTS) == []

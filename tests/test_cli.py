@@ -6,11 +6,13 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ from quintic.evaluate import gzip_bytes
 from quintic.metrics_file import read_records
 from quintic.recipes import RECIPES
 from quintic.setup import start
-from quintic.train import train_run
+from quintic.train import evaluate_run, train_run
 from quintic.trained import load_trained
 from tests.conftest import TINY_VOCAB, refusal, tiny_config
 from tests.test_evaluate import rolling_nats
@@ -153,8 +155,7 @@ print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
         ),
         (
             "train --train.log-to wandb mlfow",
-            "--train.log-to is 'wandb mlfow': it must be values with spaces between them, each "
-            "one of tensorboard, wandb, trackio, mlflow",
+            "--train.log-to has 'mlfow': each must be one of tensorboard, wandb, trackio, mlflow",
         ),
         ("train --model.widht 3", "there is no option --model.widht: did you mean --model.width?"),
         (
@@ -951,3 +952,34 @@ def test_a_cpu_is_a_device_and_an_absent_one_is_refused(tiny_run: Path, capsys: 
 def test_the_version_is_the_packages(capsys: Capture) -> None:
     main(["--version"])
     assert capsys.readouterr().out == f"quintic {quintic.__version__}\n"
+
+
+def test_a_field_that_is_given_twice_otherwise_counts_the_last_time_and_this_is_said(
+    tiny: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    repeated = ["--train.steps=2", "--train.seed", "3", "--train.seed", "3", "--train.no-compile"]
+    main([*tiny, *repeated, "--train.compile", "--train.no-compile", "--train.steps", "1"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert said == [
+        "note: --train.steps is given 3 times: --train.steps 1 counts",
+        "note: --train.compile is given 3 times: --train.no-compile counts",
+    ]
+    assert run_dir.read_config(tmp_path / "runs" / "laptop-1").train.steps == 1
+
+
+def test_a_run_that_is_stopped_before_its_first_step_does_not_say_that_it_saved(
+    tiny: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = evaluate_run
+
+    def stopped(*arguments: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return own(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quintic.train.evaluate_run", stopped)
+        main([*tiny, "--out", "run"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "stopped at step 0 of 12; begin again with: quintic train --resume run"
+    main(["train", "--resume", "run"])
+    assert read_records(Path("run/metrics.jsonl"))[-1]["step"] == 12

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from quintic.config import (
     resolve_vocabulary,
     unknown_field,
 )
+from quintic.config.schema import field_types
 from quintic.errors import QuinticError
 from quintic.recipes import RECIPES, get_recipe
 
@@ -314,7 +316,24 @@ def refused(changes: dict[str, Any]) -> str:
 def test_what_must_be_positive_is_refused_otherwise(field: str) -> None:
     number = float if field in FLOATS else int
     for value in (number(0), number(-3)):
-        assert refused({field: value}) == f"{field} is {value}: it must be positive"
+        message, *_ = refused({field: value}).split("; None: ")
+        assert message == f"{field} is {value}: it must be positive"
+
+
+def test_where_none_is_a_value_the_refusal_says_in_the_fields_own_words_what_it_stands_for() -> (
+    None
+):
+    assert refused({"train.diagnostics_every": 0}).endswith("it must be positive; None: no record")
+    assert refused({"train.patience": 0}).endswith("; None: however many they are")
+    optional = {
+        name: kind
+        for name, hint in field_types(Config).items()
+        for kind in {int, float} & {*typing.get_args(hint)}
+        if type(None) in typing.get_args(hint) and name != "model.eot_id"  # whose rule is another
+    }
+    assert "optim.clip_norm" in optional
+    for name, kind in optional.items():
+        assert "it must be positive; None: " in refused({name: kind(-1)})
 
 
 @pytest.mark.parametrize("field", NOT_NEGATIVE)
@@ -327,7 +346,7 @@ def test_what_must_not_be_negative_is_refused_otherwise(field: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_no_number_is_infinite_or_none_at_all(field: str, value: float) -> None:
     rule = "at least 0 and less than 1" if field == "optim.muon.momentum" else "finite"
-    assert refused({field: value}) == f"{field} is {value}: it must be {rule}"
+    assert f"{refused({field: value})};".startswith(f"{field} is {value}: it must be {rule};")
 
 
 @pytest.mark.parametrize("field", list(CHOICES))

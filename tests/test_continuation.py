@@ -12,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import quintic.checkpoint
 from quintic import run_dir
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import read_state, save_checkpoint
 from quintic.cli.main import main
 from quintic.cli.options import Train
 from quintic.cli.parsing import parse
@@ -30,8 +29,10 @@ from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, lost_records, read_records
 from quintic.optim.schedule import lr_factor, steps_alike, steps_before_cooldown
 from quintic.recipes import get_recipe
+from quintic.resuming import resume
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import resume, start
+from quintic.setup import start
 from quintic.train import train_run
 from tests.conftest import made_once, refusal, tiny_arguments, tiny_config
 from tests.test_bad_input import files_below
@@ -342,7 +343,7 @@ def test_a_new_folder_that_cannot_be_written_leaves_nothing(
     def full(*_: Any) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", full)
+    monkeypatch.setattr("quintic.checkpoint_writer.save_checkpoint", full)
     before = files_below(tmp_path)
     assert refusal(["train", "--resume", run, *LONGER], capsys) == (
         f"{tmp_path}/run-to-20 could not be created: No space left on device: make room, or choose "
@@ -421,13 +422,13 @@ def test_a_new_folder_that_another_process_is_creating_is_left_to_it(
 def test_a_new_folder_that_another_process_has_created_meanwhile_is_named_once(
     run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, new = quintic.checkpoint.save_checkpoint, tmp_path / "new"
+    own, new = save_checkpoint, tmp_path / "new"
 
     def save(*arguments: Any) -> Path:
         shutil.copytree(run, new)
         return own(*arguments)
 
-    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr("quintic.checkpoint_writer.save_checkpoint", save)
     assert refusal(["train", "--resume", run, *LONGER, "--out", new], capsys) == (
         f"{new} already holds a run: continue it with --resume {new}, or choose another --out"
     )

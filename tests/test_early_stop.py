@@ -12,7 +12,7 @@ import pytest
 
 import quintic.run_dir
 import quintic.train
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import read_state
 from quintic.cli.main import main
 from quintic.compare.comparison import compare
 from quintic.compare.runs import read_run
@@ -24,8 +24,11 @@ from quintic.errors import QuinticError
 from quintic.evaluate import LossSums
 from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
 from quintic.recipes import get_recipe
+from quintic.resuming import resume
+from quintic.run import Run
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import Run, resume, start
+from quintic.setup import start
 from quintic.sweep.plan import Choices, PlannedRun, make_plan
 from quintic.sweep.record import Outcome, outcome_in
 from quintic.train import train_run
@@ -207,7 +210,7 @@ def test_patience_is_counted_exactly_whatever_interrupts_the_run(
         raise RuntimeError("the machine went away")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
-        patch.setattr("quintic.checkpoint.CheckpointWriter.save", crash)
+        patch.setattr("quintic.checkpoint_writer.CheckpointWriter.save", crash)
         shutil.rmtree(folder / CHECKPOINTS / "step-00000005")
         main(arguments)
     assert STOPPED_EARLY in read_records(folder / METRICS)[-1]

@@ -29,7 +29,8 @@ from quintic.metrics_file import (
     read_records,
     truncate_metrics,
 )
-from quintic.setup import Run
+from quintic.run import Run
+from quintic.run_dir import CONFIG, SAMPLES
 from tests.conftest import tiny_arguments
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -140,6 +141,26 @@ def test_the_metrics_of_a_run_are_read_as_columns(tiny_run: Path, every_field: P
     assert np.isnan(every.validation["val_loss"][-1])
     with pytest.raises(QuinticError, match=r"there is no .*absent"):
         read_metrics(tiny_run / "absent")
+
+
+def test_another_file_than_metrics_is_named_as_that_and_a_damaged_line_as_itself(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / SAMPLES).write_text('{"step": 4, "text": "a"}\n')
+    (tmp_path / "notes.txt").write_bytes(b"\xff\x00 no record\nat all\n")
+    for other in (tiny_run / CONFIG, tmp_path / SAMPLES, tmp_path / "notes.txt"):
+        with pytest.raises(QuinticError) as caught:
+            read_metrics(other)
+        assert str(caught.value) == (
+            f"{other} is no metrics.jsonl of a run: name that, or the folder that quintic train "
+            "wrote"
+        )
+    damaged = tmp_path / METRICS
+    damaged.write_text("half a li\n" + (tiny_run / METRICS).read_text())
+    with pytest.raises(QuinticError, match="line 1 is not a record of a run: 'half a li'; repair"):
+        read_metrics(damaged)
+    damaged.write_text("")  # of a run that has just begun
+    assert read_metrics(damaged).train == {}
 
 
 def test_reading_metrics_loads_no_pytorch(tiny_run: Path) -> None:

@@ -22,18 +22,20 @@ import numpy as np
 import pytest
 import torch
 
-import quintic.checkpoint
 import quintic.train
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import read_state, save_checkpoint
 from quintic.cli.main import main
 from quintic.console import Console, RunProgress
+from quintic.continuity import check_continues
 from quintic.device import check_compiler
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, MetricsRecord, read_records
 from quintic.recipes import get_recipe
+from quintic.resuming import resume
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import _check_continues, resume, start
+from quintic.setup import start
 from quintic.train import train_run
 from tests import warm
 from tests.conftest import made_once, refusal, tiny_arguments, tiny_config
@@ -309,7 +311,7 @@ def test_a_ctrl_c_while_the_last_checkpoint_is_written_does_not_cut_it_short(
     never_stopped_tiny: Losses,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own = quintic.checkpoint.save_checkpoint
+    own = save_checkpoint
 
     def interrupted(
         root: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any], world: World
@@ -320,7 +322,7 @@ def test_a_ctrl_c_while_the_last_checkpoint_is_written_does_not_cut_it_short(
             time.sleep(0.2)
         return own(root, tensors, state, world)
 
-    monkeypatch.setattr(quintic.checkpoint, "save_checkpoint", interrupted)
+    monkeypatch.setattr("quintic.checkpoint_writer.save_checkpoint", interrupted)
     main([*tiny, "--out", str(tmp_path / "run")])
     assert losses(tmp_path / "run") == never_stopped_tiny
     assert checkpoints(tmp_path / "run" / CHECKPOINTS)[-1].name == "step-00000012"
@@ -398,9 +400,9 @@ def test_a_setting_that_goes_with_what_is_changed_is_no_change_of_its_own() -> N
     laptop = get_recipe("laptop")
     moved = laptop.override({"data.path": "elsewhere"})
     assert moved.data.embedded_vocab != laptop.data.embedded_vocab
-    _check_continues(Path("run"), laptop, moved, 4)
+    check_continues(Path("run"), laptop, moved, 4)
     with pytest.raises(QuinticError, match=r"--resume cannot change optim\.matrices: the 4 steps"):
-        _check_continues(Path("run"), laptop, laptop.override({"optim.matrices": "sgd"}), 4)
+        check_continues(Path("run"), laptop, laptop.override({"optim.matrices": "sgd"}), 4)
 
 
 def test_a_run_without_a_cooldown_goes_on_from_its_end(tiny: list[str], tmp_path: Path) -> None:

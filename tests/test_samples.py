@@ -12,9 +12,11 @@ from quintic.console import Console
 from quintic.distributed.world import World
 from quintic.generate import generate_ids
 from quintic.metrics_file import METRICS, read_records
+from quintic.resuming import resume
+from quintic.run import Run
 from quintic.run_dir import CHECKPOINTS, SAMPLES, read_config
 from quintic.samples import PROMPT_TOKENS
-from quintic.setup import Run, resume, start
+from quintic.setup import start
 from quintic.train import train_run
 from quintic.trained import load_trained
 from tests.conftest import tiny_config

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quintic.metrics
-from quintic.checkpoint import checkpoints
 from quintic.config import Config
 from quintic.console import Console
 from quintic.data.loader import Batch
@@ -34,9 +33,11 @@ from quintic.model.attention_backend import (
 from quintic.model.linear import Linear, WeightCache
 from quintic.optim.param_groups import build_optimizers
 from quintic.optim.step import LocalStepper
+from quintic.run import Run
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS
 from quintic.run_lines import opening_lines
-from quintic.setup import Run, set_up, start
+from quintic.setup import set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
 from tests.conftest import tiny_config
 from tests.waiting import LAST_BOUND_S

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import quintic.train
-from quintic.checkpoint import CheckpointWriter, TrainState, checkpoints, read_state
+from quintic.checkpoint import read_state
+from quintic.checkpoint_writer import CheckpointWriter
 from quintic.config import Config
 from quintic.console import Console
 from quintic.data.shards import write_shard
@@ -23,9 +24,13 @@ from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, MetricsRecord, read_records
 from quintic.model.loss import Reduction
 from quintic.optim.muon import Muon
+from quintic.resuming import resume
+from quintic.run import Run
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS, read_config
-from quintic.setup import Run, resume, set_up, start
+from quintic.setup import set_up, start
 from quintic.train import apply_schedule, evaluate_run, forward_backward, train_run
+from quintic.train_state import TrainState
 from quintic.trained import load_trained
 from tests.conftest import tiny_config
 from tests.model.test_gpt import EVERY_TECHNIQUE, reference_logits

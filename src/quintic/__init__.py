@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from quintic.optim.muon import Muon
     from quintic.optim.muon_with_adamw import MuonWithAdamW
     from quintic.recipes import get_recipe
-    from quintic.setup import resume, start
+    from quintic.resuming import resume
+    from quintic.setup import start
     from quintic.train import train_run
     from quintic.trained import load_trained
 else:  # a type checker knows the names above, and no others
@@ -58,7 +59,7 @@ _MODULES = {
     "param_groups": "quintic.optim.module_groups",
     "read_diagnostics": "quintic.diagnostics.record",
     "read_metrics": "quintic.metrics_file",
-    "resume": "quintic.setup",
+    "resume": "quintic.resuming",
     "start": "quintic.setup",
     "start_from": "quintic.continuation",
     "train_run": "quintic.train",

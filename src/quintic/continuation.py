@@ -17,20 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from quintic import run_dir
-from quintic.checkpoint import (
-    STATE,
-    CheckpointWriter,
-    WholeCheckpoint,
-    check_none_lost,
-    checkpoints,
-    chosen_checkpoint,
-    load_state,
-    load_weights,
-    newest_whole,
-)
+from quintic.checkpoint import STATE, WholeCheckpoint, load_state, load_weights
+from quintic.checkpoint_writer import CheckpointWriter
 from quintic.config import Config, ContinuedFrom, InitFrom, differing_fields, field_facts, flatten
 from quintic.config.schema import require
 from quintic.console import Console
+from quintic.continuity import changed_fields, changed_schedule, check_same_config, check_same_data
 from quintic.data.dataset import Dataset
 from quintic.data.tokenizer import tokenizer_info
 from quintic.diagnostics.record import DIAGNOSTICS
@@ -40,22 +32,23 @@ from quintic.files import file_sha256, fsync_path
 from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.optim.param_groups import param_groups_table
 from quintic.optim.schedule import scheduled, steps_alike
-from quintic.run_dir import CHECKPOINTS, SAMPLES
-from quintic.setup import (
-    Run,
-    changed_fields,
-    changed_schedule,
-    check_same_config,
-    check_same_data,
+from quintic.resuming import (
     check_trained_here,
     end_of,
-    has_step,
     held_unless_finished,
-    no_checkpoint,
     note_lost_records,
-    open_data,
-    set_up,
 )
+from quintic.run import Run
+from quintic.run_checkpoints import (
+    check_none_lost,
+    checkpoints,
+    chosen_checkpoint,
+    has_step,
+    newest_whole,
+    no_checkpoint,
+)
+from quintic.run_dir import CHECKPOINTS, SAMPLES
+from quintic.setup import open_data, set_up
 
 OTHER_DATA = {"data.embedded_vocab", "data.order", "train.eval_tokens"}
 """Fields that go with the data, besides those that any resume may change."""

@@ -15,13 +15,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from quintic.config import Config
 from quintic.errors import QuinticError
 from quintic.files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = "metrics.jsonl"
 DIVERGED = "diverged"
@@ -75,16 +76,25 @@ def read_metrics(path: Path | str) -> RunMetrics:
 
     Every table has `step` and `tokens`, so that
     `plot(found.validation["tokens"], found.validation["val_loss"])` is the curve. docs/metrics.md
-    lists the fields. Raises `QuinticError` where there is no such file, and as `read_records` does.
+    lists the fields. Raises `QuinticError` where there is no such file or it is another, and as
+    `read_records` does.
     """
     file = Path(path) / METRICS if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise QuinticError(f"there is no {file}: name the folder that quintic train wrote")
     kinds: dict[str, list[MetricsRecord]] = {"train_loss": [], "val_loss": [], "tasks_s": []}
-    for record in read_records(file):
+    other = f"{file} is no {METRICS} of a run: name that, or the folder that quintic train wrote"
+    try:
+        records = read_records(file)
+    except QuinticError as error:
+        with file.open(errors="replace") as lines:
+            raise (error if any(map(_is_record, lines)) else QuinticError(other)) from None
+    for record in records:
         kind = next((kind for kind in kinds if kind in record), None)
         if kind is not None:
             kinds[kind].append(record)
+    if records and not any(kinds.values()):
+        raise QuinticError(other)
     return RunMetrics(*map(_columns, kinds.values()))
 
 
@@ -95,6 +105,8 @@ def _columns(records: list[MetricsRecord]) -> dict[str, np.ndarray]:
 
 def _column(values: list[Any]) -> np.ndarray:
     """Return values as integers where all are, as texts where one is, else as float64."""
+    import numpy as np  # here, since who only knows the file's name does without
+
     if any(isinstance(value, str) for value in values):
         return np.array(values, dtype=object)
     whole = all(isinstance(value, int) for value in values)
@@ -111,6 +123,13 @@ def parse_record(line: str | bytes) -> MetricsRecord:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise QuinticError(f"this is not a record of a run: {line.strip()[:60]!r}") from error
     return record
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return bool(parse_record(line))
+    except QuinticError:
+        return False
 
 
 def read_records(path: Path) -> list[MetricsRecord]:

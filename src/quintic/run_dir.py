@@ -28,23 +28,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 import quintic
 from quintic.config import Config
-from quintic.data.tokenizer import (
-    GPT2,
-    TOKENIZER_FILE,
-    BpeTokenizer,
-    load_tokenizer,
-    tokenizer_info,
-)
 from quintic.errors import QuinticError
 from quintic.files import check_name, write_json
 from quintic.recipes import read_recipe
 
-if TYPE_CHECKING:
-    import torch  # takes seconds to import, and who only looks at a run does without
+if TYPE_CHECKING:  # who only looks at a run does without, and all of them take time to import
+    import torch
+    from filelock import FileLock
 
 CONFIG, ENVIRONMENT, PARAM_GROUPS = "config.json", "environment.json", "param_groups.txt"
 FIGURE, REPORT, SAMPLES = "loss.png", "report.html", "samples.jsonl"
@@ -140,6 +132,8 @@ def keep_tokenizer(folder: Path, spec: str | None) -> dict[str, str | None]:
 
     Returns what `record_environment` is to record of it, for `kept_tokenizer`.
     """
+    from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, BpeTokenizer, load_tokenizer
+
     tokenizer = load_tokenizer(spec) if spec not in (None, GPT2.name) else None
     if isinstance(tokenizer, BpeTokenizer):
         tokenizer.save(folder)
@@ -154,6 +148,8 @@ def kept_tokenizer(folder: Path) -> str | None:
 
     Raises `QuinticError` where the file is not the one that the run has kept.
     """
+    from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, tokenizer_info
+
     starts = read_environments(folder)
     path = folder / TOKENIZER_FILE
     if not path.exists():
@@ -169,6 +165,8 @@ def kept_tokenizer(folder: Path) -> str | None:
 
 def lock(folder: Path) -> FileLock:
     """Hold the folder for this process; raises `QuinticError` where another one trains in it."""
+    from filelock import FileLock, Timeout
+
     held = FileLock(folder / LOCK, timeout=0)
     try:
         held.acquire()

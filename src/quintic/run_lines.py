@@ -23,8 +23,9 @@ from quintic.openmp import SPIN_COUNT, spins_less
 from quintic.optim.matrix_optimizer import facts_of
 from quintic.optim.newton_schulz import newton_schulz_dtype
 from quintic.optim.param_groups import ParamSpec
+from quintic.run import Run
 from quintic.samples import PROMPT_TOKENS, TEMPERATURE, TOP_K, prompt_ids, sample_ids
-from quintic.setup import Run, uses_cpu_kernels
+from quintic.setup import uses_cpu_kernels
 
 SAMPLE_TOKENS = 160
 

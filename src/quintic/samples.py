@@ -18,8 +18,8 @@ from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError, reason
 from quintic.generate import generate_ids, stream_text
 from quintic.metrics_file import truncate_metrics
+from quintic.run import Run
 from quintic.run_dir import SAMPLES
-from quintic.setup import Run
 
 PROMPT_TOKENS, TEMPERATURE, TOP_K = 48, 0.8, 50
 

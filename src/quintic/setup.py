@@ -1,4 +1,4 @@
-"""A run, checked and built: a new one, or the continuation of one on disk.
+"""A run, checked and built.
 
 Everything a user can get wrong is found here, before step 0 and before anything is written.
 """
@@ -6,9 +6,9 @@ Everything a user can get wrong is found here, before step 0 and before anything
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +18,6 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from quintic import run_dir
-from quintic.checkpoint import (
-    STATE,
-    TrainState,
-    WholeCheckpoint,
-    check_none_lost,
-    folder_name,
-    load_state,
-    newest_whole,
-)
 from quintic.config import (
     EMBEDDED,
     Config,
@@ -35,11 +26,9 @@ from quintic.config import (
     TrainConfig,
     differing_fields,
     field_facts,
-    flatten,
     from_the_start,
     resolve_eot,
     resolve_vocabulary,
-    without_effect,
 )
 from quintic.config.schema import require
 from quintic.console import Console
@@ -52,17 +41,12 @@ from quintic.device import (
     check_cache_folder,
     check_compiler,
     choose_device,
-    compiling,
     compute_dtype,
-    reproducible,
 )
 from quintic.distributed.world import ALONE, World, check_identical
-from quintic.early_stop import stopped_early
-from quintic.errors import QuinticError, counted, memory_reason, require_package
-from quintic.evaluate import LossSums
+from quintic.errors import QuinticError, counted, memory_reason
 from quintic.kernels.runnable import choose_loss, require_float8
-from quintic.metrics_file import METRICS, lost_records
-from quintic.model.attention_backend import attention_backend, check_attention
+from quintic.model.attention_backend import check_attention
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations
 from quintic.model.fused import fuse
@@ -75,73 +59,12 @@ from quintic.optim.param_groups import (
     optimizers_for,
     param_groups_table,
 )
-from quintic.optim.schedule import steps_alike
 from quintic.optim.step import LocalStepper, Stepper
 from quintic.optim.zero1 import Zero1Stepper
-from quintic.tasks.in_training import TrainingTasks, open_tasks
-
-
-@dataclass
-class Run:
-    """Holds what the loop needs."""
-
-    config: Config
-    folder: Path
-    world: World
-    device: torch.device
-    dataset: Dataset
-    loader: Loader
-    loss: Callable[..., Tensor]
-    """`LanguageModel.loss`; the model's own, or that compiled."""
-    specs: list[ParamSpec]
-    stepper: Stepper
-    state: TrainState
-    weight_cache: WeightCache | None = None
-    """Where `train.cache_bf16_weights` is on."""
-    tasks: TrainingTasks | None = None
-    """Where `train.eval_tasks` names some."""
-    validation: LossSums | None = None
-    """Of the newest validation."""
-    stopped_early: str | None = None
-    """Why the run ended before its last step, in words, where it did."""
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Set what was chosen for the whole process, around everything that computes."""
-        with ExitStack() as stack:
-            if self.config.train.compile:
-                stack.enter_context(compiling())
-                stack.enter_context(reproducible(self.device))
-            stack.enter_context(attention_backend(self.config.train.attention))
-            yield
-
-    @property
-    def prefetches_to_gpu(self) -> bool:
-        """True where a batch is on its way to the device while the one before is computed."""
-        return self.device.type == "cuda" and self.config.train.prefetch_to_gpu != "off"
-
-    def rows(self, step: int) -> range:
-        """Return this process's sequences of a step's global batch: at least one, and on no process
-        more than one beyond another's."""
-        each, more = divmod(self.config.batches.at(step), self.world.size)
-        first = self.world.rank * each + min(self.world.rank, more)
-        return range(first, first + each + (self.world.rank < more))
-
-    def micro_batches(self, step: int) -> int:
-        """Return the forward and backward passes of a step, as many on every process."""
-        assert self.config.train.micro_batch is not None, "set_up resolves it"
-        most = -(-self.config.batches.at(step) // self.world.size)
-        return -(-most // self.config.train.micro_batch)
-
-    @property
-    def sharded(self) -> bool:
-        """True where this process has only some rows of the weights."""
-        return isinstance(self.state.model, FSDPModule)
-
-    @property
-    def done(self) -> bool:
-        """True where all steps are trained, or the run has stopped early."""
-        return self.state.step >= self.config.train.steps or self.stopped_early is not None
+from quintic.run import Run
+from quintic.tasks.in_training import open_tasks
+from quintic.trackers import check_trackers
+from quintic.train_state import TrainState
 
 
 def open_data(config: Config, console: Console) -> Dataset:
@@ -197,12 +120,6 @@ def set_up(config: Config, folder: Path, console: Console, world: World = ALONE)
         weight_cache=weight_cache,
         tasks=tasks,
     )
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise `QuinticError` where the package of a tracker is missing, which only rank 0 needs."""
-    for name in names:
-        require_package(name, name, f"train.log_to {name}")
 
 
 def _choose_device(config: Config, world: World) -> tuple[torch.device, torch.dtype]:
@@ -415,181 +332,3 @@ def start(config: Config, folder: Path, console: Console, world: World = ALONE) 
     run = set_up(config, folder, console, world)
     world.on_main(lambda: run_dir.create(folder, run.config, param_groups_table(run.specs)))
     return run
-
-
-def resume(folder: Path, config: Config, console: Console, world: World = ALONE) -> Run:
-    """Set up the run in `folder` and load its newest whole checkpoint.
-
-    `config` is the run's own with what the user replaced. A run that was killed before its first
-    checkpoint begins again at step 0, which gives the same run. The folder is held meanwhile, since
-    a process that trains in it takes checkpoints away.
-
-    Raises `QuinticError` where the folder is in use, where the replacement would change what was
-    already computed, where the data is another, where no checkpoint is whole, and as
-    `check_same_config` and `check_none_lost` do.
-    """
-    saved, root = world.on_main(lambda: run_dir.read_config(folder)), folder / run_dir.CHECKPOINTS
-    check_trained_here(folder, saved)
-    config = replace(config, continued_from=saved.continued_from, init_from=saved.init_from)
-    with held_unless_finished(folder, config, world) as (last_step, why):
-        found = world.on_main(lambda: newest_whole(root))
-        if found:
-            check_same_config(saved, found)
-        else:
-            _check_begins_at_0(folder, saved)
-            world.on_main(lambda: check_none_lost(root, saved))
-        _check_continues(folder, saved, config, found.state["step"] if found else 0)
-        run = set_up(config, folder, console, world)
-        if found is None:
-            console.line(f"no checkpoint in {folder} yet: beginning again at step 0")
-            return run
-        for problem in found.damaged:
-            console.line(f"skipped: {problem}")
-        check_same_data(
-            run.dataset,
-            found,
-            "name the folder where that data lies now, or train on with this one in a new run with "
-            "--resume and --force-data",
-        )
-        load_state(found, run.state, world)
-        run.stopped_early = why if run.state.step == last_step else None
-        console.line(f"resuming from {found.path}")
-        note_lost_records(folder, saved, run, console)
-        return run
-
-
-def note_lost_records(folder: Path, saved: Config, run: Run, console: Console) -> None:
-    """Say which losses the metrics of the run in `folder` lack, where `run` goes on with them."""
-    metrics, step = folder / METRICS, run.state.step
-    if not run.done and (lost := run.world.on_main(lambda: lost_records(metrics, saved, step))):
-        console.line(f"note: {lost}")
-
-
-def check_trained_here(folder: Path, config: Config) -> None:
-    """Raise `QuinticError` where a run cannot continue, since its model was imported."""
-    require(
-        not config.is_imported,
-        f"{folder} keeps a model that was imported from {config.imported.source}, without its "
-        f"optimizer and data, so nothing can continue: begin a new run with its weights, quintic "
-        f"train RECIPE --init-from {folder}",
-    )
-
-
-def end_of(folder: Path, config: Config) -> tuple[int, str | None]:
-    """Return the last step of a run, and why it is that where the run stopped early; of an imported
-    model 0."""
-    if config.is_imported:
-        return 0, None
-    return stopped_early(folder, config.train) or (config.train.steps, None)
-
-
-def no_checkpoint(folder: Path, config: Config, purpose: str) -> str:
-    """Return in words that a run has no checkpoint, with the way out."""
-    if config.is_imported:
-        return (
-            f"{folder} was imported, and no validation has measured its one checkpoint, so there "
-            "is no best: leave --checkpoint out, or import it again where that is gone"
-        )
-    return f"{folder} has no checkpoint {purpose}: train further with --resume {folder}"
-
-
-def has_step(folder: Path, step: int) -> bool:
-    """Return whether a run has the checkpoint of a step."""
-    return (folder / run_dir.CHECKPOINTS / folder_name(step)).exists()
-
-
-@contextmanager
-def held_unless_finished(
-    folder: Path, config: Config, world: World
-) -> Iterator[tuple[int, str | None]]:
-    """Hold the folder of a run, since a process that trains in it takes checkpoints away; yield
-    what `end_of` returns.
-
-    A finished run is only looked at, and may lie where nobody can write.
-    """
-    with ExitStack() as stack:
-
-        def hold() -> tuple[int, str | None]:
-            end = end_of(folder, config)
-            if not has_step(folder, end[0]):
-                stack.callback(run_dir.lock(folder).release)
-            return end
-
-        yield world.on_main(hold)
-
-
-def _check_begins_at_0(folder: Path, config: Config) -> None:
-    """Raise `QuinticError` where a run without a checkpoint did not begin with drawn weights."""
-    began = config.init_from.run or config.continued_from.run
-    require(
-        began is None,
-        f"{folder} began with a checkpoint of {began} and has none any more: restore one, or begin "
-        f"again from {began} with another --out",
-    )
-
-
-def check_same_data(dataset: Dataset, found: WholeCheckpoint, way_out: str) -> None:
-    """Raise `QuinticError` where a checkpoint was trained on other data."""
-    trained_on = found.state["fingerprint"]
-    if trained_on != dataset.fingerprint:
-        raise QuinticError(
-            f"{dataset.path} is not the data that {found.path} was trained on (fingerprint "
-            f"{dataset.fingerprint[:12]}, not {trained_on[:12]}): {way_out}"
-        )
-
-
-def check_same_config(config: Config, found: WholeCheckpoint) -> None:
-    """Raise `QuinticError` where the config of a run would not have led to a checkpoint in its
-    folder: one of the two was put there, or edited.
-
-    A checkpoint of quintic 0.1 does not say what it was trained with, and is believed.
-    """
-    if "config" not in found.state:
-        return
-    try:
-        trained = Config.from_dict(found.state["config"])
-    except QuinticError as error:
-        raise QuinticError(f"{found.path / STATE}: {error}") from error
-    if changed := _changed(trained, config, found.state["step"]):
-        was, now = flatten(trained), flatten(config)
-        fields = ", ".join(f"{name} {was[name]!r}, not {now[name]!r}" for name in sorted(changed))
-        raise QuinticError(
-            f"{found.path} was trained with {fields} as the {run_dir.CONFIG} of its run says: put "
-            f"the run's own {run_dir.CONFIG} or checkpoint back"
-        )
-
-
-def _check_continues(folder: Path, saved: Config, config: Config, done: int) -> None:
-    """Raise `QuinticError` where `config` would not have led to the checkpoint, of `done` steps."""
-    if changed := _changed(saved, config, done):
-        why = (
-            f"the {done} steps done were trained otherwise; "
-            if done
-            else f"{folder} was begun otherwise; remove it, of which no step is saved, or "
-        )
-        raise QuinticError(
-            f"--resume cannot change {', '.join(sorted(changed))}: {why}start a new run with "
-            "another --out"
-        )
-
-
-def _changed(saved: Config, config: Config, done: int) -> set[str]:
-    """Return the fields in which `config` would have trained the steps already done otherwise."""
-    changed, schedule = changed_fields(saved, config), changed_schedule(saved, config)
-    alike = schedule and done <= config.train.steps and done <= steps_alike(saved, config)
-    return changed - schedule if alike else changed
-
-
-def changed_fields(saved: Config, config: Config) -> set[str]:
-    """Return the fields in which two configs differ and which matter to what is computed."""
-    facts = field_facts(Config)
-    changed = {f for f in differing_fields(saved, config) if facts[f].resume != "free"}
-    # What has no effect any more goes with the field that took it away.
-    return changed - set(without_effect(Config, flatten(config)))
-
-
-def changed_schedule(saved: Config, config: Config) -> set[str]:
-    """Return those of the changed fields that may change as long as the schedules of the steps
-    already done are as they were: a trapezoid can be prolonged until its cooldown begins."""
-    facts = field_facts(Config)
-    return {f for f in changed_fields(saved, config) if facts[f].resume == "schedule"}

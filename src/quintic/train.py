@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quintic import run_dir
-from quintic.checkpoint import CheckpointWriter, due_steps, last_checkpoint
+from quintic.checkpoint_writer import CheckpointWriter
 from quintic.console import Console, RunProgress
 from quintic.data.loader import Batch, validation_batches
 from quintic.data.prefetch import Prefetcher, Uploader
@@ -30,8 +30,9 @@ from quintic.metrics import Metrics, NonFiniteLossError, Value
 from quintic.metrics_file import METRICS, read_records
 from quintic.optim.muon import Muon
 from quintic.optim.schedule import scheduled
+from quintic.run import Run
+from quintic.run_checkpoints import due_steps, last_checkpoint
 from quintic.samples import Samples
-from quintic.setup import Run
 from quintic.tasks.in_training import TrainingTasks
 from quintic.tasks.score import save_scores
 from quintic.trackers.processes import tracking

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from quintic import run_dir
-from quintic.checkpoint import WholeCheckpoint, checkpoints, chosen_checkpoint, load_tensors
+from quintic.checkpoint import WholeCheckpoint, load_tensors
 from quintic.config import EMBEDDED, Config
 from quintic.console import Console
+from quintic.continuity import check_same_config, check_same_data
 from quintic.data.dataset import Dataset, open_dataset
 from quintic.data.manifest import Split
 from quintic.data.tokenizer import (
@@ -26,7 +27,8 @@ from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 from quintic.optim.schedule import scheduled
-from quintic.setup import check_same_config, check_same_data, no_checkpoint, open_data
+from quintic.run_checkpoints import checkpoints, chosen_checkpoint, no_checkpoint
+from quintic.setup import open_data
 
 
 @dataclass

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quintic.checkpoint import checkpoints
 from quintic.config import Config
 from quintic.diagnostics.record import DIAGNOSTICS, read_diagnostics, to_line
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, read_records
+from quintic.run_checkpoints import checkpoints
 from tests.conftest import main, tiny_arguments, tiny_config
 from tests.multiprocess.test_same_result import train_here
 from tests.multiprocess.worlds import run_world

@@ -13,7 +13,8 @@ from quintic.console import Console
 from quintic.diagnostics.matrices import MatrixFacts, MatrixWatch, singular_values, stable_rank
 from quintic.diagnostics.polynomial import apply_polynomial, polynomial_band, sequence_of
 from quintic.optim.muon import update_scale
-from quintic.setup import Run, set_up
+from quintic.run import Run
+from quintic.setup import set_up
 from quintic.train import apply_schedule, forward_backward
 from tests.conftest import tiny_config
 
@@ -151,3 +152,21 @@ def test_the_band_is_what_the_polynomial_makes_of_all_but_the_smallest(
     assert found == pytest.approx(band, abs=1e-4)
     made = apply_polynomial(torch.linspace(0.01, 1, 10_001, dtype=torch.float64), sequence)
     assert found[0] - 1e-6 <= made.min() and made.max() <= found[1] + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "band"),
+    [
+        ("quintic", 0.001, (0.471, 1.202)),
+        ("quintic", 0.002, (0.682, 1.202)),
+        ("polar_express", 0.001, (0.840, 1.124)),
+        ("dion", 0.001, (0.475, 1.145)),
+        ("dion", 0.006, (0.978, 1.043)),
+    ],
+)
+def test_the_bands_that_the_docs_give_are_those_of_exact_iterations(
+    name: str, low: float, band: tuple[float, float]
+) -> None:
+    x = torch.logspace(-3, 0, 100_001, dtype=torch.float64)
+    made = apply_polynomial(x[x >= low], sequence_of(name, 5))
+    assert (made.min().item(), made.max().item()) == pytest.approx(band, abs=6e-4)

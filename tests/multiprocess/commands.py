@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import read_state
 from quintic.metrics_file import METRICS, read_records
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS
 from tests import warm
 from tests.waiting import LOOK_EVERY_S, outputs, wait_until

@@ -22,13 +22,14 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 import quintic.checkpoint
 import quintic.distributed.world
-from quintic.checkpoint import checkpoints, read_state
+from quintic.checkpoint import read_state
 from quintic.cli.parsing import parse
 from quintic.cli.train import train_here as train_command
 from quintic.console import Console
 from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS
 from quintic.setup import start
 from tests.conftest import tiny_config
@@ -153,7 +154,7 @@ def test_other_data_config_or_code_on_a_rank_is_refused_on_all_in_one_line_that_
 
 def begin_or_continue(world: World, begin: list[str], go_on: list[str]) -> str:
     with pytest.raises(QuinticError) as refused, ExitStack() as taken:
-        train_command(parse(go_on if world.rank == 1 else begin), world, taken)
+        train_command(parse(go_on if world.rank == 1 else begin), (), world, taken)
     return str(refused.value)
 
 

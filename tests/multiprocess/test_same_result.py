@@ -12,7 +12,8 @@ from quintic.console import Console
 from quintic.distributed.world import World
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, read_records
-from quintic.setup import resume, set_up, start
+from quintic.resuming import resume
+from quintic.setup import set_up, start
 from quintic.train import train_run
 from tests.conftest import made_once, tiny_config
 from tests.multiprocess.worlds import run_world

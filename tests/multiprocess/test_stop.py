@@ -16,8 +16,9 @@ import quintic.train
 from quintic.config import Config
 from quintic.console import Console
 from quintic.distributed.world import World
+from quintic.run import Run
 from quintic.run_dir import holds_run
-from quintic.setup import Run, start
+from quintic.setup import start
 from quintic.train import train_run
 from tests.conftest import tiny_config
 from tests.multiprocess.commands import (
@@ -34,14 +35,16 @@ from tests.multiprocess.worlds import run_world
 MOMENTS = {
     "a step": "quintic.train, 'apply_schedule', lambda run, step: step == {}",
     "validation": "quintic.train, 'evaluate_run', lambda run, watchdog: run.state.step == {}",
-    "a checkpoint": "quintic.checkpoint, 'save_checkpoint', lambda r, t, s, w: s['step'] == {}",
+    "a checkpoint": (
+        "quintic.checkpoint_writer, 'save_checkpoint', lambda r, t, s, w: s['step'] == {}"
+    ),
 }
 """Begins when rank 1 says "now", and does not end there before a signal has asked it to stop."""
 
 
 def hold_in(moment: str, step: int, **options: Any) -> str:
     return (
-        "import quintic.train, quintic.checkpoint; from tests.moments import hold\n"
+        "import quintic.train, quintic.checkpoint_writer; from tests.moments import hold\n"
         f"hold({MOMENTS[moment].format(step)}, **{options})"
     )
 

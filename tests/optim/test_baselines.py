@@ -22,8 +22,9 @@ from quintic.errors import QuinticError
 from quintic.model.build import build_model
 from quintic.optim.matrix_optimizer import Placement, build_optimizer
 from quintic.optim.param_groups import assign_parameters, build_optimizers, param_groups_table
+from quintic.resuming import resume
 from quintic.run_lines import opening_lines
-from quintic.setup import resume, start
+from quintic.setup import start
 from quintic.train import train_run
 from tests.conftest import tiny_config
 

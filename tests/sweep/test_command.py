@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from quintic import run_dir
-from quintic.checkpoint import checkpoints
 from quintic.cli.main import main
 from quintic.metrics_file import read_records
+from quintic.run_checkpoints import checkpoints
 from quintic.sweep.execute import Job, run_environment
 from quintic.sweep.plan import PlannedRun
 from quintic.sweep.record import Outcome

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,18 @@ import numpy as np
 import pytest
 
 from quintic.cli.main import main
-from quintic.data.tokenizer import load_tokenizer
+from quintic.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from quintic.errors import QuinticError
 from quintic.tasks import score
 from quintic.tasks.data import Item, TaskData, hub_data, local_data
 from quintic.tasks.definitions import TASKS, Question
-from quintic.tasks.loglikelihood import LogLikelihood, Scored
+from quintic.tasks.loglikelihood import (
+    LogLikelihood,
+    Scored,
+    joined,
+    log_likelihoods,
+    scored_pieces,
+)
 from quintic.tasks.score import TaskScores, encode_pair, read_scores, score_task
 from quintic.trained import Trained, load_trained
 from tests.conftest import refusal
@@ -97,17 +105,27 @@ def test_the_standard_error_of_a_mean_of_subtasks_is_that_of_their_items() -> No
 def test_a_pair_is_cut_where_the_two_together_are_cut(text_data: Path) -> None:
     tokenizer = load_tokenizer(str(text_data))
     eot = tokenizer.eot_id
-    plain = encode_pair(tokenizer, "", " return", 100)
+    (plain,) = encode_pair(tokenizer, "", " return", 100)
     assert plain == Scored([eot, *tokenizer.encode(" return")], len(tokenizer.encode(" return")))
     # The blank at the context's end is scored with the continuation.
-    moved = encode_pair(tokenizer, "def  ", "other", 100)
+    (moved,) = encode_pair(tokenizer, "def  ", "other", 100)
     context, whole = tokenizer.encode("def"), tokenizer.encode("def  other")
     assert moved == Scored(context + whole[len(context) :], len(whole) - len(context))
-    cut = encode_pair(tokenizer, "argument + other " * 30, "return", 20)
+    (cut,) = encode_pair(tokenizer, "argument + other " * 30, "return", 20)
     assert len(cut.ids) == 20
     assert cut.ids[-cut.scored :] == tokenizer.encode("argument + other return")[-cut.scored :]
-    with pytest.raises(ValueError, match="has 50 tokens"):
-        encode_pair(tokenizer, "a", "\x00" * 50, 50)
+
+
+def test_a_continuation_longer_than_the_context_is_scored_in_pieces_and_each_token_once() -> None:
+    assert scored_pieces([*range(9)], 4, 5) == [Scored([4, 5, 6, 7, 8], 4)]
+    assert scored_pieces([*range(9)], 6, 4) == [
+        Scored([2, 3, 4, 5], 3),
+        Scored([5, 6, 7, 8], 3),
+    ]
+    # The last piece has as much before it as fits.
+    assert scored_pieces([*range(9)], 8, 4)[-1] == Scored([5, 6, 7, 8], 2)
+    both = joined([LogLikelihood(-2.0, True), LogLikelihood(-3.0, False)])
+    assert both == LogLikelihood(-5.0, False)
 
 
 def test_every_task_is_scored_printed_and_kept(
@@ -219,11 +237,34 @@ def test_options_that_contradict_each_other_are_refused(
     assert expected in refusal(["evaluate", run, *options], capsys)
 
 
-def test_a_continuation_longer_than_the_context_is_named(
-    text_run: Path, task_data: Path, capsys: pytest.CaptureFixture[str]
+def test_items_longer_than_the_context_are_scored_and_said(
+    text_run: Path, task_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", text_run, "--tasks", "piqa", "--task-data", task_data]
-    assert "item 5 of piqa cannot be scored (its continuation" in refusal(command, capsys)
+    run = shutil.copytree(text_run, tmp_path / "run")
+    command = ["evaluate", str(run), "--tasks", "piqa", "--task-data", str(task_data)]
+    main(command)
+    assert re.search(
+        r"piqa: \d items? with a choice longer than the model's context of \d+ tokens, which was "
+        "scored in pieces",
+        " ".join(capsys.readouterr().out.split()),
+    )
+    kept = read_scores(run)["piqa"]
+    assert 0 < kept.in_pieces < kept.count() == 8
+    # Together the pieces are the continuation, and the likelihood is the sum of its tokens.
+    model, spec = load_trained(run).model, str(run / TOKENIZER_FILE)
+    tokenizer, context = load_tokenizer(spec), load_trained(run).model.config.context
+    pair = ("Goal", " word" * context)
+    pieces = encode_pair(tokenizer, *pair, context + 1)
+    assert len(pieces) > 1
+    ids = [token for piece in pieces for token in piece.ids[-piece.scored :]]
+    assert tokenizer.decode(ids) == pair[1]
+    found = joined(log_likelihoods(model, pieces, tokenizer.vocab_size))
+    expected = sum(
+        log_likelihoods(model, [Scored(p.ids[: len(p.ids) - k], 1)], tokenizer.vocab_size)[0].nats
+        for p in pieces
+        for k in range(p.scored)
+    )
+    assert found.nats == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import quintic.train
-from quintic.checkpoint import CheckpointWriter
+from quintic.checkpoint_writer import CheckpointWriter
 from quintic.errors import QuinticError
 from quintic.metrics_file import read_records
 from quintic.track.clock import training_seconds

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quintic.watch.server import open_server
+from quintic.watch.port import open_port
+from quintic.watch.server import PageServer
 from quintic.watch.watcher import Watcher
 
 
@@ -18,7 +19,7 @@ class Served:
     def __init__(self, root: Path) -> None:
         self.root, self.watcher = root, Watcher([root])
         self.look()
-        self.server = open_server(self.watcher, 0)
+        self.server = PageServer(open_port(0), self.watcher)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -121,9 +121,11 @@ def test_a_step_that_was_written_twice_counts_as_written_last(tmp_path: Path) ->
     assert tail.column("train_loss", "step")[1].tolist() == [3.0, 2.0]
 
 
+@pytest.mark.parametrize("block_bytes", [1_000, 1_000_000])
 def test_a_long_file_shows_its_shape_before_all_of_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
+    monkeypatch.setattr(metrics_tail, "OVERVIEW_BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(metrics_tail, "OVERVIEW_BYTES", 10_000)
     monkeypatch.setattr(metrics_tail, "OVERVIEW_RECORDS", 20)
     monkeypatch.setattr(metrics_tail, "BLOCK_BYTES", 20_000)

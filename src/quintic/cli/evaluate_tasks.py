@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from quintic.cli.options import Evaluate
 from quintic.console import Console, ScoringProgress, Table
 from quintic.data.tokenizer import load_tokenizer
-from quintic.errors import require_package
+from quintic.errors import counted, require_package
 from quintic.tasks.data import load_data
 from quintic.tasks.definitions import named_tasks
 from quintic.tasks.score import Score, TaskScores, save_scores, score_task
@@ -32,6 +32,13 @@ def evaluate_tasks(command: Evaluate, trained: Trained, console: Console) -> Non
     else:
         console.line(f"{trained.checkpoint.path}, without examples (zero-shot)")
         _print(found, command.subtasks, console)
+        for scores in found:
+            if scores.in_pieces:
+                console.line(
+                    f"{scores.task}: {counted(scores.in_pieces, 'item')} with a choice longer than "
+                    f"the model's context of {trained.model.config.context} tokens, which was "
+                    "scored in pieces, each behind as much of the item as fits"
+                )
     if command.limit is not None:
         speaking.line("scores of the first items alone are not kept")
         return

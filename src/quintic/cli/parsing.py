@@ -6,6 +6,7 @@ import difflib
 import itertools
 import os
 import typing
+from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,8 +132,8 @@ def parse(arguments: list[str]) -> Any:
 
 def _check_options(arguments: list[str]) -> None:
     """Raise `QuinticError` for what would be taken in silence for something else: a switch with a
-    value, and an option of the command itself that is given twice. Fields of the config may be:
-    the last one counts, so that a command can be repeated with a change at its end."""
+    value, and an option of the command itself that is given twice. Fields of the config may be, and
+    `repeated_fields` says so."""
     command = COMMANDS.get(_name(arguments))
     options = _options(command) if command else []
     for argument, following in itertools.pairwise([*arguments, ""]):
@@ -264,6 +265,11 @@ def _explain(event: ParseErrorEvent, arguments: list[str]) -> str | None:
         return f"{option} needs {kind_of(kind)}: {way_out}"
     spelled = [a.replace("_", "-") if a.startswith("--") else a for a in arguments]
     value = value_of(option, spelled, 2 if typing.get_origin(kind) is tuple else 1)
+    if typing.get_args(kind)[1:] == (Ellipsis,):
+        each = typing.get_args(kind)[0]
+        names, known = _values_of(option, spelled)[-1], typing.get_args(each)
+        value = next((name for name in names if name not in known), value)
+        return f"{option} has {value!r}: each must be {kind_of(each)}"
     return f"{option} is {value!r}: it must be {kind_of(kind)}"
 
 
@@ -288,10 +294,11 @@ def _options(command: Any, prefix: str = "--") -> list[str]:
     options: list[str] = []
     annotated = typing.get_type_hints(command, include_extras=True)
     for name, hint in typing.get_type_hints(command).items():
-        if annotated[name] == typing.cast(Any, Positional)[hint]:
+        marks = getattr(annotated[name], "__metadata__", ())
+        if set(typing.cast(Any, Positional)[hint].__metadata__).intersection(marks):
             continue
         # Another name than the field's, where `arg` gives one: --from cannot be a field.
-        given = [getattr(m, "name", None) for m in getattr(annotated[name], "__metadata__", ())]
+        given = [getattr(mark, "name", None) for mark in marks]
         name = next(filter(None, given), name).replace("_", "-")
         if is_dataclass(hint):
             options += _options(hint, f"{prefix}{name}.")
@@ -324,9 +331,38 @@ _KINDS = {int: "an integer", float: "a number", bool: "True or False", Path: "a 
 
 def value_of(option: str, arguments: list[str], count: int = 1) -> str | None:
     """Return what is given for an option, the last time that it is."""
-    for i, argument in reversed(list(enumerate(arguments))):
-        if argument == option and i + 1 < len(arguments):
-            return " ".join(arguments[i + 1 : i + 1 + count])
-        if argument.startswith(f"{option}="):
-            return argument.removeprefix(f"{option}=")
-    return None
+    given = [words for words in _values_of(option, arguments) if words]
+    return " ".join(given[-1][:count]) if given else None
+
+
+def _values_of(option: str, arguments: list[str]) -> list[list[str]]:
+    """Return the words that follow an option, each time that it is given."""
+    found: list[list[str]] = []
+    follows = False
+    for argument in arguments:
+        if argument == option or argument.startswith(f"{option}="):
+            found.append(argument.split("=", 1)[1:])
+            follows = argument == option
+        elif argument.startswith("--"):
+            follows = False
+        elif follows:
+            found[-1].append(argument)
+    return found
+
+
+def repeated_fields(arguments: Sequence[str]) -> list[str]:
+    """Return in words which fields of the config are given several times, otherwise each time: the
+    last one counts, so that a command can be repeated with a change at its end."""
+    given: dict[str, list[str]] = {}
+    option = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            option = argument.partition("=")[0].replace("_", "-").replace(".no-", ".")
+            given.setdefault(option, []).append(argument)
+        elif option:
+            given[option][-1] += f" {argument}"
+    return [
+        f"note: {option} is given {len(times)} times: {times[-1]} counts"
+        for option, times in given.items()
+        if len(set(times)) > 1 and option.removeprefix("--").split(".")[0] in SECTIONS
+    ]

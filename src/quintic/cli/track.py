@@ -10,6 +10,7 @@ from pathlib import Path
 from quintic.cli.interrupt import keeping_interrupts
 from quintic.cli.options import Track, TrackRun
 from quintic.cli.output_file import check_writable
+from quintic.cli.parsing import repeated_fields
 from quintic.config.schema import require
 from quintic.console import Console
 from quintic.recipes import folder_stem
@@ -17,9 +18,11 @@ from quintic.track.record import read_records
 from quintic.track.table import draw_history, markdown, records_table, remark
 
 
-def run(command: Track, _arguments: Sequence[str]) -> None:
+def run(command: Track, arguments: Sequence[str]) -> None:
     """List the records, or make an attempt at one."""
     if isinstance(command.action, TrackRun):
+        for note in repeated_fields(arguments):
+            print(note)
         _attempt(command.action)
         return
     figure = command.action.figure

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quintic.cli.options import Train
+from quintic.cli.parsing import repeated_fields
 from quintic.config.schema import require
 from quintic.console import Console
 from quintic.continuation import continue_run, continued_folder, needs_new_folder, start_from
@@ -19,9 +20,12 @@ from quintic.distributed.world import World
 from quintic.errors import QuinticError, reason
 from quintic.malloc import keep_freed_memory
 from quintic.recipes import folder_stem
+from quintic.resuming import resume
+from quintic.run import Run
+from quintic.run_checkpoints import has_step
 from quintic.run_dir import REPORT, default_folder
 from quintic.run_lines import closing_lines, opening_lines
-from quintic.setup import Run, check_divided, resume, start
+from quintic.setup import check_divided, start
 from quintic.threads import choose_threads
 from quintic.track.attempt import check_no_attempt
 from quintic.train import train_run
@@ -88,7 +92,7 @@ def run(command: Train, arguments: Sequence[str]) -> None:
         Console(unheard=True).line(chosen)
     world = connect(device.type)
     with first_failure_speaks(world), ExitStack() as taken:
-        train_here(command, world, taken)
+        train_here(command, repeated_fields(arguments), world, taken)
 
 
 def new_folder(command: Train, taken: ExitStack) -> Path | None:
@@ -112,8 +116,9 @@ def new_folder(command: Train, taken: ExitStack) -> Path | None:
     return continued_folder(folder, config.train.steps) if begins else None
 
 
-def train_here(command: Train, world: World, taken: ExitStack) -> None:
-    """Do this process's part of a run, in a folder that `taken` may hold."""
+def train_here(command: Train, notes: Sequence[str], world: World, taken: ExitStack) -> None:
+    """Do this process's part of a run, in a folder that `taken` may hold; `notes` are said when it
+    begins."""
     # A reader that goes away, as `| tee` does at a Ctrl-C, is no reason to lose what is trained.
     console = Console(quiet=not world.is_main, unheard=True)
     if len(set(world.all_gather_object(command.resume is not None))) > 1:
@@ -155,7 +160,7 @@ def train_here(command: Train, world: World, taken: ExitStack) -> None:
     else:
         assert folder is not None, "a new run has one"
         run = start(config, folder, console, world)
-    for line in opening_lines(run):
+    for line in [*opening_lines(run), *notes]:
         console.line(line)
     done = train_run(run, console)
     if not world.is_main:
@@ -168,9 +173,11 @@ def train_here(command: Train, world: World, taken: ExitStack) -> None:
         if run.config.train.export_at_end != "none":
             _export(run, console)
     else:
+        place = f"at step {run.state.step} of {run.config.train.steps}"
+        saved = has_step(run.folder, run.state.step)
         console.line(
-            f"stopped and saved at step {run.state.step} of {run.config.train.steps}; continue "
-            f"with: quintic train --resume {run.folder}"
+            (f"stopped and saved {place}; continue" if saved else f"stopped {place}; begin again")
+            + f" with: quintic train --resume {run.folder}"
         )
 
 

@@ -12,9 +12,10 @@ from quintic.checkpoint import STATE, WholeCheckpoint
 from quintic.compare.logs import NoLogError, read_logs
 from quintic.compare.record import RunRecord, Validation, dataset_identity
 from quintic.config import Config, flatten, without_effect
+from quintic.continuity import check_same_config
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
-from quintic.setup import check_same_config, has_step
+from quintic.run_checkpoints import has_step
 
 FACTS = ("data", "device", "commit", "python")
 """Facts in `environment.json` that are used here: texts, or null."""

@@ -6,8 +6,11 @@ What more than one part of quintic must know of a field is said where the field 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
+import inspect
+import itertools
 import math
 import operator
 import re
@@ -236,7 +239,24 @@ class Section:
         """Raise `QuinticError` where a value is not allowed, whatever the others are."""
         cls: Any = type(self)  # Any, since mypy finds no hash of a type[Self]
         for name, hint in _type_hints(cls, include_extras=True).items():
-            _check_value(f"{self._name}.{name}", hint, getattr(self, name))
+            try:
+                _check_value(f"{self._name}.{name}", hint, getattr(self, name))
+            except QuinticError as error:
+                optional = type(None) in typing.get_args(hint)
+                raise QuinticError(
+                    f"{error}{_said_of_none(cls, name) if optional else ''}"
+                ) from None
+
+
+def _said_of_none(section: Any, name: str) -> str:
+    """Return the end of a field's docstring, what None stands for; empty where it does not say."""
+    (declared,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(declared, ast.ClassDef)
+    for one, doc in itertools.pairwise(declared.body):
+        if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == name:
+            text = " ".join(ast.literal_eval(ast.unparse(doc)).split()).rstrip(".")
+            return "".join(text.partition("; None: ")[1:])
+    return ""
 
 
 def _check_value(name: str, hint: Any, value: Any) -> None:
@@ -298,17 +318,20 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
 
 def flatten(config: Any) -> dict[str, Any]:
     """Return the fields of a config by their dotted names, in the order of the sections."""
-    return {name: operator.attrgetter(name)(config) for name in field_types(type(config))}
+    cls: Any = type(config)  # Any, since mypy finds no hash of a type[Any]
+    return {name: operator.attrgetter(name)(config) for name in field_types(cls)}
 
 
-def field_types(section: Any, prefix: str = "") -> dict[str, Any]:
+@functools.cache
+def field_types(section: Any) -> Mapping[str, Any]:
     """Return the type of every field, by the dotted names of `flatten`."""
     found: dict[str, Any] = {}
     for name, hint in _type_hints(section).items():
         if is_dataclass(hint):
-            found |= field_types(hint, f"{prefix}{name}.")
+            inside = field_types(typing.cast(Any, hint))
+            found |= {f"{name}.{inner}": kind for inner, kind in inside.items()}
         else:
-            found[f"{prefix}{name}"] = hint
+            found[name] = hint
     return found
 
 

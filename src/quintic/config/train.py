@@ -108,10 +108,10 @@ class TrainConfig(Section, name="train"):
         resume="free",
         not_swept="each run would end at it; see quintic compare --target for the steps to a loss",
     )
-    """Validation loss, in nats per token, at which the run stops early; None: it does not."""
+    """Validation loss, in nats per token, at which the run stops early; None: at none."""
     patience: PositiveInt | None = setting(None, resume="free")
     """Validations in a row without a loss below the lowest before, after which the run stops early;
-    None: it does not."""
+    None: however many they are."""
     checkpoint_every: PositiveInt = setting(1000, resume="free", compare="ignored")
     """Steps between checkpoints; the end and a stop always save one."""
     keep_checkpoints: PositiveInt = setting(2, resume="free", compare="ignored")
@@ -123,7 +123,7 @@ class TrainConfig(Section, name="train"):
     """Steps between the training losses that are written; all are checked for being finite."""
     diagnostics_every: PositiveInt | None = setting(None, resume="free", compare="ignored")
     """Steps between records of what the optimizer does to the matrices and what flows through the
-    layers, in diagnostics.jsonl; None: none."""
+    layers, in diagnostics.jsonl; None: no record."""
     log_to: Annotated[tuple[TrackerName, ...], Rule(distinct, "each may be named once")] = setting(
         ("tensorboard",), resume="free", compare="ignored"
     )

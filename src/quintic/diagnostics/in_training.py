@@ -13,7 +13,7 @@ from quintic.diagnostics.matrices import MatrixWatch
 from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.distributed.world import local_rows
 from quintic.metrics_file import truncate_metrics
-from quintic.setup import Run
+from quintic.run import Run
 
 
 class Diagnostics:

@@ -110,8 +110,10 @@ const Chart = (() => {
     let column = null, pen = "M";
     const flush = () => {
       if (!column) return;
-      const kept = new Set([0, column.lowest, column.highest, column.points.length - 1]);
-      for (const i of [...kept].sort((a, b) => a - b)) {
+      const last = column.points.length - 1;
+      const kept = last < 2 ? column.points.keys()
+        : [...new Set([0, column.lowest, column.highest, last])].sort((a, b) => a - b);
+      for (const i of kept) {
         const [x, y] = column.points[i];
         parts.push(`${pen}${x.toFixed(1)},${y.toFixed(1)}`);
         pen = "L";

@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from quintic.config import Config
-from quintic.cores import available_cores
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, checkpoint_activations, meta_model
 from quintic.model.fused import fuse
@@ -235,9 +234,6 @@ class MemoryModel:
             activations = round(activations * COMPILED_SHARE)
         if self._device == "cuda" and train.loss in ("auto", "fused"):
             activations += self._kernel_saves(setting.micro_batch)
-        if train.side_by_side and self._device == "cpu" and parts == 1:
-            passes = self._config.batches.smallest // setting.micro_batch
-            activations *= min(available_cores(), passes)
         one_pass = setting.micro_batch * parts >= self._config.batches.smallest
         gradients = 0 if one_pass and parts == 1 else weights
         gathered = 0

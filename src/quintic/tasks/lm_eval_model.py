@@ -18,7 +18,7 @@ from quintic.errors import QuinticError, one_line
 from quintic.generate import TextStream, generate_rows
 from quintic.model.base import LanguageModel
 from quintic.sampling import Sampling
-from quintic.tasks.loglikelihood import Scored, log_likelihoods
+from quintic.tasks.loglikelihood import joined, log_likelihoods, scored_pieces
 from quintic.trained import Trained
 
 MOST_NEW_TOKENS = 256
@@ -51,17 +51,15 @@ class QuinticLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        sequences = [
-            Scored((context + ids)[-self.max_length - 1 :], len(ids))
+        if not all(ids for _, _, ids in requests):
+            raise QuinticError("a continuation has no tokens to score: leave the task out")
+        encoded = [
+            scored_pieces(context + ids, len(ids), self.max_length + 1)
             for _, context, ids in requests
         ]
-        for sequence in sequences:
-            if not 0 < sequence.scored < len(sequence.ids):
-                raise QuinticError(
-                    f"a continuation of {sequence.scored} tokens cannot be scored: the model's "
-                    f"context is {self.max_length} tokens; leave the task out"
-                )
-        found = log_likelihoods(self.model, sequences, self._tokenizer.vocab_size)
+        sequences = [piece for pieces in encoded for piece in pieces]
+        results = iter(log_likelihoods(self.model, sequences, self._tokenizer.vocab_size))
+        found = [joined([next(results) for _ in pieces]) for pieces in encoded]
         for (key, _, _), result in zip(requests, found, strict=True):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, (result.nats, result.greedy))

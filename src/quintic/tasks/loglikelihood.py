@@ -46,6 +46,23 @@ class LogLikelihood(NamedTuple):
     greedy: bool
 
 
+def scored_pieces(ids: Sequence[int], scored: int, longest: int) -> list[Scored]:
+    """Return the end of a sequence, its last `scored` tokens, as what is to be scored of at most
+    `longest` tokens each: one, whose beginning is cut off where it must be; or, where not even the
+    end fits, several, which score each token of it once behind those that fit before it."""
+    first = len(ids) - scored
+    ends = [*range(first + longest - 1, len(ids), longest - 1), len(ids)]
+    return [
+        Scored(ids[max(0, end - longest) : end], end - start)
+        for start, end in zip([first, *ends], ends, strict=False)
+    ]
+
+
+def joined(pieces: Sequence[LogLikelihood]) -> LogLikelihood:
+    """Return the log-likelihood of a continuation from those of its pieces."""
+    return LogLikelihood(sum(p.nats for p in pieces), all(p.greedy for p in pieces))
+
+
 @dataclass
 class _Row:
     """A tree that grows by one sequence at a time, in sorted order."""

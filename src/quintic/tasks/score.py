@@ -24,7 +24,13 @@ from quintic.errors import QuinticError, one_line
 from quintic.files import parse_json, write_json
 from quintic.model.base import LanguageModel
 from quintic.tasks.data import Item, TaskData
-from quintic.tasks.loglikelihood import LogLikelihood, Scored, log_likelihoods
+from quintic.tasks.loglikelihood import (
+    LogLikelihood,
+    Scored,
+    joined,
+    log_likelihoods,
+    scored_pieces,
+)
 
 SCORES = "scores"
 """The folder in a run's, with a folder for each checkpoint that was scored."""
@@ -68,6 +74,9 @@ class TaskScores:
     """The accuracy of guessing."""
     step: int | None = None
     """Of the checkpoint, where the scores are kept."""
+    in_pieces: int = 0
+    """Items with a continuation that does not fit into the model's context, and was scored in
+    pieces."""
 
     @cached_property  # BLiMP's resamples take most of a second
     def metrics(self) -> Mapping[str, Score]:
@@ -111,6 +120,7 @@ class TaskScores:
             "source": self.source,
             "fingerprint": self.fingerprint,
             "chance": self.chance,
+            "in_pieces": self.in_pieces,
             "metrics": {name: asdict(score) for name, score in self.metrics.items()},
             "subtasks": {
                 subtask: {name: asdict(score) for name, score in scores.items()}
@@ -140,6 +150,7 @@ class TaskScores:
             values,
             float(content["chance"]),
             content.get("step"),
+            content.get("in_pieces", 0),
         )
 
 
@@ -158,14 +169,16 @@ def _resampled_means(values: Values, random: np.random.Generator) -> Values:
     )
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, longest: int) -> Scored:
+def encode_pair(
+    tokenizer: Tokenizer, context: str, continuation: str, longest: int
+) -> list[Scored]:
     """Return a context and a continuation as tokens, at most `longest`, the context cut at its
-    beginning.
+    beginning; in pieces where the continuation alone is longer (`scored_pieces`).
 
     White space at the end of the context belongs to the continuation, and the continuation is what
     the two together have behind as many tokens as the context alone. Nothing stands before a
     context; before a continuation without one stands end of text. Raises ValueError where nothing
-    is left to score, and where the continuation alone is too long.
+    is left to score.
     """
     stripped = context.rstrip()
     if not stripped:
@@ -176,9 +189,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, longest: 
         ids = whole[len(context_ids) :]
     if not ids:
         raise ValueError(f"its continuation {continuation[:40]!r} has no tokens of its own")
-    if len(ids) >= longest:
-        raise ValueError(f"its continuation {continuation[:40]!r} has {len(ids)} tokens")
-    return Scored((context_ids + ids)[-longest:], len(ids))
+    return scored_pieces(context_ids + ids, len(ids), longest)
 
 
 def score_task(
@@ -190,21 +201,22 @@ def score_task(
 ) -> TaskScores:
     """Return the scores of a model on a task; every process of a run calls it, and gets them all.
 
-    Raises `QuinticError` where a continuation does not fit into the model's context, and where the
-    model's numbers are none.
+    Raises `QuinticError` where a continuation has no tokens of its own, and where the model's
+    numbers are none.
     """
-    longest, sequences = model.config.context + 1, []
+    longest, encoded = model.config.context + 1, []
     for number, item in enumerate(data.items, 1):
         try:
-            sequences += [encode_pair(tokenizer, *pair, longest) for pair in item.question.pairs]
+            encoded.append([encode_pair(tokenizer, *pair, longest) for pair in item.question.pairs])
         except ValueError as error:
             raise QuinticError(
-                f"item {number} of {data.task.name} cannot be scored ({error}): the model's "
-                f"context is {model.config.context} tokens; leave the task out"
+                f"item {number} of {data.task.name} cannot be scored ({error}): leave the task out"
             ) from error
+    sequences = [piece for pairs in encoded for pieces in pairs for piece in pieces]
     results = iter(log_likelihoods(model, sequences, tokenizer.vocab_size, on_progress, world))
     found = [
-        _item_scores(item, [next(results) for _ in item.question.pairs]) for item in data.items
+        _item_scores(item, [joined([next(results) for _ in pieces]) for pieces in pairs])
+        for item, pairs in zip(data.items, encoded, strict=True)
     ]
     return TaskScores(
         data.task.name,
@@ -214,6 +226,7 @@ def score_task(
         {item.subtask: item.group for item in data.items},
         {metric: np.array([f[metric] for f in found]) for metric in data.task.metrics},
         data.chance,
+        in_pieces=sum(any(len(pieces) > 1 for pieces in pairs) for pairs in encoded),
     )
 
 

@@ -20,13 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
-from quintic.checkpoint import checkpoints
 from quintic.console import Console
 from quintic.distributed.signals import GracefulShutdown
 from quintic.errors import QuinticError
 from quintic.files import write_json
 from quintic.metrics_file import METRICS, read_records
 from quintic.openmp import SPIN_COUNT
+from quintic.run_checkpoints import checkpoints
 from quintic.run_dir import CHECKPOINTS, read_environments
 from quintic.sweep.execute import DIVERGED, USER_ERROR, run_environment
 from quintic.track.attempt import (

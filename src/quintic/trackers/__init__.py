@@ -12,6 +12,7 @@ Nothing here imports PyTorch, and a tracker's package is imported in its own pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from quintic import run_dir
+from quintic.errors import require_package
 from quintic.files import replacing
 from quintic.trackers.points import Point
 
@@ -55,6 +57,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return found
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `QuinticError` where the package of a tracker is missing, which only rank 0 needs."""
+    for name in names:
+        require_package(name, name, f"train.log_to {name}")
 
 
 class Tracker(ABC):

@@ -28,15 +28,18 @@ def find_runs(root: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def check_folders(folders: Sequence[Path]) -> None:
-    """Raise `QuinticError` where one of the folders is none, or no run is under any of them."""
+def count_runs(folders: Sequence[Path]) -> int:
+    """Return how many runs are under some folders; raises `QuinticError` where one of the folders
+    is none, or no run is under any of them."""
     for folder in folders:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise QuinticError(f"{folder} {what}: name a folder with runs in it")
         os.scandir(folder).close()  # raises OSError where it may not be read
-    if not any(True for folder in folders for _ in find_runs(folder)):
+    found = len({run.absolute() for folder in folders for run in find_runs(folder)})
+    if not found:
         raise QuinticError(
             f"there is no run under {', '.join(map(str, folders))}: start one with quintic train, "
             "or name the folder that holds some"
         )
+    return found

@@ -33,7 +33,9 @@ function put(element, content) {
   if (element.textContent !== content) element.textContent = content;
 }
 
-const number = v => v === null || v === undefined ? "" : v.toLocaleString("en");
+// Made once: they take longer to make than to use.
+const english = new Intl.NumberFormat("en"), byName = new Intl.Collator("en", { numeric: true });
+const number = v => v === null || v === undefined ? "" : english.format(v);
 const loss = v => v === null ? "" : v.toFixed(4);
 
 function duration(seconds) {
@@ -65,9 +67,14 @@ function heard(news) {
     runs.set(run.id, run);
     if (!unselected.has(run.id)) selected.add(run.id);
     stale.add(run.id);
-    showRow(run);
   }
-  if (added) { sortRows(); showFields(); }
+  if (added) showFields();
+  // A long file is read bit by bit: its curve is asked for at first, and when all of it is known.
+  // Before the rows, which are made while the server makes the curves.
+  const ready = added || news.runs.some(run => run.whole && selected.has(run.id));
+  if (ready) refreshSoon(added ? 0 : REFRESH_MS, added);
+  news.runs.forEach(showRow);
+  if (added) sortRows();
   if (one === null && runs.size) {
     const found = [...runs.values()];
     show((found.find(run => run.state === "running") ?? found[0]).id);
@@ -78,13 +85,9 @@ function heard(news) {
   const gone = news.missing.map(folder => `${folder} is gone`);
   const reading = [...runs.values()].filter(run => !run.whole).length;
   put(get("news"), [...counts, ...gone, ...(reading ? [`reading on in ${reading}`] : [])].join(", "));
-  // A long file is read bit by bit: its curve is asked for at first, and when all of it is known.
-  const ready = added || news.runs.some(run => run.whole && selected.has(run.id));
-  if (ready) refreshSoon(added ? 0 : REFRESH_MS, added);
 }
 
-const ordered = () => [...runs.values()].sort((a, b) =>
-  a.name.localeCompare(b.name, "en", { numeric: true }));
+const ordered = () => [...runs.values()].sort((a, b) => byName.compare(a.name, b.name));
 
 function sortRows() {
   const body = document.querySelector("#runs tbody"), inOrder = ordered();
@@ -193,7 +196,8 @@ function refreshSoon(ms, everything = false) {
   if (asking) { waiting = true; return; }
   if (timer !== null && ms > 0) return;
   clearTimeout(timer);
-  timer = setTimeout(refresh, ms);
+  if (ms > 0) timer = setTimeout(refresh, ms);
+  else refresh();
 }
 
 async function refresh() {

@@ -11,9 +11,9 @@ rebinding); its requests bear that name in `Host`, and are refused.
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
+import socket
 import time
 from functools import partial
 from http import HTTPStatus
@@ -22,12 +22,11 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from quintic.errors import QuinticError, reason, way_out
 from quintic.pages.fill import shared_part
 from quintic.watch.answers import BadQueryError, curves, diagnostics, differences
+from quintic.watch.port import ADDRESS
 from quintic.watch.watcher import Watcher
 
-ADDRESS = "127.0.0.1"
 QUIET_S = 15.0
 """After so long without news a comment is sent: it finds out whether anybody still listens."""
 COMPRESSED_FROM_BYTES = 1_000
@@ -55,26 +54,16 @@ FILES = {
 """File and kind of what the page consists of; those that all pages share are in quintic.pages."""
 
 
-def open_server(watcher: Watcher, port: int) -> ThreadingHTTPServer:
-    """Return a server of a page that shows what the watcher knows; port 0 takes a free one.
+class PageServer(ThreadingHTTPServer):
+    """A server of a page that shows what the watcher knows, on a socket that listens."""
 
-    Raises `QuinticError` where the port cannot be had.
-    """
-    if not 0 <= port < 1 << 16:
-        raise QuinticError(f"--port is {port}: it must be from 1 to 65535, or 0 for a free one")
-    try:
-        return _Server((ADDRESS, port), partial(_Handler, watcher))
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        way = "choose another --port, or leave it out for a free one"
-        why = "is in use by another program" if taken else f"cannot be opened: {reason(error)}"
-        raise QuinticError(f"port {port} {why}; {way if port else way_out(error)}") from error
-
-
-class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Else a second watch on a port would be let in beside the first on some systems.
-    allow_reuse_address = False
+
+    def __init__(self, listening: socket.socket, watcher: Watcher) -> None:
+        address = listening.getsockname()
+        super().__init__(address, partial(_Handler, watcher), bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a page that was closed while it was answered."""
