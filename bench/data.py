@@ -436,6 +436,7 @@ def main() -> None:
             )
         print(json.dumps(figures, indent=1))
         module = f"bench.data --against {options.against} --megabytes {options.megabytes}"
+        module += f" --rounds {options.rounds}"
         written = write_result(f"data-against-{device.type}", figures, device, module=module)
         print(f"written to {written}")
         return
