@@ -116,7 +116,10 @@ def names_in_line(names: Iterable[str]) -> str:
     """Return names as a message shows them: the first ten, shortened, and those that would not
     print in a line as Python writes them."""
     first = [name if len(name) <= 60 else f"{name[:57]}..." for name in islice(names, 11)]
-    shown = [name if name.isprintable() and name else repr(name) for name in first[:10]]
+    shown = [
+        name if name.isprintable() and name.strip() == name != "" else repr(name)
+        for name in first[:10]
+    ]
     return ", ".join(shown) + (", ..." if len(first) > 10 else "")
 
 

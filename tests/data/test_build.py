@@ -348,6 +348,12 @@ def test_separator_that_never_occurs_is_said(build: Build, tmp_path: Path) -> No
     (tmp_path / "in" / "b.txt").write_bytes(b"some words\r\n\r\n" * 400)
     said = build("three", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
     assert said == "no document is in the val split"
+    # Neither is for every kind of file.
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "messages": ["b"]}\n')
+    said = build("four", source=tmp_path / "a.jsonl", separator="##", val_share=0).notes[0]
+    assert said == "--separator is for text (.txt, .md), of which the input has none"
+    said = build("five", source=tmp_path / "in", messages="{content}", val_share=0).notes[0]
+    assert said == f"--messages is for lists: {tmp_path}/in/a.txt is text, which stays as it is"
 
 
 def test_progress_and_end(build: Build, tmp_path: Path) -> None:
@@ -834,7 +840,9 @@ def test_bad_options_are_one_line_and_leave_nothing(
 
 def test_input_without_documents_is_one_line(build: Build, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(QuinticError, match="the input has no documents: 1 files, 0 bad documents"):
+    with pytest.raises(
+        QuinticError, match="the input has no documents: 1 file, 0 bad documents; name"
+    ):
         build("out", source=tmp_path / "a.jsonl")
     assert not (tmp_path / "out").exists()
 

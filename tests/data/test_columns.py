@@ -158,4 +158,8 @@ def test_lists_and_texts_are_told_apart(tmp_path: Path) -> None:
 def test_template_without_content_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(["data", "build", "a", "--out", "b", "--messages", "{role}"], capsys)
     assert "--messages is '{role}': it must be chatml, or a template with {content}" in message
+    message = refusal(
+        ["data", "build", "a", "--out", "b", "--messages", "{rolle}: {content}"], capsys
+    )
+    assert "{rolle} stands for nothing, only {role} and {content} do" in message
     assert BuildSettings(("a",), "b", messages="chatml").format.messages == TEMPLATES["chatml"]

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import random
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -333,3 +334,40 @@ def test_standard_input_without_text(
     monkeypatch.setattr(sys, "stdin", stdin and io.TextIOWrapper(stdin))
     with pytest.raises(QuinticError, match=f"standard input is {what}: pipe the text in"):
         texts("-")
+
+
+@pytest.mark.parametrize("offsets", [[0, 6, 3, 9]])
+def test_offsets_of_an_arrow_file_that_lead_out_of_it_are_not_followed(
+    tmp_path: Path, offsets: list[int]
+) -> None:
+    ends = pyarrow.py_buffer(struct.pack("<4i", *offsets))
+    text = pyarrow.StringArray.from_buffers(3, ends, pyarrow.py_buffer(b"some text"))
+    kind = pyarrow.list_(pyarrow.string())
+    lists = pyarrow.Array.from_buffers(kind, 3, [None, ends], children=[pyarrow.array(["a"] * 9)])
+    table = pyarrow.table({"text": text, "lists": lists})
+    with ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for options in ({}, {"field": "lists", "messages": "{content}"}):
+        with pytest.raises(QuinticError, match=r"a\.arrow cannot be read as Arrow \(ArrowInvalid"):
+            texts(tmp_path / "a.arrow", **options)
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+def test_text_that_is_no_utf8_is_one_bad_row_and_of_a_message_ends_the_build(
+    tmp_path: Path, suffix: str
+) -> None:
+    wrong = pyarrow.array([b"one", b"\xff", b"two"]).view(pyarrow.string())
+    messages = pyarrow.ListArray.from_arrays([0, 3], wrong)
+    for name, column in (("text", wrong), ("messages", messages)):
+        table = pyarrow.table({name: column})
+        if suffix == ".parquet":
+            parquet.write_table(table, tmp_path / f"{name}{suffix}")
+            continue
+        with ipc.new_stream(tmp_path / f"{name}{suffix}", table.schema) as writer:
+            writer.write_table(table)
+    one, bad, two = texts(tmp_path / f"text{suffix}")
+    assert (one, two) == ("one", "two")
+    assert isinstance(bad, BadDocument)
+    assert bad.reason == "invalid UTF-8 at byte 0 of the document"
+    with pytest.raises(QuinticError, match=r"cannot be read as .*Invalid UTF8 sequence"):
+        texts(tmp_path / f"messages{suffix}", field="messages", messages="{content}")

@@ -460,3 +460,27 @@ def test_patterns(tree: Path) -> None:
 def test_arguments_that_name_nothing(tree: Path, argument: str, message: str) -> None:
     with pytest.raises(QuinticError, match=message):
         names(tree, argument)
+
+
+def test_a_pipe_and_an_empty_argument_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(QuinticError, match=r"a\.jsonl is a pipe or a device.*data build - < "):
+        find_text_files([str(tmp_path / "a.jsonl")], leave_out=Path("nowhere"))
+    with pytest.raises(QuinticError, match="an input is empty"):
+        find_text_files([""], leave_out=Path("nowhere"))
+
+
+def test_names_of_columns_are_shown_in_one_short_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"a\nb", text,' + "x" * 500 + ",c" * 20 + "\n")
+    with pytest.raises(QuinticError) as error:
+        texts(tmp_path / "a.csv")
+    assert rf"names them ('a\nb', ' text', {'x' * 57}..., c, c, c, c, c, c, c, ...)" in str(
+        error.value
+    )
+    (tmp_path / "a.jsonl").write_text('{"a\\nb": "c"}\n')
+    bad = texts(tmp_path / "a.jsonl")[0]
+    assert isinstance(bad, BadDocument)
+    assert bad.reason.endswith(r"there are 'a\nb'")
+    (tmp_path / "b.csv").write_text("id;text\n")
+    with pytest.raises(QuinticError, match="seems to have ';' between columns, which is to be ','"):
+        texts(tmp_path / "b.csv")

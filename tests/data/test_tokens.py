@@ -156,6 +156,9 @@ def write_datatrove(folder: Path, width: int = 2) -> None:
     Path(f"{path}.metadata").write_text(f"some|tokenizer|{width}\n{ends[-1]}\n1.5 kT")
 
 
+IDS = pyarrow.schema([("a", pyarrow.list_(pyarrow.int32()))])
+
+
 def id_lists(kind: Any = None, mask: bool = False) -> pyarrow.Table:
     """The documents as rows; with a mask those of padding too, and without one a null row."""
     kind = kind or pyarrow.list_(pyarrow.int32())
@@ -524,7 +527,13 @@ def remove(name: str) -> Damage:
         (
             lambda f: parquet.write_table(pyarrow.table({"text": ["a"]}), f / "a.parquet"),
             lambda f: None,
-            "quintic data build .* reads that",
+            r"tables such as a\.parquet, without lists of integers in a column input_ids or tokens",
+        ),
+        (lambda f: (f / "a.jsonl").touch(), lambda f: None, "quintic data build .* reads that"),
+        (
+            lambda f: parquet.write_table(pyarrow.table({"a": [[], []]}, IDS), f / "a.parquet"),
+            lambda f: None,
+            "source has no tokens, only empty documents",
         ),
         (lambda f: (f / "a.pdf").touch(), lambda f: None, "has no token files of Megatron, litd"),
     ],

@@ -68,6 +68,15 @@ def find_text_files(inputs: Sequence[str], leave_out: Path) -> tuple[list[TextFi
 def _paths(argument: str, leave_out: Path, notes: list[str]) -> list[Path]:
     """Return the files to read that an argument names, and note what it passes over."""
     path = Path(argument).expanduser()
+    if not argument:
+        raise QuinticError(
+            "an input is empty: name a file, a folder or a pattern; . is this folder"
+        )
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise QuinticError(
+            f"input {argument} is a pipe or a device, which is read once: give it to standard "
+            f"input, as in quintic data build - < {argument}"
+        )
     if path.is_file():
         if kind_and_packing(path.name) is None:
             raise QuinticError(

@@ -11,6 +11,11 @@ _PLACES = re.compile(r"\{(role|content)\}")
 _KEYS = {"role": ("role", "from"), "content": ("content", "value")}
 
 
+def unknown_places(template: str) -> str:
+    """Return the words in braces of a template that stand for nothing, such as a misspelt one."""
+    return ", ".join(sorted(set(re.findall(r"\{\w+\}", template)) - {"{role}", "{content}"}))
+
+
 def text_of_messages(messages: object, template: str) -> str:
     """Return the messages one after another, each as the template has it.
 

@@ -258,11 +258,16 @@ class _Build:
     def notes(self) -> list[str]:
         """Return what a user should know of the input once it is read."""
         texts = [file.name for file in self._files if file.kind == "text"]
-        if self._settings.separator is None or self._done.separated or not texts:
-            return []
+        notes = []
+        if self._settings.messages is not None and texts:
+            notes.append(f"--messages is for lists: {texts[0]} is text, which stays as it is")
+        if self._settings.separator is None or self._done.separated:
+            return notes
+        if not texts:
+            return [*notes, "--separator is for text (.txt, .md), of which the input has none"]
         where = texts[0] if len(texts) == 1 else f"{len(texts):,} files of text"
         whole = "which is one document" if len(texts) == 1 else "each of which is one document"
-        return [f"--separator {self._settings.separator!r} is nowhere in {where}, {whole}"]
+        return [*notes, f"--separator {self._settings.separator!r} is nowhere in {where}, {whole}"]
 
     def _read(self, max_tasks: int) -> None:
         """Go from the input to the shards, or to the buckets of the shuffle."""
@@ -276,8 +281,8 @@ class _Build:
             self._write(*tasks.popleft())
         if not self._done.documents:
             raise QuinticError(
-                f"the input has no documents: {len(self._files)} files, {self._done.bad} bad "
-                "documents"
+                f"the input has no documents: {counted(len(self._files), 'file')}, "
+                f"{counted(self._done.bad, 'bad document')}; name others"
             )
 
     def _tasks(self) -> Iterator[list[Chunk]]:

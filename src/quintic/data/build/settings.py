@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quintic.data.build.chunks import DocumentFormat
-from quintic.data.build.messages import TEMPLATES
+from quintic.data.build.messages import TEMPLATES, unknown_places
 from quintic.data.shards import MAX_SHARD_TOKENS
 from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError
@@ -48,6 +48,11 @@ class BuildSettings:
                 f"--messages is {self.messages!r}: it must be {' or '.join(TEMPLATES)}, or a "
                 f"template with {{content}} and, if wanted, {{role}}, such as "
                 f"'{{role}}: {{content}}\\n'"
+            )
+        if unknown := unknown_places(self._template):
+            raise QuinticError(
+                f"--messages is {self.messages!r}: {unknown} stands for nothing, only {{role}} and "
+                f"{{content}} do; other text may have no word in braces"
             )
         if self.tokenizer.startswith("train:") and self.trained_size is None:
             raise QuinticError(

@@ -15,7 +15,7 @@ from quintic.data.tokens.mds import find_mds
 from quintic.data.tokens.megatron import find_megatron
 from quintic.data.tokens.nanogpt import find_nanogpt
 from quintic.data.tokens.npy import find_npy
-from quintic.data.tokens.token_file import TokenFile
+from quintic.data.tokens.token_file import ID_COLUMNS, TokenFile
 from quintic.errors import QuinticError, reason, way_out
 
 
@@ -121,7 +121,12 @@ def _find(source: Path) -> tuple[TokenKind, list[TokenFile]]:
 
 
 def _nothing(source: Path, names: list[str]) -> str:
-    if any(name.endswith((".parquet", ".jsonl", ".arrow", ".txt")) for name in names):
+    if tables := [name for name in names if name.endswith((".parquet", ".arrow", ".feather"))]:
+        return (
+            f"{source} has tables such as {tables[0]}, without lists of integers in a column "
+            f"{' or '.join(ID_COLUMNS)}, or in the only one: quintic data build reads texts"
+        )
+    if any(name.endswith((".jsonl", ".txt")) for name in names):
         return f"{source} has text rather than tokens: quintic data build {source} reads that"
     return (
         f"{source} has no token files of {', '.join(kind.name for kind in KINDS)}: name the folder "

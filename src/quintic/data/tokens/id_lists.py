@@ -70,8 +70,8 @@ def _find_columns(path: Path) -> list[str]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    # Arrow reports damage as OSError too.
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
+    # Arrow reports damage as OSError too, and has names that are no UTF-8.
+    except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise QuinticError(

@@ -83,6 +83,8 @@ def import_tokens(
     try:
         with new_folder(out) as folder:
             shards, notes = _Import(settings, tokenizer, folder, on_progress).run(found.splits)
+            if not shards:
+                raise QuinticError(f"{source} has no tokens, only empty documents: name others")
     except OSError as error:
         raise QuinticError(
             f"{error.filename or out} cannot be read or written ({reason(error)}): {way_out(error)}"

@@ -31,13 +31,14 @@ def arrow_rows(
                 if row <= start:
                     continue
                 batch = batch.select([column.names[0]])
+                batch.validate()
                 step = max(1, min(10_000, rows_bytes * batch.num_rows // (batch.nbytes + 1)))
                 for first in range(max(begin, start), row, step):
                     end = min(first + step, row)
                     values = column.values(batch.slice(first - begin, end - first))
                     yield Rows(values, first, end, fraction)
-    # Arrow reports damage as OSError too.
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
+    # Arrow reports damage as OSError too, and has names that are no UTF-8.
+    except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise QuinticError(
             f"input {name} cannot be read as Arrow ({one_line(error)}): copy or download it again"
         ) from error

@@ -10,7 +10,9 @@ import pyarrow.compute
 from quintic.errors import QuinticError, names_in_line
 
 _STRINGS = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
-_TEXT = (*_STRINGS, pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view())
+_BINARY = (pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view())
+_TEXT = (*_STRINGS, *_BINARY)
+_AS_BINARY = dict(zip(_STRINGS, _BINARY, strict=True))
 
 
 class Column(NamedTuple):
@@ -28,14 +30,21 @@ class Column(NamedTuple):
         return ".".join(self.names)
 
     def values(self, batch: Any) -> list[Any]:
-        """Return the values in a batch of rows; a null of a struct is one of what it holds."""
+        """Return the values in a batch of rows; a null of a struct is one of what it holds.
+
+        Raises ArrowInvalid where the batch is damaged, or a message of it is no UTF-8.
+        """
         array = batch.column(batch.schema.get_field_index(self.names[0]))
         for name in self.names[1:]:
             array = pyarrow.compute.struct_field(array, [array.type.get_field_index(name)])
+        is_json = isinstance(array.type, pyarrow.BaseExtensionType)
+        array = array.storage if is_json else array
+        # Arrow follows a damaged offset wherever it leads; text that is no UTF-8 is one bad row.
+        array = array.view(_AS_BINARY[array.type]) if array.type in _AS_BINARY else array
+        array.validate(full=True)
         if self.lists:
             return list(array.to_pylist())
-        is_json = isinstance(array.type, pyarrow.BaseExtensionType)
-        values = (array.storage if is_json else array).cast(pyarrow.large_binary()).to_pylist()
+        values = array.cast(pyarrow.large_binary()).to_pylist()
         return list(map(_text_of_json, values)) if is_json else list(values)
 
 

@@ -44,7 +44,7 @@ def delimited_rows(
             way_out = f"it seems to have {other!r} between columns, which is to be {delimiter!r}"
         raise QuinticError(
             f"input {name} has {what} {field!r} in its first row, which names them "
-            f"({names_in_line(names)}): {way_out}"
+            f"({names_in_line(names) or 'it is empty'}): {way_out}"
         )
     column = names.index(field)
     values: list[Any] = []

@@ -49,8 +49,8 @@ def parquet_rows(
                 if first < row:
                     values = column.values(batch.slice(skipped))
                     yield Rows(values, first, row, row / table.metadata.num_rows)
-    # Arrow reports damage as OSError too.
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
+    # Arrow reports damage as OSError too, and has names that are no UTF-8.
+    except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise QuinticError(
             f"input {name} cannot be read as parquet ({one_line(error)}): copy or download it again"
         ) from error
