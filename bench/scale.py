@@ -35,7 +35,7 @@ from quintic.scale.fit import (
     starts,
     variables,
 )
-from quintic.scale.law import TWO_TERMS
+from quintic.scale.law import TWO_TERMS, Variable
 from quintic.scale.observations import Observation, Observations
 from quintic.scale.solver import DELTA, Floats, solve
 
@@ -208,7 +208,7 @@ def coverage(laws: int, draws: int) -> None:
                 continue
             n, d = (4 * max(place[i] for place in places) for i in (0, 1))
             loss = loss_of(law, n, d)
-            at = {"parameters": n, "tokens": d}
+            at: dict[Variable, float] = {"parameters": n, "tokens": d}
             one = loss * float(np.exp(noise * generator.standard_normal()))
             intervals = [*found.parameters().values(), found.predicted(at)]
             held.append(

@@ -5,7 +5,7 @@ import pytest
 
 from quintic.errors import QuinticError
 from quintic.scale.fit import draw_weights, fit, solve_draws, starts, variables
-from quintic.scale.law import IN_FLOPS, TWO_TERMS, values
+from quintic.scale.law import IN_FLOPS, TWO_TERMS, Form, Variable, values
 from quintic.scale.solver import DELTA, Sums, solve
 from tests.scale.laws import EXPONENT_D, EXPONENT_N, SIZES, A, B, E, grid, loss_of, runs_of
 
@@ -25,7 +25,7 @@ def huber(
 
 
 @pytest.mark.parametrize("form", [TWO_TERMS, IN_FLOPS])
-def test_gradient_and_hessian_are_those_of_differences(form: tuple) -> None:
+def test_gradient_and_hessian_are_those_of_differences(form: Form) -> None:
     observations = runs_of(grid(), noise=0.002)
     x = variables(observations, form, "given")
     x = x - x.mean(1)[:, None]
@@ -54,7 +54,7 @@ def test_runs_without_noise_give_the_law_back() -> None:
     found = fit(runs_of(grid()), TWO_TERMS, "given", draws=200)
     assert values(found.law)[0] == pytest.approx(TRUTH, rel=1e-6)
     assert np.abs(found.residual_R).max() < 1e-9
-    place = {"parameters": 64e6, "tokens": 1.28e9}
+    place: dict[Variable, float] = {"parameters": 64e6, "tokens": 1.28e9}
     assert found.predicted(place).estimate == pytest.approx(loss_of(64e6, 1.28e9), rel=1e-9)
 
 
@@ -108,7 +108,7 @@ def test_seeds_of_a_group_are_drawn_together() -> None:
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """60 laws with noise: as `python -m bench.scale --coverage` does with 500. A share of 0.95 is
     below 0.87 in one of a hundred such samples."""
-    place = {"parameters": 64e6, "tokens": 2.56e9}
+    place: dict[Variable, float] = {"parameters": 64e6, "tokens": 2.56e9}
     truth = [*TRUTH, loss_of(*place.values())]
     held = []
     for draw in range(60):
