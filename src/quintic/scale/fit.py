@@ -12,6 +12,7 @@ import numpy as np
 from quintic.compare.statistics import CONFIDENCE
 from quintic.errors import QuinticError
 from quintic.scale.law import (
+    LETTERS,
     FlopsPerToken,
     Form,
     Laws,
@@ -150,6 +151,13 @@ def fit(
     first = np.argsort(early.objective_K, kind="stable")[:FOLLOWED]
     ends = solve(early.parameters_KP[first], ones, x_MR, log_loss_R)
     from_KP, at_best = _ends(ends)
+    law = _laws(from_KP[:1], form, middle_M)
+    if not (law.exponent_KM > 0).all():
+        rising = next(LETTERS[name] for j, name in enumerate(form) if law.exponent_KM[0, j] <= 0)
+        raise QuinticError(
+            f"{observations.source}: their loss does not fall with {rising} where all else is "
+            "equal, which no law of it can say: are the learning rates of each size its own?"
+        )
     weights_KR = draw_weights(observations, draws, seed)
     drawn = solve_draws(from_KP, weights_KR, x_MR, log_loss_R)
     degenerate = _degenerate(drawn.parameters_KP)
@@ -159,7 +167,6 @@ def fit(
             f"{degenerate:,} of {draws:,} draws of them E or a term vanishes: train sizes, or "
             "numbers of tokens, further apart, or more of them"
         )
-    law = _laws(from_KP[:1], form, middle_M)
     return Fit(
         form=form,
         count=count,
@@ -247,12 +254,13 @@ def _ends(ends: Solved) -> tuple[Floats, int]:
 
 
 def _degenerate(parameters_KP: Floats) -> int:
-    """Count the fits in which E or a term vanishes, or a term is a wall."""
+    """Count the fits in which E or a term vanishes, or a term rises or is a wall."""
     terms = parameters_KP.shape[1] // 2
     log_parts = parameters_KP[:, [*range(terms), -1]]
     part_K = np.exp(log_parts.min(1) - np.logaddexp.reduce(log_parts, axis=1))
-    steep_K = parameters_KP[:, terms:-1].max(1) > STEEPEST
-    return int(((part_K < NEXT_TO_NOTHING) | steep_K).sum())
+    exponent_KM = parameters_KP[:, terms:-1]
+    odd_K = (exponent_KM.max(1) > STEEPEST) | (exponent_KM.min(1) <= 0)
+    return int(((part_K < NEXT_TO_NOTHING) | odd_K).sum())
 
 
 def _laws(parameters_KP: Floats, form: Form, middle_M: Floats) -> Laws:

@@ -42,6 +42,7 @@ def predictions_table(scaling: Scaling) -> Table | None:
     rows = [
         [
             found.label,
+            COUNTS[found.count],
             quantity(found.place["parameters"], "tokens"),
             quantity(found.place["tokens"], "tokens"),
             f"{found.place['flops']:.3g}",
@@ -52,7 +53,17 @@ def predictions_table(scaling: Scaling) -> Table | None:
         ]
         for found in scaling.predictions
     ]
-    header = ["", "N", "D", "FLOPs", "loss", f"{INTERVAL} of the mean", "of one run", "reach"]
+    header = [
+        "",
+        "N counts",
+        "N",
+        "D",
+        "FLOPs",
+        "loss",
+        f"{INTERVAL} of the mean",
+        "of one run",
+        "reach",
+    ]
     return Table(header, rows)
 
 
