@@ -182,18 +182,18 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 DESIGNS: dict[str, tuple[list[tuple[float, float]] | None, float, int]] = {
-    "5 sizes on 4 numbers of tokens": (
-        [(n * 1e6, r * n * 1e6) for n in (1, 2, 4, 8, 16) for r in (5, 10, 20, 40)], 0.003, 1,
-    ),
-    "the same, 3 seeds each": (
-        [(n * 1e6, r * n * 1e6) for n in (1, 2, 4, 8, 16) for r in (5, 10, 20, 40)], 0.003, 3,
-    ),
     "the prophecy's 14, 2 seeds each": (
         [
             (48 * width**2, tokens)
             for width in (32, 64, 96, 128)
             for tokens in (2**18, 2**19, 2**20, 2**21)[: 4 if width < 96 else 3]
         ], 0.003, 2,
+    ),
+    "5 sizes on 4 numbers of tokens": (
+        [(n * 1e6, r * n * 1e6) for n in (1, 2, 4, 8, 16) for r in (5, 10, 20, 40)], 0.003, 1,
+    ),
+    "5 sizes on 4, 3 seeds each": (
+        [(n * 1e6, r * n * 1e6) for n in (1, 2, 4, 8, 16) for r in (5, 10, 20, 40)], 0.003, 3,
     ),
     "240 like Chinchilla's": (None, 0.0075, 1),
 }  # fmt: skip

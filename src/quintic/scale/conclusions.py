@@ -86,7 +86,7 @@ def _warnings(found: Fit) -> Iterator[str]:
         )
     if found.degenerate > RARE * draws:
         yield (
-            f"In {found.degenerate:,} of {draws:,} draws of the runs E or a term of the law "
+            f"In {found.degenerate:,} of {draws:,} draws of the runs a term of the law "
             "vanishes: they hardly tell its terms apart."
         )
     if found.cost.deviation > ROUGH_COST:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -33,6 +34,8 @@ SHARES = (0.1, 0.5, 0.9)
 
 FROM_WEIGHTS = 100
 """Groups from which on a draw takes groups with replacement; of fewer it weights each."""
+RESIDUALS = 10
+"""Residuals that each draw gets for the loss of one run."""
 EARLY_STEPS, FOLLOWED = 20, 30
 """Steps of every start, and how many of the lowest are then followed to their ends."""
 ALIKE = 1e-6
@@ -40,8 +43,8 @@ ALIKE = 1e-6
 OTHER_ENDS = 2
 """Ends of the runs' own fit, besides the best, that each draw starts from too."""
 NEXT_TO_NOTHING, STEEPEST = 0.01, 3.0
-"""The part of E or of a term in the loss in the middle of the runs, under which it vanishes, and
-the exponent from which on a term is a wall."""
+"""The part of a term in the loss in the middle of the runs, under which it vanishes, and the
+exponent from which on it is a wall."""
 MOST_DEGENERATE = 1 / 3
 """Share of draws with such a law from which on the runs do not carry it."""
 
@@ -75,14 +78,19 @@ class Fit:
     at_best: int
     """Followed starts that came to the best end."""
     degenerate: int
-    """Draws in whose law E or a term vanishes, or a term is a wall."""
+    """Draws in whose law a term vanishes or is a wall."""
 
     @property
     def widening(self) -> float:
-        """Return sqrt(G / (G - P)) of G groups and P parameters: draws of so few runs vary too
-        little by that factor, as residuals do."""
+        """Return sqrt(G / (G - P)) t / z of G groups and P parameters, where t and z are the
+        quantiles of Student's distribution of G - P degrees of freedom and of the normal one.
+
+        Draws of so few runs vary too little by the root, as residuals do, and by how much they vary
+        is itself uncertain.
+        """
         groups, parameters = self.observations.groups, 2 * len(self.form) + 1
-        return math.sqrt(groups / (groups - parameters))
+        free = groups - parameters
+        return math.sqrt(groups / free) * _student(free) / _student(math.inf)
 
     @property
     def noise(self) -> Floats:
@@ -124,12 +132,14 @@ class Fit:
     def predicted_run(self, at: Mapping[Variable, float], seed: int = 0) -> Interval:
         """Return the same for one run, whose loss lies beside the law as those of the fit do.
 
-        What a draw foresees gets the residual of a run, drawn at random.
+        What a draw foresees gets residuals of runs, drawn at random, with either sign.
         """
         place = {name: np.array([value]) for name, value in at.items()}
         estimate = self.law.log_loss(place)[0, 0]
         away_K = self.draws.log_loss(place)[:, 0] - estimate
-        noise_K = np.random.default_rng(seed).choice(self.noise, len(away_K))
+        away_K = np.repeat(away_K, RESIDUALS)
+        both_signs = np.concatenate([self.noise, -self.noise])
+        noise_K = np.random.default_rng(seed).choice(both_signs, len(away_K))
         # interval() widens all that it is given, and the noise has its width.
         total_K = away_K + noise_K / self.widening
         return self.interval(math.exp(estimate), np.exp(estimate + total_K))
@@ -164,7 +174,7 @@ def fit(
     if degenerate > MOST_DEGENERATE * draws:
         raise QuinticError(
             f"{observations.source}: they do not carry {formula(form)}, of which in "
-            f"{degenerate:,} of {draws:,} draws of them E or a term vanishes: train sizes, or "
+            f"{degenerate:,} of {draws:,} draws of them a term vanishes: train sizes, or "
             "numbers of tokens, further apart, or more of them"
         )
     return Fit(
@@ -253,11 +263,24 @@ def _ends(ends: Solved) -> tuple[Floats, int]:
     return np.stack(found), at_best
 
 
+def _student(free: float) -> float:
+    """Return the quantile of Student's distribution at the upper end of an interval, by its series
+    about the normal one (Abramowitz and Stegun, 26.7.5); from 2 degrees of freedom on within 4%."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / free**power for power, term in enumerate(terms))
+
+
 def _degenerate(parameters_KP: Floats) -> int:
-    """Count the fits in which E or a term vanishes, or a term rises or is a wall."""
+    """Count the fits in which a term vanishes, rises or is a wall."""
     terms = parameters_KP.shape[1] // 2
     log_parts = parameters_KP[:, [*range(terms), -1]]
-    part_K = np.exp(log_parts.min(1) - np.logaddexp.reduce(log_parts, axis=1))
+    part_K = np.exp(log_parts[:, :-1].min(1) - np.logaddexp.reduce(log_parts, axis=1))
     exponent_KM = parameters_KP[:, terms:-1]
     odd_K = (exponent_KM.max(1) > STEEPEST) | (exponent_KM.min(1) <= 0)
     return int(((part_K < NEXT_TO_NOTHING) | odd_K).sum())
