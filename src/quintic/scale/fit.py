@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quintic.compare.statistics import CONFIDENCE
 from quintic.errors import QuinticError
@@ -55,7 +56,7 @@ class Interval:
 
     estimate: float
     error: float
-    """Standard deviation over the draws."""
+    """Standard deviation over the draws, but for those in whose law a term vanishes."""
     low: float
     high: float
 
@@ -77,8 +78,13 @@ class Fit:
     followed: int
     at_best: int
     """Followed starts that came to the best end."""
-    degenerate: int
-    """Draws in whose law a term vanishes or is a wall."""
+    sound_K: NDArray[np.bool_]
+    """False for draws in whose law a term vanishes, rises or is a wall."""
+
+    @property
+    def degenerate(self) -> int:
+        """Return how many draws are not sound."""
+        return int((~self.sound_K).sum())
 
     @property
     def widening(self) -> float:
@@ -111,7 +117,8 @@ class Fit:
             known = to(draws_K)[~np.isnan(draws_K)]
             ends = np.quantile(known, [tail, 1 - tail], method="closest_observation")
             low, high = back(middle + self.widening * (ends - middle))
-            error = self.widening * np.std(draws_K[np.isfinite(draws_K)])
+            sound_K = np.repeat(self.sound_K, len(draws_K) // len(self.sound_K))
+            error = self.widening * np.std(draws_K[sound_K & np.isfinite(draws_K)])
         return Interval(float(estimate), float(error), float(low), float(high))
 
     def parameters(self) -> dict[str, Interval]:
@@ -170,7 +177,8 @@ def fit(
         )
     weights_KR = draw_weights(observations, draws, seed)
     drawn = solve_draws(from_KP, weights_KR, x_MR, log_loss_R)
-    degenerate = _degenerate(drawn.parameters_KP)
+    sound_K = _sound(drawn.parameters_KP)
+    degenerate = int((~sound_K).sum())
     if degenerate > MOST_DEGENERATE * draws:
         raise QuinticError(
             f"{observations.source}: they do not carry {formula(form)}, of which in "
@@ -190,7 +198,7 @@ def fit(
         starts=len(starts_KP),
         followed=len(first),
         at_best=at_best,
-        degenerate=degenerate,
+        sound_K=sound_K,
     )
 
 
@@ -276,14 +284,15 @@ def _student(free: float) -> float:
     return sum(term / free**power for power, term in enumerate(terms))
 
 
-def _degenerate(parameters_KP: Floats) -> int:
-    """Count the fits in which a term vanishes, rises or is a wall."""
+def _sound(parameters_KP: Floats) -> NDArray[np.bool_]:
+    """Return True for fits in which no term vanishes, rises or is a wall."""
     terms = parameters_KP.shape[1] // 2
     log_parts = parameters_KP[:, [*range(terms), -1]]
     part_K = np.exp(log_parts[:, :-1].min(1) - np.logaddexp.reduce(log_parts, axis=1))
     exponent_KM = parameters_KP[:, terms:-1]
-    odd_K = (exponent_KM.max(1) > STEEPEST) | (exponent_KM.min(1) <= 0)
-    return int(((part_K < NEXT_TO_NOTHING) | odd_K).sum())
+    falling_K = (exponent_KM.max(1) <= STEEPEST) & (exponent_KM.min(1) > 0)
+    sound_K: NDArray[np.bool_] = (part_K >= NEXT_TO_NOTHING) & falling_K
+    return sound_K
 
 
 def _laws(parameters_KP: Floats, form: Form, middle_M: Floats) -> Laws:

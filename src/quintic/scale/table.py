@@ -11,6 +11,8 @@ from quintic.scale.law import TWO_TERMS, named
 from quintic.scale.observations import COUNTS
 from quintic.scale.scaling import Scaling
 
+NOTHING = 1e-9
+"""An E below that is shown as 0: where the best is 0, its logarithm may be any number."""
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 
 
@@ -102,5 +104,5 @@ def sized(interval: Interval) -> tuple[str, str]:
 
 def _cells(interval: Interval) -> tuple[str, str, str]:
     numbers = (interval.estimate, interval.error, interval.low, interval.high)
-    estimate, error, low, high = (f"{number:.4g}" for number in numbers)
+    estimate, error, low, high = (f"{0.0 if abs(n) < NOTHING else n:.4g}" for n in numbers)
     return estimate, error, f"{low} to {high}"
