@@ -16,6 +16,7 @@ for each fit. So about a fiftieth.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,7 @@ from quintic.scale.fit import (
     starts,
     variables,
 )
-from quintic.scale.law import TWO_TERMS
+from quintic.scale.law import TWO_TERMS, Variable
 from quintic.scale.observations import Observation, Observations
 from quintic.scale.solver import DELTA, Floats, solve
 
@@ -90,8 +91,13 @@ def like_chinchilla(generator: np.random.Generator) -> list[tuple[float, float]]
     return pairs
 
 
-def bfgs(start_P: Floats, weights_R: Floats, x_MR: Floats, log_loss_R: Floats) -> Floats:
-    """Return where SciPy's BFGS ends."""
+def bfgs(
+    start_P: Floats, weights_R: Floats, x_MR: Floats, log_loss_R: Floats, gtol: float = 1e-12
+) -> Floats:
+    """Return where SciPy's BFGS ends, and the sum of losses there.
+
+    That sum is about 1e-3: SciPy's own tolerance of a gradient, 1e-5, ends far from the minimum.
+    """
     x, y = x_MR
 
     def objective(parameters: Floats) -> tuple[float, Floats]:
@@ -105,8 +111,7 @@ def bfgs(start_P: Floats, weights_R: Floats, x_MR: Floats, log_loss_R: Floats) -
         gradient = [-pull @ of_n, -pull @ of_d, pull @ (of_n * x), pull @ (of_d * y)]
         return value, np.array([*gradient, -pull.sum() * of_e])
 
-    # The sum is about 1e-3: SciPy's own tolerance, 1e-5, would end far from the minimum.
-    found = minimize(objective, start_P, jac=True, method="BFGS", options={"gtol": 1e-12})
+    found = minimize(objective, start_P, jac=True, method="BFGS", options={"gtol": gtol})
     return np.append(found.x, found.fun)
 
 
@@ -177,16 +182,20 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 DESIGNS: dict[str, tuple[list[tuple[float, float]] | None, float, int]] = {
-    "240 runs like Chinchilla's": (None, 0.0075, 1),
+    "the prophecy's 14, 2 seeds each": (
+        [
+            (48 * width**2, tokens)
+            for width in (32, 64, 96, 128)
+            for tokens in (2**18, 2**19, 2**20, 2**21)[: 4 if width < 96 else 3]
+        ], 0.003, 2,
+    ),
     "5 sizes on 4 numbers of tokens": (
         [(n * 1e6, r * n * 1e6) for n in (1, 2, 4, 8, 16) for r in (5, 10, 20, 40)], 0.003, 1,
     ),
-    "the same, 3 seeds each": (
+    "5 sizes on 4, 3 seeds each": (
         [(n * 1e6, r * n * 1e6) for n in (1, 2, 4, 8, 16) for r in (5, 10, 20, 40)], 0.003, 3,
     ),
-    "4 sizes on 4": (
-        [(n * 1e6, r * n * 1e6) for n in (1, 4, 16, 64) for r in (5, 20, 80, 320)], 0.003, 1,
-    ),
+    "240 like Chinchilla's": (None, 0.0075, 1),
 }  # fmt: skip
 """Pairs of N and D, standard deviation of log L, and seeds of each."""
 
@@ -208,7 +217,7 @@ def coverage(laws: int, draws: int) -> None:
                 continue
             n, d = (4 * max(place[i] for place in places) for i in (0, 1))
             loss = loss_of(law, n, d)
-            at = {"parameters": n, "tokens": d}
+            at: dict[Variable, float] = {"parameters": n, "tokens": d}
             one = loss * float(np.exp(noise * generator.standard_normal()))
             intervals = [*found.parameters().values(), found.predicted(at)]
             held.append(
@@ -220,6 +229,7 @@ def coverage(laws: int, draws: int) -> None:
         figures[name] = {"held": shares, "refused": refused, "laws": laws, "draws": draws}
         row = [name, *(f"{share:.3f}" for share in shares), refused]
         print_table(["", "E", "A", "B", "a", "b", "loss", "one run", "refused"], [row])
+        sys.stdout.flush()
     write_result("scale-coverage", figures, torch.device("cpu"), module="bench.scale --coverage")
 
 

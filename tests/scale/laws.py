@@ -16,7 +16,7 @@ SIZES = [1e6, 2e6, 4e6, 8e6, 16e6]
 
 
 def loss_of(n: float, d: float) -> float:
-    return E + A / n**EXPONENT_N + B / d**EXPONENT_D
+    return float(E + A / n**EXPONENT_N + B / d**EXPONENT_D)
 
 
 def runs_of(

@@ -139,7 +139,7 @@ def test_runs_that_cannot_carry_a_law_are_refused_with_what_to_train(
     sparse = [(1e6, 5e6), (2e6, 8e7), (4e6, 2e7), (8e6, 3.2e8), (16e6, 8e7)]
     assert "5 pairs of N and D, and the law's parameters are five" in refusal(sparse)
     short = [(n, 20 * n) for n in SIZES[:3]]
-    assert "3 runs of 3 budgets (C 1.2e+14 to 1.92e+15): the law in C needs 4" in refusal(short)
+    assert "3 runs of 3 budgets (C 1.2e+14 to 1.92e+15): the law in C needs 5" in refusal(short)
     assert "D does not follow N, 8 times as many tokens" in refusal(grid(), "--law", "flops")
 
 

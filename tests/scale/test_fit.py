@@ -5,7 +5,7 @@ import pytest
 
 from quintic.errors import QuinticError
 from quintic.scale.fit import draw_weights, fit, solve_draws, starts, variables
-from quintic.scale.law import IN_FLOPS, TWO_TERMS, values
+from quintic.scale.law import IN_FLOPS, TWO_TERMS, Form, Variable, values
 from quintic.scale.solver import DELTA, Sums, solve
 from tests.scale.laws import EXPONENT_D, EXPONENT_N, SIZES, A, B, E, grid, loss_of, runs_of
 
@@ -25,7 +25,7 @@ def huber(
 
 
 @pytest.mark.parametrize("form", [TWO_TERMS, IN_FLOPS])
-def test_gradient_and_hessian_are_those_of_differences(form: tuple) -> None:
+def test_gradient_and_hessian_are_those_of_differences(form: Form) -> None:
     observations = runs_of(grid(), noise=0.002)
     x = variables(observations, form, "given")
     x = x - x.mean(1)[:, None]
@@ -54,7 +54,7 @@ def test_runs_without_noise_give_the_law_back() -> None:
     found = fit(runs_of(grid()), TWO_TERMS, "given", draws=200)
     assert values(found.law)[0] == pytest.approx(TRUTH, rel=1e-6)
     assert np.abs(found.residual_R).max() < 1e-9
-    place = {"parameters": 64e6, "tokens": 1.28e9}
+    place: dict[Variable, float] = {"parameters": 64e6, "tokens": 1.28e9}
     assert found.predicted(place).estimate == pytest.approx(loss_of(64e6, 1.28e9), rel=1e-9)
 
 
@@ -106,17 +106,17 @@ def test_seeds_of_a_group_are_drawn_together() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """60 laws with noise: as `python -m bench.scale --coverage` does with 500. A share of 0.95 is
-    below 0.87 in one of a hundred such samples."""
-    place = {"parameters": 64e6, "tokens": 2.56e9}
+    """40 laws with noise: as `python -m bench.scale --coverage` does with 500. A share of 0.95 is
+    below 0.85 in less than one of a hundred such samples."""
+    place: dict[Variable, float] = {"parameters": 64e6, "tokens": 2.56e9}
     truth = [*TRUTH, loss_of(*place.values())]
     held = []
-    for draw in range(60):
+    for draw in range(40):
         found = fit(runs_of(grid(), noise=0.003, draw=draw), TWO_TERMS, "given", draws=200)
         intervals = [*found.parameters().values(), found.predicted(place)]
         held.append([i.low <= true <= i.high for i, true in zip(intervals, truth, strict=True)])
     shares = np.mean(held, axis=0)
-    assert (shares >= 0.87).all(), shares
+    assert (shares >= 0.85).all(), shares
     # No more than the truth at its ends: intervals that always hold it say nothing.
     assert shares.mean() < 0.995, shares
 
@@ -125,3 +125,10 @@ def test_runs_that_do_not_carry_a_law_are_refused_by_their_draws() -> None:
     pairs = [(n, ratio * n) for n in SIZES[:3] for ratio in (5, 10, 20)]
     with pytest.raises(QuinticError, match="do not carry L = E"):
         fit(runs_of(pairs, noise=0.02, draw=1), TWO_TERMS, "given", draws=300)
+
+
+def test_a_loss_that_rises_with_the_tokens_is_no_law() -> None:
+    observations = runs_of(grid(), noise=0.001)
+    observations.loss_R = observations.loss_R * (observations.tokens_R / 1e8) ** 0.2
+    with pytest.raises(QuinticError, match="their loss does not fall with D where all else"):
+        fit(observations, TWO_TERMS, "given", draws=200)

@@ -81,12 +81,12 @@ def _warnings(found: Fit) -> Iterator[str]:
     e = found.parameters()["E"]
     if e.low < UNBOUNDED * found.observations.loss_R.min():
         yield (
-            f"The runs hardly bound E from below ({e.low:.3g} to {e.high:.3g}): what the law says "
+            f"The runs hardly bound E from below (at most {e.high:.3g}): what the law says "
             "far beyond them is open, for which larger runs would help."
         )
     if found.degenerate > RARE * draws:
         yield (
-            f"In {found.degenerate:,} of {draws:,} draws of the runs E or a term of the law "
+            f"In {found.degenerate:,} of {draws:,} draws of the runs a term of the law "
             "vanishes: they hardly tell its terms apart."
         )
     if found.cost.deviation > ROUGH_COST:

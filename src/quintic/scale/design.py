@@ -25,7 +25,7 @@ ONE_STEP = 1.05
 """Factor from which on two sizes, or lengths, are two."""
 ON_LINE = 2.0
 """Factor between the most and the fewest tokens, beside a power of N, up to which D follows N."""
-FEWEST_VALUES = {TWO_TERMS: 3, IN_FLOPS: 4, IN_PARAMETERS: 4}
+FEWEST_VALUES = {TWO_TERMS: 3, IN_FLOPS: 5, IN_PARAMETERS: 5}
 """Different values of what each term is a power of."""
 FEWEST_POINTS = 7
 """Different pairs of N and D for the law of two terms: its parameters are five."""

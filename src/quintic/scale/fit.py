@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quintic.compare.statistics import CONFIDENCE
 from quintic.errors import QuinticError
 from quintic.scale.law import (
+    LETTERS,
     FlopsPerToken,
     Form,
     Laws,
@@ -32,6 +34,8 @@ SHARES = (0.1, 0.5, 0.9)
 
 FROM_WEIGHTS = 100
 """Groups from which on a draw takes groups with replacement; of fewer it weights each."""
+RESIDUALS = 10
+"""Residuals that each draw gets for the loss of one run."""
 EARLY_STEPS, FOLLOWED = 20, 30
 """Steps of every start, and how many of the lowest are then followed to their ends."""
 ALIKE = 1e-6
@@ -39,8 +43,8 @@ ALIKE = 1e-6
 OTHER_ENDS = 2
 """Ends of the runs' own fit, besides the best, that each draw starts from too."""
 NEXT_TO_NOTHING, STEEPEST = 0.01, 3.0
-"""The part of E or of a term in the loss in the middle of the runs, under which it vanishes, and
-the exponent from which on a term is a wall."""
+"""The part of a term in the loss in the middle of the runs, under which it vanishes, and the
+exponent from which on it is a wall."""
 MOST_DEGENERATE = 1 / 3
 """Share of draws with such a law from which on the runs do not carry it."""
 
@@ -51,7 +55,7 @@ class Interval:
 
     estimate: float
     error: float
-    """Standard deviation over the draws."""
+    """Standard deviation over the draws, but for those in whose law a term vanishes."""
     low: float
     high: float
 
@@ -73,15 +77,25 @@ class Fit:
     followed: int
     at_best: int
     """Followed starts that came to the best end."""
-    degenerate: int
-    """Draws in whose law E or a term vanishes, or a term is a wall."""
+    sound_K: NDArray[np.bool_]
+    """False for draws in whose law a term vanishes, rises or is a wall."""
+
+    @property
+    def degenerate(self) -> int:
+        """Return how many draws are not sound."""
+        return int((~self.sound_K).sum())
 
     @property
     def widening(self) -> float:
-        """Return sqrt(G / (G - P)) of G groups and P parameters: draws of so few runs vary too
-        little by that factor, as residuals do."""
+        """Return G / (G - P) of G groups and P parameters.
+
+        The law is drawn to each run by a share P / G in the mean, so that residuals are too small
+        by the root of 1 - P / G, and the estimate without a run lies further off by as much again;
+        as in the jackknife (MacKinnon and White, Journal of Econometrics 29, 1985: HC3), intervals
+        of few runs are too short without.
+        """
         groups, parameters = self.observations.groups, 2 * len(self.form) + 1
-        return math.sqrt(groups / (groups - parameters))
+        return groups / (groups - parameters)
 
     @property
     def noise(self) -> Floats:
@@ -102,7 +116,8 @@ class Fit:
             known = to(draws_K)[~np.isnan(draws_K)]
             ends = np.quantile(known, [tail, 1 - tail], method="closest_observation")
             low, high = back(middle + self.widening * (ends - middle))
-            error = self.widening * np.std(draws_K[np.isfinite(draws_K)])
+            sound_K = np.repeat(self.sound_K, len(draws_K) // len(self.sound_K))
+            error = self.widening * np.std(draws_K[sound_K & np.isfinite(draws_K)])
         return Interval(float(estimate), float(error), float(low), float(high))
 
     def parameters(self) -> dict[str, Interval]:
@@ -123,12 +138,14 @@ class Fit:
     def predicted_run(self, at: Mapping[Variable, float], seed: int = 0) -> Interval:
         """Return the same for one run, whose loss lies beside the law as those of the fit do.
 
-        What a draw foresees gets the residual of a run, drawn at random.
+        What a draw foresees gets residuals of runs, drawn at random, with either sign.
         """
         place = {name: np.array([value]) for name, value in at.items()}
         estimate = self.law.log_loss(place)[0, 0]
         away_K = self.draws.log_loss(place)[:, 0] - estimate
-        noise_K = np.random.default_rng(seed).choice(self.noise, len(away_K))
+        away_K = np.repeat(away_K, RESIDUALS)
+        both_signs = np.concatenate([self.noise, -self.noise])
+        noise_K = np.random.default_rng(seed).choice(both_signs, len(away_K))
         # interval() widens all that it is given, and the noise has its width.
         total_K = away_K + noise_K / self.widening
         return self.interval(math.exp(estimate), np.exp(estimate + total_K))
@@ -150,16 +167,23 @@ def fit(
     first = np.argsort(early.objective_K, kind="stable")[:FOLLOWED]
     ends = solve(early.parameters_KP[first], ones, x_MR, log_loss_R)
     from_KP, at_best = _ends(ends)
+    law = _laws(from_KP[:1], form, middle_M)
+    if not (law.exponent_KM > 0).all():
+        rising = next(LETTERS[name] for j, name in enumerate(form) if law.exponent_KM[0, j] <= 0)
+        raise QuinticError(
+            f"{observations.source}: their loss does not fall with {rising} where all else is "
+            "equal, which no law of it can say: are the learning rates of each size its own?"
+        )
     weights_KR = draw_weights(observations, draws, seed)
     drawn = solve_draws(from_KP, weights_KR, x_MR, log_loss_R)
-    degenerate = _degenerate(drawn.parameters_KP)
+    sound_K = _sound(drawn.parameters_KP)
+    degenerate = int((~sound_K).sum())
     if degenerate > MOST_DEGENERATE * draws:
         raise QuinticError(
             f"{observations.source}: they do not carry {formula(form)}, of which in "
-            f"{degenerate:,} of {draws:,} draws of them E or a term vanishes: train sizes, or "
+            f"{degenerate:,} of {draws:,} draws of them a term vanishes: train sizes, or "
             "numbers of tokens, further apart, or more of them"
         )
-    law = _laws(from_KP[:1], form, middle_M)
     return Fit(
         form=form,
         count=count,
@@ -173,7 +197,7 @@ def fit(
         starts=len(starts_KP),
         followed=len(first),
         at_best=at_best,
-        degenerate=degenerate,
+        sound_K=sound_K,
     )
 
 
@@ -246,13 +270,15 @@ def _ends(ends: Solved) -> tuple[Floats, int]:
     return np.stack(found), at_best
 
 
-def _degenerate(parameters_KP: Floats) -> int:
-    """Count the fits in which E or a term vanishes, or a term is a wall."""
+def _sound(parameters_KP: Floats) -> NDArray[np.bool_]:
+    """Return True for fits in which no term vanishes, rises or is a wall."""
     terms = parameters_KP.shape[1] // 2
     log_parts = parameters_KP[:, [*range(terms), -1]]
-    part_K = np.exp(log_parts.min(1) - np.logaddexp.reduce(log_parts, axis=1))
-    steep_K = parameters_KP[:, terms:-1].max(1) > STEEPEST
-    return int(((part_K < NEXT_TO_NOTHING) | steep_K).sum())
+    part_K = np.exp(log_parts[:, :-1].min(1) - np.logaddexp.reduce(log_parts, axis=1))
+    exponent_KM = parameters_KP[:, terms:-1]
+    falling_K = (exponent_KM.max(1) <= STEEPEST) & (exponent_KM.min(1) > 0)
+    sound_K: NDArray[np.bool_] = (part_K >= NEXT_TO_NOTHING) & falling_K
+    return sound_K
 
 
 def _laws(parameters_KP: Floats, form: Form, middle_M: Floats) -> Laws:

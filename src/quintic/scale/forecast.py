@@ -17,8 +17,8 @@ from quintic.scale.solver import Floats
 Place = dict[Variable, float]
 """N, D and C of a run."""
 
-PROFILE_SPAN = 10.0
-"""Factor to either side of the best size of a profile."""
+PROFILE_SPAN = 3.0
+"""Factor to either side of the best size that a profile has at the least."""
 NO_VARIANCE = 1e-20
 """Variance of a logarithm that is of rounding."""
 NEAR_BUDGET = 0.3
@@ -119,9 +119,13 @@ def growth(fit: Fit) -> Interval:
 
 
 def profile(fit: Fit, flops: float) -> Curve:
-    """Return the loss at sizes around the best for a budget (an IsoFLOP profile)."""
+    """Return the loss at sizes around the best for a budget, and as far as runs of it reach (an
+    IsoFLOP profile)."""
     best = math.exp(float(fit.law.log_optimal_parameters(flops, fit.cost)[0]))
-    sizes = np.geomspace(best / PROFILE_SPAN, best * PROFILE_SPAN, POINTS)
+    runs = fit.observations
+    near = np.abs(np.log(runs.flops_R / flops)) < NEAR_BUDGET
+    reached = [*runs.parameters(fit.count)[near], best / PROFILE_SPAN, best * PROFILE_SPAN]
+    sizes = np.geomspace(min(reached), max(reached), POINTS)
     return _curve(fit, [_at_budget(fit, flops, float(size)) for size in sizes])
 
 

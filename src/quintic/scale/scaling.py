@@ -154,7 +154,7 @@ def _fit_dict(found: Fit) -> dict[str, Any]:
         "flops per token": asdict(found.cost),
         "groups": found.observations.groups,
         "draws": len(found.draws.log_e_K),
-        "draws in which E or a term vanishes": found.degenerate,
+        "draws in which a term vanishes": found.degenerate,
         "starts": found.starts,
         "starts that were followed": found.followed,
         "starts that came to the best": found.at_best,

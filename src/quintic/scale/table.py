@@ -11,6 +11,8 @@ from quintic.scale.law import TWO_TERMS, named
 from quintic.scale.observations import COUNTS
 from quintic.scale.scaling import Scaling
 
+NOTHING = 1e-9
+"""An E below that is shown as 0: where the best is 0, its logarithm may be any number."""
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 
 
@@ -42,6 +44,7 @@ def predictions_table(scaling: Scaling) -> Table | None:
     rows = [
         [
             found.label,
+            COUNTS[found.count],
             quantity(found.place["parameters"], "tokens"),
             quantity(found.place["tokens"], "tokens"),
             f"{found.place['flops']:.3g}",
@@ -52,7 +55,17 @@ def predictions_table(scaling: Scaling) -> Table | None:
         ]
         for found in scaling.predictions
     ]
-    header = ["", "N", "D", "FLOPs", "loss", f"{INTERVAL} of the mean", "of one run", "reach"]
+    header = [
+        "",
+        "N counts",
+        "N",
+        "D",
+        "FLOPs",
+        "loss",
+        f"{INTERVAL} of the mean",
+        "of one run",
+        "reach",
+    ]
     return Table(header, rows)
 
 
@@ -91,5 +104,5 @@ def sized(interval: Interval) -> tuple[str, str]:
 
 def _cells(interval: Interval) -> tuple[str, str, str]:
     numbers = (interval.estimate, interval.error, interval.low, interval.high)
-    estimate, error, low, high = (f"{number:.4g}" for number in numbers)
+    estimate, error, low, high = (f"{0.0 if abs(n) < NOTHING else n:.4g}" for n in numbers)
     return estimate, error, f"{low} to {high}"
