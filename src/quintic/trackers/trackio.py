@@ -29,7 +29,7 @@ class Trackio(Tracker):
         import trackio
 
         # Of an opening that failed, whose thread would bring back what is deleted here.
-        with contextlib.suppress(RuntimeError):  # there is none
+        with contextlib.suppress(Exception):  # there is none, or it fails again
             trackio.finish()
         project = os.environ.get("TRACKIO_PROJECT", "quintic")
         name = f"{run.name}-{run.id}"
