@@ -177,3 +177,37 @@ def test_mlflow_with_a_server_that_does_not_serve_changes_nothing_of_the_run(
     out = capsys.readouterr().out
     assert out.count("mlflow: it may not have all of the run") == 1
     assert out.count("mlflow: failed") == 1 or behaviour == "hangs"
+
+
+FAILED_AND_OPENED_ANEW = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from quintic.trackers import TrackedRun
+from quintic.trackers.points import Point
+folder, open_run = Path(sys.argv[2]), import_module("quintic.trackers." + sys.argv[1]).open_run
+points = [Point(step, {"train_loss": float(step)}) for step in range(5)]
+run = TrackedRun(folder, "0123456789ab", {"train": {"steps": 5}})
+failed = open_run(run)
+failed.log(points[:3])
+again = open_run(run)
+again.log(points)
+again.finish("finished", None)
+"""
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb", "mlflow"])
+def test_a_tracker_that_fails_and_is_opened_anew_in_its_process_has_every_point_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "run").mkdir()
+    program = [sys.executable, "-c", FAILED_AND_OPENED_ANEW, name, str(tmp_path / "run")]
+    output_of(program, plain=True)
+    (points,) = stored(tmp_path / "run", name)
+    losses = sorted((step, value) for metric, step, value in points if metric == "train_loss")
+    assert losses == [(step, float(step)) for step in range(5)]

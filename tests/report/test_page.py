@@ -23,7 +23,7 @@ from quintic.report.page import write_report
 from quintic.report.text import level
 from quintic.report.time_spent import step_times, time_spent
 from quintic.report.token_losses import Predictions, TokenLosses
-from quintic.run_dir import SAMPLES
+from quintic.run_dir import PARAM_GROUPS, SAMPLES
 from tests.browser import CHROMIUM, Page, chromium
 from tests.diagnostics.records import diagnostics_record
 from tests.watch.runs import write_run
@@ -170,6 +170,16 @@ def test_heat_maps_are_there_with_diagnostics_alone(contents: Contents, tmp_path
     (folder / SAMPLES).write_text("{\n")
     found = [text for text in read_contents(folder).missing if text.startswith("samples along")]
     assert len(found) == 1 and "samples.jsonl line 1 is not a record" in found[0]
+
+
+@pytest.mark.parametrize("junk", ["name  shape\nembed  wide\n", "junk\nof one column\n"])
+def test_a_table_of_parameters_that_was_edited_has_no_number_of_them(
+    tmp_path: Path, junk: str
+) -> None:
+    folder = write_run(tmp_path / "run", 1)
+    (folder / PARAM_GROUPS).write_text(junk)
+    write_report(read_contents(folder), tmp_path / "report.html")
+    assert 'scope="row">parameters' not in (tmp_path / "report.html").read_text()
 
 
 def test_losses_that_are_not_finite_are_gaps(contents: Contents, tmp_path: Path) -> None:

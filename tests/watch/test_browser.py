@@ -229,3 +229,34 @@ def test_axe_finds_no_serious_fault(page: Page, dark: bool) -> None:
         for fault in report["violations"]
     ]
     assert [fault for fault in faults if fault[1] in ("serious", "critical")] == []
+
+
+def test_a_field_of_any_name_and_a_curve_that_is_gone_do_not_stop_the_page(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    odd, run = 'odd"] \\', write_run(tmp_path / "one", 10)
+    append(run, [{**train_record(10), odd: 1.0}])
+    with serving(tmp_path) as served, chromium(tmp_path_factory.mktemp("profile")) as page:
+        page.open(f"http://127.0.0.1:{served.port}/")
+        until(page, f"{LINES}.length === 1")
+        fields = "[...document.querySelectorAll('[name=\"field\"]')].map(box => box.value)"
+        assert odd in page.evaluate(fields)
+        page.evaluate(
+            "get('filter').value = 'one'; get('filter').dispatchEvent(new Event('input'))"
+        )
+        write_run(tmp_path / "two", 10)
+        served.watcher.discover()
+        (run / METRICS).write_text("")  # begun anew, with nothing measured yet
+        served.look()
+        until(page, "runs.size === 2")
+        until(page, f"{LINES}.length === 1 && charts.get('val_loss').series.size === 1")
+        rows = "[...document.querySelectorAll('#runs tbody tr')].map(row => row.hidden)"
+        assert page.evaluate(rows) == [False, True]
+        assert page.evaluate(fields).count(odd) == 1
+        append(run, [validation_record(0, 5.0)])
+        served.look()
+        until(page, "charts.get('val_loss').series.size === 2")
+        (run / METRICS).write_text("")
+        served.look()
+        until(page, "charts.get('val_loss').series.size === 1")
+        assert page.complaints() == []

@@ -387,7 +387,7 @@ const Chart = (() => {
         const { colour } = this.style(p.series), row = element("div", {}, tip);
         element("span", { className: "dot" }, row).style.background = colour;
         const band = p.low[i] !== null && p.high[i] !== null && p.low[i] < p.high[i];
-        const spread = options.smoothing ? ` (measured ${options.format(p.raw[i])})`
+        const spread = options.smoothing && p.raw[i] !== null ? ` (measured ${options.format(p.raw[i])})`
           : band ? ` (${options.format(p.low[i])} to ${options.format(p.high[i])})` : "";
         row.append(`${p.series.label}: ${options.format(p.y[i])}${spread} at `
           + `${short(p.x[i])} ${unit}`);

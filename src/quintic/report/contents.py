@@ -73,7 +73,10 @@ class Contents:
     @property
     def parameter_count(self) -> int:
         """Return the elements of all parameters, a tied head once; 0 where they are not known."""
-        return sum(math.prod(map(int, row[1].split(" x "))) for row in self.param_groups[1:])
+        try:
+            return sum(math.prod(map(int, row[1].split(" x "))) for row in self.param_groups[1:])
+        except (IndexError, ValueError):  # the file is another, or was edited
+            return 0
 
 
 def read_contents(folder: Path) -> Contents:

@@ -28,6 +28,9 @@ class Trackio(Tracker):
         remote = [name for name in REMOTE if os.environ.pop(name, None)]
         import trackio
 
+        # Of an opening that failed, whose thread would bring back what is deleted here.
+        with contextlib.suppress(Exception):  # there is none, or it fails again
+            trackio.finish()
         project = os.environ.get("TRACKIO_PROJECT", "quintic")
         name = f"{run.name}-{run.id}"
         with contextlib.suppress(ValueError):  # there is no such project yet

@@ -44,6 +44,7 @@ class WandB(Tracker):
             dir=folder,
             resume="allow" if online else None,
             settings=wandb.Settings(
+                reinit="finish_previous",  # else one that failed is given back, which is older
                 console="off",  # what this process prints is not the run's
                 disable_git=True,  # the commit is that of quintic, in the config
                 save_code=False,

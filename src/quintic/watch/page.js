@@ -118,6 +118,7 @@ function showRow(run) {
     const button = text("button", "details", text("td", "", row), { type: "button" });
     button.setAttribute("aria-label", `details of ${run.name}`);
     button.addEventListener("click", () => { show(run.id); get("one").scrollIntoView(); });
+    row.hidden = !run.name.includes(get("filter").value);
     rows.set(run.id, { row, box, key, cells });
   }
   const { row, box, cells } = rows.get(run.id);
@@ -151,7 +152,7 @@ function showFields() {
   const known = new Set([...runs.values()].flatMap(run => run.fields));
   const wanted = [...Object.keys(FIELDS), ...[...known].sort()].filter(name => known.has(name));
   for (const name of new Set(wanted)) {
-    if (NO_CURVE.includes(name) || document.querySelector(`[name="field"][value="${name}"]`))
+    if (NO_CURVE.includes(name) || [...get("fields").elements].some(box => box.value === name))
       continue;
     const label = text("label", "", get("fields")), box = document.createElement("input");
     Object.assign(box, { type: "checkbox", name: "field", value: name,
@@ -214,6 +215,7 @@ async function refresh() {
     await Promise.all([...charts].map(async ([field, drawn]) => {
       const found = wanted.length ? (await ask("/curves", { ...query, field })).series : [];
       if (whole) drawn.series.clear();
+      else wanted.forEach(run => drawn.series.delete(run.id));  // its file may have been cut
       for (const series of found) drawn.series.set(series.ids[0], series);
       if (grouped) style(new Map(found.flatMap((series, i) => series.ids.map(id => [id, i]))));
       const ids = grouped ? [...drawn.series.keys()] : chosen.map(run => run.id);
@@ -226,6 +228,7 @@ async function refresh() {
     if (whole) await showDifferences(chosen);
   } catch (error) {
     put(get("news"), `no curves: ${error.message}`);
+    all = true;  // is asked for with the next news
   }
   asking = false;
   if (waiting) { waiting = false; refreshSoon(0); }
@@ -255,8 +258,8 @@ async function showDifferences(chosen) {
 
 async function show(id) {
   one = id;
-  const run = runs.get(id), found = await ask("/run", { id });
-  if (one !== id) return;
+  const run = runs.get(id), found = await ask("/run", { id }).catch(() => null);
+  if (one !== id || !found) return;  // else the server is gone, which the news say
   const section = get("one"), facts = section.querySelector("dl"), sample = found.sample;
   section.hidden = false;
   put(get("one-title"), run.name);
@@ -282,8 +285,8 @@ async function showHeatMaps(run) {
   const drawn = `${run.id} ${run.diagnostics}`;
   section.hidden = !run.diagnostics;
   if (section.hidden || section.dataset.drawn === drawn) return;
-  const found = await ask("/diagnostics", { id: run.id });
-  if (one !== run.id) return;
+  const found = await ask("/diagnostics", { id: run.id }).catch(() => null);
+  if (one !== run.id || !found) return;
   section.dataset.drawn = drawn;
   put(problem, found.problem ?? "");
   host.hidden = !found.maps.length;

@@ -63,7 +63,8 @@ class Watcher:
         that have changed, none where it takes longer than so many seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._version > since, timeout_s)
-            found = [run.summary for run in self.runs.values() if run.version > since]
+            # A copy, since a new run may be added meanwhile.
+            found = [run.summary for run in [*self.runs.values()] if run.version > since]
             return self._version, found
 
     def missing(self) -> Iterator[str]:
