@@ -18,6 +18,7 @@ def record(
     seed: int | None = 1,
     every: int = 10,
     settings: dict[str, Any] | None = None,
+    flops_per_token: float | None = None,
     **fields: Any,
 ) -> RunRecord:
     """A run that validated every `every` steps, with these losses, and ended there.
@@ -26,7 +27,13 @@ def record(
     """
     step_s = STEP_S * (1 + 1e-9 * ((seed or 1) - 1))
     validations = tuple(
-        Validation(i * every, i * every * STEP_TOKENS, i * every * step_s, loss)
+        Validation(
+            i * every,
+            i * every * STEP_TOKENS,
+            i * every * step_s,
+            loss,
+            flops=flops_per_token and i * every * STEP_TOKENS * flops_per_token,
+        )
         for i, loss in enumerate(losses)
     )
     values: dict[str, Any] = {

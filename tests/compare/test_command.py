@@ -140,6 +140,7 @@ def test_bad_input_is_refused_in_one_line(
         "do not compare": (first, str(RESULT)),
         "give --batch-tokens": (str(log), "--x", "tokens"),
         "has no times: give --x steps": (str(log), "--x", "seconds"),
+        "does not say the FLOPs of a token": (str(log), "--x", "flops"),
         "--x is 'tokns': it must be one of": (first, "--x", "tokns"),
         "--target is 'low': it must be a number": (first, "--target", "low"),
         "--target is nan": (first, "--target", "nan"),

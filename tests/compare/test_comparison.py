@@ -23,6 +23,7 @@ from tests.compare.records import STEP_S, STEP_TOKENS, group_of, record
 
 MUON = group_of("muon", [3.20, 3.21, 3.19], settings={"optim.matrices": "muon"})
 ADAMW = group_of("adamw", [3.40, 3.42, 3.41], settings={"optim.matrices": "adamw"})
+BY_WORK: tuple[Axis, ...] = ("tokens", "flops")
 
 
 def said(comparison: Comparison) -> str:
@@ -414,6 +415,52 @@ def test_an_axis_that_a_run_does_not_know_is_refused_with_the_way_out() -> None:
     assert set(comparison.results[0].to_target) == {"steps"}
     assert "times the steps of" in said(comparison)
     assert comparison.results[1].to_target["tokens"].ratio is None
+
+
+def sizes() -> list[RunRecord]:
+    """A small model, and one of which a token costs twice as much."""
+    small = group_of("small", [3.40, 3.42], settings={"model.width": 64}, flops_per_token=1e6)
+    large = group_of("large", [3.20, 3.21], settings={"model.width": 128}, flops_per_token=2e6)
+    return [*small, *large]
+
+
+def test_models_of_different_sizes_compare_by_flops() -> None:
+    tokens, flops = (compare(sizes(), target=3.5, axis=axis) for axis in BY_WORK)
+    for place, each in enumerate((1e6, 2e6)):
+        to_target = flops.results[place].to_target
+        assert to_target["flops"].mean == pytest.approx(each * (to_target["tokens"].mean or 0))
+        assert [p.flops for p in flops.results[place].curve] == [0, 1e4 * each, 2e4 * each]
+    ratio_of_tokens, ratio_of_flops = (flops.results[1].to_target[axis].ratio for axis in BY_WORK)
+    assert ratio_of_tokens is not None
+    assert ratio_of_flops is not None
+    assert ratio_of_flops.value == pytest.approx(2 * ratio_of_tokens.value)
+    assert f"large takes {ratio_of_flops.value:.3f} times the FLOPs of small" in said(flops)
+    assert "times the tokens of small" in said(tokens)
+    assert "FLOPs to 3.5" in results_table(tokens).header, "the sizes differ"
+    assert any("--x flops compares by FLOPs" in note for note in tokens.notes)
+    assert not any("--x flops" in note for note in flops.notes)
+
+
+def test_of_one_size_flops_say_what_tokens_say_and_stay_out_of_the_table() -> None:
+    runs = [
+        *group_of("adamw", [3.40, 3.42], settings={"train.steps": 1}, flops_per_token=1e6),
+        *group_of("muon", [3.20, 3.21], settings={"train.steps": 2}, flops_per_token=1.001e6),
+    ]
+    comparison = compare(runs, target=3.5)
+    assert "FLOPs to 3.5" not in results_table(comparison).header
+    assert not any("--x flops" in note for note in comparison.notes)
+    asked = compare(runs, target=3.5, axis="flops")
+    assert "FLOPs to 3.5" in results_table(asked).header
+
+
+def test_a_run_whose_model_is_not_known_has_no_flops() -> None:
+    with pytest.raises(QuinticError) as caught:
+        compare([*sizes(), MUON[0]], axis="flops")
+    assert str(caught.value) == (
+        "muon-seed1 does not say the FLOPs of a token, since its model is not known: give --x "
+        "tokens or --x steps"
+    )
+    assert "flops" not in compare([*sizes(), MUON[0]], target=3.5).results[2].to_target
 
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf"), 0.0, -1.0])

@@ -10,6 +10,7 @@ import pytest
 
 from quintic.compare.comparison import compare
 from quintic.compare.figure import draw_comparison, legend_text, loss_range
+from quintic.compare.record import AXES, Axis
 from quintic.figure import COLOURS, style
 from tests.compare.records import group_of, record
 
@@ -66,9 +67,9 @@ def test_lines_differ_in_grey_and_to_colour_blind_eyes() -> None:
     assert len({look.marker for look in looks[:5]}) == 5
 
 
-@pytest.mark.parametrize("axis", ["tokens", "steps", "seconds"])
-def test_every_axis_can_be_drawn(tmp_path: Path, axis: str) -> None:
-    comparison = compare(MUON, axis=axis)  # type: ignore[arg-type]
+@pytest.mark.parametrize("axis", AXES)
+def test_every_axis_can_be_drawn(tmp_path: Path, axis: Axis) -> None:
+    comparison = compare(group_of("muon", [3.20, 3.21], flops_per_token=1e6), axis=axis)
     draw_comparison(comparison, tmp_path / "figure.png")
     assert share_of(picture(tmp_path / "figure.png"), COLOURS[0]) > 0.001
 

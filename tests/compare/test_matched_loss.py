@@ -66,6 +66,28 @@ def test_the_sentence_names_the_lengths_the_ratio_and_its_interval() -> None:
     assert comparison.to_dict()["lengths"][0]["reference"] == "muon"
 
 
+def test_against_a_model_of_another_size_the_ratio_is_said_in_flops_too() -> None:
+    per_token = {"muon": 2e6, "adamw": 3e6}
+    runs = [
+        replace(
+            run,
+            validations=tuple(
+                replace(v, flops=per_token[run.path.name.split("-")[0]] * (v.tokens or 0))
+                for v in run.validations
+            ),
+        )
+        for run in runs_of({20: [4.0, 4.1], 80: [3.0, 3.2]}, [3.5, 3.6])
+    ]
+    comparison = compare(runs)
+    (matched,) = comparison.matched
+    assert matched.flops_of_step == pytest.approx(1.5)
+    assert matched.ratio is not None
+    (said,) = (s for s in conclusions(comparison) if "one config for" in s)
+    assert said.endswith(f", which are {1.5 * matched.ratio.value:.2f} times the FLOPs.")
+    (same,) = compare(runs_of({20: [4.0], 80: [3.0]}, [3.5])).matched
+    assert same.flops_of_step is None
+
+
 @pytest.mark.parametrize(
     ("reference", "words"),
     [

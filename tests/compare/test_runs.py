@@ -38,6 +38,7 @@ def test_a_run_folder_gives_its_validations_with_tokens_and_seconds(tiny_run: Pa
     for point in run.validations:
         assert point.loss == losses[point.steps]
         assert point.tokens == 256 * point.steps
+        assert point.flops is not None
         # The time of a validation is that at the end of the step before.
         assert point.seconds == (elapsed[point.steps - 1] if point.steps else 0)
     assert run.final_loss == losses[12]
@@ -50,6 +51,23 @@ def test_a_run_folder_gives_its_validations_with_tokens_and_seconds(tiny_run: Pa
     assert run.device is not None
     assert run.optimizer_share is not None
     assert 0 < run.optimizer_share < 1
+
+
+def test_flops_are_those_that_the_run_recorded_or_else_counted_from_its_config(
+    folder: Path,
+) -> None:
+    starts = json.loads((folder / "environment.json").read_text())
+    recorded = starts[-1]["flops_per_token"]
+    for start in starts:
+        start["flops_per_token"] = 1000.0
+    (folder / "environment.json").write_text(json.dumps(starts))
+    last = read_run(folder).validations[-1]
+    assert (last.tokens, last.flops) == (12 * 256, 12 * 256 * 1000.0)
+    for start in starts:  # as before runs recorded it, and as a hand may have left it
+        start["flops_per_token"] = "many" if start is starts[0] else None
+    (folder / "environment.json").write_text(json.dumps(starts))
+    assert read_run(folder).validations[-1].flops == 12 * 256 * recorded
+    assert read_run(folder).flops_per_step == 256 * recorded
 
 
 def test_the_data_is_known_by_the_fingerprint_in_the_environment(folder: Path) -> None:

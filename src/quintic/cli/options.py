@@ -249,9 +249,10 @@ class Compare:
     """RUN: folders of runs, or text logs of modded-nanogpt or llm.c; the first is the reference."""
     target: float | None = None
     """A validation loss, nats per token: what each takes to reach it, and whether it does."""
-    x: Literal["auto", "tokens", "steps", "seconds"] = "auto"
+    x: Literal["auto", "tokens", "steps", "seconds", "flops"] = "auto"
     """What the loss is drawn against, and what the runs are compared by; auto: tokens, or steps
-    where a log does not say its tokens."""
+    where a log does not say its tokens; flops: the operations of training, for models of different
+    sizes."""
     out: Path | None = None
     """Write a figure (.png), an interactive page (.html) or all numbers (.json)."""
     paired: bool = False

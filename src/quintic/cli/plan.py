@@ -19,7 +19,8 @@ def run(command: Plan, _arguments: Sequence[str]) -> None:
         return
     console = Console()
     console.line(heading(plan))
-    console.table(memory_table(plan), memory_title(plan))
+    console.line(memory_title(plan))
+    console.table(memory_table(plan))
     for figure in figures(plan):
         console.line(figure)
     for sentence in conclusions(plan):

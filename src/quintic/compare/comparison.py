@@ -51,7 +51,7 @@ class MeanLoss(Place):
 
 @dataclass(frozen=True)
 class ToTarget:
-    """Tokens, steps or seconds that a group took to reach the target."""
+    """Tokens, steps, seconds or FLOPs that a group took to reach the target."""
 
     values: tuple[float, ...]
     """Those of the runs that reached it."""
@@ -137,8 +137,8 @@ def compare(
     paired: bool = False,
     force: bool = False,
 ) -> Comparison:
-    """Compare runs, in groups, with the first of them, by tokens, steps or seconds; `auto` is
-    tokens, or steps where a log does not say its tokens.
+    """Compare runs, in groups, with the first of them, by tokens, steps, seconds or FLOPs; `auto`
+    is tokens, or steps where a log does not say its tokens.
 
     Raises `QuinticError` where their losses do not compare (unless forced), where the same run is
     named twice, where one of them does not know the axis, and, with `paired`, where a group has no
@@ -172,6 +172,9 @@ def compare(
                 "in the GPT-2 run of llm.c), or --x steps"
                 if axis == "tokens"
                 else f"the log {run.path} has no times: give --x steps"
+                if axis == "seconds"
+                else f"{run.path} does not say the FLOPs of a token, since its model is not known: "
+                "give --x tokens or --x steps"
             )
     groups = group_runs(runs)
     first = _result(groups[0], target, None, paired)
@@ -188,7 +191,7 @@ def compare(
         settings=differing_settings(groups),
         matched=tuple(match_losses(groups)) if comparable else (),
         comparable=comparable,
-        notes=(*notes, *_notes(results, target, comparable)),
+        notes=(*notes, *_notes(results, target, comparable, axis)),
         tasks=compare_tasks(groups),
     )
 
@@ -275,6 +278,7 @@ def _curve(runs: Sequence[RunRecord]) -> Iterator[MeanLoss]:
             steps=step,
             tokens=_mean([validation.tokens for validation in found]),
             seconds=_mean([validation.seconds for validation in found]),
+            flops=_mean([validation.flops for validation in found]),
             mean=statistics.fmean(losses),
             low=min(losses),
             high=max(losses),
@@ -325,7 +329,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _notes(results: Sequence[GroupResult], target: float | None, comparable: bool) -> Iterator[str]:
+def sizes_differ(results: Sequence[GroupResult]) -> bool:
+    """Return whether a token costs more FLOPs in one of the groups than in another, by more than a
+    hundredth."""
+    runs = [run for result in results for run in result.group.counted]
+    last = [validation for run in runs for validation in run.validations[-1:]]
+    costs = [v.flops / v.tokens for v in last if v.flops and v.tokens]
+    return bool(costs) and max(costs) > 1.01 * min(costs)
+
+
+def _notes(
+    results: Sequence[GroupResult], target: float | None, comparable: bool, axis: Axis
+) -> Iterator[str]:
     """Yield what a reader must know before believing the numbers."""
     runs = [run for result in results for run in result.group.runs]
     if not comparable:
@@ -411,6 +426,11 @@ def _notes(results: Sequence[GroupResult], target: float | None, comparable: boo
                 f"come to {target:g}: the place between two validations is known the less, and is "
                 "the more too late, the wider they are apart"
             )
+    if axis != "flops" and sizes_differ(results):
+        yield (
+            "a token costs more operations in one of these models than in another, so neither "
+            "tokens nor steps are the same work: --x flops compares by FLOPs"
+        )
     unknown = [r.group.label for r in results if r.group.runs[0].data.described is None]
     if unknown and len(results) > 1:
         yield (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from quintic.compare.comparison import Comparison, GroupResult
 from quintic.compare.matched_loss import MatchedLoss
+from quintic.compare.record import AXIS_NAMES
 from quintic.compare.statistics import (
     ALPHA,
     CONFIDENCE,
@@ -92,8 +93,18 @@ def _matched_loss(matched: MatchedLoss) -> str:
         )
     return (
         f"{opening}: a run of {matched.steps:,.0f} steps ends where {wanted} ends, "
-        f"{found.value:.2f} times as many ({evidence})."
+        f"{found.value:.2f} times as many ({evidence}){_times_flops(matched)}."
     )
+
+
+def _times_flops(matched: MatchedLoss) -> str:
+    """Return the ratio in FLOPs, where a step of one side is not as much work as one of the
+    other."""
+    if matched.ratio is None or matched.flops_of_step is None:
+        return ""
+    if abs(matched.flops_of_step - 1) <= 0.01:
+        return ""
+    return f", which are {matched.ratio.value * matched.flops_of_step:.2f} times the FLOPs"
 
 
 def _below_target(result: GroupResult, target: float) -> str:
@@ -194,7 +205,8 @@ def _difference(result: GroupResult, first: GroupResult, level: float) -> str:
 
 def _ratio(result: GroupResult, first: GroupResult, comparison: Comparison, level: float) -> str:
     label, other, axis = result.group.label, first.group.label, comparison.axis
-    no_ratio = f"No ratio of {axis} between {label} and {other}"
+    name = AXIS_NAMES[axis]
+    no_ratio = f"No ratio of {name} between {label} and {other}"
     if missed := [r for r in (result, first) if r.to_target[axis].mean is None]:
         return f"{no_ratio}: {', and '.join(_never_reached(r, comparison) for r in missed)}."
     found = result.to_target[axis].ratio
@@ -203,7 +215,7 @@ def _ratio(result: GroupResult, first: GroupResult, comparison: Comparison, leve
     counts = result.to_target[axis].runs, first.to_target[axis].runs
     more = 1 / found.value
     opening = (
-        f"To reach {comparison.target:g}, {label} takes {found.value:.3f} times the {axis} of "
+        f"To reach {comparison.target:g}, {label} takes {found.value:.3f} times the {name} of "
         f"{other}{_interval(found)}; {other} takes {more:.3f} times those of {label}"
         f"{_interval(found, inverse=True)}"
     )

@@ -1,4 +1,4 @@
-"""The comparison as a picture: validation loss against tokens, steps or seconds.
+"""The comparison as a picture: validation loss against tokens, steps, seconds or FLOPs.
 
 After Figure 1 of modded-nanogpt's README of October 2024.
 """
@@ -19,6 +19,7 @@ AXIS_LABELS: dict[Axis, str] = {
     "tokens": "training tokens",
     "steps": "steps",
     "seconds": "seconds of training",
+    "flops": "floating-point operations of training",
 }
 
 
@@ -48,7 +49,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     axes.set_ylim(loss_range([r.curve for r in comparison.results], axis, comparison.target))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(
-        lambda value, _: quantity(value, axis) if axis == "tokens" else f"{value:,.6g}"
+        lambda value, _: quantity(value, axis) if axis in ("tokens", "flops") else f"{value:,.6g}"
     )
     axes.set(xlabel=AXIS_LABELS[axis], ylabel="validation loss (nats per token)")
     finish_axes(axes)

@@ -35,6 +35,8 @@ class MatchedLoss:
     """Seeds of which even the longest run ends above the reference's loss."""
     too_long: int
     """Seeds of which even the shortest run ends below it."""
+    flops_of_step: float | None = None
+    """FLOPs of a step of the series over those of a step of the reference, where both are known."""
 
     @property
     def steps(self) -> float | None:
@@ -109,6 +111,7 @@ def _match(series: tuple[Group, ...], reference: Group) -> MatchedLoss:
         else:
             too_long += 1
     base = _planned(reference)
+    own_step, base_step = (g.runs[0].flops_per_step for g in (series[0], reference))
     complete = bool(seeds) and len(steps) == len(seeds)
     return MatchedLoss(
         series=series,
@@ -118,4 +121,5 @@ def _match(series: tuple[Group, ...], reference: Group) -> MatchedLoss:
         ratio=ratio(steps, [base] * len(steps), paired=True) if complete else None,
         too_short=too_short,
         too_long=too_long,
+        flops_of_step=own_step / base_step if own_step and base_step else None,
     )

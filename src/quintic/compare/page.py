@@ -20,7 +20,7 @@ from quintic.files import replacing
 from quintic.pages.fill import fill, html_table, script_json
 
 TEMPLATE = "page.html"
-UNITS: dict[Axis, str] = {"tokens": "tokens", "steps": "steps", "seconds": "s"}
+UNITS: dict[Axis, str] = {"tokens": "tokens", "steps": "steps", "seconds": "s", "flops": "FLOPs"}
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -43,21 +43,21 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
+    known = [
+        axis
+        for axis in AXES
+        if all(p.at(axis) is not None for result in comparison.results for p in result.curve)
+    ]
     series = [
         {
             "label": result.group.label,
             "legend": legend_text(result),
-            "x": {axis: [point.at(axis) for point in result.curve] for axis in AXES},
+            "x": {axis: [point.at(axis) for point in result.curve] for axis in known},
             "y": [point.mean for point in result.curve],
             "low": [p.low for p in result.curve] if len(result.group.counted) > 1 else None,
             "high": [p.high for p in result.curve] if len(result.group.counted) > 1 else None,
         }
         for result in comparison.results
-    ]
-    known = [
-        axis
-        for axis in AXES
-        if all(p.at(axis) is not None for result in comparison.results for p in result.curve)
     ]
     return {
         "axis": comparison.axis,

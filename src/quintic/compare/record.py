@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from quintic.config import EMBEDDED, Config
 
-Axis = Literal["tokens", "steps", "seconds"]
+Axis = Literal["tokens", "steps", "seconds", "flops"]
 AXES: tuple[Axis, ...] = typing.get_args(Axis)
+AXIS_NAMES: dict[Axis, str] = {axis: axis for axis in AXES} | {"flops": "FLOPs"}
+"""What sentences and tables call them."""
 
 SEED = "train.seed"
 
@@ -26,6 +28,8 @@ class Place:
     tokens: float | None
     seconds: float | None
     """Seconds of training: validation and checkpoints excluded."""
+    flops: float | None = field(default=None, kw_only=True)
+    """Floating-point operations of training, as `LanguageModel.flops_per_token` counts them."""
 
     def at(self, axis: Axis) -> float | None:
         """Return the place on an axis."""
@@ -125,6 +129,13 @@ class RunRecord:
     def has(self, axis: Axis) -> bool:
         """Return whether every validation has a place on the axis."""
         return all(v.at(axis) is not None for v in self.validations)
+
+    @property
+    def flops_per_step(self) -> float | None:
+        """Return the operations of a step, in the mean over the run; None where they are not
+        known."""
+        last = next(reversed(self.validations), None)
+        return last.flops / last.steps if last and last.flops and last.steps else None
 
     def reached(self, target: float, axis: Axis) -> float | None:
         """Return where the loss comes down to the target, on straight lines between validations;

@@ -15,6 +15,7 @@ from quintic.config import Config, flatten, without_effect
 from quintic.continuity import check_same_config
 from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
+from quintic.model.build import meta_model
 from quintic.run_checkpoints import has_step
 
 FACTS = ("data", "device", "commit", "python")
@@ -56,6 +57,7 @@ def read_run(path: Path) -> RunRecord:
     config = run_dir.read_config(path)
     confirmed = _check_config(path, config)
     records = _read_numbers(path / METRICS)
+    flops_per_token = _flops_per_token(path, config)
     validations: list[Validation] = []
     elapsed_s, diverged_at = 0.0, None
     for record in records:
@@ -68,7 +70,8 @@ def read_run(path: Path) -> RunRecord:
         elif validated:
             diverged_at = None
             tokens = record.get("tokens", step * config.train.batch_tokens)
-            validations.append(Validation(step, tokens, elapsed_s, loss))
+            flops = None if flops_per_token is None else flops_per_token * tokens
+            validations.append(Validation(step, tokens, elapsed_s, loss, flops=flops))
     if config.is_imported:
         raise QuinticError(
             f"{path} was imported from {config.imported.source} and has no losses of a run: "
@@ -132,6 +135,18 @@ def _read_starts(path: Path) -> tuple[list[dict[str, str]], bool]:
         found.append({name: value for name, value in known.items() if isinstance(value, str)})
         damaged = damaged or len(found[-1]) < len(known)
     return found, damaged
+
+
+def _flops_per_token(path: Path, config: Config) -> float | None:
+    """Return the operations to train on one token, as the run's newest start recorded them or, of a
+    run before those were recorded, counted from its config; None where neither says."""
+    for start in reversed(run_dir.read_environments(path)):
+        recorded = start.get("flops_per_token")
+        if isinstance(recorded, int | float) and math.isfinite(recorded) and recorded > 0:
+            return float(recorded)
+    if config.model.vocab_size is None:
+        return None
+    return meta_model(config.model).flops_per_token()
 
 
 def _check_config(path: Path, config: Config) -> bool:

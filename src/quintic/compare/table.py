@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from quintic.compare.comparison import Comparison, GroupResult
-from quintic.compare.record import AXES, Axis
+from quintic.compare.comparison import Comparison, GroupResult, sizes_differ
+from quintic.compare.record import AXES, AXIS_NAMES, Axis
 from quintic.compare.statistics import Summary
 from quintic.console import Table, short_count
 from quintic.errors import counted
@@ -25,7 +25,10 @@ def results_table(comparison: Comparison) -> Table:
     }
     if comparison.target is not None:
         for axis in AXES:
-            columns[f"{axis} to {comparison.target:g}"] = [_to_target(r, axis) for r in results]
+            # Of models of one size FLOPs say what tokens say.
+            if axis != "flops" or comparison.axis == "flops" or sizes_differ(results):
+                name = f"{AXIS_NAMES[axis]} to {comparison.target:g}"
+                columns[name] = [_to_target(result, axis) for result in results]
     columns["tokens/s"] = [_or_unknown(r.tokens_per_s, "{:,.0f}") for r in results]
     columns["peak memory"] = [_or_unknown(r.memory_gib, "{:.2f} GiB") for r in results]
     columns["optimizer share"] = [_or_unknown(r.optimizer_share, "{:.2%}") for r in results]
@@ -50,9 +53,11 @@ def differences_table(comparison: Comparison) -> Table | None:
 
 
 def quantity(value: float, axis: Axis) -> str:
-    """Return a number of tokens, steps or seconds in a few characters."""
+    """Return a number of tokens, steps, seconds or FLOPs in a few characters."""
     if axis == "tokens":
         return short_count(value)
+    if axis == "flops":
+        return f"{value:.3g}"
     if axis == "steps":
         return f"{value:,.0f}"
     return f"{value:,.1f} s" if value < 1000 else f"{value:,.0f} s"

@@ -29,7 +29,7 @@ def heading(plan: Plan) -> str:
 def memory_title(plan: Plan) -> str:
     """Return what the table of settings shows."""
     each = f"each {plan.device.name}" if plan.count > 1 else plan.device.name
-    return f"most memory at once, GiB of {_gib(plan.device.memory_bytes)} on {each} ({PREDICTION})"
+    return f"most memory at once, GiB of {_gib(plan.device.memory_bytes)} on {each} [{PREDICTION}]:"
 
 
 def memory_table(plan: Plan) -> Table:
