@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,9 +29,9 @@ def draw_transfer(
     for row, (name, sizes) in zip(panels, series.items(), strict=True):
         for axes, rule in zip(row, rules, strict=True):
             for index, size in enumerate(sizes):
-                if (curve := curves.get((rule, size))) is None:
+                if not (curve := curves.get((rule, size), Curve())).losses:
                     continue
-                look, lowest = style(index), math.inf
+                look = style(index)
                 means = {
                     power: statistics.fmean(losses.values())
                     for power, losses in sorted(curve.losses.items())
@@ -56,7 +55,9 @@ def draw_transfer(
             axes.set_xscale("log", base=2)
             axes.set_xlabel(f"{rule.field} ({rule.name})")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+            axes.tick_params(labelsize=7)
             finish_axes(axes)
         row[0].set_ylabel("final validation loss (nats per token)")
-        row[-1].legend(title=name, frameon=False, fontsize=8)
+        if row[0].lines:
+            row[0].legend(title=name, frameon=False, fontsize=8)
     save_figure(figure, path)

@@ -58,11 +58,10 @@ def search(train: Train, begin: int, seeds: Sequence[int], curve: Curve) -> None
     """
     first = seeds[0]
 
-    def loss(power: int, seed: int) -> float:
-        column = curve.losses.setdefault(power, {})
-        if seed not in column:
-            column[seed] = train(power, seed)
-        return column[seed]
+    def loss(power: int, seed: int) -> None:
+        if seed not in curve.losses.get(power, {}):
+            found = train(power, seed)  # may be stopped, and then leaves no trace
+            curve.losses.setdefault(power, {})[seed] = found
 
     loss(begin, first)
     while True:

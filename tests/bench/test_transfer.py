@@ -50,6 +50,19 @@ def test_a_rate_that_diverges_is_the_worst() -> None:
     assert curve.optimum(SEEDS) is None  # the parabola has no right side
 
 
+def test_a_search_that_is_stopped_leaves_only_what_was_trained() -> None:
+    curve = Curve()
+
+    def train(power: int, seed: int) -> float:
+        if power == 1:
+            raise KeyboardInterrupt
+        return 3.0 + power**2
+
+    with pytest.raises(KeyboardInterrupt):
+        search(train, 0, SEEDS, curve)
+    assert curve.losses == {0: {1: 3.0}, -1: {1: 4.0}}
+
+
 def test_loss_between_two_points_is_on_the_line() -> None:
     curve = Curve({0: {1: 3.0, 2: 3.2}, 1: {1: 4.0, 2: 4.2, 3: 9.0}})
     assert curve.at(0.25, SEEDS) == pytest.approx(3.35)
@@ -75,6 +88,7 @@ def test_rms_is_max_dim_with_another_rate() -> None:
 
 def test_figure_has_a_panel_for_each_rule(tmp_path: Path) -> None:
     size = Size(4, 64)
-    curves = {(rule, size): _valley(0.4) for rule in RULES}
-    draw_transfer(curves, SEEDS, {"width": [size]}, tmp_path / "transfer.png")
+    curves = {(rule, size): _valley(0.4) for rule in RULES[:2]}
+    curves[RULES[2], size] = Curve()  # nothing is trained yet
+    draw_transfer(curves, SEEDS, {"width": [size], "layers": []}, tmp_path / "transfer.png")
     assert (tmp_path / "transfer.png").read_bytes().startswith(b"\x89PNG")
