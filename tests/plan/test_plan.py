@@ -125,7 +125,7 @@ def test_json_has_every_figure(capsys: Capture, tmp_path: Path) -> None:
     assert found["recipe"] == "ladder:1:0.5"
     assert found["device"]["name"] == "cpu"
     assert found["floor_tokens_per_s"] is None
-    assert [s["micro_batch"] for s in found["settings"]] == [4]
+    assert {s["micro_batch"] for s in found["settings"]} == {4}
     memory = found["chosen"]["memory_bytes"]
     held = memory["weights"] + memory["gradients"] + memory["optimizer"]
     assert memory["peak"] == held + max(memory["activations"], memory["update"])
