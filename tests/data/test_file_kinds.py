@@ -336,11 +336,8 @@ def test_standard_input_without_text(
         texts("-")
 
 
-@pytest.mark.parametrize("offsets", [[0, 6, 3, 9]])
-def test_offsets_of_an_arrow_file_that_lead_out_of_it_are_not_followed(
-    tmp_path: Path, offsets: list[int]
-) -> None:
-    ends = pyarrow.py_buffer(struct.pack("<4i", *offsets))
+def test_offsets_of_an_arrow_file_that_go_back_are_not_followed(tmp_path: Path) -> None:
+    ends = pyarrow.py_buffer(struct.pack("<4i", 0, 6, 3, 9))
     text = pyarrow.StringArray.from_buffers(3, ends, pyarrow.py_buffer(b"some text"))
     kind = pyarrow.list_(pyarrow.string())
     lists = pyarrow.Array.from_buffers(kind, 3, [None, ends], children=[pyarrow.array(["a"] * 9)])
