@@ -105,6 +105,17 @@ def test_folders_are_fitted_by_both_ways_of_counting_and_a_recipe_is_foreseen(
             loss_of(2 * 12 * 256**2, 1600 * 1000), rel=2e-3
         )
     assert "N counts the matrices of the blocks, without embeddings and head" in words
+    # A recipe that leaves the vocabulary to its data has that of the runs, 256 rows of 64.
+    ladder = json.loads((tmp_path / "w64-400" / "config.json").read_text())
+    ladder["model"]["vocab_size"] = None
+    (tmp_path / "ladder.json").write_text(json.dumps(ladder))
+    recipe = tmp_path / "ladder.json"
+    said(capsys, *paths, "--predict-config", str(recipe), "--out", str(out))
+    foreseen = json.loads(out.read_text())["predictions"]
+    sizes = {one["count"]: one["place"]["parameters"] for one in foreseen}
+    assert sizes == {"blocks": 2 * 12 * 64**2, "all": 2 * 12 * 64**2 + 256 * 64}
+    other = refused(capsys, *paths, "--predict-config", "modded")
+    assert "--predict-config modded has model.context 1,024, and the runs" in other
 
 
 def test_where_tokens_follow_parameters_the_law_has_one_term(

@@ -55,6 +55,8 @@ def test_what_is_no_list_of_runs_is_named_in_one_line(tmp_path: Path) -> None:
     assert "row 3: N is 'many', which is no number" in refused(path, "N,D,loss\n1,2,3\nmany,2,3\n")
     assert "row 2: loss is '', which is no number" in refused(path, "N,D,loss\n1,2\n")
     assert "row 2: loss is -3: it must be a positive" in refused(path, "N,D,loss\n1,2,-3\n")
+    more = refused(path, "N,D,loss,blocks\n10,2,3,11\n")
+    assert "row 2: blocks is 11, more than all parameters, 10" in more
     assert "row 2: tokens is inf: it must be a positive" in refused(path, "N,D,loss\n1,inf,3\n")
     assert "row 2: loss is nan: it must be a positive" in refused(path, "N,D,loss\n1,2,nan\n")
     assert "row 2: parameters (the parameters that the file gives) is 0" in refused(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from quintic.cli.options import Scale
 from quintic.cli.output_file import check_result_file
-from quintic.config import resolve_vocabulary
 from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.files import write_json
@@ -107,6 +106,7 @@ def _targets(command: Scale, observations: Observations, count: Count | None) ->
         yield Target(f"N,D = {text}", {count or observations.counts[0]: n}, d)
     if not command.predict_config:
         return
+    from quintic.run_dir import read_config
     from quintic.scale.runs import count_parameters
 
     if "given" in observations.counts:
@@ -114,10 +114,17 @@ def _targets(command: Scale, observations: Observations, count: Count | None) ->
             "--predict-config counts parameters in our ways, and a CSV in its own: give "
             "--predict N,D"
         )
+    # The law is that of the runs' text, cut as theirs is and read in contexts as long as theirs.
+    trained = read_config(command.runs[0]).model
     for name in command.predict_config:
         config = get_recipe(name)
-        if config.model.vocab_size is None:
-            config = resolve_vocabulary(config, config.data.embedded_vocab)
+        if config.model.context != trained.context:
+            raise QuinticError(
+                f"--predict-config {name} has model.context {config.model.context:,}, and the runs "
+                f"{trained.context:,}, with which a loss is another: name a recipe file with that "
+                "context, or give --predict N,D"
+            )
+        config = config.override({"model.vocab_size": trained.vocab_size})
         counts, flops_per_token = count_parameters(config)
         yield Target(name, counts, config.tokens, flops_per_token * config.tokens)
 

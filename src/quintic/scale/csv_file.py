@@ -65,6 +65,11 @@ def read_csv(path: Path) -> Observations:
         c = FLOPS_PER_PARAMETER * n * d if c is None else c
         counts: dict[Count, float] = {"given": n}
         if "blocks" in given:
+            if given["blocks"] > n:
+                raise QuinticError(
+                    f"{path} row {number}: {header[places['blocks']]} is {given['blocks']:g}, more "
+                    f"than all parameters, {n:g}: give what is left of these without embeddings"
+                )
             counts = {"all": n, "blocks": given["blocks"]}
         seed = int(given["seed"]) if "seed" in given else None
         same = (n, d, c, given["loss"] if seed is None else seed)
