@@ -114,7 +114,7 @@ def test_unknown_recipe_is_answered_with_the_nearest(refuse: Refuse) -> None:
     assert refuse("train", "modedd") == (
         "there is no recipe 'modedd': did you mean modded? "
         "the recipes are laptop, laptop-plain, modded, modded-adamw, speedrun, modded-medium, "
-        "modded-xl, gpt2"
+        "modded-xl, gpt2, and ladder:N"
     )
 
 
