@@ -107,7 +107,7 @@ def test_a_page_that_cannot_be_written_harms_no_run(
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("quintic.report.page.replacing", break_it)
+        patched.setattr("quintic.pages.fill.replacing", break_it)
         main([*tiny_arguments(text_data), *options, "--out", str(folder)])
     said = capsys.readouterr().out
     assert f"no report: No space left on device; see quintic report {folder}" in said

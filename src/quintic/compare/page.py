@@ -6,7 +6,6 @@ page.html draws with what pages share; this fills in the numbers.
 from __future__ import annotations
 
 import html
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,13 @@ from quintic.compare.figure import AXIS_LABELS, caption, legend_text
 from quintic.compare.record import AXES, Axis
 from quintic.compare.table import differences_table, results_table
 from quintic.compare.task_scores import tasks_table
-from quintic.files import replacing
-from quintic.pages.fill import fill, html_table, script_json
+from quintic.pages.fill import html_items, html_table, script_json, write_filled
 
-TEMPLATE = "page.html"
 UNITS: dict[Axis, str] = {"tokens": "tokens", "steps": "steps", "seconds": "s", "flops": "FLOPs"}
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
     """Write the page; the file is replaced whole."""
-    template = resources.files("quintic.compare").joinpath(TEMPLATE).read_text(encoding="utf-8")
     differences, tasks = differences_table(comparison), tasks_table(comparison.tasks)
     parts = {
         "DATA": script_json(_data(comparison)),
@@ -33,13 +29,10 @@ def write_page(comparison: Comparison, path: Path) -> None:
         "RESULTS": html_table("validation loss in nats per token", results_table(comparison)),
         "TASKS": html_table("scores on tasks", tasks) if tasks else "",
         "DIFFERENCES": html_table("what differs", differences) if differences else "",
-        "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes),
-        "CONCLUSIONS": "".join(f"<li>{html.escape(text)}</li>" for text in conclusions(comparison)),
+        "NOTES": html_items(comparison.notes),
+        "CONCLUSIONS": html_items(conclusions(comparison)),
     }
-    with replacing(path) as file:
-        file.write(
-            fill(template, parts).encode(errors="replace")
-        )  # a name of a folder may be no text
+    write_filled("quintic.compare", parts, path)
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from quintic.console import Table
 from quintic.data.description import DatasetSummary, Excerpt, SplitSummary
 from quintic.data.token_text import token_markup
 from quintic.data_info.table import splits_table
-from quintic.files import replacing
-from quintic.pages.fill import fill, html_table
+from quintic.pages.fill import html_items, html_table, write_filled
 
 
 def write_page(summary: DatasetSummary, path: Path) -> None:
     """Write the page; the file is replaced whole."""
-    template = resources.files("quintic.data_info").joinpath("page.html").read_text("utf-8")
     shown = summary.splits[summary.sampled]
     vocabulary = "unknown" if summary.vocab_size is None else f"{summary.vocab_size:,}"
     facts = [
@@ -33,7 +30,7 @@ def write_page(summary: DatasetSummary, path: Path) -> None:
         "TITLE": html.escape(summary.path.absolute().name),
         "FACTS": _wide("Facts", html_table("what it is", Table(["fact", "value"], facts))),
         "SPLITS": _wide("Splits", html_table("its splits", splits_table(summary))),
-        "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in summary.notes),
+        "NOTES": html_items(summary.notes),
         "LENGTHS": "".join(
             _lengths(f"{name} documents", split) for name, split in summary.splits.items()
         ),
@@ -46,8 +43,7 @@ def write_page(summary: DatasetSummary, path: Path) -> None:
         "SAMPLES": _excerpts(summary.samples),
         "SPLIT": summary.sampled,
     }
-    with replacing(path) as file:
-        file.write(fill(template, parts).encode(errors="replace"))  # a folder's name may be no text
+    write_filled("quintic.data_info", parts, path)
 
 
 def _wide(label: str, table: str) -> str:

@@ -6,9 +6,12 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from quintic.files import replacing
 
 if TYPE_CHECKING:
     from quintic.console import Table  # imports rich, which a page does without
@@ -40,10 +43,23 @@ def fill(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", part, template)
 
 
+def write_filled(package: str, parts: Mapping[str, str], path: Path) -> None:
+    """Write the page.html of a package, filled with its parts; the file is replaced whole."""
+    template = resources.files(package).joinpath("page.html").read_text(encoding="utf-8")
+    page = fill(template, parts)
+    with replacing(path) as file:
+        file.write(page.encode(errors="replace"))  # a name of a folder may be no text
+
+
 def script_json(value: Any) -> str:
     """Return JSON that ends no script element, whatever the strings in it say; raises `ValueError`
     for a number that is not finite, which JSON has none of."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def html_items(texts: Iterable[str]) -> str:
+    """Return texts as the items of a list, as markup."""
+    return "".join(f"<li>{html.escape(text)}</li>" for text in texts)
 
 
 def html_table(caption: str, table: Table) -> str:

@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from quintic.console import Table
 from quintic.data.token_text import token_name
 from quintic.errors import counted
 from quintic.figure import running_mean
-from quintic.files import replacing
 from quintic.metrics_file import MetricsRecord
-from quintic.pages.fill import fill, html_table, script_json
+from quintic.pages.fill import html_items, html_table, script_json, write_filled
 from quintic.report.contents import Contents, Measured
 from quintic.report.text import level_names, text_markup, token_data
 from quintic.report.time_spent import step_times, time_spent
@@ -42,7 +40,6 @@ SAMPLES_SHOWN, STARTS_SHOWN, TOKENS_LISTED = 12, 5, 12
 
 def write_report(contents: Contents, path: Path) -> None:
     """Write the page; the file is replaced whole."""
-    template = resources.files("quintic.report").joinpath("page.html").read_text(encoding="utf-8")
     measured = contents.measured
     whole = (
         measured is not None and len(measured.losses.nats_N) == contents.config.train.eval_tokens
@@ -63,9 +60,7 @@ def write_report(contents: Contents, path: Path) -> None:
         "CONFIG": html.escape(json.dumps(contents.config.to_dict(), indent=1)),
         "DATA": script_json(_data(contents)),
     }
-    page = fill(template, parts)
-    with replacing(path) as file:
-        file.write(page.encode(errors="replace"))  # a name of a folder may be no text
+    write_filled("quintic.report", parts, path)
 
 
 def _table(caption: str, header: list[str], rows: list[list[str]]) -> str:
@@ -82,8 +77,9 @@ def _items(sentences: Sequence[str]) -> str:
 def _missing(missing: Sequence[str]) -> str:
     if not missing:
         return ""
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in missing)
-    return f'<section id="missing"><h2>Not in this report</h2><ul>{items}</ul></section>'
+    return (
+        f'<section id="missing"><h2>Not in this report</h2><ul>{html_items(missing)}</ul></section>'
+    )
 
 
 def _facts(contents: Contents) -> Iterator[list[str]]:

@@ -5,15 +5,12 @@ page.html draws with what pages share; this fills in the numbers.
 
 from __future__ import annotations
 
-import html
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quintic.files import replacing
-from quintic.pages.fill import fill, html_table, script_json
+from quintic.pages.fill import html_items, html_table, script_json, write_filled
 from quintic.scale.conclusions import conclusions
 from quintic.scale.figure import first_predictions, frontier_label, runs_beside
 from quintic.scale.forecast import Curve
@@ -21,25 +18,19 @@ from quintic.scale.law import formula
 from quintic.scale.scaling import Scaling
 from quintic.scale.table import fits_table, optima_table, predictions_table
 
-TEMPLATE = "page.html"
-
 
 def write_page(scaling: Scaling, path: Path) -> None:
     """Write the page; the file is replaced whole."""
-    template = resources.files("quintic.scale").joinpath(TEMPLATE).read_text(encoding="utf-8")
     predictions, optima = predictions_table(scaling), optima_table(scaling)
     parts = {
         "DATA": script_json({"flops": _over_flops(scaling), "profiles": _profiles(scaling)}),
         "FITS": html_table(formula(scaling.fits[0].form), fits_table(scaling)),
         "PREDICTIONS": html_table("predictions", predictions) if predictions else "",
         "OPTIMA": html_table("best sizes", optima) if optima else "",
-        "NOTES": "".join(f"<li>{html.escape(note)}</li>" for note in scaling.notes),
-        "CONCLUSIONS": "".join(f"<li>{html.escape(text)}</li>" for text in conclusions(scaling)),
+        "NOTES": html_items(scaling.notes),
+        "CONCLUSIONS": html_items(conclusions(scaling)),
     }
-    with replacing(path) as file:
-        file.write(
-            fill(template, parts).encode(errors="replace")
-        )  # a name of a folder may be no text
+    write_filled("quintic.scale", parts, path)
 
 
 def _over_flops(scaling: Scaling) -> list[dict[str, Any]]:
