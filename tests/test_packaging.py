@@ -21,11 +21,13 @@ SHIPPED = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "src", "test
 
 PAGES = (
     "compare/page.html",
+    "data_info/page.html",
     "pages/chart.js",
     "pages/controls.html",
     "pages/heatmap.js",
     "pages/style.css",
     "report/page.html",
+    "scale/page.html",
     "watch/page.css",
     "watch/page.html",
     "watch/page.js",
