@@ -51,11 +51,11 @@ from bench.step import QuinticStep
 from quintic.config import BatchSizes, resolve_vocabulary
 from quintic.cores import available_cores
 from quintic.data.dataset import open_dataset
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.loader import Loader
 from quintic.data.manifest import Manifest
 from quintic.data.prefetch import Prefetcher
 from quintic.data.shards import HEADER_BYTES, TokenStream
-from quintic.data.tokenizer import load_tokenizer
 from quintic.data.verify import check_dataset
 from quintic.device import choose_device
 from quintic.model.build import build_model

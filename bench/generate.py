@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.config import ModelConfig
-from quintic.data.tokenizer import GPT2
+from quintic.data.gpt2_tokenizer import GPT2
 from quintic.device import choose_device
 from quintic.export.gguf import architecture, held_model, model_keys, to_gguf
 from quintic.export.gguf_file import STORAGES, write_file

@@ -28,8 +28,9 @@ from quintic import run_dir
 from quintic.checkpoint import WholeCheckpoint, read_state
 from quintic.cli.main import main
 from quintic.console import Console
+from quintic.data.bpe_tokenizer import train_bpe
+from quintic.data.gpt2_tokenizer import _r50k
 from quintic.data.shards import HEADER_BYTES, write_shard
-from quintic.data.tokenizer import _r50k, train_bpe
 from quintic.errors import QuinticError
 from quintic.metrics_file import read_records, truncate_metrics
 from quintic.resuming import resume

@@ -26,9 +26,10 @@ from quintic.cli.options import COMMANDS
 from quintic.cli.parsing import parse
 from quintic.config import Config, DataConfig, MuonConfig, differing_fields
 from quintic.console import Console
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import open_dataset
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.shards import write_shard
-from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.evaluate import gzip_bytes
 from quintic.metrics_file import read_records
 from quintic.recipes import RECIPES

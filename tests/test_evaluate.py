@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.document import Document, read_text
 from quintic.data.loader import NO_TARGET, rolling_batches, validation_batches
 from quintic.data.shards import TokenStream, write_shard
-from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.evaluate import LossSums, add_up, score_text, sum_losses
 from quintic.model.base import LanguageModel

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quintic.config import ModelConfig, field_facts
-from quintic.data.tokenizer import train_bpe
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.generate import (
     TextStream,

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from quintic.console import Console
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import write_shard
-from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from quintic.evaluate import LossSums
 from quintic.openmp import SPIN_COUNT

@@ -24,7 +24,7 @@ from quintic.config.schema import require
 from quintic.console import Console
 from quintic.continuity import changed_fields, changed_schedule, check_same_config, check_same_data
 from quintic.data.dataset import Dataset
-from quintic.data.tokenizer import tokenizer_info
+from quintic.data.load_tokenizer import tokenizer_info
 from quintic.diagnostics.record import DIAGNOSTICS
 from quintic.distributed.world import ALONE, World
 from quintic.errors import QuinticError, reason, system_error, way_out

@@ -132,7 +132,9 @@ def keep_tokenizer(folder: Path, spec: str | None) -> dict[str, str | None]:
 
     Returns what `record_environment` is to record of it, for `kept_tokenizer`.
     """
-    from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, BpeTokenizer, load_tokenizer
+    from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
+    from quintic.data.gpt2_tokenizer import GPT2
+    from quintic.data.load_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(spec) if spec not in (None, GPT2.name) else None
     if isinstance(tokenizer, BpeTokenizer):
@@ -148,7 +150,9 @@ def kept_tokenizer(folder: Path) -> str | None:
 
     Raises `QuinticError` where the file is not the one that the run has kept.
     """
-    from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, tokenizer_info
+    from quintic.data.bpe_tokenizer import TOKENIZER_FILE
+    from quintic.data.gpt2_tokenizer import GPT2
+    from quintic.data.load_tokenizer import tokenizer_info
 
     starts = read_environments(folder)
     path = folder / TOKENIZER_FILE

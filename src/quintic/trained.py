@@ -13,15 +13,11 @@ from quintic.checkpoint import WholeCheckpoint, load_tensors
 from quintic.config import EMBEDDED, Config
 from quintic.console import Console
 from quintic.continuity import check_same_config, check_same_data
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
 from quintic.data.dataset import Dataset, open_dataset
+from quintic.data.load_tokenizer import load_tokenizer, tokenizer_info
 from quintic.data.manifest import Split
-from quintic.data.tokenizer import (
-    TOKENIZER_FILE,
-    Tokenizer,
-    TokenizerInfo,
-    load_tokenizer,
-    tokenizer_info,
-)
+from quintic.data.tokenizer import Tokenizer, TokenizerInfo
 from quintic.device import choose_device, compute_dtype
 from quintic.errors import QuinticError
 from quintic.model.base import LanguageModel

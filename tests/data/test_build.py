@@ -20,6 +20,7 @@ from filelock import FileLock
 from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.build import chunks, encode, pipeline, shuffle
 from quintic.data.build import vocabulary as vocabulary_module
 from quintic.data.build.encode import EncoderPool, text_split
@@ -28,9 +29,10 @@ from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
 from quintic.data.description import describe_dataset
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import Manifest
 from quintic.data.shards import ShardWriter, open_shard
-from quintic.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from quintic.data.tokenizer import Tokenizer
 from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 from tests.conftest import refusal

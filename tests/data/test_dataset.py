@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import check_tokens, open_dataset
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import Manifest
 from quintic.data.shards import HEADER_BYTES, TokenStream, write_shard
-from quintic.data.tokenizer import load_tokenizer, train_bpe
 from quintic.errors import QuinticError
 from tests.conftest import refusal, tiny_arguments
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quintic.data import description
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import open_dataset
 from quintic.data.description import (
     DatasetSummary,
@@ -17,7 +18,6 @@ from quintic.data.description import (
     describe_dataset,
 )
 from quintic.data.shards import write_shard
-from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 
 MakeForeign = Callable[[Sequence[int], Sequence[int]], Path]

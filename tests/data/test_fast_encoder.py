@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiktoken
 
+from quintic.data.bpe_tokenizer import BpeTokenizer, train_bpe
 from quintic.data.build import fast_encoder
 from quintic.data.build.fast_encoder import (
     GIGATOKEN,
@@ -26,8 +27,8 @@ from quintic.data.build.fast_encoder import (
 )
 from quintic.data.build.pipeline import build_dataset
 from quintic.data.build.settings import BuildSettings
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import Manifest
-from quintic.data.tokenizer import BpeTokenizer, load_tokenizer, train_bpe
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,12 +12,12 @@ import pytest
 from pyarrow import parquet
 
 from quintic.cli.main import main
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.build import hub_text_files as module
 from quintic.data.build.hub_text_files import HubTextFile, hub_text_files
 from quintic.data.build.pipeline import BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
 from quintic.data.dataset import open_dataset
-from quintic.data.tokenizer import train_bpe
 from quintic.errors import QuinticError
 from tests.data.hub_server import HubServer, Repo
 from tests.waiting import wait_until

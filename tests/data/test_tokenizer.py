@@ -11,15 +11,11 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintic.data import tokenizer as tokenizer_module
-from quintic.data.tokenizer import (
-    BpeTokenizer,
-    Gpt2Tokenizer,
-    Tokenizer,
-    load_tokenizer,
-    tokenizer_info,
-    train_bpe,
-)
+from quintic.data import gpt2_tokenizer
+from quintic.data.bpe_tokenizer import BpeTokenizer, train_bpe
+from quintic.data.gpt2_tokenizer import Gpt2Tokenizer
+from quintic.data.load_tokenizer import load_tokenizer, tokenizer_info
+from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
 from tests.waiting import LAST_BOUND_S
 
@@ -341,7 +337,7 @@ class TestGpt2WithoutNetwork:
         def refuse() -> tiktoken.Encoding:
             raise requests.ConnectionError("no route to host")
 
-        monkeypatch.setattr(tokenizer_module, "_r50k", refuse)
+        monkeypatch.setattr(gpt2_tokenizer, "_r50k", refuse)
         monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
         with pytest.raises(QuinticError) as caught:
             Gpt2Tokenizer()
@@ -358,8 +354,8 @@ class TestGpt2WithoutNetwork:
             released.wait(LAST_BOUND_S)
             raise requests.ConnectionError
 
-        monkeypatch.setattr(tokenizer_module, "_r50k", hang)
-        monkeypatch.setattr(tokenizer_module, "_DOWNLOAD_SECONDS", 0.1)
+        monkeypatch.setattr(gpt2_tokenizer, "_r50k", hang)
+        monkeypatch.setattr(gpt2_tokenizer, "_DOWNLOAD_SECONDS", 0.1)
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
         with pytest.raises(QuinticError, match="no answer") as caught:
             Gpt2Tokenizer()  # while it hangs
@@ -370,8 +366,8 @@ class TestGpt2WithoutNetwork:
     def cached(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         """Where the cache keeps the vocabulary, b"IQ== 0" in these tests."""
         digest = hashlib.sha256(b"IQ== 0\n").hexdigest()
-        monkeypatch.setattr(tokenizer_module, "_GPT2_SHA256", digest)
-        monkeypatch.setattr(tokenizer_module, "read_file", lambda address: b"IQ== 0\n")
+        monkeypatch.setattr(gpt2_tokenizer, "_GPT2_SHA256", digest)
+        monkeypatch.setattr(gpt2_tokenizer, "read_file", lambda address: b"IQ== 0\n")
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
         return tmp_path / "cache" / "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4"
 
@@ -380,19 +376,19 @@ class TestGpt2WithoutNetwork:
         if there is not None:
             cached.parent.mkdir()
             cached.write_bytes(there)
-        assert tokenizer_module._r50k_file() == b"IQ== 0\n" == cached.read_bytes()
+        assert gpt2_tokenizer._r50k_file() == b"IQ== 0\n" == cached.read_bytes()
         assert list(cached.parent.iterdir()) == [cached]
 
     def test_what_is_cached_is_not_fetched(
         self, cached: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        tokenizer_module._r50k_file()
-        monkeypatch.delattr(tokenizer_module, "read_file")
-        assert tokenizer_module._r50k_file() == b"IQ== 0\n"
+        gpt2_tokenizer._r50k_file()
+        monkeypatch.delattr(gpt2_tokenizer, "read_file")
+        assert gpt2_tokenizer._r50k_file() == b"IQ== 0\n"
 
     def test_a_cache_that_cannot_be_written_does_without(self, cached: Path) -> None:
         cached.parent.touch()  # a file where the folder should be
-        assert tokenizer_module._r50k_file() == b"IQ== 0\n"
+        assert gpt2_tokenizer._r50k_file() == b"IQ== 0\n"
 
     @pytest.mark.parametrize("damage", ["no network", "another file"])
     def test_a_damaged_file_without_network_is_named(
@@ -405,8 +401,8 @@ class TestGpt2WithoutNetwork:
 
         cached.parent.mkdir()
         cached.write_bytes(b"IQ=")
-        monkeypatch.setattr(tokenizer_module, "read_file", read)
-        tokenizer_module._r50k.cache_clear()
+        monkeypatch.setattr(gpt2_tokenizer, "read_file", read)
+        gpt2_tokenizer._r50k.cache_clear()
         reason = "ValueError" if damage == "another file" else "ConnectionError"
         with pytest.raises(QuinticError) as caught:
             Gpt2Tokenizer()
@@ -417,7 +413,7 @@ class TestGpt2WithoutNetwork:
         assert cached.read_bytes() == b"IQ="
 
     def test_numbers_need_no_vocabulary(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(tokenizer_module, "_r50k")
+        monkeypatch.delattr(gpt2_tokenizer, "_r50k")
         assert tokenizer_info("gpt2") == ("gpt2", 50257, 50256, "gpt2", (50256,), "gpt2")
 
 

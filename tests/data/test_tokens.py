@@ -17,9 +17,9 @@ import zstandard
 from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import TokenStream, write_shard
-from quintic.data.tokenizer import train_bpe
 from quintic.data.tokens import hf_datasets, token_file
 from quintic.data.tokens.export_tokens import export_tokens
 from quintic.data.tokens.find import find_tokens

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import open_shard, write_shard
-from quintic.data.tokenizer import train_bpe
 from quintic.data.verify import check_dataset
 
 MakeForeign = Callable[[Sequence[int], Sequence[int]], Path]

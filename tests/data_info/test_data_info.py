@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from quintic.cli.main import main
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.description import DatasetSummary, describe_dataset
 from quintic.data.shards import write_shard
-from quintic.data.tokenizer import train_bpe
 from quintic.data_info import figure
 from quintic.data_info.figure import draw_description
 from quintic.data_info.page import write_page

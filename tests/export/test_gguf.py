@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.console import Console
-from quintic.data.tokenizer import BpeTokenizer, load_tokenizer, train_bpe
+from quintic.data.bpe_tokenizer import BpeTokenizer, train_bpe
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.errors import QuinticError
 from quintic.export.export import export
 from quintic.export.gguf import (

@@ -22,7 +22,8 @@ from torch import Tensor
 from quintic.checkpoint import load_tensors
 from quintic.config import ModelConfig
 from quintic.console import Console
-from quintic.data.tokenizer import Gpt2Tokenizer, tokenizer_info
+from quintic.data.gpt2_tokenizer import Gpt2Tokenizer
+from quintic.data.load_tokenizer import tokenizer_info
 from quintic.errors import QuinticError
 from quintic.export.export import export
 from quintic.export.hf import class_of

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from quintic.data.tokenizer import END_OF_TEXT, BpeTokenizer, Gpt2Tokenizer, load_tokenizer
+from quintic.data.bpe_tokenizer import BpeTokenizer
+from quintic.data.gpt2_tokenizer import Gpt2Tokenizer
+from quintic.data.load_tokenizer import load_tokenizer
+from quintic.data.tokenizer import END_OF_TEXT
 from quintic.export.tokenizer import tokenizer_json, write_tokenizer
 from quintic.export.verify import MARKED_TEXT, TEXTS
 

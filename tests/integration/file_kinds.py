@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.build.documents import BadDocument
 from quintic.data.dataset import open_dataset
-from quintic.data.tokenizer import train_bpe
 from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
 from quintic.errors import QuinticError
 from tests.data.reading import texts

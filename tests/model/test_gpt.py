@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.config import ModelConfig
+from quintic.data.gpt2_tokenizer import Gpt2Tokenizer
 from quintic.data.shards import TokenStream, open_shard
-from quintic.data.tokenizer import Gpt2Tokenizer
 from quintic.model.attention import attend
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model, meta_model

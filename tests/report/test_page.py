@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quintic.data.bpe_tokenizer import BpeTokenizer, train_bpe
 from quintic.data.token_text import pieces, token_name
-from quintic.data.tokenizer import END_OF_TEXT, BpeTokenizer, train_bpe
+from quintic.data.tokenizer import END_OF_TEXT
 from quintic.diagnostics.heatmaps import heat_maps
 from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.recipes import get_recipe

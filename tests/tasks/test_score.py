@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from quintic.cli.main import main
-from quintic.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.errors import QuinticError
 from quintic.tasks import score
 from quintic.tasks.data import Item, TaskData, hub_data, local_data

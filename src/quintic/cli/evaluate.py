@@ -8,8 +8,8 @@ from quintic.cli.evaluate_tasks import evaluate_tasks, evaluate_with_lm_eval
 from quintic.cli.options import Evaluate
 from quintic.console import Console, EvaluationProgress, Table
 from quintic.data.document import read_document
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.loader import rolling_batches, validation_batches
-from quintic.data.tokenizer import load_tokenizer
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import add_up, gzip_bytes, sum_losses
 from quintic.run_lines import score_lines

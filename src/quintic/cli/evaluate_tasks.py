@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from quintic.cli.options import Evaluate
 from quintic.console import Console, ScoringProgress, Table
-from quintic.data.tokenizer import load_tokenizer
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.errors import counted, require_package
 from quintic.tasks.data import load_data
 from quintic.tasks.definitions import named_tasks

@@ -19,10 +19,10 @@ from shutil import rmtree
 
 import numpy as np
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer, train_bpe
 from quintic.data.manifest import Manifest, ShardRecord, Split
 from quintic.data.shard_stats import TokenCounter, record_shard
 from quintic.data.shards import write_shard
-from quintic.data.tokenizer import TOKENIZER_FILE, BpeTokenizer, train_bpe
 from quintic.errors import QuinticError, reason
 
 OnProgress = Callable[[str, float], None]

@@ -10,15 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
+from quintic.data.gpt2_tokenizer import GPT2
+from quintic.data.load_tokenizer import load_tokenizer, tokenizer_info
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, UNFINISHED, Manifest, Split
 from quintic.data.shards import Shard, TokenStream, open_shard
-from quintic.data.tokenizer import (
-    GPT2,
-    TOKENIZER_FILE,
-    Tokenizer,
-    load_tokenizer,
-    tokenizer_info,
-)
+from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from quintic import __version__, run_dir
 from quintic.config import ModelConfig, field_facts
-from quintic.data.tokenizer import GPT2
+from quintic.data.gpt2_tokenizer import GPT2
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import score_text
 from quintic.export.score import validation_sums

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintic.config import ModelConfig
-from quintic.data.tokenizer import GPT2, Tokenizer
+from quintic.data.gpt2_tokenizer import GPT2
+from quintic.data.tokenizer import Tokenizer
 from quintic.export.hf import LAYER_NORM_EPS, RMS_EPS, own_switches
 from quintic.export.parts import (
     STACKED,

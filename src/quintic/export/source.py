@@ -10,7 +10,8 @@ from torch import Tensor
 
 from quintic.config import ModelConfig
 from quintic.console import Console
-from quintic.data.tokenizer import Tokenizer, load_tokenizer
+from quintic.data.load_tokenizer import load_tokenizer
+from quintic.data.tokenizer import Tokenizer
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 from quintic.trained import Trained, load_trained

@@ -16,13 +16,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from quintic.data.tokenizer import (
-    BYTE_ALPHABET,
-    END_OF_TEXT,
-    TOKENIZER_FILE,
-    BpeTokenizer,
-    Tokenizer,
-)
+from quintic.data.bpe_tokenizer import BYTE_ALPHABET, TOKENIZER_FILE, BpeTokenizer
+from quintic.data.tokenizer import END_OF_TEXT, Tokenizer
 from quintic.files import write_json
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"

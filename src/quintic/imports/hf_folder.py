@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from quintic.data.tokenizer import TOKENIZER_FILE
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError, one_line
 from quintic.export.hf import GPT2_CLASS, HEAD, from_hf, model_class
 from quintic.export.hf_folder import CONFIG_FILE, WEIGHTS_FILE

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
 from quintic.data.hub.cached import fetch_files
 from quintic.data.hub.client import HubFile, HubRepo, Log, Transfer
-from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError
 from quintic.export.hf_folder import CONFIG_FILE, WEIGHTS_FILE
 from quintic.imports.hf_folder import INDEX_FILE, read_object, shard_names

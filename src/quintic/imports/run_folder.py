@@ -10,7 +10,9 @@ import torch
 from quintic import run_dir
 from quintic.checkpoint import save_checkpoint
 from quintic.config import Config, Imported, ModelConfig, TrainConfig
-from quintic.data.tokenizer import GPT2, TOKENIZER_FILE, tokenizer_info
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
+from quintic.data.gpt2_tokenizer import GPT2
+from quintic.data.load_tokenizer import tokenizer_info
 from quintic.errors import QuinticError
 from quintic.files import file_sha256, new_folder
 from quintic.imports.foreign import ForeignModel

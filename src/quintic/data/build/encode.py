@@ -21,9 +21,10 @@ from quintic.data.build.chunks import Chunk
 from quintic.data.build.documents import BadDocument, Document, documents
 from quintic.data.build.fast_encoder import FastEncoder
 from quintic.data.build.settings import BuildSettings
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
-from quintic.data.tokenizer import Tokenizer, load_tokenizer, without_lone_surrogates
+from quintic.data.tokenizer import Tokenizer, without_lone_surrogates
 
 # Every document's length is compared with its tokens', which costs little; the bytes of one in so
 # many, and of so many of its tokens, are compared too.

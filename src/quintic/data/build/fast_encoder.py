@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from quintic.data.tokenizer import GPT2, BpeTokenizer, Tokenizer
+from quintic.data.bpe_tokenizer import BpeTokenizer
+from quintic.data.gpt2_tokenizer import GPT2
+from quintic.data.tokenizer import Tokenizer
 
 
 class FastPackage(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
 from quintic.data.manifest import MANIFEST_FILE, UNFINISHED
-from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError
 from quintic.files import write_json
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from quintic.cores import available_cores
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument, is_separated
 from quintic.data.build.encode import EncodedChunks, EncoderPool
@@ -28,15 +29,11 @@ from quintic.data.build.shard_set import ShardSet
 from quintic.data.build.shuffle import DocumentShuffle, bucket_count
 from quintic.data.build.text_files import TextFile
 from quintic.data.build.vocabulary import train_vocabulary
+from quintic.data.gpt2_tokenizer import GPT2
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import SPLITS, Manifest, ShardRecord
 from quintic.data.shards import token_dtype
-from quintic.data.tokenizer import (
-    GPT2,
-    TOKENIZER_FILE,
-    BpeTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError, counted, reason, way_out
 
 # Part of the plan: to be raised when the same input gives other bytes.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from quintic.data.build.chunks import DocumentFormat
 from quintic.data.build.messages import TEMPLATES, unknown_places
+from quintic.data.gpt2_tokenizer import GPT2
 from quintic.data.shards import MAX_SHARD_TOKENS
-from quintic.data.tokenizer import GPT2
 from quintic.errors import QuinticError
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from quintic.data.bpe_tokenizer import BpeTokenizer, train_bpe
 from quintic.data.build.chunks import DocumentFormat, Position, read_chunks
 from quintic.data.build.documents import BadDocument, documents
 from quintic.data.build.encode import text_split
 from quintic.data.build.settings import BuildSettings
 from quintic.data.build.text_files import OnDownload, TextFile
-from quintic.data.tokenizer import BpeTokenizer, train_bpe
 from quintic.errors import QuinticError
 
 # More text hardly changes a vocabulary of this kind, and takes longer to count than to tokenize.

@@ -21,6 +21,7 @@ from threading import Event, Lock
 from filelock import FileLock, Timeout
 
 from quintic.data.background import in_background
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
 from quintic.data.dataset import Dataset, open_dataset, split_of
 from quintic.data.hub.catalog import CATALOG, DATA_FOLDER
 from quintic.data.hub.client import (
@@ -33,7 +34,6 @@ from quintic.data.hub.client import (
 )
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest
 from quintic.data.shards import open_shard
-from quintic.data.tokenizer import TOKENIZER_FILE
 from quintic.errors import QuinticError, counted
 from quintic.files import fsync_path, write_json
 

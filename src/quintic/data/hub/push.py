@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE
 from quintic.data.dataset import Dataset, open_dataset, split_of
+from quintic.data.gpt2_tokenizer import GPT2
 from quintic.data.hub.catalog import DATA_FOLDER
 from quintic.data.hub.client import HubRepo, Transfer
 from quintic.data.hub.upload import Pushed, repo_to_push, upload
 from quintic.data.manifest import MANIFEST_FILE, Split
-from quintic.data.tokenizer import GPT2, TOKENIZER_FILE
 from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 

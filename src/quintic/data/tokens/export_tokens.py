@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
 from quintic.data.dataset import open_dataset
 from quintic.data.manifest import Split
 from quintic.data.shards import TokenStream
-from quintic.data.tokenizer import TOKENIZER_FILE, BpeTokenizer
 from quintic.data.tokens.hf_datasets import SPLIT_NAMES, hf_split_writer, write_hf_dict
 from quintic.data.tokens.megatron import megatron_writer
 from quintic.data.tokens.nanogpt import nanogpt_writer

@@ -10,17 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
 from quintic.data.build.settings import check_shards
 from quintic.data.build.shard_set import ShardSet
+from quintic.data.gpt2_tokenizer import GPT2
+from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import SPLITS, Manifest, ShardRecord, Split
 from quintic.data.shards import token_dtype
-from quintic.data.tokenizer import (
-    GPT2,
-    TOKENIZER_FILE,
-    BpeTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from quintic.data.tokenizer import Tokenizer
 from quintic.data.tokens.find import ALL, find_tokens
 from quintic.data.tokens.token_file import TokenBlock, TokenFile
 from quintic.errors import QuinticError, counted, reason, way_out
