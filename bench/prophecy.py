@@ -13,20 +13,16 @@ docs/results/prophecy, which docs/scaling.md tells of.
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.results import RESULTS
-from quintic import ladder, run_dir
+from bench.trainings import copy_records, ending_in_a_line, train_all
+from quintic import ladder
 from quintic.config import Config
 from quintic.errors import QuinticError
-from quintic.metrics_file import METRICS
 from quintic.recipes import get_recipe
-from quintic.sweep.execute import execute
-from quintic.sweep.plan import SEED, Plan, PlannedRun
-from quintic.sweep.record import outcome_in
+from quintic.sweep.plan import SEED, PlannedRun
 
 DEPTH = 4
 BATCH, CONTEXT = 1024, 256
@@ -50,34 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/prophecy"))
     parser.add_argument("--results", type=Path, default=RESULTS / "prophecy")
     options = parser.parse_args(arguments)
-    try:
+    with ending_in_a_line("bench.prophecy"):
         _run(options.part, options.data, options.jobs, options.out, options.results)
-    except QuinticError as error:
-        print(f"bench.prophecy: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped and saved; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _run(part: str, data: str, jobs: int, out: Path, results: Path) -> None:
-    runs = tuple(_planned(part, data))
-    outcomes = {run.name: outcome_in(out / run.name, run) for run in runs}
-    out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(runs[0].config, (), None, len(SEEDS), runs)
-
-    def ended(run: PlannedRun) -> None:
-        found = outcomes[run.name]
-        print(f"{run.name}  {found.val_loss or found.message}", flush=True)
-        if found.kind == "finished":
-            (results / run.name).mkdir(parents=True, exist_ok=True)
-            for name in (run_dir.CONFIG, run_dir.ENVIRONMENT, METRICS):
-                shutil.copyfile(out / run.name / name, results / run.name / name)
-
-    if not execute(plan, out, outcomes, jobs=jobs, on_change=lambda _: None, on_end=ended):
-        raise KeyboardInterrupt
-    if failed := [name for name, found in outcomes.items() if found.kind != "finished"]:
-        raise QuinticError(f"{failed[0]} did not finish: see {out / failed[0]}.log")
+    losses = train_all(tuple(_planned(part, data)), out, jobs=jobs)
+    for name, loss in losses.items():
+        if loss is None:
+            raise QuinticError(f"{name} diverged: see {out / name}.log")
+        copy_records(out / name, results / name)
 
 
 def _planned(part: str, data: str) -> Iterator[PlannedRun]:

@@ -14,8 +14,6 @@ or some techniques only, give what it writes another `--name`.
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,13 +26,9 @@ from bench.ladder.climb import Rung, climb
 from bench.ladder.figure import draw_ladder
 from bench.ladder.techniques import LADDERS, SMALL_GAINS, Ladder
 from bench.results import RESULTS, print_table, write_result
-from quintic import run_dir
+from bench.trainings import copy_records, ending_in_a_line
 from quintic.compare.statistics import summarize
 from quintic.errors import QuinticError
-from quintic.metrics_file import METRICS
-
-RECORDS = (run_dir.CONFIG, run_dir.ENVIRONMENT, METRICS)
-"""What of a run goes into the results."""
 
 HEADER = ("rung", "kept", "final loss", "to the last kept", "95% interval", "p")
 
@@ -55,14 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--only", nargs="*", metavar="TECHNIQUE", help="these, in this order")
     options = parser.parse_args(arguments)
-    try:
+    with ending_in_a_line("bench.ladder"):
         _run(options)
-    except QuinticError as error:
-        print(f"bench.ladder: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped and saved; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -94,14 +82,8 @@ def _run(options: argparse.Namespace) -> None:
         rungs.append(rung)
         _write(rungs, options.results, name, ladder)  # after every rung, so that a stop loses none
         for folder in sorted(out.glob(f"{len(rungs) - 1:02}-{rung.name}-seed*/")):
-            _copy(folder, options.results / name / folder.name)
+            copy_records(folder, options.results / name / folder.name)
         print_table(HEADER, [_row(rung) for rung in rungs])
-
-
-def _copy(run: Path, to: Path) -> None:
-    to.mkdir(parents=True, exist_ok=True)
-    for name in RECORDS:
-        shutil.copyfile(run / name, to / name)
 
 
 def _write(rungs: Sequence[Rung], results: Path, name: str, ladder: Ladder) -> None:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.ladder.techniques import Technique
+from bench.trainings import train_all
 from quintic.compare.statistics import Difference, difference
 from quintic.config import Config
-from quintic.errors import QuinticError
-from quintic.sweep.execute import execute
-from quintic.sweep.plan import SEED, Plan, PlannedRun
-from quintic.sweep.record import Outcome, outcome_in
+from quintic.sweep.plan import SEED, PlannedRun
 
 LEVEL = 0.05
 """Of significance, for a rung to be kept. Of 14 rungs without any effect a third of one is kept."""
@@ -59,7 +57,6 @@ def climb(
     another reason than divergence, and `KeyboardInterrupt` where a signal stopped it; what was
     trained is saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     below: dict[int, float | None] = {}
     upon: tuple[str, ...] = ()
     kept: dict[str, Any] = {}
@@ -100,26 +97,5 @@ def _train(
     runs = tuple(
         PlannedRun(f"{name}-seed{seed}", changes, config.override({SEED: seed})) for seed in seeds
     )
-    outcomes: dict[str, Outcome] = {run.name: outcome_in(folder / run.name, run) for run in runs}
-
-    def ended(run: PlannedRun) -> None:
-        outcome = outcomes[run.name]
-        say(f"{run.name}  {outcome.kind}  {outcome.val_loss or outcome.message or ''}")
-
-    whole = execute(
-        Plan(config, (), None, len(seeds), runs),
-        folder,
-        outcomes,
-        jobs=jobs,
-        on_change=lambda going: None,
-        on_end=ended,
-    )
-    if not whole:
-        raise KeyboardInterrupt
-    for run in runs:
-        if (outcome := outcomes[run.name]).kind == "failed":
-            raise QuinticError(
-                f"{run.name} failed: {outcome.message}: see {folder / run.name}.log; the same "
-                "command goes on from there"
-            )
-    return {run.seed: outcomes[run.name].val_loss for run in runs}
+    losses = train_all(runs, folder, jobs=jobs, say=say)
+    return {run.seed: losses[run.name] for run in runs}

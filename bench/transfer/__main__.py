@@ -6,7 +6,7 @@ first seed, all seeds at the best and one to either side, and a parabola through
 its lowest points over the sizes is how the rate has to follow; `carried` is what it costs the
 largest size to train with the best rate of the smallest.
 
-Interrupted, the same command goes on; with --until it ends in time, at the next run. It writes
+Interrupted, the same command goes on; with --minutes it ends in time, at the next run. It writes
 docs/results/transfer.json and transfer.png of what is there, which docs/scaling.md tells of.
 """
 
@@ -14,33 +14,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.results import RESULTS, print_table, write_result
+from bench.trainings import OutOfTimeError, ending_in_a_line, train_all
 from bench.transfer.exponent import fit_exponent
 from bench.transfer.figure import draw_transfer
 from bench.transfer.plan import DEPTHS, RULES, WIDTHS, Rule, Size
 from bench.transfer.search import Curve, search
-from quintic.config import Config
-from quintic.errors import QuinticError
-from quintic.sweep.execute import execute
-from quintic.sweep.plan import SEED, Plan, PlannedRun
-from quintic.sweep.record import outcome_in
+from quintic.sweep.plan import SEED, PlannedRun
 
 SERIES: dict[str, tuple[Size, ...]] = {"width": WIDTHS, "layers": DEPTHS}
 
 Curves = dict[tuple[Rule, Size], Curve]
-
-
-class OutOfTimeError(Exception):
-    """The time that was given is over."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,30 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves: Curves = {}
     end = time.monotonic() + 60 * options.minutes
     sizes = sorted({*WIDTHS, *DEPTHS}, key=lambda size: (size.layers * size.width**2, size.layers))
-    try:
-        for size in (size for size in sizes if size.width <= options.largest):
-            for rule in RULES:
-                curve = curves[rule, size] = Curve()
-                search(
-                    lambda power, seed, rule=rule, size=size: _train(  # type: ignore[misc]
-                        size.config(rule, power, options.data).override({SEED: seed}),
-                        f"{rule.name}-{size.layers}x{size.width}-{power:+}-seed{seed}",
-                        options.out,
-                        end,
-                    ),
-                    _begin(curves, rule, size),
-                    seeds,
-                    curve,
-                )
-            _write(curves, seeds, options.results)
-    except QuinticError as error:
-        print(f"bench.transfer: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OutOfTimeError:
-        print("the time is over; the same command goes on")
-    except KeyboardInterrupt:
-        print("stopped and saved; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+
+    def train(rule: Rule, size: Size, power: int, seed: int) -> float:
+        name = f"{rule.name}-{size.layers}x{size.width}-{power:+}-seed{seed}"
+        run = PlannedRun(name, {}, size.config(rule, power, options.data).override({SEED: seed}))
+        return train_all([run], options.out, end=end)[name] or math.inf
+
+    with ending_in_a_line("bench.transfer"):
+        try:
+            for size in (size for size in sizes if size.width <= options.largest):
+                for rule in RULES:
+                    curve = curves[rule, size] = Curve()
+                    search(partial(train, rule, size), _begin(curves, rule, size), seeds, curve)
+                _write(curves, seeds, options.results)
+        except OutOfTimeError:
+            print("the time is over; the same command goes on")
     _write(curves, seeds, options.results)
 
 
@@ -91,27 +75,6 @@ def _begin(curves: Curves, rule: Rule, size: Size) -> int:
         if by == rule and c.losses
     ]
     return min(done, key=lambda found: found[0])[1].best(1) if done else 0
-
-
-def _train(config: Config, name: str, folder: Path, end: float) -> float:
-    """Return the final loss of a run, which is trained unless it is there."""
-    run = PlannedRun(name, {}, config)
-    outcomes = {name: outcome_in(folder / name, run)}
-    if not outcomes[name].final:
-        if time.monotonic() > end:
-            raise OutOfTimeError
-        folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        plan = Plan(config, (), None, 1, (run,))
-        if not execute(
-            plan, folder, outcomes, jobs=1, on_change=lambda _: None, on_end=lambda _: None
-        ):
-            raise KeyboardInterrupt
-        loss = outcomes[name].val_loss
-        print(f"{name:32} {loss or outcomes[name].kind}  {time.monotonic() - began:.0f} s")
-        if outcomes[name].kind == "failed":
-            raise QuinticError(f"{name} failed: {outcomes[name].message}: see {folder / name}.log")
-    return outcomes[name].val_loss or math.inf
 
 
 def _write(curves: Curves, seeds: Sequence[int], results: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_stop_is_said_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("bench.ladder.climb.execute", lambda *plan, **options: False)
+    monkeypatch.setattr("bench.trainings.execute", lambda *plan, **options: False)
     with pytest.raises(SystemExit) as caught:
         main(["--data", str(tiny_data), "--out", str(tmp_path / "runs")])
     assert caught.value.code == 130

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from quintic.cores import available_cores
 from quintic.distributed.signals import GracefulShutdown
 from quintic.files import write_json
-from quintic.sweep.plan import Plan, PlannedRun
+from quintic.sweep.plan import PlannedRun
 from quintic.sweep.record import Outcome, Outcomes, outcome_in
 
 POLL_S = 0.1
@@ -116,7 +116,7 @@ class Job:
 
 
 def execute(
-    plan: Plan,
+    runs: Sequence[PlannedRun],
     folder: Path,
     outcomes: Outcomes,
     *,
@@ -124,14 +124,14 @@ def execute(
     on_change: Callable[[list[Job]], None],
     on_end: Callable[[PlannedRun], None],
 ) -> bool:
-    """Train every run of the plan that is not done, and note in `outcomes` what becomes of it.
+    """Train every run that is not done, and note in `outcomes` what becomes of it.
 
     `on_change` is called now and then, with the runs that go on; `on_end` after each run. Returns
     False where SIGINT or SIGTERM stopped it: the runs are then saved and have ended. A second
     SIGINT kills them and raises `KeyboardInterrupt`.
     """
     environment = run_environment(jobs)
-    waiting = deque(run for run in plan.runs if not outcomes[run.name].final)
+    waiting = deque(run for run in runs if not outcomes[run.name].final)
     going: list[Job] = []
     told = False
     with GracefulShutdown().handling_signals() as stop:

@@ -60,7 +60,7 @@ def _sweep_in(folder: Path, plan: Plan, jobs: int, console: Console, outcomes: O
     watch = _Watch(folder, plan, outcomes, console)
     with watch.bar:
         whole = execute(
-            plan, folder, outcomes, jobs=jobs, on_change=watch.changed, on_end=watch.ended
+            plan.runs, folder, outcomes, jobs=jobs, on_change=watch.changed, on_end=watch.ended
         )
     summary = summarize_sweep(plan, outcomes)
     console.table(table(summary), "final loss in nats per token, best first")
