@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quintic.cli.main import main
+from quintic.errors import QuinticError
 from quintic.run_dir import ENVIRONMENT, read_environments
 from quintic.threads import choose_threads
 
@@ -90,6 +91,26 @@ def test_a_run_that_goes_on_keeps_its_number(
     if chosen == 2:
         assert said is not None
         assert "threads 2, not 8, as the run had so far, since rounding depends on it" in said
+
+
+def test_several_processes_do_not_look_for_cores_that_the_others_take(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torchrun and --procs start them, who say how many threads each takes."""
+
+    def connected(kind: str) -> None:
+        raise QuinticError(f"on the {kind}")
+
+    def look(folder: Path | None) -> None:
+        raise AssertionError("the others begin to compute too")
+
+    monkeypatch.setattr("quintic.cli.train.launched_size", lambda: 2)
+    monkeypatch.setattr("quintic.cli.train.stop_with_launcher", lambda: None)
+    monkeypatch.setattr("quintic.cli.train.connect", connected)
+    monkeypatch.setattr("quintic.cli.train.choose_threads", look)
+    with pytest.raises(SystemExit):
+        main(tiny)
+    assert capsys.readouterr().err == "quintic: on the cpu\n"
 
 
 def test_the_command_says_it_records_it_and_resumes_with_it(

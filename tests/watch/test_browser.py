@@ -205,6 +205,43 @@ def test_what_a_run_writes_is_drawn_and_what_a_resume_cuts_is_gone(
     assert cell(page, 4, 1) == "later"
 
 
+def test_curves_without_an_answer_are_asked_for_with_the_next_news(
+    page: Page, served: Served
+) -> None:
+    """And what is shown stays as it is."""
+    drawn = "charts.get('val_loss').chart.options.series"
+    on_steps = f"{drawn}.filter(s => s.x.steps?.every(x => x <= 100)).length"
+    page.evaluate("answers = fetch; fetch = () => Promise.reject(new Error('no answer')); 0")
+    page.click("[aria-label='details of a-seed1']")
+    page.click("[value=steps]")
+    until(page, "get('news').textContent === 'no curves: no answer'")
+    assert page.evaluate("get('one-title').textContent") == "a-seed2"
+    page.evaluate("fetch = answers; 0")
+    assert page.evaluate(on_steps) == 0
+    append(served.root / "a-seed2", [train_record(81)])
+    served.look()
+    until(page, f"{on_steps} === 4")
+    page.click("[value=tokens]")
+    until(page, f"{on_steps} === 0")
+
+
+def test_a_measured_value_that_has_no_place_is_not_told_beside_its_mean(page: Page) -> None:
+    """On an axis of powers of ten nothing below 0 has one, but the mean around it may."""
+    told = """(() => {
+        const host = document.body.appendChild(document.createElement("div"));
+        const series = [{ label: "a", x: { steps: [0, 1, 2] }, y: [4, MIDDLE, 4] }];
+        const chart = new Chart(host, { series, axes: {}, axis: "steps", logY: true,
+          smoothing: 0.5 });
+        chart.show(chart.scales.x.place(1));
+        const text = chart.tip.textContent;
+        host.remove();
+        return text;
+    })()"""
+    assert page.evaluate(told.replace("MIDDLE", "2")) == "a: 2.8478 (measured 2.0000) at 1 "
+    assert page.evaluate(told.replace("MIDDLE", "-1")) == "a: 1.1194 at 1 "
+    assert page.evaluate(told.replace("MIDDLE", "null")) == ""
+
+
 def test_nothing_is_asked_of_another_machine_and_nothing_goes_wrong(
     page: Page, served: Served
 ) -> None:

@@ -112,6 +112,25 @@ def test_a_folder_that_vanishes_is_gone_and_may_come_back(tmp_path: Path) -> Non
     assert look(run)["state"] == "stopped"
 
 
+def test_a_run_that_comes_while_the_changes_are_told_waits_for_the_next(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path / "one", 1)
+    watcher = Watcher([tmp_path])
+    watcher.look()
+    (one,) = watcher.runs.values()
+
+    class Version(int):
+        def __gt__(self, other: int) -> bool:
+            watcher.discover()
+            return super().__gt__(other)
+
+    one.version = Version(one.version)
+    write_run(tmp_path / "two", 1)
+    assert watcher.changes(0, 0.0) == (1, [one.summary])
+    assert [run.name for run in watcher.runs.values()] == ["one", "two"]
+
+
 def test_a_config_of_another_version_leaves_its_curves(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 20)
     (folder / CONFIG).write_text('{"format": 99, "needs_quintic": "9.1", "train": {"steps": 70}}')
