@@ -20,6 +20,7 @@ from quintic.errors import QuinticError
 from quintic.optim import muons
 from quintic.optim.muon import Muon
 from quintic.optim.muons import convert, implementation, implementations, nearest_of_quintic
+from quintic.recipes import get_recipe
 from tests.conftest import refusal, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -172,13 +173,27 @@ def test_a_run_has_all_its_matrices_converted_from_its_own_rates(
 ) -> None:
     out = convert_line(capsys, "--model", str(run), "--to", "keras")
     table = rows(out)
-    assert "Polar Express in quintic" in out and "quintic: the run has --optim.muon.normuon" in out
+    assert (
+        "Polar Express in quintic" in out
+        and "quintic: the model is trained with --optim.muon.normuon" in out
+    )
     width = run_dir.read_config(run).model.width
     layers = run_dir.read_config(run).model.layers
     square = next(row for row in table if row[0] == row[2] == str(width))
     assert square[3] == str(4 * layers)
     assert float(square[5]) == pytest.approx(0.01 / (0.2 * width**0.5), rel=1e-3)
     assert float(square[5]) * float(square[6]) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_recipe_or_a_rung_of_the_ladder_has_all_its_matrices_converted(capsys: Capture) -> None:
+    for name in ("laptop-plain", "ladder:4"):
+        recipe = get_recipe(name)
+        width, layers, lr = recipe.model.width, recipe.model.layers, recipe.optim.muon.lr
+        out = convert_line(capsys, "--model", name, "--to", recipe.optim.muon.scale)
+        assert f"the learning rate is {name}'s own, {lr:g}" in out
+        up = next(row for row in rows(out) if (row[0], row[2]) == (str(4 * width), str(width)))
+        assert up[3] == str(layers)
+        assert float(up[5]) == pytest.approx(lr, rel=1e-3)
 
 
 def test_hyperparameters_are_read_from_param_groups(capsys: Capture, tmp_path: Path) -> None:
@@ -218,7 +233,8 @@ def test_the_table_lists_every_name(capsys: Capture) -> None:
         (["--from", "optax", "--shape", "2x2"], "give it with --lr"),
         (["--from", "torch"], "needs the shapes"),
         (["--shape", "2x2"], "needs --from"),
-        (["--from", "torch", "--model", "absent", "--lr", "1"], "absent does not exist"),
+        (["--from", "torch", "--model", "absent", "--lr", "1"], "there is no recipe 'absent'"),
+        (["--model", "moded"], "is the folder of no run, and there is no recipe 'moded': did you"),
         (["--form", "torch", "--shape", "2x2"], "did you mean --from?"),
         (["--from", "muon-fsdp2", "--shape", "2x2"], "the names are quintic, max_dim"),
         (["--from", "torch", "--groups", "absent", "--shape", "2x2"], "absent"),

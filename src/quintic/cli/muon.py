@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from quintic import run_dir
 from quintic.cli.options import Muon, MuonConvert
-from quintic.config import resolve_vocabulary
+from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console, Table
 from quintic.errors import QuinticError
 from quintic.model.build import meta_model
@@ -26,6 +27,7 @@ from quintic.optim.muons import (
     unmatched,
 )
 from quintic.optim.param_groups import assign_parameters
+from quintic.recipes import get_recipe
 
 
 def run(command: Muon, _arguments: Sequence[str]) -> None:
@@ -45,26 +47,36 @@ def _convert(command: MuonConvert) -> None:
         if not wanted:
             raise QuinticError(
                 "muon convert needs the shapes of matrices: name them with --shape 768x3072, or "
-                "the run that has them with --model RUN"
+                "the run or recipe that has them with --model"
             )
         _print(group, _target(command.to, group.source), wanted)
 
 
 def _model(command: MuonConvert) -> tuple[dict[Shape, int], Group | None]:
-    """Return the shapes of a run's matrices, with their number, and the run's own settings, which
-    an imported model has none of."""
+    """Return the shapes of a run's or a recipe's matrices, with their number, and its own settings,
+    which an imported model has none of."""
     assert command.model is not None
-    config = run_dir.read_config(command.model)
+    config = _config(command.model)
     if config.optim.matrices != "muon":
         raise QuinticError(
-            f"{command.model} gave its matrices to {config.optim.matrices}, and none to Muon: name "
-            "a run of optim.matrices muon, or the shapes with --shape"
+            f"{command.model} gives its matrices to {config.optim.matrices}, and none to Muon: "
+            "name a run or recipe of optim.matrices muon, or the shapes with --shape"
         )
-    if config.model.vocab_size is None:
-        config = resolve_vocabulary(config, config.data.embedded_vocab)
+    if config.model.vocab_size is None:  # on which no matrix of Muon's depends
+        config = resolve_vocabulary(config, 1)
     specs = assign_parameters(meta_model(config.model), config.optim)
     muon = [(spec.shape[0], spec.shape[1]) for spec in specs if spec.optimizer == "muon"]
     return distinct(muon), None if config.is_imported else group_of_run(config.optim.muon)
+
+
+def _config(named: str) -> Config:
+    """Return the config of a run by its folder, or of a recipe."""
+    if Path(named).is_dir():
+        return run_dir.read_config(Path(named))
+    try:
+        return get_recipe(named)
+    except QuinticError as error:
+        raise QuinticError(f"--model {named} is the folder of no run, and {error}") from error
 
 
 def _sources(command: MuonConvert, own: Group | None) -> list[Group]:
@@ -93,7 +105,7 @@ def _sources(command: MuonConvert, own: Group | None) -> list[Group]:
     decay = own_decay if command.weight_decay is None else command.weight_decay
     if lr is None:
         raise QuinticError(f"{source.title} has no learning rate of its own: give it with --lr")
-    owner = source.name if command.source else "the run"
+    owner = source.name if command.source else command.model
     notes = []
     if command.lr is None:
         notes.append(f"the learning rate is {owner}'s own, {lr:g}")

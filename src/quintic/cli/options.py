@@ -482,7 +482,7 @@ class MuonConvert:
 
     source: Annotated[str | None, arg(name="from")] = None
     """Implementation that the rates are of, such as torch or torch:match_rms_adamw, or a scale of
-    quintic; default the run of --model with its rates."""
+    quintic; default that of --model with its rates."""
     to: str = "quintic"
     """Implementation that is to do the same; quintic: with the scale of the other, if it has it."""
     lr: float | None = None
@@ -492,8 +492,8 @@ class MuonConvert:
     shape: tuple[str, ...] = ()
     """Shapes of matrices, such as 768x3072, as the library of --from has them: (out, in) in PyTorch
     and MLX, (in, out) in optax (Flax) and keras."""
-    model: Path | None = None
-    """Folder of a run: all its matrices."""
+    model: str | None = None
+    """Folder of a run, or a recipe, such as speedrun or ladder:8: all its matrices."""
     groups: Path | None = None
     """JSON file of optimizer.param_groups without their params, instead of --lr and
     --weight-decay."""

@@ -248,7 +248,7 @@ class Group:
 
 
 def group_of_run(config: MuonConfig) -> Group:
-    """Return the settings of a run of quintic, with what of them changes its update."""
+    """Return the settings of a run or recipe of quintic, with what of them changes its update."""
     scale = implementations()[config.scale]
     polynomial = {"quintic": "jordan", "dion": "five"}.get(
         config.ns_coefficients, config.ns_coefficients
@@ -260,7 +260,7 @@ def group_of_run(config: MuonConfig) -> Group:
         momentum=config.momentum,
         newest=scale.newest if config.nesterov else without_nesterov(config.momentum),
         polynomial=polynomial,
-        also=f"the run has {on}" if on else "",
+        also=f"the model is trained with {on}" if on else "",
     )
     return Group(source, config.lr, config.weight_decay)
 
