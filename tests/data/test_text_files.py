@@ -194,6 +194,8 @@ def test_bad_lines_are_named_with_line_and_reason(tmp_path: Path) -> None:
         b'{"text": " \\n\\t"}\n'
         b'{"text": null}\n'
         b'{"text": ["a"]}\n'
+        b'{"text": [5, 6]}\n'
+        b'{"input_ids": [5, 6]}\n'
         b'"text"\n'
         b'{"text": "\xff"}\n' + b"[" * 100_000 + b"\n"
         b'{"text": "last, without a line end"}'
@@ -201,15 +203,18 @@ def test_bad_lines_are_named_with_line_and_reason(tmp_path: Path) -> None:
     found = texts(path)
     assert [text for text in found if isinstance(text, str)] == ["good", "last, without a line end"]
     reasons = {bad.line: bad.reason for bad in found if isinstance(bad, BadDocument)}
-    assert list(reasons) == [3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert list(reasons) == [*range(3, 14)]
     assert "broken JSON (Unterminated string" in reasons[3]
     assert reasons[4] == "no field 'text' (--field), there are body, id"
     assert reasons[5] == reasons[6] == "empty document"
     assert reasons[7] == "field 'text' is no text but null"
     assert reasons[8] == "field 'text' is no text but [\"a\"]"
-    assert reasons[9] == "no JSON object"
-    assert reasons[10] == "invalid UTF-8 at byte 10 of the document"
-    assert "broken JSON" in reasons[11]
+    ids = "lists of token ids are read by quintic data import"
+    assert reasons[9] == f"field 'text' is no text but [5, 6]; {ids}"
+    assert reasons[10] == f"no field 'text' (--field), there are input_ids; {ids}"
+    assert reasons[11] == "no JSON object"
+    assert reasons[12] == "invalid UTF-8 at byte 10 of the document"
+    assert "broken JSON" in reasons[13]
 
 
 def test_bad_rows_are_named_with_row_and_reason(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from quintic.cli.main import main
 from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import TokenStream, write_shard
-from quintic.data.tokens import hf_datasets, token_file
+from quintic.data.tokens import hf_datasets, json_lists, token_file
 from quintic.data.tokens.export_tokens import export_tokens
 from quintic.data.tokens.find import find_tokens
 from quintic.data.tokens.import_tokens import ImportSettings, import_tokens
@@ -47,6 +48,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_file, "BLOCK_TOKENS", 97)
+    monkeypatch.setattr(json_lists, "_BATCH_BYTES", 300)
 
 
 def write_nanogpt(folder: Path, dtype: str = "<u2") -> None:
@@ -189,6 +191,17 @@ def write_arrow(folder: Path, kind: Any = None) -> None:
             writer.write_table(part, max_chunksize=17)
 
 
+def write_jsonl(folder: Path, mask: bool = False, pack: Callable[[bytes], bytes] = bytes) -> None:
+    """As datasets' `to_json` has it, in two files, with blank lines and fields of other kinds."""
+    rows = id_lists(mask=mask).to_pylist()
+    lines = [json.dumps(row) for row in rows if row["input_ids"] is not None]
+    lines[3:3] = ["", " "]
+    for name, part in (("0", lines[:20]), ("1", lines[20:])):
+        content = "\ufeff" * (name == "0") + "\n".join(part) + "\n" * (name == "0")
+        suffix = "" if pack is bytes else ".zst"
+        (folder / f"{name}.jsonl{suffix}").write_bytes(pack(content.encode()))
+
+
 WITH_SPLITS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "nanoGPT": ("nanoGPT", write_nanogpt),
     "nanoGPT, 32 bits": ("nanoGPT", lambda folder: write_nanogpt(folder, "<u4")),
@@ -218,6 +231,9 @@ OF_DOCUMENTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "parquet": (ROWS, write_parquet),
     "parquet, padded": (ROWS, lambda folder: write_parquet(folder, mask=True)),
     "parquet, uint16": (ROWS, lambda f: write_parquet(f, pyarrow.large_list(pyarrow.uint16()))),
+    "JSON lines": (ROWS, write_jsonl),
+    "JSON lines, padded": (ROWS, lambda folder: write_jsonl(folder, mask=True)),
+    "JSON lines, zstd": (ROWS, lambda folder: write_jsonl(folder, pack=zstandard.compress)),
     "Arrow": (ROWS, write_arrow),
     "Arrow, views": (ROWS, lambda f: write_arrow(f, pyarrow.list_view(pyarrow.int64()))),
 }
@@ -429,6 +445,25 @@ def remove(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
+# Each with what is wrong of its last line, which may be hidden among good ones.
+BAD_LINES = [
+    (['{"tokens": [1]}', "", '{"tokens": [2, 3'], "JSON parse error: Missing a comma"),
+    (['{"tokens": [1]}'] * 9 + ['{"tokens": [1, 2.5]}'], "Failed to convert JSON to int64"),
+    (['{"tokens": [1]}', '{"tokens": ["1"]}'], r"JSON parse error: Column\(/tokens/\[\]\) changed"),
+    (['{"tokens": [1]}', '{"text": "some words"}'], "no list in a field tokens"),
+    (['{"tokens": [1]}', '{"tokens": null}'], "no list in a field tokens"),
+    (['{"tokens": [1]}', '{"tokens": [1, null]}'], "null in its tokens"),
+    (['{"tokens": [1]}', '{"tokens": [1]} {"tokens": [2]}'], "not one object on each line"),
+    (['{"tokens": [1]}', '{"tokens": [1], "attention_mask": [0]}'], "it has a field attention_ma"),
+    (['{"tokens": [1]}', "\0\0"], "JSON parse error: The document is empty"),
+    (['{"tokens": [1]}', "tokens"], "JSON parse error: Invalid value"),
+]
+
+
+def write_lines(lines: list[str], folder: Path) -> None:
+    (folder / "a.jsonl").write_text("\n".join(lines))
+
+
 @pytest.mark.parametrize(
     ("write", "damage", "message"),
     [
@@ -530,6 +565,29 @@ def remove(name: str) -> Damage:
             r"tables such as a\.parquet, without lists of integers in a column input_ids or tokens",
         ),
         (lambda f: (f / "a.jsonl").touch(), lambda f: None, "quintic data build .* reads that"),
+        *[
+            (
+                partial(write_lines, lines),
+                lambda f: None,
+                rf"a\.jsonl:{len(lines)} is no row of token ids like the first \({message}",
+            )
+            for lines, message in BAD_LINES
+        ],
+        (
+            partial(write_lines, ['{"tokens": [1]}', "1" * 99]),
+            lambda f: None,
+            r"a\.jsonl:2 is a line of 0 MiB or more, which cannot be kept in memory",
+        ),
+        (
+            write_jsonl,
+            replace("1.jsonl", '{"text": "a"}'),
+            r"1\.jsonl has no column of lists of tok",
+        ),
+        (
+            lambda f: write_jsonl(f, pack=zstandard.compress),
+            cut("1.jsonl.zst"),
+            r"1\.jsonl\.zst is truncated: its \.zst stream does not end",
+        ),
         (
             lambda f: parquet.write_table(pyarrow.table({"a": [[], []]}, IDS), f / "a.parquet"),
             lambda f: None,
@@ -543,12 +601,15 @@ def test_damaged_files_are_refused_in_a_line(
     tmp_path: Path,
     vocabulary: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     write: Damage,
     damage: Damage,
     message: str,
 ) -> None:
     write(source)
     damage(source)
+    if "0 MiB" in message:
+        monkeypatch.setattr(json_lists, "_MAX_LINE_BYTES", 99)
     arguments = ["data", "import", source, "--out", tmp_path / "out", "--tokenizer", vocabulary]
     if message.startswith("token files of datatrove"):
         # Files of two kinds in one folder are of the first; in two folders nobody knows.

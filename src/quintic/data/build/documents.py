@@ -9,6 +9,7 @@ import orjson
 from quintic.data.build.chunks import Chunk, DocumentFormat, split_at
 from quintic.data.build.messages import text_of_messages
 from quintic.data.build.sources.rows import BadRow
+from quintic.data.tokens.token_file import ID_COLUMNS
 from quintic.errors import names_in_line
 
 # No text has so many; a crash, a full disk or a file that was made larger leaves them.
@@ -81,7 +82,7 @@ def _text(chunk: Chunk, record: Any, format: DocumentFormat) -> str:
     if isinstance(record, bytes):
         return _decoded(record)
     if not isinstance(record, str):
-        raise _UnusableError(f"{what} is no text but {json.dumps(record)[:40]}")
+        raise _UnusableError(f"{what} is no text but {json.dumps(record)[:40]}{_way(record)}")
     return record
 
 
@@ -124,7 +125,15 @@ def _value_at(record: Any, field: str) -> Any:
             except _UnusableError:
                 continue
     there = names_in_line(record) or "no fields"
-    raise _UnusableError(f"no field {field!r} (--field), there are {there}")
+    way = next(filter(None, (_way(record.get(name)) for name in ID_COLUMNS)), "")
+    raise _UnusableError(f"no field {field!r} (--field), there are {there}{way}")
+
+
+def _way(value: Any) -> str:
+    """Return who reads a value that is a list of token ids, as the end of a message."""
+    if isinstance(value, list) and value and all(type(part) is int for part in value):
+        return "; lists of token ids are read by quintic data import"
+    return ""
 
 
 def _parsed(line: bytes) -> Any:

@@ -1,4 +1,5 @@
-"""Tables whose rows are lists of token ids: parquet, and Arrow as Hugging Face's datasets has it.
+"""Tables whose rows are lists of token ids: parquet, Arrow as Hugging Face's datasets has it, and
+JSON lines.
 
 The lists are in the column `input_ids` or `tokens`, or in the only one. Where there is an
 `attention_mask`, which datasets' tokenizers write, ids that it masks are padding and left out.
@@ -19,10 +20,16 @@ from quintic.data.build.inputs import CACHED
 from quintic.data.build.sources.arrow import arrow_batches
 from quintic.data.build.sources.columns import holds_ids
 from quintic.data.tokens import token_file
-from quintic.data.tokens.token_file import ID_COLUMNS, TokenBlock, TokenFile, document_groups
+from quintic.data.tokens.json_lists import is_json_lines, json_lists, json_lists_schema
+from quintic.data.tokens.token_file import (
+    ID_COLUMNS,
+    MASK_COLUMN,
+    TokenBlock,
+    TokenFile,
+    document_groups,
+)
 from quintic.errors import QuinticError, one_line
 
-_MASK = "attention_mask"
 _READ_BYTES = 1 << 20
 
 
@@ -36,11 +43,18 @@ def find_id_lists(folder: Path, names: list[str]) -> list[TokenFile]:
     paths = [
         folder / name
         for name in names
-        if name.endswith((".parquet", ".arrow", ".feather")) and not CACHED.fullmatch(name)
+        if is_json_lines(name)
+        or (name.endswith((".parquet", ".arrow", ".feather")) and not CACHED.fullmatch(name))
     ]
     found = [(path, _find_columns(path)) for path in paths]
     tables = [path for path, columns in found if columns]
-    others = [path for path, columns in found if not columns]
+    # Beside tables JSON lines may be anything.
+    as_text = not any(is_json_lines(path.name) for path in tables)
+    others = [
+        path
+        for path, columns in found
+        if not columns and not (as_text and is_json_lines(path.name))
+    ]
     if tables and others:
         raise QuinticError(
             f"{others[0]} has no column of lists of token ids, {tables[0].name} beside it has: "
@@ -63,7 +77,7 @@ def _find_columns(path: Path) -> list[str]:
             raise QuinticError(f"{path} has several columns named {names[0]!r}: keep one")
         if not names or not holds_ids(schema.field(schema.get_field_index(names[0])).type):
             return []
-        return [names[0], *(name for name in schema.names if name == _MASK)]
+        return [names[0], *(name for name in schema.names if name == MASK_COLUMN)]
 
 
 @contextmanager
@@ -83,6 +97,9 @@ def _reading(path: Path) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open a table, and yield its schema and what gives batches of some of its columns."""
+    if is_json_lines(path.name):
+        yield json_lists_schema(path), partial(json_lists, path)
+        return
     if path.suffix == ".parquet":
         with path.open("rb") as stream:
             # Without a buffer size a whole column of a row group would be read at once.
@@ -109,7 +126,7 @@ def _count(path: Path, columns: list[str]) -> int:
             meta = parquet.read_metadata(path)
             groups = map(meta.row_group, range(meta.num_row_groups))
             return sum(_values_of(group, columns[0]) for group in groups)
-        return sum(int(_lengths(batch.column(0)).sum()) for batch in batches(columns[:1]))
+        return sum(int(_lengths(batch.column(0)).sum()) for batch in batches(columns))
 
 
 def _values_of(group: Any, column: str) -> int:
@@ -137,8 +154,8 @@ def _read(path: Path, columns: list[str]) -> Iterator[TokenBlock]:
             lengths = _lengths(lists)
             if mask and (lengths != _lengths(mask[0])).any():
                 raise QuinticError(
-                    f"{path} has rows from {row} on whose {_MASK} has another length than their "
-                    f"{columns[0]}: make it again"
+                    f"{path} has rows from {row} on whose {MASK_COLUMN} has another length than "
+                    f"their {columns[0]}: make it again"
                 )
             for first, end in document_groups(lengths):
                 ids, part = _values(path, lists, first, end, row), lengths[first:end]

@@ -14,6 +14,8 @@ BLOCK_TOKENS = 1 << 20
 
 ID_COLUMNS = ("input_ids", "tokens")
 """Names of the columns of tables that hold token ids."""
+MASK_COLUMN = "attention_mask"
+"""Name of the column that has 0 where an id is padding."""
 
 Append = Callable[[npt.NDArray[np.int64]], object]
 """Adds tokens, [tokens], to what is being written."""
