@@ -1,5 +1,6 @@
 """Kinds of files besides text, JSON and parquet: packed, delimited, Arrow, WARC, standard input."""
 
+import base64
 import bz2
 import csv
 import gzip
@@ -9,9 +10,11 @@ import lzma
 import random
 import struct
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow
 import pytest
@@ -22,6 +25,7 @@ from quintic.data.build import chunks
 from quintic.data.build.documents import BadDocument
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.sources import packing
+from quintic.data.tokens.find import find_tokens
 from quintic.errors import QuinticError
 from tests.data.reading import read, texts
 
@@ -162,9 +166,10 @@ def test_parquet_is_known_by_its_bytes_and_said(tmp_path: Path, named: str) -> N
 
 
 def test_text_that_begins_like_a_table_or_packed_is_text(tmp_path: Path) -> None:
-    for index, text in enumerate(["PAR1 is a gene", "BZh9 and more", "ARROW1", "BZ"]):
+    begun = ["PAR1 is a gene", "BZh9 and more", "ARROW1", "BZ", "PK", "x" * 257 + "ustar"]
+    for index, text in enumerate(begun):
         (tmp_path / f"{index}.txt").write_text(text)
-    assert texts(tmp_path) == ["PAR1 is a gene", "BZh9 and more", "ARROW1", "BZ"]
+    assert texts(tmp_path) == begun
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,75 @@ def test_zstd_dictionary_is_named(tmp_path: Path) -> None:
         texts(tmp_path / "a.jsonl.zst")
 
 
+def zipped(name: str) -> bytes:
+    with zipfile.ZipFile(packed := io.BytesIO(), "w") as archive:
+        archive.writestr(name, LINES)
+    return packed.getvalue()
+
+
+def tarred(mode: Literal["w", "w:gz"], name: str = "a.jsonl") -> bytes:
+    with tarfile.open(fileobj=(packed := io.BytesIO()), mode=mode) as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(LINES)
+        archive.addfile(member, io.BytesIO(LINES))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.txt", zipped("a.jsonl"), "zip"),
+        ("a.jsonl", zipped("a.jsonl"), "zip"),
+        ("a.csv", tarred("w"), "tar"),
+        ("a.txt", tarred("w", "n" * 100), "tar"),
+        ("a.jsonl.gz", tarred("w:gz"), "tar"),
+        ("a.jsonl", tarred("w:gz"), "tar"),
+        ("a.txt", b"7z\xbc\xaf\x27\x1c\0\4", "7z"),
+    ],
+)
+def test_archive_is_one_bad_document(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    why = f"a {kind} archive: unpack it and name what is in it"
+    assert texts(tmp_path / name) == [BadDocument(0, 1, why)]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_archive_in_the_place_of_a_table_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(zipped(name))
+    with pytest.raises(QuinticError, match=rf"{name} is a zip archive: unpack it and name what"):
+        texts(tmp_path)
+
+
 # Tables ------------------------------------------------------------------------------------------
+
+
+def test_encrypted_parquet_is_named(tmp_path: Path) -> None:
+    encryption = pytest.importorskip("pyarrow.parquet.encryption")
+
+    class Keys(encryption.KmsClient):  # type: ignore[name-defined]
+        def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+            return base64.b64encode(key_bytes)
+
+    properties = encryption.CryptoFactory(lambda _: Keys()).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration("footer", column_keys={"column": ["text"]}),
+    )
+    path = tmp_path / "a.parquet"
+    parquet.write_table(TABLE, path, encryption_properties=properties)
+    for reader in (texts, find_tokens):
+        with pytest.raises(QuinticError, match=r"a\.parquet is encrypted parquet: write it anew"):
+            reader(path)
+
+
+def test_parquet_with_a_signature_behind_its_metadata_is_encrypted(tmp_path: Path) -> None:
+    """A file that is not, with room for a signature: only our own guard is asked."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(TABLE, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[-8:-4], "little")
+    path.write_bytes(content[:-8] + bytes(28) + (length + 28).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(QuinticError, match=r"a\.parquet is encrypted parquet: write it anew"):
+        texts(path)
 
 
 def test_arrow_columns_are_those_of_parquet(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def read_text(path: Path) -> str:
     content = content.removeprefix(codecs.BOM_UTF8)
     if not content:
         raise QuinticError(f"{name} is empty: name a file that has text")
-    if problem := encoding_problem(content):
+    if problem := text_problem(content):
         raise QuinticError(f"{name} is {problem}")
     try:
         return content.decode()
@@ -82,12 +82,31 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def encoding_problem(content: bytes) -> str:
-    """Return what a text is encoded as that is not UTF-8, by its first bytes, and how to convert
-    it; "" where they do not say.
+# PKWARE's APPNOTE, sections 4.3.7, 4.3.16 and 8.5.4; 7-Zip's DOC/7zFormat.txt.
+_ARCHIVES = {
+    "zip": (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"),
+    "7z": (b"7z\xbc\xaf\x27\x1c",),
+}
+
+
+def archive_problem(head: bytes) -> str:
+    """Return what archive a file is whose first 262 bytes or more are these, and what to do; ""
+    where it is none."""
+    kind = next((kind for kind, begins in _ARCHIVES.items() if head.startswith(begins)), "")
+    # The magic of POSIX's ustar, behind fields that end with zeros.
+    if head[257:262] == b"ustar" and b"\0" in head[:257]:
+        kind = "tar"
+    return kind and f"a {kind} archive: unpack it and name what is in it"
+
+
+def text_problem(content: bytes) -> str:
+    """Return what a file is, by its first bytes, that is no text in UTF-8, and how to make it one;
+    "" where they do not say.
 
     English in UTF-16 without a byte order mark is valid UTF-8; but every second byte of it is 0.
     """
+    if problem := archive_problem(content):
+        return problem
     head, encoding = content[:1000], ""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):

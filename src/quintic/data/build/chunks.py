@@ -20,7 +20,7 @@ from quintic.data.build.sources.packing import unpacked
 from quintic.data.build.sources.rows import Rows
 from quintic.data.build.sources.warc import warc_texts
 from quintic.data.build.text_files import TABLES, FileKind, OnDownload, TextFile, unreadable
-from quintic.data.document import encoding_problem
+from quintic.data.document import text_problem
 from quintic.errors import QuinticError
 
 # A worker is busy with this much text for about a twentieth of a second.
@@ -122,7 +122,7 @@ def _chunks(file: TextFile, path: Path, start: Position, format: DocumentFormat)
     if file.kind in TABLES:
         return _row_chunks(file, path, start, format)
     head = _head(file, path)
-    if problem := encoding_problem(head):
+    if problem := text_problem(head):
         return iter([_without_documents(file, start, problem)])
     if file.kind in ("csv", "tsv"):
         return _row_chunks(file, path, start, format)

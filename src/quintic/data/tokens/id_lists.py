@@ -19,6 +19,7 @@ from pyarrow import parquet
 from quintic.data.build.inputs import CACHED
 from quintic.data.build.sources.arrow import arrow_batches
 from quintic.data.build.sources.columns import holds_ids
+from quintic.data.build.sources.parquet import open_parquet
 from quintic.data.tokens import token_file
 from quintic.data.tokens.json_lists import is_json_lines, json_lists, json_lists_schema
 from quintic.data.tokens.token_file import (
@@ -102,8 +103,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         return
     if path.suffix == ".parquet":
         with path.open("rb") as stream:
-            # Without a buffer size a whole column of a row group would be read at once.
-            table = parquet.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
+            table = open_parquet(stream, str(path), _READ_BYTES)
             yield table.schema_arrow, partial(_parquet_batches, table)
         return
     with pyarrow.memory_map(str(path)) as source:

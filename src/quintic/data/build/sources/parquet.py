@@ -1,7 +1,8 @@
 """Rows of a parquet file, a part of a row group at a time."""
 
+import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow
 from pyarrow import parquet
@@ -9,6 +10,30 @@ from pyarrow import parquet
 from quintic.data.build.sources.columns import find_column
 from quintic.data.build.sources.rows import Rows
 from quintic.errors import QuinticError, one_line
+
+_END_BYTES = 8  # of the footer's length and the magic
+_SIGNATURE_BYTES = 28
+
+
+def open_parquet(stream: BinaryIO, name: str, read_bytes: int) -> Any:
+    """Open parquet, of which `read_bytes` of a column are read at once.
+
+    Raises `QuinticError` where it is encrypted, and what Arrow raises where it is damaged.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - _END_BYTES))
+    end = stream.read()
+    encrypted = QuinticError(
+        f"{name} is encrypted parquet: write it anew without, by a program that has its keys"
+    )
+    if end.endswith(b"PARE"):
+        raise encrypted
+    # Without a buffer size a whole column of a row group would be read at once.
+    table = parquet.ParquetFile(stream, buffer_size=read_bytes, pre_buffer=False)
+    # Where only the footer can be read, a signature follows its metadata.
+    if int.from_bytes(end[:4], "little") == table.metadata.serialized_size + _SIGNATURE_BYTES:
+        raise encrypted
+    return table
 
 
 def parquet_rows(
@@ -26,8 +51,7 @@ def parquet_rows(
     a file that is damaged or no parquet.
     """
     try:
-        # Without a buffer size a whole column of a row group would be read at once.
-        table = parquet.ParquetFile(stream, buffer_size=read_bytes, pre_buffer=False)
+        table = open_parquet(stream, f"input {name}", read_bytes)
         column = find_column(table.schema_arrow, field, name, messages)
         paths = [table.schema.column(index).path for index in range(len(table.schema))]
         leaves = [i for i, p in enumerate(paths) if f"{p}.".startswith(f"{column.path}.")]

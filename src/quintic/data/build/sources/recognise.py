@@ -5,6 +5,7 @@ from pathlib import Path
 
 from quintic.data.build.sources.packing import PACKINGS
 from quintic.data.build.text_files import TABLES, FileKind
+from quintic.data.document import archive_problem
 from quintic.errors import QuinticError
 
 _BEGINS: dict[bytes, tuple[FileKind, str]] = {
@@ -20,12 +21,14 @@ def recognise(
 
     A file that is not there, or not packed though its name says so, keeps what its name says:
     reading it tells what is wrong. Raises `QuinticError` for a packed table, which is read from its
-    end, and OSError where the file cannot be read.
+    end, and an archive in the place of one, and OSError where the file cannot be read.
     """
     if not path.is_file():
         return kind, packing, []
     with path.open("rb") as stream:
-        head = stream.read(16)
+        head = stream.read(512)
+    if kind in TABLES and (problem := archive_problem(head)):
+        raise QuinticError(f"input {name} is {problem}")
     for begin, (table, table_name) in _BEGINS.items():
         if head.startswith(begin) and (kind, packing) != (table, "") and _ends_so(path, begin):
             return table, "", [f"{name} is {table_name} and read as that"]
