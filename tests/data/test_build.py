@@ -505,7 +505,7 @@ def kill(status):
     os.kill(os.getpid(), signal.SIGKILL)
 
 settings = BuildSettings(({str(inputs)!r},), "words", tokenizer={str(vocabulary)!r})
-build_dataset(settings, Path({str(tmp_path / "out")!r}), workers=2, on_progress=kill)
+build_dataset(settings, Path({str(tmp_path / "out")!r}), workers=3, on_progress=kill)
 """
     # The pipe is shared with the workers: it is at its end when all of them have ended.
     done = subprocess.run(

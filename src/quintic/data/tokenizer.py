@@ -110,13 +110,14 @@ class Tokenizer(ABC):
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def _parts(self, ids: Iterable[int], end_of_text: bytes) -> Iterator[bytes]:
+        vocab_size, eot_id, bytes_by_id = self.vocab_size, self.eot_id, self.bytes_by_id
         for index in ids:
-            if not 0 <= index < self.vocab_size:
+            if not 0 <= index < vocab_size:
                 raise QuinticError(
                     f"token id {index} cannot be decoded: the vocabulary '{self.name}' has the ids "
                     f"0 to {self.vocab_size - 1}; use the tokenizer that the tokens were made with"
                 )
-            yield end_of_text if index == self.eot_id else self.bytes_by_id[index]
+            yield end_of_text if index == eot_id else bytes_by_id[index]
 
 
 def without_lone_surrogates(text: str) -> str:

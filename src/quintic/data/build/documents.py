@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import orjson
@@ -92,8 +93,9 @@ def _records(chunk: Chunk, format: DocumentFormat) -> Iterator[tuple[int, Any]]:
     if not isinstance(chunk.content, bytes):
         yield from enumerate(chunk.content, line)
     elif chunk.kind == "lines":
-        for number, record in enumerate(chunk.content.split(b"\n"), line):
-            if record and not record.isspace():
+        # `bytes.split` looks at one byte at a time.
+        for number, record in enumerate(BytesIO(chunk.content), line):
+            if not record.isspace():
                 yield number, record
     elif format.separator is None:
         yield line, chunk.content
@@ -144,7 +146,7 @@ def _parsed(line: bytes) -> Any:
     # Half as fast, but reads what Python itself writes and JSON does not know, NaN and halves of
     # surrogate pairs; and tells what is wrong with the line.
     try:
-        return json.loads(_decoded(line))
+        return json.loads(_decoded(line.removesuffix(b"\n")))
     except (ValueError, RecursionError) as error:
         if b"\0\0" in line:
             raise _UnusableError(_ZEROS) from error

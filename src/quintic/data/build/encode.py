@@ -1,7 +1,9 @@
-"""Chunks to token ids, in processes of their own: one task at a time, in any of them.
+"""Chunks to token ids, in this process and in others: one task at a time, in any of them.
 
-tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better. The processes
-are spawned, not forked: the parent has threads. They never import torch.
+tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better; a thread here
+that encodes while another reads takes a tenth more processor time, since they wait for the
+interpreter by turns. The others are spawned, not forked: the parent has threads. They never import
+torch.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -34,6 +36,10 @@ _COMPARED_TOKENS = 1024
 # The fast encoder's ids are compared with the reference's for the first document of every process,
 # and for one in so many, chosen by the hash of its text.
 _REFERENCE_EVERY = 2048
+
+# So many tasks lie ready for each of the other processes, which must not wait while this one is at
+# a task of its own.
+TASKS_UNDER_WAY = 4
 
 
 class EncodedSplit(NamedTuple):
@@ -198,27 +204,38 @@ class Encoder:
 
 
 class EncoderPool(AbstractContextManager["EncoderPool"]):
-    """Several processes with an encoder each; or a thread of this process, where one is enough."""
+    """Encoders of this process and of `workers` - 1 others.
+
+    The others come first: this one encodes only what they have no room for.
+    """
 
     def __init__(
         self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool, workers: int
     ) -> None:
-        self._encode = _encode if workers > 1 else Encoder(settings, tokenizer, use_fast).encode
-        self._pool: Executor = ThreadPoolExecutor(1)
-        if workers > 1:
+        self._encoder, self._others = Encoder(settings, tokenizer, use_fast), workers - 1
+        self._there: list[Future[EncodedChunks]] = []
+        if self._others:
             self._pool = ProcessPoolExecutor(
-                workers,
+                self._others,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_process,
                 initargs=(settings, use_fast),
             )
 
     def encode(self, chunks: Sequence[Chunk]) -> Future[EncodedChunks]:
-        """Do what `Encoder.encode` does, in one of the processes."""
-        return self._pool.submit(self._encode, chunks)
+        """Do what `Encoder.encode` does, in one of the processes; in this one before it returns."""
+        self._there = [future for future in self._there if not future.done()]
+        if len(self._there) < TASKS_UNDER_WAY * self._others:
+            future = self._pool.submit(_encode, chunks)
+            self._there.append(future)
+        else:
+            future = Future()
+            future.set_result(self._encoder.encode(chunks))
+        return future
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._others:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 _encoder: Encoder  # of this process, where it is one of several

@@ -20,7 +20,7 @@ from quintic.cores import available_cores
 from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument, is_separated
-from quintic.data.build.encode import EncodedChunks, EncoderPool
+from quintic.data.build.encode import TASKS_UNDER_WAY, EncodedChunks, EncoderPool
 from quintic.data.build.fast_encoder import fast_encoder_name
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
 from quintic.data.build.inputs import find_text_files
@@ -125,7 +125,7 @@ def build_dataset(
                     build = _Build(
                         settings, files, folder, tokenizer, pool, encoder, max_bad, on_progress
                     )
-                    build.run(max_tasks=2 * workers)
+                    build.run(max_tasks=TASKS_UNDER_WAY * workers)
                     notes.extend(build.notes())
 
             only_reference = (folder.read_state() or {}).get("only_reference", False)
@@ -272,7 +272,7 @@ class _Build:
         for chunks in self._tasks():
             # Only what is needed of the last chunk is kept, not its text.
             tasks.append((chunks[-1]._replace(content=b""), self._pool.encode(chunks)))
-            if len(tasks) > max_tasks:
+            while tasks and (tasks[0][1].done() or len(tasks) > max_tasks):
                 self._write(*tasks.popleft())
         while tasks:
             self._write(*tasks.popleft())
