@@ -106,3 +106,11 @@ def test_the_chunk_of_logits_is_the_devices_while_it_is_counted_and_only_then() 
     cpu, cuda = (PassBytes(small(), torch.bfloat16, device)(4) for device in ("cpu", "cuda"))
     assert cpu == cuda, "both chunks hold all of it"
     assert before == CHUNK_ELEMENTS
+
+
+def test_with_a_large_vocabulary_and_few_tokens_more_sequences_take_more() -> None:
+    config = small({"model.vocab_size": 65_537, "train.compile": False})
+    of = MemoryModel(config, "cuda", 1)
+    taken = [of(Setting(n, "zero1", False)).activations for n in (1, 2, 4, 8, 16, 32, 64)]
+    assert taken[0] > 0
+    assert taken == sorted(taken)

@@ -70,6 +70,8 @@ def test_disk_is_what_checkpoints_and_tokens_take(plan: Plan) -> None:
     assert plan.checkpoint_bytes == 4 * parameters + 4 * blocks + 8 * (parameters - blocks) + 4
     assert plan.checkpoints == 4  # the newest two, the best, the one before the cooldown
     assert plan.shard_bytes == 2 * (plan.config.tokens + 1024)
+    wide = make_plan(plan.config.override({"model.vocab_size": 65_537}), gpu="H100", gpus=2)
+    assert wide.shard_bytes == 4 * (plan.config.tokens + 1024)
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen_without_what_costs_time(plan: Plan) -> None:
@@ -78,8 +80,33 @@ def test_the_largest_micro_batch_that_fits_is_chosen_without_what_costs_time(pla
     assert (setting.micro_batch, setting.sharding, setting.checkpointing) == (64, "zero1", False)
     assert plan.passes == 1
     table = memory_table(plan)
-    assert table.header == ["micro-batch", "zero1", "fsdp"]
+    assert table.header == ["micro-batch", "activations", "zero1", "fsdp"]
     assert [row[0] for row in table.rows] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_what_no_device_has_sequences_for_costs_time(plan: Plan) -> None:
+    """128 sequences on three devices: 32 at a time are 2 passes with room for 192, 8 at a time 6
+    with room for 144, 4 at a time 11 with room for 132."""
+    assert plan.config.batch_sequences == 128
+    three = make_plan(plan.config, gpu="H100", gpus=3)
+    assert three.chosen is not None
+    assert (three.chosen.setting.micro_batch, three.passes) == (4, 11)
+    assert three.busy == 128 / 132
+    assert three.tokens_per_s == pytest.approx(plan.tokens_per_s * 3 / 2 * 128 / 132)
+    assert any("3% of the devices' passes have no sequences" in line for line in figures(three))
+
+
+def test_of_micro_batches_the_largest_that_fits_is_named_however_many_are_larger() -> None:
+    few = {"model.vocab_size": 4096, "train.compile": False, "train.loss": "plain"}
+    plan = make_plan(get_recipe("ladder:12").override(few), gpu="rtx3090", gpus=1)
+    sizes = {p.setting.micro_batch for p in plan.settings}
+    assert sizes == {2**n for n in range(10)}
+    assert plan.chosen is not None
+    chosen = plan.chosen.setting
+    plain = [p for p in plan.settings if not p.setting.checkpointing]
+    fitting = {p.setting.micro_batch for p in plain if p.fits}
+    assert chosen.micro_batch == max(fitting) and not chosen.checkpointing
+    assert {2 * chosen.micro_batch} <= sizes - fitting
 
 
 def test_every_figure_says_what_it_is(plan: Plan) -> None:
@@ -114,7 +141,9 @@ def test_a_model_that_fits_nowhere_is_said_to() -> None:
     (said,) = conclusions(plan)
     assert said.startswith("no setting fits: the smallest takes ")
     assert "and a device has 22.35; use more devices" in said
-    assert all(cell.endswith(", too much") for row in memory_table(plan).rows for cell in row[1:])
+    table = memory_table(plan)
+    peaks = [i for i, name in enumerate(table.header) if name in ("peak", "checkpointing")]
+    assert all(row[i].endswith(", too much") for row in table.rows for i in peaks)
 
 
 def test_json_has_every_figure(capsys: Capture, tmp_path: Path) -> None:

@@ -126,8 +126,11 @@ class PassBytes:
         return min(lines)
 
     def _line(self, first: int, sequences: int) -> int:
-        """Return the bytes on the line through `first` sequences and twice as many."""
+        """Return the bytes on the line through `first` sequences and twice as many; where it does
+        not rise, since so few tokens take less than the head's gradient, they are counted."""
         one, two = self._exactly(first), self._exactly(2 * first)
+        if two <= one:
+            return self._exactly(sequences)
         return one + round((sequences / first - 1) * (two - one))
 
     @functools.cache  # noqa: B019 - it lives as long as a plan
@@ -233,7 +236,9 @@ class MemoryModel:
         if train.compile:
             activations = round(activations * COMPILED_SHARE)
         if self._device == "cuda" and train.loss in ("auto", "fused"):
-            activations += self._kernel_saves(setting.micro_batch)
+            # Where tokens are few the loss is not what is most alive: the kernel saves nothing.
+            least = self._passes[setting.checkpointing](1)
+            activations = max(least, activations + self._kernel_adds(setting.micro_batch))
         one_pass = setting.micro_batch * parts >= self._config.batches.smallest
         gradients = 0 if one_pass and parts == 1 else weights
         gathered = 0
@@ -254,7 +259,7 @@ class MemoryModel:
             update=self._update(),
         )
 
-    def _kernel_saves(self, micro_batch: int) -> int:
+    def _kernel_adds(self, micro_batch: int) -> int:
         """Return what the kernel's chunk takes beyond that of PyTorch's operators."""
         logits = micro_batch * self._config.model.context * (self._config.model.vocab_size or 0)
         kernel = KERNEL_LOGIT_BYTES * min(logits, KERNEL_CHUNK_ELEMENTS["cuda"])

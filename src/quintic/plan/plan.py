@@ -9,6 +9,7 @@ from typing import Any
 
 from quintic.config import EMBEDDED, Config, resolve_eot, resolve_vocabulary
 from quintic.data.dataset import open_dataset
+from quintic.data.shards import token_dtype
 from quintic.device import auto_micro_batch, choose_device
 from quintic.errors import QuinticError
 from quintic.ladder import DEEPEST, Rung, parse_rung
@@ -20,11 +21,9 @@ from quintic.recipes import get_recipe
 from quintic.setup import check_divided
 
 GPT2_VOCABULARY = 50_257
-TOKEN_BYTES = 2
-"""Bytes of a token in a shard."""
-
-LARGEST_SHOWN = 6
-"""Micro-batches that a plan looks at: the smallest, and so many doublings."""
+LEAST_BUSY = 0.95
+"""Share of the best setting's busy time that a setting must reach: of those the largest micro-batch
+is taken, since small ones are slower by an amount that is not predicted."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,19 @@ class Plan:
     @property
     def tokens_per_s(self) -> float:
         """Return the tokens a second at the rate that training should reach, of which computing
-        activations again takes a quarter."""
-        again = self.chosen is not None and self.chosen.setting.checkpointing
-        return self._tokens_per_s(self.device.rate) * (0.75 if again else 1.0)
+        activations again takes a quarter, and devices without sequences in a last pass their
+        share."""
+        rate = self._tokens_per_s(self.device.rate)
+        if self.chosen is None:
+            return rate
+        setting = self.chosen.setting
+        return rate * self.busy * (0.75 if setting.checkpointing else 1.0)
+
+    @property
+    def busy(self) -> float:
+        """Return the share of the devices' passes that have sequences, at the chosen setting."""
+        assert self.chosen is not None
+        return _busy(self.config, self.chosen.setting.micro_batch, self.count)
 
     @property
     def hours(self) -> float:
@@ -98,7 +107,9 @@ class Plan:
     def shard_bytes(self) -> int:
         """Return the bytes of the tokens that are trained and validated on, in shards, each token
         once."""
-        return TOKEN_BYTES * (self.config.tokens + self.config.train.eval_tokens)
+        assert self.config.model.vocab_size is not None
+        size = token_dtype(self.config.model.vocab_size).itemsize
+        return size * (self.config.tokens + self.config.train.eval_tokens)
 
     @property
     def steps_in_hours(self) -> int | None:
@@ -113,7 +124,7 @@ class Plan:
         """Return the forward and backward passes of a step on each device, at the chosen
         setting."""
         assert self.chosen is not None
-        return -(-self.config.batch_sequences // (self.count * self.chosen.setting.micro_batch))
+        return _passes(self.config, self.chosen.setting.micro_batch, self.count)
 
     @property
     def _cools(self) -> bool:
@@ -177,16 +188,6 @@ def _plan(config: Config, vocabulary_from: str, device: Device, count: int) -> P
         matrices = (p.shape for p in model.layers.parameters() if p.ndim == 2)
         flops += sum(newton_schulz_flops(rows, columns, steps) for rows, columns in matrices)
     settings = _settings(config, memory, device, count)
-    # What costs no computation comes first, then what costs little.
-    best = max(
-        (planned for planned in settings if planned.fits),
-        key=lambda p: (
-            not p.setting.checkpointing,
-            p.setting.sharding == config.train.sharding,
-            p.setting.micro_batch,
-        ),
-        default=None,
-    )
     return Plan(
         config=config,
         vocabulary_from=vocabulary_from,
@@ -197,9 +198,37 @@ def _plan(config: Config, vocabulary_from: str, device: Device, count: int) -> P
         flops_per_token=model.flops_per_token(),
         flops_per_step=flops,
         settings=settings,
-        chosen=best,
+        chosen=_fastest([planned for planned in settings if planned.fits], config, count),
         checkpoint_bytes=memory.checkpoint_bytes,
     )
+
+
+def _fastest(
+    fitting: Sequence[PlannedSetting], config: Config, count: int
+) -> PlannedSetting | None:
+    """Return the setting that should be fastest of those that fit: what costs no computation comes
+    first, then what costs little."""
+    if not fitting:
+        return None
+
+    def cost(planned: PlannedSetting) -> tuple[bool, bool]:
+        setting = planned.setting
+        return setting.checkpointing, setting.sharding != config.train.sharding
+
+    cheap = [planned for planned in fitting if cost(planned) == min(map(cost, fitting))]
+    busy = {p: _busy(config, p.setting.micro_batch, count) for p in cheap}
+    least = LEAST_BUSY * max(busy.values())
+    return max((p for p in cheap if busy[p] >= least), key=lambda p: p.setting.micro_batch)
+
+
+def _passes(config: Config, micro_batch: int, count: int) -> int:
+    """Return the forward and backward passes of a step on each device."""
+    return -(-config.batch_sequences // (count * micro_batch))
+
+
+def _busy(config: Config, micro_batch: int, count: int) -> float:
+    """Return the share of all devices' passes that have sequences."""
+    return config.batch_sequences / (_passes(config, micro_batch, count) * count * micro_batch)
 
 
 def _settings(
@@ -216,8 +245,6 @@ def _settings(
         sizes = [auto_micro_batch(config, choose_device("cpu"))]
     else:
         sizes = [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
-    if len(sizes) > LARGEST_SHOWN + 1:
-        sizes = [sizes[0], *sizes[-LARGEST_SHOWN:]]
     found: list[PlannedSetting] = []
     for again in [True] if train.activation_checkpointing else [False, True]:
         if found and all(planned.fits for planned in found):

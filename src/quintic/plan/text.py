@@ -33,14 +33,15 @@ def memory_title(plan: Plan) -> str:
 
 
 def memory_table(plan: Plan) -> Table:
-    """Return the peak of every setting, a row for each micro-batch."""
-    ways = list(dict.fromkeys(_way(plan, p.setting) for p in plan.settings))
-    rows: dict[int, list[str]] = {}
+    """Return the peak of every setting and what of it are activations, a row for each
+    micro-batch."""
+    rows: dict[int, dict[str, str]] = {}
     for planned in plan.settings:
-        size = planned.setting.micro_batch
-        cell = _gib(planned.memory.peak) + ("" if planned.fits else ", too much")
-        rows.setdefault(size, [f"{size}"]).append(cell)
-    return Table(["micro-batch", *ways], list(rows.values()))
+        setting, memory = planned.setting, planned.memory
+        row = rows.setdefault(setting.micro_batch, {"micro-batch": f"{setting.micro_batch}"})
+        row["activations" + ", checkpointing" * setting.checkpointing] = _gib(memory.activations)
+        row[_way(plan, setting)] = _gib(memory.peak) + ("" if planned.fits else ", too much")
+    return Table(list(next(iter(rows.values()))), [list(row.values()) for row in rows.values()])
 
 
 def _way(plan: Plan, setting: Setting) -> str:
@@ -65,6 +66,8 @@ def figures(plan: Plan) -> Iterator[str]:
         label += "; communication is not counted"
     if plan.chosen is not None and plan.chosen.setting.checkpointing:
         label += "; a quarter of it computes activations again"
+    if plan.chosen is not None and plan.busy < 1:
+        label += f"; {1 - plan.busy:.0%} of the devices' passes have no sequences"
     yield f"tokens/s: {plan.tokens_per_s:,.0f} [{label}]"
     yield f"time: {hours_text(3600 * plan.hours)} [{PREDICTION}: tokens over tokens/s]"
     yield (
