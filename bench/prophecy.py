@@ -1,19 +1,25 @@
 """A loss foretold: `python -m bench.prophecy fit --data DIR`, then `target`.
 
-`fit` trains small models, 4 blocks at four widths, each on several numbers of tokens, with two
-seeds. `quintic scale` foresees from them the loss of one that takes at least four times the FLOPs
-of any of them, which `target` then trains. Rates follow from tokens and width by the dial's rules
+`fit` trains small models, 4 blocks at several widths, each on several numbers of tokens. `quintic
+scale` foresees from them the loss of one that takes at least four times the FLOPs of any of them,
+which `target` then trains. Rates follow from tokens and width by the dial's rules
 (quintic/ladder.py), at 1,024 tokens a step: on runs this short, rung by rung as the dial has it, a
 step has more tokens the longer the run is, and the law of the loss is not seen through that.
 
+The runs of `--design 1` have 256 steps or more, and what it foretold failed: so short, a doubling
+of the tokens lowers the loss by more the later it comes, which no power law does. Those of
+`--design 2` have 3,072 or more; one seed of each, since for an interval another number of tokens
+tells more than another seed.
+
 Interrupted, the same command goes on. Config, environment and metrics of each run go to
-docs/results/prophecy, which docs/scaling.md tells of.
+docs/results/prophecy, or prophecy-2, which docs/scaling.md tells of.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.results import RESULTS
@@ -26,42 +32,65 @@ from quintic.sweep.plan import SEED, PlannedRun
 
 DEPTH = 4
 BATCH, CONTEXT = 1024, 256
-FIT: dict[int, tuple[int, ...]] = {
-    32: (2**18, 2**19, 2**20, 2**21),
-    64: (2**18, 2**19, 2**20, 2**21),
-    96: (2**18, 2**19, 2**20),
-    128: (2**18, 2**19, 2**20),
+
+
+@dataclass(frozen=True)
+class Design:
+    """Holds the tokens by width of each part, and the seeds of every run."""
+
+    fit: dict[int, tuple[int, ...]]
+    target: dict[int, tuple[int, ...]]
+    seeds: tuple[int, ...]
+
+
+DESIGNS = {
+    1: Design(
+        fit={
+            32: (2**18, 2**19, 2**20, 2**21),
+            64: (2**18, 2**19, 2**20, 2**21),
+            96: (2**18, 2**19, 2**20),
+            128: (2**18, 2**19, 2**20),
+        },
+        target={256: (5 * 2**18,)},
+        seeds=(1, 2),
+    ),
+    2: Design(
+        fit={
+            32: (3 * 2**20, 6 * 2**20, 12 * 2**20),
+            48: (3 * 2**20, 6 * 2**20, 12 * 2**20),
+            64: (3 * 2**20, 6 * 2**20, 9 * 2**20),
+            96: (3 * 2**20, 9 * 2**20 // 2),
+            128: (3 * 2**20,),
+        },
+        target={160: (17 * 2**20 // 2,)},
+        seeds=(1,),
+    ),
 }
-"""Tokens by width."""
-TARGET: dict[int, tuple[int, ...]] = {256: (5 * 2**18,)}
-PARTS = {"fit": FIT, "target": TARGET}
-SEEDS = (1, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=("fit", "target"))
+    parser.add_argument("--design", type=int, choices=DESIGNS, default=1)
     parser.add_argument("--data", required=True, help="a dataset with a small vocabulary")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/prophecy"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "prophecy")
+    parser.add_argument("--out", type=Path, help="default: runs/prophecy, or prophecy-2")
+    parser.add_argument("--results", type=Path, help="default: docs/results/prophecy, or so")
     options = parser.parse_args(arguments)
+    name = "prophecy" if options.design == 1 else f"prophecy-{options.design}"
+    runs = tuple(_planned(options.part, DESIGNS[options.design], options.data))
+    out, results = options.out or Path("runs") / name, options.results or RESULTS / name
     with ending_in_a_line("bench.prophecy"):
-        _run(options.part, options.data, options.jobs, options.out, options.results)
+        for run, loss in train_all(runs, out, jobs=options.jobs).items():
+            if loss is None:
+                raise QuinticError(f"{run} diverged: see {out / run}.log")
+            copy_records(out / run, results / run)
 
 
-def _run(part: str, data: str, jobs: int, out: Path, results: Path) -> None:
-    losses = train_all(tuple(_planned(part, data)), out, jobs=jobs)
-    for name, loss in losses.items():
-        if loss is None:
-            raise QuinticError(f"{name} diverged: see {out / name}.log")
-        copy_records(out / name, results / name)
-
-
-def _planned(part: str, data: str) -> Iterator[PlannedRun]:
-    for width, lengths in PARTS[part].items():
+def _planned(part: str, design: Design, data: str) -> Iterator[PlannedRun]:
+    for width, lengths in (design.fit if part == "fit" else design.target).items():
         for tokens in lengths:
-            for seed in SEEDS:
+            for seed in design.seeds:
                 config = config_of(width, tokens, data).override({SEED: seed})
                 yield PlannedRun(f"{part}-{DEPTH}x{width}-{tokens}-seed{seed}", {}, config)
 
