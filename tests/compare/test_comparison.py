@@ -439,6 +439,9 @@ def test_models_of_different_sizes_compare_by_flops() -> None:
     assert "FLOPs to 3.5" in results_table(tokens).header, "the sizes differ"
     assert any("--x flops compares by FLOPs" in note for note in tokens.notes)
     assert not any("--x flops" in note for note in flops.notes)
+    first, *_ = conclusions(compare(sizes(), axis="flops"))
+    assert "final losses, which are of unequal FLOPs: small 2e+10, large 4e+10." in first
+    assert "unequal" not in said(flops)
 
 
 def test_of_one_size_flops_say_what_tokens_say_and_stay_out_of_the_table() -> None:

@@ -133,6 +133,42 @@ def test_where_tokens_follow_parameters_the_law_has_one_term(
     )
 
 
+def test_a_run_far_beside_the_law_is_named_and_hardly_moves_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = csv_of(tmp_path / "runs.csv", grid())
+    lines = path.read_text().splitlines()
+
+    def raised(row: int) -> None:
+        n, d, loss = lines[row - 1].split(",")
+        changed = [*lines[: row - 1], f"{n},{d},{1.1 * float(loss)}", *lines[row:]]
+        path.write_text("\n".join(changed) + "\n")
+
+    raised(11)
+    words = said(capsys, str(path))
+    assert f"by more than 6 times the deviation of most runs, lies {path} row 11 (+10.0%)" in words
+    irreducible = float(re.search(r"- L = (\S+) \+", words)[1])  # type: ignore[index]
+    assert irreducible == pytest.approx(1.8, rel=0.02)
+    raised(2)  # at the corner, on which both terms hang
+    refusal = refused(capsys, str(path), *FEW)
+    assert f"a term vanishes: check the loss of {path} row 2 (+" in refusal
+    assert "Far from the law" not in said(capsys, str(csv_of(path, grid())))
+
+
+def test_tables_that_are_piped_fit_a_hundred_columns(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = said(
+        capsys, str(runs), "--predict", "3145728,1310720", "64e6,1.28e9,6e17", "--budget", "1e16"
+    )
+    tables, sentences = words.split("- L = 1.8", 1)
+    assert max(len(line.rstrip()) for line in tables.splitlines()) <= 100
+    assert "of one run" in tables and "best sizes" in tables
+    assert "Its 2.47e+13 FLOPs are taken as 6 N a token, as those of the runs" in sentences
+    assert "N,D = 64e6,1.28e9: " in sentences
+    assert "C is 9.77 times the largest" in sentences
+
+
 def test_runs_that_cannot_carry_a_law_are_refused_with_what_to_train(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +200,8 @@ def test_options_that_make_no_sense_are_refused_in_one_line(
     cases = {
         "--predict is '1e6': it must be parameters and tokens": (first, "--predict", "1e6"),
         "--predict is '1e6,-1'": (first, "--predict", "1e6,-1"),
+        "--predict is '1e6,1e7,1e15,1'": (str(tmp_path / "absent"), "--predict", "1e6,1e7,1e15,1"),
+        "there is no recipe 'nothing'": (str(tmp_path / "absent"), "--predict-config", "nothing"),
         "--budget is -1.0: it must be a positive": (first, "--budget", "-1"),
         "give both or neither": (first, "--hours", "2"),
         "--flop-per-s is 0.0": (first, "--hours", "2", "--flop-per-s", "0"),

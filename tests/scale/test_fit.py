@@ -5,7 +5,7 @@ import pytest
 
 from quintic.errors import QuinticError
 from quintic.scale.fit import draw_weights, fit, solve_draws, starts, variables
-from quintic.scale.law import IN_FLOPS, TWO_TERMS, Form, Variable, values
+from quintic.scale.law import IN_FLOPS, TWO_TERMS, Form, Variable, flops_per_token, values
 from quintic.scale.solver import DELTA, Sums, solve
 from tests.scale.laws import EXPONENT_D, EXPONENT_N, SIZES, A, B, E, grid, loss_of, runs_of
 
@@ -132,3 +132,34 @@ def test_a_loss_that_rises_with_the_tokens_is_no_law() -> None:
     observations.loss_R = observations.loss_R * (observations.tokens_R / 1e8) ** 0.2
     with pytest.raises(QuinticError, match="their loss does not fall with D where all else"):
         fit(observations, TWO_TERMS, "given", draws=200)
+
+
+def test_the_interval_of_e_ends_at_the_lowest_loss() -> None:
+    near = [(n, d) for n in (1e6, 2e6, 4e6, 8e6) for d in (2e7, 4e7, 8e7)]
+    observations = runs_of(near, noise=0.004, draw=3)
+    found = fit(observations, TWO_TERMS, "given", draws=200)
+    lowest = observations.loss_R.min()
+    e = found.parameters()["E"]
+    unbounded = found.interval(e.estimate, np.exp(found.draws.log_e_K))
+    assert unbounded.high > lowest
+    assert (e.low, e.high) == (unbounded.low, lowest)
+
+
+def test_flops_of_a_size_that_was_not_trained_are_those_that_its_model_has() -> None:
+    """Of models of 4 blocks, 12 x 4 x width^2 parameters, head and attention take FLOPs in
+    proportion to the width."""
+
+    def flops(width: int) -> float:
+        return 6.0 * 48 * width**2 + 12288.0 * width
+
+    widths = np.array([32, 64, 96, 128])
+    sizes = 48.0 * widths**2
+    cost = flops_per_token(sizes, np.array([flops(width) for width in widths]))
+    assert cost.of_run(48 * 256**2) == pytest.approx(flops(256), rel=1e-9)
+    assert cost.formula == "6 N + 1.77e+03 N^0.500"
+    assert float(cost(np.array(48.0 * 256**2))) < 0.86 * flops(256), "the power law is far off"
+    plain = flops_per_token(sizes, 6 * sizes)
+    assert (plain.of_run(1e9), plain.formula) == (6e9, "6 N")
+    forward = flops_per_token(sizes, 2 * sizes)
+    assert forward.of_run(1e9) == pytest.approx(2e9)
+    assert forward.formula == "2 N^1.000"

@@ -1,6 +1,7 @@
 """Runs from a CSV and from folders: what is read, and what is refused in one line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,38 +23,81 @@ def refused(path: Path, text: str) -> str:
 def test_the_third_of_parameters_tokens_and_flops_follows_from_two(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     for text in (
-        "parameters,tokens,loss\n10,5,2.5\n",
-        "Model Size,Training FLOP,loss\n10,300,2.5\n",
-        "D;x,C,val_loss,N\n".replace(";x", "") + "5,300,2.5,10\n",
-        "tokens,flops,Final Loss\n5,300,2.5\n",
+        "parameters,tokens,loss\n10e3,5e3,2.5\n",
+        "Model Size,Training FLOP,loss\n10e3,300e6,2.5\n",
+        "D,C,val_loss,N\n5e3,300e6,2.5,10e3\n",
+        "\ufefftokens,flops,Final Loss\n5e3,300e6,2.5\n",
+        "\ufeffparameters;tokens;loss\n10e3;5e3;2.5\n",
+        '"D"\t"run, or so"\t"C"\tloss\n5e3\ta, b; c\t300e6\t2.5\n',
     ):
         path.write_text(text)
         (run,) = read_csv(path).runs
-        assert (run.parameters, run.tokens, run.flops, run.loss) == ({"given": 10}, 5, 300, 2.5)
+        assert (run.parameters, run.tokens, run.flops, run.loss) == ({"given": 1e4}, 5e3, 3e8, 2.5)
 
 
 def test_flops_of_all_three_are_taken_as_they_are_given(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
-    path.write_text("N,D,C,loss,non-embedding parameters\n10,5,450,2.5,7\n")
+    path.write_text("N,D,C,loss,non-embedding parameters\n10e3,5e3,450e6,2.5,7e3\n")
     (run,) = read_csv(path).runs
-    assert run.flops == 450
-    assert run.parameters == {"all": 10, "blocks": 7}
+    assert run.flops == 450e6
+    assert run.parameters == {"all": 1e4, "blocks": 7e3}
+
+
+def test_numbers_in_another_unit_are_refused_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    millions = refused(path, "N,D,loss\n124,2500,3\n")
+    assert "row 2: 124 parameters (N) are fewer than any run has: is a column in" in millions
+    billions = refused(path, "N,D,loss\n124e6,2.5e9,3\n124e6,5,2.9\n")
+    assert "row 3: 5 tokens (D) are fewer than any run has" in billions
+    of_flops = refused(path, "N,C,loss\n124,1e18,3\n")
+    assert "124 parameters (N)" in of_flops
+    assert "20 tokens (what FLOPs = 6 N D leaves)" in refused(path, "N,C,loss\n1e6,1.2e8,3\n")
+    assert "2500 tokens for 1.24e+08 parameters are 2e-05 a parameter" in refused(
+        path, "N,D,loss\n124e6,2500,3\n"
+    )
+    assert "row 2: loss is 3200, more than guessing has" in refused(
+        path, "N,D,loss\n124e6,2.5e9,3200\n"
+    )
+
+
+def test_flops_of_another_unit_or_far_from_those_of_the_other_rows_are_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "runs.csv"
+
+    def text(flops_of: Callable[[int, float, float], float]) -> str:
+        rows = [f"{n},{d},{flops_of(i, n, d)},3" for i, (n, d) in enumerate(grid())]
+        return "\n".join(["N,D,compute,loss", *rows]) + "\n"
+
+    path.write_text(text(lambda _, n, d: 2.5 * (6 * n + 1e4 * n**0.5) * d))
+    assert len(read_csv(path)) == 20, "another way of counting is none of our business"
+    one = refused(path, text(lambda i, n, d: (5.48 if i == 7 else 1) * 6 * n * d))
+    assert "row 9: compute is 5.2608e+15, 5.48 times what the other rows have for this size" in one
+    assert one.endswith(
+        "or leave the column compute out, and FLOPs = 6 x parameters x tokens is taken"
+    )
+    petaflops = refused(path, text(lambda _, n, d: 6e-15 * n * d))
+    assert "compute is 1e-15 times 6 x parameters x tokens in the middle of the rows" in petaflops
 
 
 def test_rows_of_one_size_and_length_are_seeds_of_a_group(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
-    path.write_text("N,D,loss\n10,5,2.5\n20,5,2.4\n10,5,2.6\n")
+    path.write_text("N,D,loss\n10e3,5e3,2.5\n20e3,5e3,2.4\n10e3,5e3,2.6\n")
     assert read_csv(path).group_R.tolist() == [0, 1, 0]
 
 
 def test_what_is_no_list_of_runs_is_named_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
-    assert "has no column of loss, and has N, D" in refused(path, "N,D\n1,2\n")
+    assert "has no column of loss (its columns are N, D)" in refused(path, "N,D\n1,2\n")
     missing = refused(path, "N,loss\n1,2\n")
-    assert "no column of two of parameters, tokens and FLOPs, and has N, loss" in missing
+    assert "parameters alone of parameters, tokens and FLOPs, of which a law needs two" in missing
+    assert "(its columns are N, loss)" in missing
+    assert "has none of parameters, tokens and FLOPs" in refused(path, "loss;seed\n3;1\n")
     assert "two columns of parameters, 'N' and 'params'" in refused(path, "N,params,D,loss\n")
     assert "row 3: N is 'many', which is no number" in refused(path, "N,D,loss\n1,2,3\nmany,2,3\n")
     assert "row 2: loss is '', which is no number" in refused(path, "N,D,loss\n1,2\n")
+    comma = refused(path, "N;D;loss\n1e6;2e6;3,25\n")
+    assert comma.endswith("loss is '3,25', which is no number: write 3.25")
     assert "row 2: loss is -3: it must be a positive" in refused(path, "N,D,loss\n1,2,-3\n")
     more = refused(path, "N,D,loss,blocks\n10,2,3,11\n")
     assert "row 2: blocks is 11, more than all parameters, 10" in more
@@ -67,7 +111,8 @@ def test_what_is_no_list_of_runs_is_named_in_one_line(tmp_path: Path) -> None:
     seeds = refused(path, "N,D,loss,seed\n1,2,3,1\n1,2,3.1,1\n")
     assert "row 3 repeats row 2, of the same size, tokens and seed" in seeds
     assert "has no row below its header" in refused(path, "N,D,loss\n")
-    assert "no column of loss, and has none" in refused(path, "")
+    for nothing in ("", "\n \n", "\ufeff"):
+        assert "is empty: write a header, such as parameters,tokens,loss" in refused(path, nothing)
     path.write_bytes(b"\xff\xfe\x00N,D")
     with pytest.raises(QuinticError, match="is no CSV"):
         read_csv(path)

@@ -282,7 +282,8 @@ class Scale:
     drop_highest_loss: int = 0
     """Leave out so many runs of the highest loss."""
     predict: tuple[str, ...] = ()
-    """N,D: foresee the loss of so many parameters on so many tokens, such as 124e6,2.5e9."""
+    """N,D: foresee the loss of so many parameters on so many tokens, such as 124e6,2.5e9; or N,D,C
+    with the FLOPs, which else follow from those of the runs."""
     predict_config: tuple[str, ...] = ()
     """RECIPE: foresee the loss of a recipe or config file."""
     budget: tuple[float, ...] = ()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quintic.cli.options import Scale
 from quintic.cli.output_file import check_result_file
+from quintic.config import Config
 from quintic.console import Console
 from quintic.errors import QuinticError
 from quintic.files import write_json
@@ -15,11 +16,10 @@ from quintic.recipes import get_recipe
 from quintic.scale.conclusions import conclusions
 from quintic.scale.csv_file import read_csv
 from quintic.scale.figure import draw_scaling
-from quintic.scale.law import formula
 from quintic.scale.observations import Count, Observations
 from quintic.scale.page import write_page
 from quintic.scale.scaling import Scaling, Target, scale
-from quintic.scale.table import fits_table, optima_table, predictions_table
+from quintic.scale.table import tables
 
 FEWEST_DRAWS = 200
 
@@ -45,11 +45,14 @@ def run(command: Scale, _arguments: Sequence[str]) -> None:
             f"--draws is {command.draws}: it must be at least {FEWEST_DRAWS}, since the ends of "
             "the intervals are those of a few draws"
         )
-    budgets = list(_budgets(command))
+    budgets, sizes = list(_budgets(command)), list(_sizes(command))
+    recipes = [(name, get_recipe(name)) for name in command.predict_config]
     observations, notes = _read(command.runs)
     observations = observations.without_highest(command.drop_highest_loss)
     count: Count | None = None if command.count == "auto" else command.count
-    targets = list(_targets(command, observations, count))
+    counted_so = count or observations.counts[0]
+    targets = [Target(f"N,D = {name}", {counted_so: n}, d, c) for name, n, d, c in sizes]
+    targets += _configured(command.runs, recipes, observations)
     scaling = scale(
         observations,
         law=command.law,
@@ -61,11 +64,8 @@ def run(command: Scale, _arguments: Sequence[str]) -> None:
         notes=notes,
     )
     console = Console()
-    console.table(fits_table(scaling), formula(scaling.fits[0].form))
-    if (predictions := predictions_table(scaling)) is not None:
-        console.table(predictions, "predictions")
-    if (optima := optima_table(scaling)) is not None:
-        console.table(optima, "best sizes")
+    for title, table in tables(scaling):
+        console.table(table, title)
     for note in scaling.notes:
         console.line(f"note: {note}")
     for conclusion in conclusions(scaling):
@@ -91,20 +91,28 @@ def _read(paths: Sequence[Path]) -> tuple[Observations, list[str]]:
     return read_csv(files[0]), []
 
 
-def _targets(command: Scale, observations: Observations, count: Count | None) -> Iterator[Target]:
-    """Yield the runs to foresee; raises `QuinticError` where one is no run."""
+def _sizes(command: Scale) -> Iterator[tuple[str, float, float, float | None]]:
+    """Yield what `--predict` gives: the text of N and D, both, and C where it is there; raises
+    `QuinticError` where one is no run."""
     for text in command.predict:
         try:
-            n, d = (float(part) for part in text.split(","))
+            n, d, *c = (float(part) for part in text.split(","))
         except ValueError:
-            n = d = math.nan
-        if not (0 < n < math.inf and 0 < d < math.inf):
+            n, d, c = math.nan, math.nan, []
+        if len(c) > 1 or not all(0 < number < math.inf for number in (n, d, *c)):
             raise QuinticError(
                 f"--predict is {text!r}: it must be parameters and tokens, two positive numbers "
-                "with a comma between them, such as 124e6,2.5e9"
+                "with a comma between them, such as 124e6,2.5e9, or with FLOPs as a third"
             )
-        yield Target(f"N,D = {text}", {count or observations.counts[0]: n}, d)
-    if not command.predict_config:
+        yield ",".join(text.split(",")[:2]), n, d, c[0] if c else None
+
+
+def _configured(
+    runs: Sequence[Path], recipes: Sequence[tuple[str, Config]], observations: Observations
+) -> Iterator[Target]:
+    """Yield the runs of recipes; raises `QuinticError` where their loss is not that of the runs'
+    law."""
+    if not recipes:
         return
     from quintic.run_dir import read_config
     from quintic.scale.runs import count_parameters
@@ -115,9 +123,8 @@ def _targets(command: Scale, observations: Observations, count: Count | None) ->
             "--predict N,D"
         )
     # The law is that of the runs' text, cut as theirs is and read in contexts as long as theirs.
-    trained = read_config(command.runs[0]).model
-    for name in command.predict_config:
-        config = get_recipe(name)
+    trained = read_config(runs[0]).model
+    for name, config in recipes:
         if config.model.context != trained.context:
             raise QuinticError(
                 f"--predict-config {name} has model.context {config.model.context:,}, and the runs "

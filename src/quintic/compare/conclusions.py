@@ -21,6 +21,9 @@ from quintic.compare.statistics import (
 from quintic.compare.task_scores import task_conclusions
 from quintic.errors import all_of, counted
 
+SAME_FLOPS = 1.01
+"""Factor between the FLOPs of two groups up to which they are the same."""
+
 
 def conclusions(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence or two for each claim that one could make of these runs."""
@@ -48,6 +51,8 @@ def _against_first(comparison: Comparison) -> Iterator[str]:
         what = "one run" if len(first.group.runs) == 1 else "one group"
         yield f"This is {what}: there is nothing to compare it with."
         return
+    if comparison.axis == "flops" and comparison.target is None:
+        yield from _unequal_flops(comparison)
     level = level_of_each(len(others))
     for result in others:
         yield _difference(result, first, level)
@@ -61,6 +66,18 @@ def _against_first(comparison: Comparison) -> Iterator[str]:
         yield (
             f"With {len(others)} groups beside {first.group.label}, each p is held against "
             f"{ALPHA:g} / {len(others)} = {level:.2g}."
+        )
+
+
+def _unequal_flops(comparison: Comparison) -> Iterator[str]:
+    """Yield that final losses are of other FLOPs, where they are."""
+    flops = {r.group.label: r.curve[-1].flops for r in comparison.results if r.curve}
+    known = {label: value for label, value in flops.items() if value}
+    if known and max(known.values()) > SAME_FLOPS * min(known.values()):
+        yield (
+            "What follows compares final losses, which are of unequal FLOPs: "
+            f"{', '.join(f'{label} {value:.3g}' for label, value in known.items())}. Which config "
+            "does more with its FLOPs they do not say: --target LOSS compares FLOPs to one loss."
         )
 
 

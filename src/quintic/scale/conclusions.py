@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quintic.compare.statistics import CONFIDENCE
-from quintic.compare.table import quantity
-from quintic.scale.fit import Fit
-from quintic.scale.forecast import growth
+from quintic.console import short_count
+from quintic.scale.fit import FAR, Fit, far_runs, far_words
+from quintic.scale.forecast import Prediction, growth
 from quintic.scale.law import LETTERS, TWO_TERMS, formula
 from quintic.scale.observations import COUNTS, Count
 from quintic.scale.scaling import Scaling
@@ -39,7 +39,7 @@ def conclusions(scaling: Scaling) -> Iterator[str]:
         yield (
             f"{prediction.label}{_counting(prediction.count)}: {prediction.law.estimate:.4f}, "
             f"{CONFIDENCE:.0%} interval of the mean {between(prediction.law)}, of one run "
-            f"{between(prediction.run)}. {where}"
+            f"{between(prediction.run)}. {where}{_flops(prediction)}"
         )
     for best in scaling.optima:
         (n, n_range), (d, d_range) = sized(best.parameters), sized(best.tokens)
@@ -53,10 +53,20 @@ def conclusions(scaling: Scaling) -> Iterator[str]:
         place = helpful.place
         yield (
             f"Of runs no dearer than the dearest of these, one of N = "
-            f"{quantity(place['parameters'], 'tokens')} on D = "
-            f"{quantity(place['tokens'], 'tokens')} ({place['flops']:.3g} FLOPs) would narrow most "
+            f"{short_count(place['parameters'])} on D = "
+            f"{short_count(place['tokens'])} ({place['flops']:.3g} FLOPs) would narrow most "
             f"the interval of {helpful.of}: to about {helpful.width:.0%} of its width."
         )
+
+
+def _flops(prediction: Prediction) -> str:
+    """Return where the FLOPs of a prediction are from, which were not given."""
+    if prediction.flops_from is None:
+        return ""
+    return (
+        f" Its {prediction.place['flops']:.3g} FLOPs are taken as {prediction.flops_from} a token, "
+        "as those of the runs; N,D,C gives others."
+    )
 
 
 def _counting(count: Count) -> str:
@@ -88,6 +98,12 @@ def _warnings(found: Fit) -> Iterator[str]:
         yield (
             f"In {found.degenerate:,} of {draws:,} draws of the runs a term of the law "
             "vanishes: they hardly tell its terms apart."
+        )
+    if far := far_runs(found.observations, found.residual_R):
+        yield (
+            f"Far from the law, by more than {FAR:g} times the deviation of most runs, "
+            f"{'lie' if len(far) > 1 else 'lies'} {far_words(far)}: check the loss; the fit gives "
+            "such runs little weight, and the interval of one run has them in it."
         )
     if found.cost.deviation > ROUGH_COST:
         yield (

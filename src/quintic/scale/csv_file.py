@@ -6,12 +6,11 @@ import csv
 import re
 from pathlib import Path
 
-from quintic.errors import QuinticError, counted, one_line
-from quintic.scale.observations import Count, Observation, Observations, check_numbers
+import numpy as np
 
-FLOPS_PER_PARAMETER = 6.0
-"""FLOPs to train one parameter on one token, forward and backward, where a file does not say them
-(Kaplan et al., https://arxiv.org/abs/2001.08361, section 2.1)."""
+from quintic.errors import QuinticError, counted, one_line
+from quintic.scale.law import FLOPS_PER_PARAMETER, middle_power
+from quintic.scale.observations import Count, Observation, Observations, check_numbers
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "parameters": ("parameters", "params", "n", "model size", "size"),
@@ -23,6 +22,19 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Names of columns that are known, by what they hold; capitals, spaces, - and _ do not matter."""
 
+SEPARATORS = ",;\t"
+
+FEWEST = 1000.0
+"""Parameters, and tokens, under which a number is one of thousands or more."""
+FEWEST_RATIO, MOST_RATIO = 0.01, 1e6
+"""Tokens a parameter beyond which one of the two is in another unit."""
+COST_APART = 3.0
+"""Factor between the FLOPs a token of a row and those that the others have at its size, from which
+on it is refused."""
+COST_LEAST, COST_MOST = 1 / 30, 30.0
+"""FLOPs over 6 N D, in the middle of the rows, beyond which they are in another unit: a forward
+pass alone has a third, and a small model whose N leaves out a large head twenty times as many."""
+
 LARGEST_BYTES = 1 << 26
 
 
@@ -31,8 +43,9 @@ def read_csv(path: Path) -> Observations:
 
     It needs a column of losses and two of parameters, tokens and FLOPs; the third follows from
     FLOPs = 6 x parameters x tokens. Rows of equal parameters, tokens and FLOPs are seeds of one
-    run. Raises `QuinticError`, with the row, where a column is missing, a number is not positive,
-    or a row is there twice.
+    run. Columns are apart by commas, semicolons or tabs. Raises `QuinticError`, with the row, where
+    a column is missing, a number is not positive or seems to be in another unit, or a row is there
+    twice.
     """
     try:
         if path.stat().st_size > LARGEST_BYTES:
@@ -41,11 +54,19 @@ def read_csv(path: Path) -> Observations:
                 "with a row for each run"
             )
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if any(map(str.strip, row))] or [[]]
+            lines = file.read().splitlines(keepends=True)
+        table = csv.reader(lines, delimiter=_separator(lines))
+        filled = [row for row in table if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise QuinticError(
             f"{path} is no CSV ({one_line(error)}): save it as text with commas between the columns"
         ) from error
+    if not filled:
+        raise QuinticError(
+            f"{path} is empty: write a header, such as parameters,tokens,loss, and a row for each "
+            "run"
+        )
+    header, *rows = filled
     places = _places(path, header)
     runs: list[Observation] = []
     groups: dict[tuple[float, ...], int] = {}
@@ -85,19 +106,73 @@ def read_csv(path: Path) -> Observations:
         runs.append(check_numbers(Observation(label, counts, d, c, given["loss"], group, seed)))
     if not runs:
         raise QuinticError(f"{path} has no row below its header: write one for each run")
+    _check_units(runs, {name: header[place] for name, place in places.items()})
     return Observations(runs, f"{path}, {counted(len(runs), 'run')}")
+
+
+def _check_units(runs: list[Observation], columns: dict[str, str]) -> None:
+    """Raise `QuinticError` for the first row with a number that no run has, and for FLOPs that are
+    far from those of the other rows at its size; `columns` are the names of those in the file."""
+    for run in runs:
+        n, d = next(iter(run.parameters.values())), run.tokens
+        for name, value in (("parameters", n), ("tokens", d)):
+            if value < FEWEST:
+                given = columns.get(name, "what FLOPs = 6 N D leaves")
+                raise QuinticError(
+                    f"{run.label}: {value:g} {name} ({given}) are fewer than any run has: is a "
+                    "column in thousands, millions or billions? Write 124e6 for 124 million"
+                )
+        if not FEWEST_RATIO <= d / n <= MOST_RATIO:
+            raise QuinticError(
+                f"{run.label}: {d:g} tokens for {n:g} parameters are {d / n:.2g} a parameter, "
+                f"which no run has ({FEWEST_RATIO:g} to {MOST_RATIO:,.0f}): is a column in "
+                "thousands, millions or billions? Write 124e6 for 124 million"
+            )
+    if not columns.keys() >= {"parameters", "tokens", "flops"}:
+        return
+    way_out = (
+        f"correct it, or leave the column {columns['flops']} out, and FLOPs = 6 x parameters x "
+        "tokens is taken"
+    )
+    n_R = np.array([next(iter(run.parameters.values())) for run in runs])
+    per_token_R = np.array([run.flops / run.tokens for run in runs])
+    middle = float(np.median(per_token_R / (FLOPS_PER_PARAMETER * n_R)))
+    if not COST_LEAST <= middle <= COST_MOST:
+        raise QuinticError(
+            f"{runs[0].label} and others: {columns['flops']} is {middle:.3g} times 6 x parameters "
+            f"x tokens in the middle of the rows; is it in another unit? Then {way_out}"
+        )
+    off_R = per_token_R / middle_power(n_R, per_token_R)
+    worst = int(np.abs(np.log(off_R)).argmax())
+    if not 1 / COST_APART <= off_R[worst] <= COST_APART:
+        raise QuinticError(
+            f"{runs[worst].label}: {columns['flops']} is {runs[worst].flops:g}, {off_R[worst]:.3g} "
+            f"times what the other rows have for this size and as many tokens: {way_out}"
+        )
+
+
+def _plain(name: str) -> str:
+    """Return a column's name without what does not matter in it."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+def _separator(lines: list[str]) -> str:
+    """Return what stands between the columns: that which shows most known names in the header."""
+    header = next((line for line in lines if line.strip()), "")
+    known = {_plain(name) for names in COLUMNS.values() for name in names}
+
+    def names_shown(separator: str) -> int:
+        return sum(_plain(cell.strip('"')) in known for cell in header.strip().split(separator))
+
+    return max(SEPARATORS, key=names_shown)
 
 
 def _places(path: Path, header: list[str]) -> dict[str, int]:
     """Return where each known column stands; raises `QuinticError` where too few are there."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[\s_-]+", "", name).lower()
-
-    names = [plain(name) for name in header]
+    names = [_plain(name) for name in header]
     places: dict[str, int] = {}
     for what, known in COLUMNS.items():
-        found = [i for i, name in enumerate(names) if name in {plain(k) for k in known}]
+        found = [i for i, name in enumerate(names) if name in {_plain(k) for k in known}]
         if len(found) > 1:
             raise QuinticError(
                 f"{path} has two columns of {what}, {header[found[0]]!r} and {header[found[1]]!r}: "
@@ -107,12 +182,16 @@ def _places(path: Path, header: list[str]) -> dict[str, int]:
             places[what] = found[0]
     sizes = [name for name in ("parameters", "tokens", "flops") if name in places]
     if "loss" not in places or len(sizes) < 2:
-        missing = "loss" if "loss" not in places else "two of parameters, tokens and FLOPs"
-        wanted = ["loss"] if "loss" not in places else ["parameters", "tokens", "flops"]
+        if "loss" not in places:
+            missing, wanted = "no column of loss", ["loss"]
+        else:
+            known_sizes = f"{sizes[0]} alone" if sizes else "none"
+            missing = f"{known_sizes} of parameters, tokens and FLOPs, of which a law needs two"
+            wanted = ["parameters", "tokens", "flops"]
         spelled = "; ".join(f"{name}: {', '.join(COLUMNS[name])}" for name in wanted)
         raise QuinticError(
-            f"{path} has no column of {missing}, and has {', '.join(header) or 'none'}: name the "
-            f"columns so ({spelled})"
+            f"{path} has {missing} (its columns are {', '.join(header)}): name the columns so "
+            f"({spelled})"
         )
     return places
 
@@ -121,7 +200,13 @@ def _number(path: Path, row: int, column: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
+        pointed = text.replace(",", ".")
+        way_out = f"write {pointed}" if _is_number(pointed) else "repair or remove the row"
         raise QuinticError(
-            f"{path} row {row}: {column} is {text[:40]!r}, which is no number: repair or remove "
-            "the row"
+            f"{path} row {row}: {column} is {text[:40]!r}, which is no number: {way_out}"
         ) from None
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number with digits, as of a decimal comma that was replaced."""
+    return re.fullmatch(r"\s*[0-9]+\.[0-9]+\s*", text) is not None

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from quintic.compare.table import quantity
+from quintic.console import short_count
 from quintic.errors import QuinticError, counted
 from quintic.scale.law import IN_FLOPS, IN_PARAMETERS, LETTERS, TWO_TERMS, Form, Variable
 from quintic.scale.observations import Count, Observations
@@ -94,9 +94,7 @@ def choose_form(observations: Observations, count: Count, law: LawName = "auto")
         found, least = _values(values[name]), FEWEST_VALUES[form]
         if found < least:
             ends = (values[name].min(), values[name].max())
-            low, high = (
-                f"{end:.3g}" if name == "flops" else quantity(end, "tokens") for end in ends
-            )
+            low, high = (f"{end:.3g}" if name == "flops" else short_count(end) for end in ends)
             raise QuinticError(
                 f"{observations.source} of {counted(found, what[name], _plural(what[name]))} "
                 f"({LETTERS[name]} {low if found == 1 else f'{low} to {high}'}): the law in "

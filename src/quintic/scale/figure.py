@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quintic.compare.table import quantity
+from quintic.console import short_count
 from quintic.figure import finish_axes, save_figure, style
 from quintic.scale.forecast import NEAR_BUDGET, Curve, Prediction
 from quintic.scale.scaling import Scaling
@@ -100,7 +100,7 @@ def _draw_profiles(axes: Any, scaling: Scaling) -> None:
         )
         axes.plot(*runs_beside(scaling, curve), ".", color=look.colour, alpha=0.5)
     axes.set(xlabel="parameters")
-    axes.xaxis.set_major_formatter(lambda value, _: quantity(value, "tokens"))
+    axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
 
 
 def _draw_curve(axes: Any, x: tuple[float, ...], curve: Curve, index: int, label: str) -> None:

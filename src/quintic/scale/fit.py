@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,12 @@ NEXT_TO_NOTHING, STEEPEST = 0.01, 3.0
 exponent from which on it is a wall."""
 MOST_DEGENERATE = 1 / 3
 """Share of draws with such a law from which on the runs do not carry it."""
+FAR, LEAST_FAR = 6.0, 0.02
+"""Robust standard deviations beside the law from which on a run is far from it, and the least share
+of the loss."""
+TO_DEVIATION = 1.4826
+"""Standard deviation over the median absolute one, of a normal distribution."""
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,15 @@ class Fit:
         return Interval(float(estimate), float(error), float(low), float(high))
 
     def parameters(self) -> dict[str, Interval]:
-        """Return each parameter of the law with its interval."""
+        """Return each parameter of the law with its interval; that of E ends at the lowest loss."""
         (estimates,), draws_KP = values(self.law), values(self.draws)
-        return {
+        found = {
             name: self.interval(estimates[p], draws_KP[:, p], positive=name.isupper())
             for p, name in enumerate(named(self.form))
         }
+        # No run can have ended below E, and widening knows nothing of that.
+        e, lowest = found["E"], float(self.observations.loss_R.min())
+        return {**found, "E": replace(e, high=max(e.estimate, min(e.high, lowest)))}
 
     def predicted(self, at: Mapping[Variable, float]) -> Interval:
         """Return the loss that the law foresees somewhere, in the mean over seeds."""
@@ -174,14 +183,17 @@ def fit(
             f"{observations.source}: their loss does not fall with {rising} where all else is "
             "equal, which no law of it can say: are the learning rates of each size its own?"
         )
+    residual_R = log_loss_R - law.log_loss(dict(zip(form, np.exp(log_x_MR), strict=True)))[0]
     weights_KR = draw_weights(observations, draws, seed)
     drawn = solve_draws(from_KP, weights_KR, x_MR, log_loss_R)
     sound_K = _sound(drawn.parameters_KP)
     degenerate = int((~sound_K).sum())
     if degenerate > MOST_DEGENERATE * draws:
+        far = far_runs(observations, residual_R)
+        check = f"check the loss of {far_words(far)} beside the law, or " if far else ""
         raise QuinticError(
             f"{observations.source}: they do not carry {formula(form)}, of which in "
-            f"{degenerate:,} of {draws:,} draws of them a term vanishes: train sizes, or "
+            f"{degenerate:,} of {draws:,} draws of them a term vanishes: {check}train sizes, or "
             "numbers of tokens, further apart, or more of them"
         )
     return Fit(
@@ -193,12 +205,30 @@ def fit(
         cost=flops_per_token(
             observations.parameters(count), observations.flops_R / observations.tokens_R
         ),
-        residual_R=log_loss_R - law.log_loss(dict(zip(form, np.exp(log_x_MR), strict=True)))[0],
+        residual_R=residual_R,
         starts=len(starts_KP),
         followed=len(first),
         at_best=at_best,
         sound_K=sound_K,
     )
+
+
+def far_runs(observations: Observations, residual_R: Floats) -> list[tuple[str, float]]:
+    """Return label and share of the loss of the runs that lie far beside their law, the furthest
+    first."""
+    off_R = np.expm1(residual_R)
+    away_R = off_R - np.median(off_R)
+    bound = max(FAR * TO_DEVIATION * float(np.median(np.abs(away_R))), LEAST_FAR)
+    furthest = np.argsort(-np.abs(away_R), kind="stable")
+    return [
+        (observations.runs[r].label, float(off_R[r])) for r in furthest if abs(away_R[r]) > bound
+    ]
+
+
+def far_words(far: Sequence[tuple[str, float]]) -> str:
+    """Return the names of runs that are far from their law, and by how much."""
+    named = ", ".join(f"{label} ({off:+.1%})" for label, off in far[:MOST_NAMED])
+    return named + (f" and {len(far) - MOST_NAMED} more" if len(far) > MOST_NAMED else "")
 
 
 def variables(observations: Observations, form: Form, count: Count) -> Floats:

@@ -40,6 +40,8 @@ class Prediction:
     """The loss of one run."""
     beyond: tuple[str, ...]
     """In which way the place is beyond the runs; empty within."""
+    flops_from: str | None
+    """How the FLOPs of a token follow from N, where they were not given."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ class HelpfulRun:
 
 
 def predict(fit: Fit, label: str, place: Place, seed: int = 0) -> Prediction:
-    """Return what the law foresees of a run; `place` without FLOPs takes those of the law."""
+    """Return what the law foresees of a run; `place` without FLOPs takes those that follow from the
+    runs' own (`FlopsPerToken.of_run`)."""
+    flops_from = None
     if "flops" not in place:
-        per_token = float(fit.cost(np.array(place["parameters"])))
-        place = {**place, "flops": per_token * place["tokens"]}
+        flops_from = fit.cost.formula
+        place = {**place, "flops": fit.cost.of_run(place["parameters"]) * place["tokens"]}
     return Prediction(
         label,
         fit.count,
@@ -90,6 +94,7 @@ def predict(fit: Fit, label: str, place: Place, seed: int = 0) -> Prediction:
         fit.predicted(place),
         fit.predicted_run(place, seed),
         tuple(beyond(fit, place)),
+        flops_from,
     )
 
 

@@ -13,6 +13,12 @@ import numpy as np
 
 from quintic.scale.solver import Floats
 
+FLOPS_PER_PARAMETER = 6.0
+"""FLOPs to train one parameter on one token, forward and backward, where a file does not say them
+(Kaplan et al., https://arxiv.org/abs/2001.08361, section 2.1)."""
+NO_REST = 1e-6
+"""Share of the FLOPs of a token that is of rounding."""
+
 Variable = Literal["parameters", "tokens", "flops"]
 LETTERS: dict[Variable, str] = {"parameters": "N", "tokens": "D", "flops": "C"}
 
@@ -31,11 +37,32 @@ class FlopsPerToken:
     exponent: float
     deviation: float
     """The largest factor between that and what a run takes, less 1."""
+    rest_factor: float | None = None
+    rest_exponent: float = 0.0
+    """The power of N that is nearest to what the runs take beside 6 N, which are the products of N:
+    head and attention; None where a run takes less than 6 N."""
 
     def __call__(self, parameters: Floats) -> Floats:
         """Return those of some sizes."""
         flops: Floats = self.factor * parameters**self.exponent
         return flops
+
+    def of_run(self, parameters: float) -> float:
+        """Return those of one size, in which the part beside 6 N is a power of N where it can be:
+        nearer beyond the runs, where a model takes ever less beside 6 N."""
+        if self.rest_factor is None:
+            return float(self.factor * parameters**self.exponent)
+        rest = self.rest_factor * parameters**self.rest_exponent
+        return float(FLOPS_PER_PARAMETER * parameters + rest)
+
+    @property
+    def formula(self) -> str:
+        """Return in words how `of_run` counts."""
+        if self.rest_factor is None:
+            return f"{self.factor:.3g} N^{self.exponent:.3f}"
+        if not self.rest_factor:
+            return "6 N"
+        return f"6 N + {self.rest_factor:.3g} N^{self.rest_exponent:.3f}"
 
 
 def flops_per_token(parameters_R: Floats, per_token_R: Floats) -> FlopsPerToken:
@@ -46,7 +73,29 @@ def flops_per_token(parameters_R: Floats, per_token_R: Floats) -> FlopsPerToken:
     exponent = float(spread @ y / (spread @ spread)) if np.ptp(x) > 1e-9 else 1.0
     factor = float(np.exp(y.mean() - exponent * x.mean()))
     deviation = float(np.exp(np.abs(y - np.log(factor) - exponent * x).max()) - 1)
-    return FlopsPerToken(factor, exponent, deviation)
+    rest_R = per_token_R - FLOPS_PER_PARAMETER * parameters_R
+    if np.abs(rest_R).max() <= NO_REST * per_token_R.max():
+        return FlopsPerToken(factor, exponent, deviation, 0.0)
+    if (rest_R <= 0).any():
+        return FlopsPerToken(factor, exponent, deviation)
+    rest = np.log(rest_R)
+    rest_exponent = float(spread @ rest / (spread @ spread)) if np.ptp(x) > 1e-9 else 0.5
+    rest_factor = float(np.exp(rest.mean() - rest_exponent * x.mean()))
+    return FlopsPerToken(factor, exponent, deviation, rest_factor, rest_exponent)
+
+
+def middle_power(x_R: Floats, y_R: Floats) -> Floats:
+    """Return at each x the power of x that goes through the middle of y: its exponent is the median
+    of those between pairs (Theil and Sen), which a few wild points do not move."""
+    log_x, log_y = np.log(x_R), np.log(y_R)
+    first, second = np.triu_indices(len(log_x), 1)
+    apart = log_x[second] - log_x[first]
+    told = np.abs(apart) > 1e-9
+    exponents = (log_y[second] - log_y[first])[told] / apart[told]
+    exponent = float(np.median(exponents)) if len(exponents) else 0.0
+    level = float(np.median(log_y - exponent * log_x))
+    middle: Floats = np.exp(level + exponent * log_x)
+    return middle
 
 
 @dataclass(frozen=True)

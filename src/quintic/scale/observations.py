@@ -14,6 +14,8 @@ from quintic.scale.solver import Floats
 
 Count = Literal["all", "blocks", "given"]
 """How parameters are counted."""
+HIGHEST_LOSS = 20.0
+"""In nats per token; guessing evenly among a million tokens has 13.8."""
 COUNTS: dict[Count, str] = {
     "all": "all parameters, a tied head once",
     "blocks": "the matrices of the blocks, without embeddings and head",
@@ -85,7 +87,8 @@ class Observations:
 
 
 def check_numbers(run: Observation) -> Observation:
-    """Return a run whose numbers are all positive; raises `QuinticError` for another."""
+    """Return a run whose numbers are all positive, and whose loss one can have; raises
+    `QuinticError` for another."""
     numbers = {
         **{f"parameters ({COUNTS[count]})": n for count, n in run.parameters.items()},
         "tokens": run.tokens,
@@ -98,4 +101,9 @@ def check_numbers(run: Observation) -> Observation:
                 f"{run.label}: {name} is {value:g}: it must be a positive number; repair it or "
                 "leave the run out"
             )
+    if run.loss > HIGHEST_LOSS:
+        raise QuinticError(
+            f"{run.label}: loss is {run.loss:g}, more than guessing has among all tokens of any "
+            "vocabulary: a loss is in nats per token; of a perplexity give the logarithm"
+        )
     return run

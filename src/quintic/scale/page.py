@@ -14,19 +14,15 @@ from quintic.pages.fill import html_items, html_table, script_json, write_filled
 from quintic.scale.conclusions import conclusions
 from quintic.scale.figure import first_predictions, frontier_label, runs_beside
 from quintic.scale.forecast import Curve
-from quintic.scale.law import formula
 from quintic.scale.scaling import Scaling
-from quintic.scale.table import fits_table, optima_table, predictions_table
+from quintic.scale.table import tables
 
 
 def write_page(scaling: Scaling, path: Path) -> None:
     """Write the page; the file is replaced whole."""
-    predictions, optima = predictions_table(scaling), optima_table(scaling)
     parts = {
         "DATA": script_json({"flops": _over_flops(scaling), "profiles": _profiles(scaling)}),
-        "FITS": html_table(formula(scaling.fits[0].form), fits_table(scaling)),
-        "PREDICTIONS": html_table("predictions", predictions) if predictions else "",
-        "OPTIMA": html_table("best sizes", optima) if optima else "",
+        "TABLES": "".join(html_table(title, table) for title, table in tables(scaling)),
         "NOTES": html_items(scaling.notes),
         "CONCLUSIONS": html_items(conclusions(scaling)),
     }

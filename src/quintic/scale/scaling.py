@@ -41,7 +41,7 @@ class Target:
     parameters: dict[Count, float]
     tokens: float
     flops: float | None = None
-    """None: those of the law."""
+    """None: those that follow from the runs'."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from quintic.compare.statistics import CONFIDENCE
-from quintic.compare.table import quantity
-from quintic.console import Table
+from quintic.console import Table, short_count
 from quintic.scale.fit import Interval
 from quintic.scale.forecast import growth
-from quintic.scale.law import TWO_TERMS, named
-from quintic.scale.observations import COUNTS
+from quintic.scale.law import TWO_TERMS, formula
+from quintic.scale.observations import COUNTS, Count
 from quintic.scale.scaling import Scaling
 
 NOTHING = 1e-9
@@ -16,77 +17,49 @@ NOTHING = 1e-9
 INTERVAL = f"{CONFIDENCE:.0%} interval"
 
 
-def fits_table(scaling: Scaling) -> Table:
-    """Return a row for each parameter, with estimate, standard error and interval of each fit."""
-    several = len(scaling.fits) > 1
-    header, columns = [""], []
+def tables(scaling: Scaling) -> Iterator[tuple[str, Table]]:
+    """Yield title and table of each fit, and of what follows from it: a row for each parameter of
+    the law, each run that is foreseen, and each budget."""
     for found in scaling.fits:
-        name = f"{COUNTS[found.count]}: " if several else ""
-        header += [f"{name}estimate", "standard error", INTERVAL]
-        intervals = list(found.parameters().values())
+        counted = "" if found.count == "given" else f", N: {COUNTS[found.count]}"
+        intervals = found.parameters()
         if found.form == TWO_TERMS:
-            intervals.append(growth(found))
-        columns.append(intervals)
-    names = named(scaling.fits[0].form)
-    if scaling.fits[0].form == TWO_TERMS:
-        names.append("best N ~ C^")
-    rows = [
-        [name, *(cell for column in columns for cell in _cells(column[place]))]
-        for place, name in enumerate(names)
-    ]
-    return Table(header, rows)
+            intervals["best N ~ C^"] = growth(found)
+        rows = [[name, *_cells(interval)] for name, interval in intervals.items()]
+        header = ["", "estimate", "standard error", INTERVAL]
+        yield f"{formula(found.form)}{counted}", Table(header, rows)
+        if rows := list(_predictions(scaling, found.count)):
+            header = ["", "N", "D", "FLOPs", "loss", f"{CONFIDENCE:.0%} of the mean", "of one run"]
+            yield f"predictions{counted}", Table(header, rows)
+        if rows := list(_optima(scaling, found.count)):
+            header = ["FLOPs", "best N", INTERVAL, "D", INTERVAL, "loss", INTERVAL]
+            yield f"best sizes{counted}", Table(header, rows)
 
 
-def predictions_table(scaling: Scaling) -> Table | None:
-    """Return a row for each run that is foreseen; None where none is."""
-    if not scaling.predictions:
-        return None
-    rows = [
-        [
-            found.label,
-            COUNTS[found.count],
-            quantity(found.place["parameters"], "tokens"),
-            quantity(found.place["tokens"], "tokens"),
-            f"{found.place['flops']:.3g}",
-            f"{found.law.estimate:.4f}",
-            between(found.law),
-            between(found.run),
-            "; ".join(found.beyond) or "among the runs",
-        ]
-        for found in scaling.predictions
-    ]
-    header = [
-        "",
-        "N counts",
-        "N",
-        "D",
-        "FLOPs",
-        "loss",
-        f"{INTERVAL} of the mean",
-        "of one run",
-        "reach",
-    ]
-    return Table(header, rows)
+def _predictions(scaling: Scaling, count: Count) -> Iterator[list[str]]:
+    for found in scaling.predictions:
+        if found.count == count:
+            yield [
+                found.label,
+                short_count(found.place["parameters"]),
+                short_count(found.place["tokens"]),
+                f"{found.place['flops']:.3g}",
+                f"{found.law.estimate:.4f}",
+                between(found.law),
+                between(found.run),
+            ]
 
 
-def optima_table(scaling: Scaling) -> Table | None:
-    """Return a row for each budget and way of counting; None where none is asked for."""
-    if not scaling.optima:
-        return None
-    rows = [
-        [
-            f"{found.flops:.3g}",
-            COUNTS[found.count],
-            *sized(found.parameters),
-            *sized(found.tokens),
-            f"{found.loss.estimate:.4f}",
-            between(found.loss),
-            "; ".join(found.beyond) or "among the runs",
-        ]
-        for found in scaling.optima
-    ]
-    header = ["FLOPs", "N counts", "best N", INTERVAL, "D", INTERVAL, "loss", INTERVAL, "reach"]
-    return Table(header, rows)
+def _optima(scaling: Scaling, count: Count) -> Iterator[list[str]]:
+    for found in scaling.optima:
+        if found.count == count:
+            yield [
+                f"{found.flops:.3g}",
+                *sized(found.parameters),
+                *sized(found.tokens),
+                f"{found.loss.estimate:.4f}",
+                between(found.loss),
+            ]
 
 
 def between(interval: Interval) -> str:
@@ -97,7 +70,7 @@ def between(interval: Interval) -> str:
 def sized(interval: Interval) -> tuple[str, str]:
     """Return a size or a number of tokens, and its interval."""
     low, middle, high = (
-        quantity(value, "tokens") for value in (interval.low, interval.estimate, interval.high)
+        short_count(value) for value in (interval.low, interval.estimate, interval.high)
     )
     return middle, f"{low} to {high}"
 
