@@ -8,8 +8,8 @@ import torch
 
 from quintic.config import Config
 from quintic.model.build import build_model
-from quintic.model.loss import CHUNK_ELEMENTS
-from quintic.plan.memory import MemoryModel, PassBytes, PeakOfStorages, Setting
+from quintic.model.loss import CHUNK_ELEMENTS, plain_cross_entropy
+from quintic.plan.memory import LOGIT_BYTES, MemoryModel, PassBytes, PeakOfStorages, Setting
 from quintic.recipes import get_recipe
 from tests.test_device import saved_activation_bytes
 
@@ -78,6 +78,31 @@ def test_checkpointing_takes_less_and_plain_loss_more() -> None:
     logits = 16 * 64 * 320 * 4
     whole = MemoryModel(small({"train.loss": "plain"}), "cpu", 1)(setting)
     assert whole.activations > plain.activations + 0.5 * logits
+
+
+def test_a_compiled_plain_loss_keeps_its_logits_once_in_the_compute_precision() -> None:
+    """As the plan counts it, and as autograd saves of the loss alone."""
+    setting = Setting(16, "zero1", checkpointing=False)
+    whole, chunked = (
+        MemoryModel(small({"train.compile": True, "train.loss": loss}), "cuda", 1)(setting)
+        for loss in ("plain", "chunked")
+    )
+    logits = 16 * 64 * 320
+    assert whole.activations == chunked.activations + 2 * logits - LOGIT_BYTES * logits
+    x_ND = torch.randn(256, 16, dtype=torch.bfloat16, requires_grad=True)
+    weight_VD, targets_N = (
+        torch.randn(320, 16, requires_grad=True),
+        torch.zeros(256, dtype=torch.long),
+    )
+    saved: list[torch.Tensor] = []
+    loss = torch.compile(plain_cross_entropy, dynamic=False, backend="aot_eager_decomp_partition")
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t) or t,  # type: ignore[func-returns-value]
+        lambda t: t,
+    ):
+        loss(x_ND, weight_VD, targets_N)
+    (of_logits,) = (t for t in saved if t.numel() == 256 * 320)
+    assert of_logits.dtype == torch.bfloat16
 
 
 def test_weights_gradients_and_state_are_counted_exactly() -> None:

@@ -11,6 +11,7 @@ from quintic.cli.main import main
 from quintic.console import hours_text
 from quintic.model.build import meta_model
 from quintic.plan.devices import GPUS, device_of
+from quintic.plan.memory import KEPT_LEAST, KEPT_MOST
 from quintic.plan.plan import Plan, make_plan
 from quintic.plan.rates import CPU_CORE, H200
 from quintic.plan.text import conclusions, figures, memory_table
@@ -72,6 +73,14 @@ def test_disk_is_what_checkpoints_and_tokens_take(plan: Plan) -> None:
     assert plan.shard_bytes == 2 * (plan.config.tokens + 1024)
     wide = make_plan(plan.config.override({"model.vocab_size": 65_537}), gpu="H100", gpus=2)
     assert wide.shard_bytes == 4 * (plan.config.tokens + 1024)
+
+
+def test_what_is_resident_on_a_cpu_is_as_it_was_measured(plan: Plan) -> None:
+    assert plan.resident_bytes is None, "a GPU's memory is counted by PyTorch"
+    measured = json.loads((RESULTS / "plan-memory.json").read_text())["settings"].values()
+    ratios = [one["measured_kept_bytes"] / one["predicted_bytes"] for one in measured]
+    assert min(ratios) == pytest.approx(KEPT_LEAST, abs=0.05)
+    assert max(ratios) == pytest.approx(KEPT_MOST, abs=0.05)
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen_without_what_costs_time(plan: Plan) -> None:
@@ -151,6 +160,8 @@ def test_json_has_every_figure(capsys: Capture, tmp_path: Path) -> None:
     few = ["--model.vocab-size", "320", "--model.context", "64", "--train.micro-batch", "4"]
     main(["plan", "ladder:1:0.5", "--gpu", "cpu", *few, "--json"])
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    main(["plan", "ladder:1:0.5", "--gpu", "cpu", *few])
+    assert "resident at most, GiB: 0.0" in capsys.readouterr().out
     assert found["recipe"] == "ladder:1:0.5"
     assert found["device"]["name"] == "cpu"
     assert found["floor_tokens_per_s"] is None
@@ -158,6 +169,8 @@ def test_json_has_every_figure(capsys: Capture, tmp_path: Path) -> None:
     memory = found["chosen"]["memory_bytes"]
     held = memory["weights"] + memory["gradients"] + memory["optimizer"]
     assert memory["peak"] == held + max(memory["activations"], memory["update"])
+    low, high = found["resident_bytes"]
+    assert (low, high) == (round(KEPT_LEAST * memory["peak"]), round(KEPT_MOST * memory["peak"]))
     assert found["vocabulary"] == {"size": 320, "from": "the config"}
     assert found["hours"] * 3600 * found["tokens_per_s"] == pytest.approx(found["tokens"])
 

@@ -6,7 +6,10 @@ answer for any switch of the model: nothing is fitted. Blocks are alike, so two 
 say what more of them take. What an operator takes inside itself is not seen.
 
 Of a GPU the same passes are counted in bfloat16, with its chunk of logits. Compilation keeps 42
-bytes per token, layer and unit of width where eager keeps 46 (tests/test_device.py).
+bytes per token, layer and unit of width where eager keeps 46 (tests/test_device.py). A plain loss
+keeps whole logits several times in eager operators; compiled once, in the compute precision, since
+all between the two products of the head becomes one kernel, which writes the gradient over them
+(tests/plan/test_memory.py).
 """
 
 from __future__ import annotations
@@ -40,6 +43,12 @@ COMPILED_SHARE = 42 / 46
 LOGIT_BYTES, KERNEL_LOGIT_BYTES = 8, 2
 """Bytes alive per logit of a chunk: itself and the logarithm of its probability in float32; the
 kernel has the logits alone, in bfloat16, and overwrites them with their gradient."""
+
+KEPT_LEAST, KEPT_MOST = 1.0, 9.9
+"""Resident at most, over what is predicted to be alive, where freed memory is kept
+(`quintic.malloc`): the least and the most of the trainings of docs/results/plan-memory.json. What
+is kept lies between pieces that stay, so that much of it is too small for the next piece of 4 MiB
+or more."""
 
 UPDATE_STACKS = 5
 """Temporaries of an update, in stacks of matrices (`quintic.optim.stacks`)."""
@@ -98,6 +107,12 @@ class Memory:
         """Return the most at once."""
         held = self.weights + self.gradients + self.optimizer
         return held + max(self.gathered + self.activations, self.update)
+
+    @property
+    def resident(self) -> tuple[int, int]:
+        """Return the least and the most that may be resident of a process on a CPU at once, which
+        keeps what it frees."""
+        return round(KEPT_LEAST * self.peak), round(KEPT_MOST * self.peak)
 
 
 class PassBytes:
@@ -165,7 +180,7 @@ def _counted(config: Config, layers: int, micro_batch: int, dtype: torch.dtype, 
         value_embeddings=min(config.model.value_embeddings, layers // 2),
     )
     train = config.train
-    plain = train.loss == "plain"
+    plain = train.loss == "plain" and not train.compile
     with _chunks_of(device), FakeTensorMode(), PeakOfStorages() as storages:
         model = build_model(
             model_config,
@@ -220,7 +235,7 @@ class MemoryModel:
         self._config, self._device, self._processes = config, device, processes
         self._model = meta_model(config.model)
         self._state = state_bytes(self._model, config)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self._dtype = dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self._passes = {
             again: PassBytes(
                 config.override({"train.activation_checkpointing": again}), dtype, device
@@ -235,10 +250,9 @@ class MemoryModel:
         activations = self._passes[setting.checkpointing](setting.micro_batch)
         if train.compile:
             activations = round(activations * COMPILED_SHARE)
-        if self._device == "cuda" and train.loss in ("auto", "fused"):
-            # Where tokens are few the loss is not what is most alive: the kernel saves nothing.
-            least = self._passes[setting.checkpointing](1)
-            activations = max(least, activations + self._kernel_adds(setting.micro_batch))
+        # Where tokens are few the loss is not what is most alive, and its way saves nothing.
+        least = self._passes[setting.checkpointing](1)
+        activations = max(least, activations + self._beyond_chunks(setting.micro_batch))
         one_pass = setting.micro_batch * parts >= self._config.batches.smallest
         gradients = 0 if one_pass and parts == 1 else weights
         gathered = 0
@@ -259,11 +273,18 @@ class MemoryModel:
             update=self._update(),
         )
 
-    def _kernel_adds(self, micro_batch: int) -> int:
-        """Return what the kernel's chunk takes beyond that of PyTorch's operators."""
+    def _beyond_chunks(self, micro_batch: int) -> int:
+        """Return what the logits of a kernel, or of a compiled plain loss, take beyond a chunk of
+        PyTorch's operators, which was counted."""
+        train = self._config.train
         logits = micro_batch * self._config.model.context * (self._config.model.vocab_size or 0)
-        kernel = KERNEL_LOGIT_BYTES * min(logits, KERNEL_CHUNK_ELEMENTS["cuda"])
-        return kernel - LOGIT_BYTES * min(logits, CHUNK_ELEMENTS["cuda"])
+        if self._device == "cuda" and train.loss in ("auto", "fused"):
+            own = KERNEL_LOGIT_BYTES * min(logits, KERNEL_CHUNK_ELEMENTS["cuda"])
+        elif train.compile and train.loss == "plain":
+            own = self._dtype.itemsize * logits
+        else:
+            return 0
+        return own - LOGIT_BYTES * min(logits, CHUNK_ELEMENTS[self._device])
 
     def _update(self) -> int:
         """Return the temporaries of Muon's update of the largest stack."""

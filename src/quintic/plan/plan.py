@@ -120,6 +120,14 @@ class Plan:
         return int(tokens / self.config.train.batch_tokens)
 
     @property
+    def resident_bytes(self) -> tuple[int, int] | None:
+        """Return the least and the most bytes that may be resident of a process on a CPU, at the
+        chosen setting; None elsewhere."""
+        if self.chosen is None or self.device.name != CPU:
+            return None
+        return self.chosen.memory.resident
+
+    @property
     def passes(self) -> int:
         """Return the forward and backward passes of a step on each device, at the chosen
         setting."""
@@ -147,6 +155,7 @@ class Plan:
             "flops": self.flops,
             "settings": [setting.to_dict() for setting in self.settings],
             "chosen": self.chosen and self.chosen.to_dict(),
+            "resident_bytes": self.resident_bytes,
             "floor_tokens_per_s": self.floor_tokens_per_s,
             "tokens_per_s": self.tokens_per_s,
             "hours": self.hours,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from quintic.console import Table, hours_text, short_count
 from quintic.errors import counted
 from quintic.plan.devices import CPU
-from quintic.plan.memory import Setting
+from quintic.plan.memory import KEPT_LEAST, KEPT_MOST, Setting
 from quintic.plan.plan import Plan
 
 GIB = 2**30
@@ -56,6 +56,13 @@ def figures(plan: Plan) -> Iterator[str]:
         parts = ("weights", "gradients", "optimizer", "gathered", "activations", "update")
         sizes = (f"{part} {_gib(size)}" for part in parts if (size := getattr(memory, part)))
         yield f"memory of it, GiB: {', '.join(sizes)} [{PREDICTION}]"
+        if (resident := plan.resident_bytes) is not None:
+            low, high = map(_gib, resident)
+            yield (
+                f"resident at most, GiB: {low} to {high}, since the process keeps what it frees "
+                f"[{PREDICTION}: {KEPT_LEAST} to {KEPT_MOST} times the most at once, as measured "
+                "of six settings (docs/plan.md)]"
+            )
     yield f"operations a token: {plan.flops_per_token / 1e9:,.4g} GFLOP [{COUNTED}]"
     yield f"operations in all: {plan.flops:.3g} FLOP [{COUNTED}]"
     if plan.floor_tokens_per_s is not None:
@@ -89,9 +96,9 @@ def conclusions(plan: Plan) -> Iterator[str]:
         yield f"fits: {_options(plan, plan.chosen.setting)}, {passes} a step on each device"
     if plan.device.name == CPU:
         yield (
-            "the process keeps what it frees, so that up to twice of this may be resident; "
-            "MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=65536 in the environment gives it "
-            "back, for some of the speed"
+            "MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=65536 in the environment gives "
+            "back what is freed, for some of the speed: then no more is resident than the most at "
+            "once, within a tenth"
         )
     if plan.hours_asked is not None:
         time = hours_text(3600 * plan.hours_asked)
