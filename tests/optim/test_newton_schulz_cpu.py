@@ -72,9 +72,9 @@ def test_a_symmetric_product_is_the_whole_product(rows: int) -> None:
     X, plus = gaussian(rows, 50), gaussian(rows, rows)
     plus = plus + plus.T
     out = torch.empty(rows, rows, dtype=torch.float64)
-    symmetric_product(X, X.T, out=out)
+    symmetric_product(X, X.T, out=out, dtype=out.dtype)
     torch.testing.assert_close(out, X @ X.T)
-    symmetric_product(X, X.T, out=out, plus=plus, beta=0.5, alpha=-2)
+    symmetric_product(X, X.T, out=out, dtype=out.dtype, plus=plus, beta=0.5, alpha=-2)
     torch.testing.assert_close(out, 0.5 * plus - 2 * X @ X.T)
 
 

@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
-from operator import itemgetter
 from typing import Any, Self
 
 import torch
@@ -51,7 +50,8 @@ from quintic.optim.newton_schulz import (
     newton_schulz_dtype,
     polynomial_for,
 )
-from quintic.optim.side_by_side import side_by_side
+from quintic.optim.newton_schulz_cpu import Room
+from quintic.optim.side_by_side import side_by_side, workers_for
 from quintic.optim.stacks import Stack, frozen, stacks_of, to_update
 from quintic.optim.whole import (
     Orthogonalize,
@@ -90,16 +90,19 @@ def muon_update(
     ns_coefficients: str = "quintic",
     polynomial: GramPolynomial = gram_polynomial,
     on_whole: Callable[[Orthogonalize, Tensor], Tensor] | None = None,
+    out: Tensor | None = None,
+    work: Tensor | None = None,
 ) -> Tensor:
     """Return the orthogonal update [n, r, c] of n matrices [r, c]; change their buffers.
 
     Pure mathematics: no learning rate, no scale, no communication. An all-zero gradient with an
     all-zero buffer gives an all-zero update. All but the orthogonalisation is done element by
-    element, so these may be some rows only, if `on_whole` brings whole matrices together.
+    element, so these may be some rows only, if `on_whole` brings whole matrices together. `out` and
+    `work` are memory to compute in, of the buffers' precision and for `newton_schulz`.
     """
     multiply(buffers, momentum)
     torch._foreach_add_(buffers, gradients)
-    direction_nrc = torch.stack(buffers)
+    direction_nrc = torch.stack(buffers, out=out)
     if nesterov:
         direction_nrc.mul_(momentum)
         torch._foreach_add_(direction_nrc.unbind(), gradients)
@@ -109,13 +112,10 @@ def muon_update(
         coefficients=COEFFICIENTS[ns_coefficients],
         polynomial=polynomial,
     )
-    direction_nrc = direction_nrc.to(ns_dtype)
-    update_nrc = (
-        orthogonalize(direction_nrc, overwrite=True)
-        if on_whole is None
-        else on_whole(orthogonalize, direction_nrc)
-    )
-    return update_nrc.to(buffers[0].dtype)
+    if on_whole is None:
+        return orthogonalize(direction_nrc, dtype=ns_dtype, overwrite=True, work=work)
+    # Rounded before it travels.
+    return on_whole(orthogonalize, direction_nrc.to(ns_dtype)).to(direction_nrc.dtype)
 
 
 NORMUON_EPS = 1e-10
@@ -384,19 +384,17 @@ class Muon(torch.optim.Optimizer):
             whole = self._outside_groups["whole"] or shared_work(
                 self._outside_groups["process_group"]
             )
-            alone: list[tuple[int, Callable[[], None]]] = []
+            alone: list[tuple[Room, Callable[[Tensor], None]]] = []
             turns: Turns = {}
             for group in self._orthogonalized():
                 for stack in stacks_of(group, partial(self._state_of, group=group), whole):
                     update = partial(self._update_stack, group, stack, turns)
                     if stack.alone:
-                        alone.append((stack.weights[0].numel(), update))
+                        alone.append((_room_of(group, stack), update))
                     else:
                         update()
             if alone:
-                # The largest first: no thread ends long after the others.
-                alone.sort(key=itemgetter(0), reverse=True)
-                side_by_side([update for _, update in alone])
+                _update_alone(alone)
             self._update_others()
         return loss
 
@@ -450,24 +448,33 @@ class Muon(torch.optim.Optimizer):
         return all(finite)
 
     @torch.no_grad()
-    def _update_stack(self, group: dict[str, Any], stack: Stack, turns: Turns) -> None:
-        """Update matrices of one whole shape."""
+    def _update_stack(
+        self,
+        group: dict[str, Any],
+        stack: Stack,
+        turns: Turns,
+        memory_u8: Tensor | None = None,
+    ) -> None:
+        """Update matrices of one whole shape; one that is alone needs the memory of its `Room`."""
         (rows, columns), whole, weights = stack.shape, stack.whole, stack.weights
         update, momentum = muon_update, group["momentum"]
         if self._outside_groups["compile"] and whole is None and not stack.alone:
             # As a tensor, since a compiled function is compiled again for every new number.
             update, momentum = _compiled_update(), torch.as_tensor(momentum, dtype=torch.float64)
+        room = _room_of(group, stack)
+        out, work = (None, None) if memory_u8 is None else room.within(memory_u8)
         update_nrc = update(
             stack.gradients,
             stack.buffers,
             momentum=momentum,
             nesterov=group["nesterov"],
             ns_steps=group["ns_steps"],
-            ns_dtype=group["ns_dtype"]
-            or newton_schulz_dtype("auto", weights[0].device, weights[0].dtype),
+            ns_dtype=room.ns_dtype,
             ns_coefficients=group["ns_coefficients"],
             polynomial=self._outside_groups["polynomial"],
             on_whole=None if whole is None else partial(whole.apply, rows=rows, turns=turns),
+            out=out,
+            work=work,
         )
         if stack.moments:
             moment_nr1 = torch.stack(stack.moments)
@@ -503,6 +510,30 @@ class Muon(torch.optim.Optimizer):
                     value = found[p].to(p.device, group["momentum_dtype"] or p.dtype)
                     self.state[p]["momentum"] = like(value, p)
         return words
+
+
+def _room_of(group: dict[str, Any], stack: Stack) -> Room:
+    weight = stack.weights[0]
+    ns_dtype = group["ns_dtype"] or newton_schulz_dtype("auto", weight.device, weight.dtype)
+    return Room(stack.shape, stack.buffers[0].dtype, ns_dtype)
+
+
+def _update_alone(updates: list[tuple[Room, Callable[[Tensor], None]]]) -> None:
+    """Do the updates of large matrices side by side; each thread has memory for one at a time."""
+    memory_bytes = max(room.bytes for room, _ in updates)
+    # Here, since what a thread of its own allocates the C library keeps for that thread.
+    free = [torch.empty(memory_bytes, dtype=torch.uint8) for _ in range(workers_for(updates))]
+
+    def do(update: Callable[[Tensor], None]) -> None:
+        memory_u8 = free.pop()
+        try:
+            update(memory_u8)
+        finally:
+            free.append(memory_u8)
+
+    # The largest first: no thread ends long after the others.
+    updates.sort(key=lambda of: math.prod(of[0].shape), reverse=True)
+    side_by_side([partial(do, update) for _, update in updates])
 
 
 @cache

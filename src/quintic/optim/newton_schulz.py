@@ -107,12 +107,15 @@ def newton_schulz(
     steps: int = 5,
     coefficients: Sequence[Coefficients] = (QUINTIC,),
     polynomial: GramPolynomial = gram_polynomial,
+    dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    work: Tensor | None = None,
 ) -> Tensor:
     """Orthogonalise a stack of matrices [..., r, c] at once, in the precision they come in.
 
     `coefficients` has those of each iteration: fewer iterations use the first of them, further ones
-    repeat the last. With `overwrite`, G's memory may be used for something else.
+    repeat the last. With `dtype`, that is the precision of the iteration alone. With `overwrite`,
+    G's memory may be used for the result; `work` is room for large matrices on a CPU.
 
     Dividing by the Frobenius norm puts every singular value into [0, 1], where the iteration
     X <- a X + (b A + c A A) X with A = X X^T moves them towards 1. It works on the wide
@@ -120,23 +123,26 @@ def newton_schulz(
     Large matrices on a CPU go another way to the same result (`newton_schulz_cpu`).
     Source: Bernstein & Newhouse, https://arxiv.org/abs/2409.20325, and the Muon post above.
     """
+    dtype = dtype or G_nrc.dtype
     tall = G_nrc.shape[-2] > G_nrc.shape[-1]
     X = G_nrc.mT if tall else G_nrc
     X_nRC = X.reshape(-1, *X.shape[-2:])
-    # Contiguous, since products of a transposed view are up to a third slower on a CPU.
-    norm_n11 = X_nRC.norm(dim=(-2, -1), keepdim=True)
-    room_nRC = torch.empty_like(X_nRC, memory_format=torch.contiguous_format)
-    X_nRC = torch.div(X_nRC, norm_n11 + EPS, out=room_nRC)
     sequence = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
     by_strips = polynomial is gram_polynomial  # of which they are another form
     if by_strips and newton_schulz_cpu.one_at_a_time(X_nRC.shape[1:], X_nRC.device):
-        spare_RC = G_nrc.view(-1, *X_nRC.shape[1:])[0] if overwrite else torch.empty_like(X_nRC[0])
-        newton_schulz_cpu.iterate_in_place(X_nRC, sequence, spare_RC)
+        X_nRC = X_nRC.to(newton_schulz_cpu.product_dtype(dtype), copy=not overwrite)
+        X_nRC.div_(X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)
+        newton_schulz_cpu.iterate_in_place(X_nRC, sequence, dtype, work)
     else:
+        X_nRC = X_nRC.to(dtype)
+        norm_n11 = X_nRC.norm(dim=(-2, -1), keepdim=True)
+        # Contiguous, since products of a stack of transposed views are up to a third slower.
+        room_nRC = torch.empty_like(X_nRC, memory_format=torch.contiguous_format)
+        X_nRC = torch.div(X_nRC, norm_n11 + EPS, out=room_nRC)
         for a, b, c in sequence:
             B_nRR = polynomial(X_nRC, b, c)
             X_nRC = torch.baddbmm(X_nRC, B_nRR, X_nRC, beta=a)
-    X = X_nRC.reshape(X.shape)
+    X = X_nRC.reshape(X.shape).to(G_nrc.dtype)
     return X.mT if tall else X
 
 

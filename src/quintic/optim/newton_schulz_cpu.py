@@ -13,12 +13,21 @@ Two savings, both of exact arithmetic, so that only rounding differs from the pl
   those below sqrt(eps) are lost in it, and what it has of them instead grows with every iteration:
   therefore G is computed from X again every `GRAM_ITERATIONS`.
 
-Shapes: X [R, C] with R <= C, G [R, R].
+Products in bfloat16 are computed by a CPU's float32 units where these are the faster ones
+(`product_dtype`): the product of two bfloat16 numbers is exact in float32, which is what their sums
+are taken in either way, and every product of matrices is rounded to bfloat16.
+
+Everything happens in the memory of X and in `Room`, which the matrices of a thread take in turn.
+
+Shapes: X [R, C] with R <= C, often the transpose of what lies in memory, G [R, R].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -37,6 +46,9 @@ GRAM_RATIO = 2
 """Ratio C / R from which on iterations share a Gram matrix. From 1.2 on there is something to gain,
 but then the error is 2.1 times that of the plain iteration."""
 
+WORK_MATRICES = 4
+"""Matrices [R, R] that an iteration computes in."""
+
 
 def one_at_a_time(shape: Sequence[int], device: torch.device) -> bool:
     """Return whether matrices of this shape are computed one by one here, and not as a stack.
@@ -47,51 +59,111 @@ def one_at_a_time(shape: Sequence[int], device: torch.device) -> bool:
     return large and not torch.compiler.is_compiling()
 
 
+@cache
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision whose units compute products in `dtype`: float32 for a slow bfloat16.
+
+    On x86 a product in bfloat16 is 65 times slower than one in float32 where there are no units for
+    it (AVX2), and half as fast with AVX512_BF16 on an Intel CPU without AMX, as in many virtual
+    machines, both measured at 768 rows. AMX is fast, and AMD's AVX512_BF16, known by the want of
+    AVX512_FP16, is taken to be: neither has been measured.
+    """
+    if dtype is not torch.bfloat16:
+        return dtype
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in every release
+    slow = not has.get("avx512_bf16") or has.get("avx512_fp16")
+    x86 = has.get("architecture") == "x86_64"
+    return torch.float32 if x86 and slow and not has.get("amx_bf16") else dtype
+
+
+@dataclass(frozen=True)
+class Room:
+    """Describes the memory that the update of one large matrix needs beside its momentum."""
+
+    shape: tuple[int, int]
+    momentum_dtype: torch.dtype
+    ns_dtype: torch.dtype
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of the matrices that an iteration computes in."""
+        return WORK_MATRICES * min(self.shape) ** 2 * product_dtype(self.ns_dtype).itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all of it."""
+        return self.work_bytes + math.prod(self.shape) * self.momentum_dtype.itemsize
+
+    def within(self, memory_u8: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the matrix [1, r, c] and the room to compute in, as views of bytes."""
+        work, matrix = memory_u8[: self.bytes].split_with_sizes(
+            [self.work_bytes, self.bytes - self.work_bytes]
+        )
+        matrix_1rc = matrix.view(self.momentum_dtype).view(1, *self.shape)
+        return matrix_1rc, work.view(product_dtype(self.ns_dtype))
+
+
 def iterate_in_place(
-    X_nRC: Tensor, coefficients: Sequence[tuple[float, float, float]], spare_RC: Tensor
+    X_nRC: Tensor,
+    coefficients: Sequence[tuple[float, float, float]],
+    dtype: torch.dtype,
+    work: Tensor | None = None,
 ) -> None:
     """Apply X <- a X + (b G + c G G) X with G = X X^T to each matrix, once for each (a, b, c).
 
-    `spare_RC` is room to compute in.
+    Every product is rounded to `dtype`, where that is less precise than X. `work` is room for
+    `WORK_MATRICES` [R, R] of X's precision.
     """
     _, R, C = X_nRC.shape
     # bfloat16 has too few bits for a Gram matrix of more than one iteration.
-    wide = C >= GRAM_RATIO * R and X_nRC.dtype is not torch.bfloat16
+    wide = C >= GRAM_RATIO * R and dtype is not torch.bfloat16
     each = GRAM_ITERATIONS if wide else 1
-    parts = [coefficients[i : i + each] for i in range(0, len(coefficients), each)]
-    work_5RR = X_nRC.new_empty(5, R, R)
+    if work is None:
+        work = X_nRC.new_empty(WORK_MATRICES * R * R)
     for X_RC in X_nRC:
-        now_RC, next_RC = X_RC, spare_RC
-        for part in parts:
-            _iterate(now_RC, part, work_5RR, out=next_RC)
-            now_RC, next_RC = next_RC, now_RC
-        if now_RC is not X_RC:
-            X_RC.copy_(now_RC)
+        for block in X_RC.split(R, dim=1):
+            _round(block, dtype)
+        for i in range(0, len(coefficients), each):
+            _iterate(X_RC, coefficients[i : i + each], work.view(-1, R, R), dtype)
+
+
+def _round(x: Tensor, dtype: torch.dtype) -> None:
+    """Round to `dtype` in place."""
+    if x.dtype is not dtype:
+        x.copy_(x.to(dtype))
 
 
 def _iterate(
-    X_RC: Tensor, coefficients: Sequence[tuple[float, float, float]], work_5RR: Tensor, out: Tensor
+    X_RC: Tensor,
+    coefficients: Sequence[tuple[float, float, float]],
+    work_4RR: Tensor,
+    dtype: torch.dtype,
 ) -> None:
-    """Write the result of several iterations with one Gram matrix to `out`."""
-    G_RR, B_RR, GP_RR, Q_RR, spare_RR = work_5RR.unbind()
-    symmetric_product(X_RC, X_RC.T, out=G_RR)
+    """Apply several iterations with one Gram matrix to X."""
+    G_RR, B_RR, GP_RR, Q_RR = work_4RR.unbind()
+    product = partial(symmetric_product, dtype=dtype)
+    product(X_RC, X_RC.T, out=G_RR)
     *first, (a, b, c) = coefficients
     for i, (a_i, b_i, c_i) in enumerate(first):
         # P = a + B with B = b G + c G G; of P Q = a Q + B Q, PyTorch adds the first term itself.
-        symmetric_product(G_RR, G_RR, out=B_RR, plus=G_RR, beta=b_i, alpha=c_i)
-        symmetric_product(B_RR, G_RR, out=GP_RR, plus=G_RR, beta=a_i)
-        symmetric_product(B_RR, GP_RR, out=G_RR, plus=GP_RR, beta=a_i)
+        product(G_RR, G_RR, out=B_RR, plus=G_RR, beta=b_i, alpha=c_i)
+        product(B_RR, G_RR, out=GP_RR, plus=G_RR, beta=a_i)
+        product(B_RR, GP_RR, out=G_RR, plus=GP_RR, beta=a_i)
         if i == 0:
             Q_RR.copy_(B_RR).diagonal().add_(a_i)
         else:
-            symmetric_product(B_RR, Q_RR, out=spare_RR, plus=Q_RR, beta=a_i)
-            Q_RR, spare_RR = spare_RR, Q_RR
-    symmetric_product(G_RR, G_RR, out=B_RR, plus=G_RR, beta=b, alpha=c)
+            product(B_RR, Q_RR, out=GP_RR, plus=Q_RR, beta=a_i)
+            Q_RR, GP_RR = GP_RR, Q_RR
+    product(G_RR, G_RR, out=B_RR, plus=G_RR, beta=b, alpha=c)
+    left_RR = B_RR
     if first:
-        symmetric_product(B_RR, Q_RR, out=spare_RR, plus=Q_RR, beta=a)
-        torch.mm(spare_RR, X_RC, out=out)
-    else:
-        torch.addmm(X_RC, B_RR, X_RC, beta=a, out=out)
+        product(B_RR, Q_RR, out=GP_RR, plus=Q_RR, beta=a)
+        left_RR, a = GP_RR, 0.0
+    # By blocks of columns, for which the room of G is enough, and as X lies in memory.
+    room_RR = G_RR if X_RC.stride(1) == 1 else G_RR.T
+    for block in X_RC.split(len(X_RC), dim=1):
+        out = torch.addmm(block, left_RR, block, beta=a, out=room_RR[:, : block.shape[1]])
+        block.copy_(out.to(dtype))
 
 
 def symmetric_product(
@@ -99,13 +171,14 @@ def symmetric_product(
     right: Tensor,
     *,
     out: Tensor,
+    dtype: torch.dtype,
     plus: Tensor | None = None,
     beta: float = 0.0,
     alpha: float = 1.0,
 ) -> None:
     """Write beta plus + alpha left right to `out`, [R, R], which the caller knows to be symmetric.
 
-    Strips of its lower triangle are computed and mirrored.
+    Strips of its lower triangle are computed, rounded to `dtype` and mirrored.
     """
     rows = out.shape[0]
     for start in range(0, rows, STRIP_ROWS):
@@ -122,4 +195,5 @@ def symmetric_product(
                 alpha=alpha,
                 out=strip,
             )
+        _round(strip, dtype)
         out[:start, start:stop] = strip[:, :start].T

@@ -12,13 +12,17 @@ from threading import Semaphore, Thread
 import torch
 
 
+def workers_for(tasks: Sequence[object]) -> int:
+    """Return how many of these are done at a time."""
+    return min(torch.get_num_threads(), len(tasks))
+
+
 def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
     """Do all of these, as many at a time as PyTorch computes with threads, each with one.
 
     Raises what a task raised; those that have not begun are then left out.
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(tasks))
+    threads, workers = torch.get_num_threads(), workers_for(tasks)
     if workers < 2:
         for task in tasks:
             task()
