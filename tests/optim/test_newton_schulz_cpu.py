@@ -1,20 +1,25 @@
 """Newton-Schulz of large matrices on a CPU: the plain iteration in exact arithmetic, and nearly as
-good in float32, whatever the singular values."""
+good in float32 and bfloat16, whatever the singular values; in memory for one matrix a thread."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from quintic.optim import newton_schulz_cpu
+from quintic.optim.muon import Muon
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
     EPS,
     newton_schulz,
     newton_schulz_flops,
 )
-from quintic.optim.newton_schulz_cpu import SMALLEST_ROWS, symmetric_product
+from quintic.optim.newton_schulz_cpu import SMALLEST_ROWS, product_dtype, symmetric_product
 
 SHAPES = [(256, 256), (300, 400), (300, 700), (1024, 256)]
 SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,6 +45,12 @@ def plain(G_rc: Tensor, name: str = "quintic", steps: int = 5) -> Tensor:
     return result
 
 
+def with_spectrum(name: str, shape: tuple[int, int]) -> Tensor:
+    U, S, Vh = torch.linalg.svd(gaussian(*shape), full_matrices=False)
+    result: Tensor = (U * SPECTRA[name](S)) @ Vh
+    return result
+
+
 def gaussian(*shape: int) -> Tensor:
     random = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=random, dtype=torch.float64)
@@ -59,12 +70,104 @@ def test_it_is_the_plain_iteration(shape: tuple[int, int], name: str, steps: int
 def test_the_error_in_float32_is_at_most_twice_the_plain_iterations(
     shape: tuple[int, int], spectrum: str
 ) -> None:
-    U, S, Vh = torch.linalg.svd(gaussian(*shape), full_matrices=False)
-    G = ((U * SPECTRA[spectrum](S)) @ Vh).float()
+    G = with_spectrum(spectrum, shape).float()
     exact = plain(G.double())
     error = (newton_schulz(G).double() - exact).norm()
     assert error <= 2 * (plain(G).double() - exact).norm()
     assert error < 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(300, 700), (300, 256)], ids=str)
+def test_the_error_in_bfloat16_is_at_most_twice_the_plain_iterations(
+    shape: tuple[int, int],
+    spectrum: str,
+    products: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(newton_schulz_cpu, "product_dtype", lambda _: products)
+    G = with_spectrum(spectrum, shape).bfloat16()
+    exact = plain(G.double())
+    found = newton_schulz(G)
+    assert found.dtype is torch.bfloat16
+    assert (found.double() - exact).norm() <= 2 * (plain(G).double() - exact).norm()
+    # Of a matrix in float32 the iteration alone is in bfloat16, and the result has its numbers.
+    wider = newton_schulz(G.float(), dtype=torch.bfloat16)
+    assert wider.dtype is torch.float32
+    assert torch.equal(wider, wider.bfloat16().float())
+    assert (wider.double() - exact).norm() <= 2 * (plain(G).double() - exact).norm()
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [
+        ({"architecture": "x86_64"}, torch.float32),
+        ({"architecture": "x86_64", "avx512_bf16": True, "avx512_fp16": True}, torch.float32),
+        (
+            {
+                "architecture": "x86_64",
+                "avx512_bf16": True,
+                "avx512_fp16": True,
+                "amx_bf16": True,
+            },
+            torch.bfloat16,
+        ),
+        ({"architecture": "x86_64", "avx512_bf16": True}, torch.bfloat16),
+        ({"architecture": "arm64"}, torch.bfloat16),
+    ],
+    ids=["no units", "AVX512_BF16 of Intel", "AMX", "AVX512_BF16 of AMD", "ARM"],
+)
+def test_bfloat16_is_multiplied_in_float32_where_that_is_faster(
+    has: dict[str, Any], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    product_dtype.cache_clear()
+    assert product_dtype(torch.bfloat16) is expected
+    assert product_dtype(torch.float64) is torch.float64
+    product_dtype.cache_clear()
+
+
+class Storages(TorchDispatchMode):
+    """Keeps every result, so that each new storage has an address of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.kept += [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("ns_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_of_large_matrices_needs_one_room_and_no_copies(
+    ns_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newton_schulz_cpu, "product_dtype", lambda _: torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    parameters = [nn.Parameter(gaussian(*shape).float()) for shape in SHAPES]
+    muon = Muon(parameters, lr=0.1, weight_decay=0.1, ns_dtype=ns_dtype)
+    muon.allocate_state()
+    before = set()
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+        for held in (p, p.grad, muon.state[p]["momentum"]):
+            before.add(held.untyped_storage().data_ptr())
+    with Storages() as storages:
+        muon.step()
+    torch.set_num_threads(threads)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in storages.kept}
+    matrix = 4 * 256 * 256
+    large = [size for at, size in sizes.items() if size >= matrix and at not in before]
+    # (300, 700) has the largest matrix, with four Gram matrices in float32 and two in bfloat16;
+    # (1024, 256) the largest for itself.
+    most = {torch.float32: 300 * 700 + 4 * 300**2, torch.bfloat16: 1024 * 256 + 2 * 256**2}
+    assert large == [4 * most[ns_dtype]]
 
 
 @pytest.mark.parametrize("rows", [1, 128, 130, 300])
@@ -72,9 +175,9 @@ def test_a_symmetric_product_is_the_whole_product(rows: int) -> None:
     X, plus = gaussian(rows, 50), gaussian(rows, rows)
     plus = plus + plus.T
     out = torch.empty(rows, rows, dtype=torch.float64)
-    symmetric_product(X, X.T, out=out, dtype=out.dtype)
+    symmetric_product(X, X.T, out=out)
     torch.testing.assert_close(out, X @ X.T)
-    symmetric_product(X, X.T, out=out, dtype=out.dtype, plus=plus, beta=0.5, alpha=-2)
+    symmetric_product(X, X.T, out=out, plus=plus, beta=0.5, alpha=-2)
     torch.testing.assert_close(out, 0.5 * plus - 2 * X @ X.T)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -54,12 +55,12 @@ def test_an_error_is_raised_and_threads_are_set_back(three_threads: None) -> Non
     assert torch.get_num_threads() == 3
 
 
-def stepped() -> list[Tensor]:
+def stepped(**options: Any) -> list[Tensor]:
     """Weights of large matrices, of all orientations, after two steps."""
     random = torch.Generator().manual_seed(0)
     shapes = [(256, 256), (256, 600), (600, 256), (2, 256, 300), (8, 4)]
     parameters = [nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
-    muon = Muon(parameters, lr=0.1, weight_decay=0.1)
+    muon = Muon(parameters, lr=0.1, weight_decay=0.1, **options)
     for _ in range(2):
         for p in parameters:
             p.grad = torch.randn(p.shape, generator=random)
@@ -70,8 +71,15 @@ def stepped() -> list[Tensor]:
     return [p.detach() for p in parameters]
 
 
-def test_muon_is_the_same_side_by_side_as_one_after_the_other(three_threads: None) -> None:
-    together = stepped()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ns_dtype": torch.bfloat16}, {"momentum_dtype": torch.float64}, {"normuon": True}],
+    ids=str,
+)
+def test_muon_is_the_same_side_by_side_as_one_after_the_other(
+    options: dict[str, Any], three_threads: None
+) -> None:
+    together = stepped(**options)
     torch.set_num_threads(1)
-    alone = stepped()
+    alone = stepped(**options)
     assert all(map(torch.equal, together, alone))

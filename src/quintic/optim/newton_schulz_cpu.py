@@ -46,9 +46,6 @@ GRAM_RATIO = 2
 """Ratio C / R from which on iterations share a Gram matrix. From 1.2 on there is something to gain,
 but then the error is 2.1 times that of the plain iteration."""
 
-WORK_MATRICES = 4
-"""Matrices [R, R] that an iteration computes in."""
-
 
 def one_at_a_time(shape: Sequence[int], device: torch.device) -> bool:
     """Return whether matrices of this shape are computed one by one here, and not as a stack.
@@ -76,6 +73,19 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if x86 and slow and not has.get("amx_bf16") else dtype
 
 
+def gram_iterations(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Return how many iterations in `dtype` share a Gram matrix."""
+    wide = max(shape) >= GRAM_RATIO * min(shape)
+    # bfloat16 has too few bits for a Gram matrix of more than one iteration.
+    return GRAM_ITERATIONS if wide and dtype is not torch.bfloat16 else 1
+
+
+def work_elements(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Return the numbers in the matrices [R, R] that iterations in `dtype` are computed in."""
+    matrices = 2 if gram_iterations(shape, dtype) == 1 else 4
+    return int(matrices * min(shape) ** 2)
+
+
 @dataclass(frozen=True)
 class Room:
     """Describes the memory that the update of one large matrix needs beside its momentum."""
@@ -87,7 +97,7 @@ class Room:
     @property
     def work_bytes(self) -> int:
         """Bytes of the matrices that an iteration computes in."""
-        return WORK_MATRICES * min(self.shape) ** 2 * product_dtype(self.ns_dtype).itemsize
+        return work_elements(self.shape, self.ns_dtype) * product_dtype(self.ns_dtype).itemsize
 
     @property
     def bytes(self) -> int:
@@ -112,38 +122,45 @@ def iterate_in_place(
     """Apply X <- a X + (b G + c G G) X with G = X X^T to each matrix, once for each (a, b, c).
 
     Every product is rounded to `dtype`, where that is less precise than X. `work` is room for
-    `WORK_MATRICES` [R, R] of X's precision.
+    `work_elements` numbers of X's precision.
     """
-    _, R, C = X_nRC.shape
-    # bfloat16 has too few bits for a Gram matrix of more than one iteration.
-    wide = C >= GRAM_RATIO * R and dtype is not torch.bfloat16
-    each = GRAM_ITERATIONS if wide else 1
+    R, C = X_nRC.shape[1:]
+    each = gram_iterations((R, C), dtype)
     if work is None:
-        work = X_nRC.new_empty(WORK_MATRICES * R * R)
+        work = X_nRC.new_empty(work_elements((R, C), dtype))
+    # In one piece for all products: what comes and goes in a thread scatters its memory.
+    exact = X_nRC.dtype is dtype
+    rounded = None if exact else X_nRC.new_empty(STRIP_ROWS * R, dtype=dtype)
     for X_RC in X_nRC:
         for block in X_RC.split(R, dim=1):
-            _round(block, dtype)
+            _round(block, rounded)
         for i in range(0, len(coefficients), each):
-            _iterate(X_RC, coefficients[i : i + each], work.view(-1, R, R), dtype)
+            _iterate(X_RC, coefficients[i : i + each], work.view(-1, R, R), rounded)
 
 
-def _round(x: Tensor, dtype: torch.dtype) -> None:
-    """Round to `dtype` in place."""
-    if x.dtype is not dtype:
-        x.copy_(x.to(dtype))
+def _round(x: Tensor, rounded: Tensor | None) -> None:
+    """Round in place to the precision of `rounded`, room for `STRIP_ROWS` rows of R numbers."""
+    if rounded is None:
+        return
+    lying = x if x.stride(1) == 1 else x.T
+    for rows in lying.split(STRIP_ROWS):
+        part = rounded[: rows.numel()].view(rows.shape)
+        rows.copy_(part.copy_(rows))
 
 
 def _iterate(
     X_RC: Tensor,
     coefficients: Sequence[tuple[float, float, float]],
-    work_4RR: Tensor,
-    dtype: torch.dtype,
+    work_mRR: Tensor,
+    rounded: Tensor | None,
 ) -> None:
     """Apply several iterations with one Gram matrix to X."""
-    G_RR, B_RR, GP_RR, Q_RR = work_4RR.unbind()
-    product = partial(symmetric_product, dtype=dtype)
+    G_RR, B_RR, *more = work_mRR.unbind()
+    product = partial(symmetric_product, rounded=rounded)
     product(X_RC, X_RC.T, out=G_RR)
     *first, (a, b, c) = coefficients
+    if first:
+        GP_RR, Q_RR = more
     for i, (a_i, b_i, c_i) in enumerate(first):
         # P = a + B with B = b G + c G G; of P Q = a Q + B Q, PyTorch adds the first term itself.
         product(G_RR, G_RR, out=B_RR, plus=G_RR, beta=b_i, alpha=c_i)
@@ -163,7 +180,8 @@ def _iterate(
     room_RR = G_RR if X_RC.stride(1) == 1 else G_RR.T
     for block in X_RC.split(len(X_RC), dim=1):
         out = torch.addmm(block, left_RR, block, beta=a, out=room_RR[:, : block.shape[1]])
-        block.copy_(out.to(dtype))
+        _round(out, rounded)
+        block.copy_(out)
 
 
 def symmetric_product(
@@ -171,14 +189,14 @@ def symmetric_product(
     right: Tensor,
     *,
     out: Tensor,
-    dtype: torch.dtype,
     plus: Tensor | None = None,
     beta: float = 0.0,
     alpha: float = 1.0,
+    rounded: Tensor | None = None,
 ) -> None:
     """Write beta plus + alpha left right to `out`, [R, R], which the caller knows to be symmetric.
 
-    Strips of its lower triangle are computed, rounded to `dtype` and mirrored.
+    Strips of its lower triangle are computed, rounded as by `_round`, and mirrored.
     """
     rows = out.shape[0]
     for start in range(0, rows, STRIP_ROWS):
@@ -195,5 +213,5 @@ def symmetric_product(
                 alpha=alpha,
                 out=strip,
             )
-        _round(strip, dtype)
+        _round(strip, rounded)
         out[:start, start:stop] = strip[:, :start].T
