@@ -25,9 +25,10 @@ Shapes: X [R, C] with R <= C, often the transpose of what lies in memory, G [R, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
     """
     if dtype is not torch.bfloat16:
         return dtype
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in every release
+    # Not in every release.
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     slow = not has.get("avx512_bf16") or has.get("avx512_fp16")
     x86 = has.get("architecture") == "x86_64"
     return torch.float32 if x86 and slow and not has.get("amx_bf16") else dtype
