@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from quintic import run_dir
 from quintic.cli.options import Muon, MuonConvert
 from quintic.config import Config, resolve_vocabulary
+from quintic.config.schema import option
 from quintic.console import Console, Table
 from quintic.errors import QuinticError
 from quintic.model.build import meta_model
@@ -15,15 +19,17 @@ from quintic.optim.muon_checks import SCALES
 from quintic.optim.muons import (
     Group,
     Implementation,
+    Rates,
     Shape,
     convert,
     distinct,
     group_of_run,
     implementation,
     implementations,
-    nearest_of_quintic,
     parse_groups,
     parse_shape,
+    quintic_like,
+    settings_of,
     unmatched,
 )
 from quintic.optim.param_groups import assign_parameters
@@ -39,8 +45,9 @@ def run(command: Muon, _arguments: Sequence[str]) -> None:
 
 
 def _convert(command: MuonConvert) -> None:
-    """Print a table for each group, and what no learning rate matches."""
+    """Print a table for each group, and what neither learning rate nor option matches."""
     shapes, own = _model(command) if command.model else ({}, None)
+    found = []
     for group in _sources(command, own):
         asked = [parse_shape(text, group.source.axes) for text in command.shape]
         wanted = shapes | distinct(asked)
@@ -49,7 +56,12 @@ def _convert(command: MuonConvert) -> None:
                 "muon convert needs the shapes of matrices: name them with --shape 768x3072, or "
                 "the run or recipe that has them with --model"
             )
-        _print(group, _target(command.to, group.source), wanted)
+        found.append(_Conversion.of(group, _target(command.to, group.source), wanted))
+    if command.json:
+        print(json.dumps([conversion.to_dict() for conversion in found], indent=1))
+    else:
+        for conversion in found:
+            _print(conversion)
 
 
 def _model(command: MuonConvert) -> tuple[dict[Shape, int], Group | None]:
@@ -106,7 +118,7 @@ def _sources(command: MuonConvert, own: Group | None) -> list[Group]:
     if lr is None:
         raise QuinticError(f"{source.title} has no learning rate of its own: give it with --lr")
     owner = source.name if command.source else command.model
-    notes = []
+    notes = [source.note] if source.note else []
     if command.lr is None:
         notes.append(f"the learning rate is {owner}'s own, {lr:g}")
     if command.weight_decay is None and decay:
@@ -115,42 +127,88 @@ def _sources(command: MuonConvert, own: Group | None) -> list[Group]:
 
 
 def _target(name: str, source: Implementation) -> Implementation:
-    return nearest_of_quintic(source) if name == "quintic" else implementation(name, "--to")
+    if name == "quintic":
+        return quintic_like(source)
+    target = implementation(name, "--to")
+    return quintic_like(source, name) if name in SCALES else target
 
 
-def _print(group: Group, target: Implementation, shapes: dict[Shape, int]) -> None:
-    source, console = group.source, Console()
-    rates = [
-        convert(source, target, shape, lr=group.lr, weight_decay=group.weight_decay)
-        for shape in shapes
-    ]
+@dataclass(frozen=True)
+class _Conversion:
+    """Holds what is printed of one group."""
+
+    group: Group
+    target: Implementation
+    shapes: dict[Shape, int]
+    rates: list[Rates]
+    settings: dict[str, Any] | None
+    """Fields of `optim.muon`, where the target is quintic."""
+    unmatched: list[str]
+
+    @classmethod
+    def of(cls, group: Group, target: Implementation, shapes: dict[Shape, int]) -> _Conversion:
+        rates = [
+            convert(group.source, target, shape, lr=group.lr, weight_decay=group.weight_decay)
+            for shape in shapes
+        ]
+        settings = settings_of(target, rates) if target.name in SCALES else None
+        said = unmatched(group.source, target, decays=group.weight_decay > 0)
+        return cls(group, target, shapes, rates, settings, said)
+
+    @property
+    def one_rate(self) -> bool:
+        return len({f"{rate.lr:.6g}" for rate in self.rates}) == 1
+
+    @property
+    def options(self) -> str:
+        """The settings as options of quintic train."""
+        assert self.settings is not None
+        return " ".join(option(f"optim.muon.{name}", v) for name, v in self.settings.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as --json has it."""
+        found: dict[str, Any] = {
+            "from": self.group.source.name,
+            "to": self.target.name,
+            "notes": list(self.group.notes),
+            "rates": [{**asdict(rate), "matrices": self.shapes[rate.shape]} for rate in self.rates],
+            "unmatched": self.unmatched,
+        }
+        if self.settings is not None:
+            found |= {"settings": self.settings, "options": self.options}
+        return found
+
+
+def _print(conversion: _Conversion) -> None:
+    source, target, console = conversion.group.source, conversion.target, Console()
     console.line(f"from {source.title} {source.version}".rstrip())
     console.line(f"to   {target.title} {target.version}".rstrip())
-    for note in group.notes:
+    for note in conversion.group.notes:
         console.line(note)
     rows = [
         [
             f"{rate.shape[0]} x {rate.shape[1]}",
-            f"{shapes[rate.shape]}",
+            f"{conversion.shapes[rate.shape]}",
             f"{rate.update:.4g}",
             f"{rate.lr:.4g}",
             "no equal" if rate.weight_decay is None else f"{rate.weight_decay:.4g}",
         ]
-        for rate in rates
+        for rate in conversion.rates
     ]
     console.table(Table(["out x in", "matrices", "lr x scale", "lr", "weight decay"], rows))
-    if len({f"{rate.lr:.6g}" for rate in rates}) > 1:
+    if not conversion.one_rate:
         console.line(
             f"the scales differ by shape ({source.scale}, {target.scale}): each shape needs a "
             "parameter group of its own"
         )
-    elif target.name in SCALES:
-        decay = rates[0].weight_decay
-        decays = f" --optim.muon.weight-decay {decay:.6g}" if decay else ""
-        console.line(f"--optim.muon.scale {target.scale} --optim.muon.lr {rates[0].lr:.6g}{decays}")
-    if said := unmatched(source, target, decays=group.weight_decay > 0):
-        console.line("no learning rate matches:")
-        for sentence in said:
+    if conversion.settings is not None:
+        console.line(conversion.options)
+    if conversion.unmatched:
+        own = "no learning rate matches:"
+        console.line(
+            own if conversion.settings is None else "no learning rate and no option matches:"
+        )
+        for sentence in conversion.unmatched:
             console.line(f"  {sentence}")
 
 

@@ -475,10 +475,11 @@ class Data:
 
 @dataclass(frozen=True)
 class MuonConvert:
-    """Learning rate and weight decay that make the same update in another implementation of Muon.
+    """Learning rate, weight decay and, for quintic, all other options that make the same update in
+    another implementation of Muon.
 
-    quintic muon convert --from torch --lr 0.02 --shape 768x3072 [--to optax]; what no learning rate
-    can match is said, with figures. quintic muon table lists the names.
+    quintic muon convert --from torch --lr 0.02 --shape 768x3072 [--to optax]; what they cannot
+    match is said, with figures. quintic muon table lists the names.
     """
 
     source: Annotated[str | None, arg(name="from")] = None
@@ -498,6 +499,8 @@ class MuonConvert:
     groups: Path | None = None
     """JSON file of optimizer.param_groups without their params, instead of --lr and
     --weight-decay."""
+    json: bool = False
+    """Print it as JSON, for quintic with the fields of optim.muon."""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def check_effects(config: Any) -> None:
     if len(alike) > 1:
         raise QuinticError(
             f"{', '.join(f'{n} {values[n]}' for n, _ in alike)} have no effect with {state}: give "
-            f"{' '.join(_option(n, default) for n, default in alike)}, or use {_ways_to(needs)}"
+            f"{' '.join(option(n, default) for n, default in alike)}, or use {_ways_to(needs)}"
         )
     # A recipe's own value of what is switched off goes with it, whatever it was.
     leave = f"at {facts.default!r}" if needs is facts.needs else "out"
@@ -163,15 +163,15 @@ def _ways_to(needs: Needs) -> str:
     ways: list[str] = []
     for name, wanted in needs.items():
         if isinstance(wanted, Accepted):
-            ways.append(_option(name, wanted.example))
+            ways.append(option(name, wanted.example))
         else:
             choices = wanted if isinstance(wanted, tuple) else (wanted,)
-            ways += [_option(name, choice) for choice in choices]
+            ways += [option(name, choice) for choice in choices]
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
 
-def _option(name: str, value: Any) -> str:
-    """Return the option that sets a field."""
+def option(name: str, value: Any) -> str:
+    """Return the option that sets a field, by its dotted name."""
     *path, last = name.replace("_", "-").split(".")
     if value is False:
         return f"--{'.'.join([*path, f'no-{last}'])}"

@@ -19,9 +19,7 @@ from quintic.config import MuonConfig
 from quintic.errors import QuinticError, one_line
 from quintic.optim.muon import update_scale
 from quintic.optim.muon_checks import SCALES
-
-JORDAN = (3.4445, -4.775, 2.0315)
-"""The coefficients that most implementations have in every iteration, quintic among them."""
+from quintic.optim.newton_schulz import DION, QUINTIC
 
 POLYNOMIALS = {
     "jordan": "3.4445, -4.7750, 2.0315 in each iteration",
@@ -30,8 +28,30 @@ POLYNOMIALS = {
 }
 """What the polynomials of the record are called where a difference is told."""
 
+NAMED = {"jordan": "quintic", "five": "dion", "polar_express": "polar_express"}
+"""Values of `optim.muon.ns_coefficients` by the polynomials of the record."""
+
+NAMED_ELSEWHERE = {
+    "timm": {"original": "jordan", "quintic": "five"},
+    "optax": {"standard": "jordan", "dion": "five"},
+    "emerging-optimizers": {"simple": "jordan", "quintic": "five"},
+    "quintic": {name: polynomial for polynomial, name in NAMED.items()},
+}
+"""What implementations call those polynomials in their options, where it is known."""
+
+VARIANTS = {"original": "aspect", "match_rms_adamw": "rms"}
+"""The scales that the values of PyTorch's `adjust_lr_fn` stand for, in most that have it."""
+
 Shape = tuple[int, int]
 """(out, in), as PyTorch has a weight."""
+
+
+def shares(momentum: float, nesterov: bool) -> tuple[float, float]:
+    """Return the shares of the newest gradient in the direction, in the second step and once
+    momentum has settled, where this is the buffer or has Nesterov's form."""
+    if nesterov:
+        return (1 + momentum) / (1 + momentum + momentum**2), 1 - momentum**2
+    return 1 / (1 + momentum), 1 - momentum
 
 
 @dataclass(frozen=True)
@@ -53,20 +73,29 @@ class Implementation:
     momentum: float = 0.95
     weight_decay: float = 0.0
     """Default."""
+    cautious: bool = False
+    """Decays a weight only where the update makes it smaller too."""
+    normuon: bool = False
+    """Divides the rows of an update by their root second moment."""
     decay: str = "decoupled"
     """Where decay enters: `decoupled`; `scaled`, multiplied by the scale too; or `through the
     gradient`, before the orthogonalisation."""
     buffer: str = "sum"
     """The momentum buffer is a `sum`, or an `average` of gradients."""
-    newest: tuple[float, float] = (0.68, 0.1)
+    newest: tuple[float, float] = shares(0.95, nesterov=True)
     """Share of the newest gradient in the direction: of the second step, and once settled."""
+    nesterov: bool | None = True
+    """None where the direction has neither Nesterov's form nor is the buffer."""
     polynomial: str = "jordan"
+    ns_steps: int = 5
     dtype: str = "float32"
     """Of Newton-Schulz on a CPU."""
     adam: str = ""
     """What it gives to Adam on its own account, as a sentence."""
     also: str = ""
     """What else no learning rate can match, as a sentence."""
+    note: str = ""
+    """What is said of it wherever a learning rate is converted from it."""
     difference: float = 0.0
     """From quintic after ten steps at the best learning rate, over the length of the way."""
     factor: float = 1.0
@@ -97,9 +126,7 @@ class Implementation:
 def implementations() -> dict[str, Implementation]:
     """Read all of them, by the names of `quintic muon convert`; quintic's own are its scales."""
     found = {
-        scale: Implementation(
-            scale, f"quintic, scale {scale}", scale=scale, buffer="sum", dtype="as the weights"
-        )
+        scale: Implementation(scale, f"quintic, scale {scale}", scale=scale, dtype="as the weights")
         for scale in SCALES
     }
     record = json.loads(files("quintic.optim").joinpath("muons.json").read_text(encoding="utf-8"))
@@ -108,25 +135,29 @@ def implementations() -> dict[str, Implementation]:
         if "scale" not in facts:
             continue  # one that does not run
         steps = facts.get("ten_steps", {})
+        newest = (facts["newest"][0], facts["newest"][1])
         found[name] = Implementation(
             name,
             row["title"],
-            facts["version"],
-            "run" if "measured" in row else "read",
-            row.get("axes", "out, in"),
-            facts["scale"],
-            facts["lr"],
-            facts["momentum"],
-            facts["weight_decay"] or 0.0,
-            facts["decay"],
-            "sum" if max(facts["state"].values()) == 1 else "average",
-            (facts["newest"][0], facts["newest"][1]),
-            facts["polynomial"],
-            facts["dtype"],
-            row.get("adam", ""),
-            row.get("also", ""),
-            steps.get("difference", 0.0),
-            steps.get("factor", 1.0),
+            version=facts["version"],
+            source="run" if "measured" in row else "read",
+            axes=row.get("axes", "out, in"),
+            scale=facts["scale"],
+            lr=facts["lr"],
+            momentum=facts["momentum"],
+            weight_decay=facts["weight_decay"] or 0.0,
+            cautious=facts.get("cautious", False),
+            decay=facts["decay"],
+            buffer="sum" if max(facts["state"].values()) == 1 else "average",
+            newest=newest,
+            nesterov=nesterov_of(newest, facts["momentum"]),
+            polynomial=facts["polynomial"],
+            dtype=facts["dtype"],
+            adam=row.get("adam", ""),
+            also=row.get("also", ""),
+            note=row.get("note", ""),
+            difference=steps.get("difference", 0.0),
+            factor=steps.get("factor", 1.0),
         )
     return found
 
@@ -141,9 +172,32 @@ def implementation(name: str, option: str = "--from") -> Implementation:
     raise QuinticError(f"{option} is {name!r}: {hint}the names are quintic, {', '.join(known)}")
 
 
-def nearest_of_quintic(source: Implementation) -> Implementation:
-    """Return quintic with the scale of another implementation, or `max_dim` where it has none."""
-    return implementations()[source.scale if source.scale in SCALES else "max_dim"]
+def nesterov_of(newest: tuple[float, float], momentum: float) -> bool | None:
+    """Return whether a direction with these shares has Nesterov's form; None where it has neither
+    that nor is the buffer."""
+    off = {form: abs(newest[1] - shares(momentum, form)[1]) for form in (True, False)}
+    nearest = min(off, key=lambda form: off[form])
+    return nearest if off[nearest] < 0.02 else None
+
+
+def quintic_like(source: Implementation, scale: str | None = None) -> Implementation:
+    """Return quintic with all of another implementation that its options can have.
+
+    That is momentum, Nesterov's form, the polynomial and its iterations, and the scale, `max_dim`
+    where it has none of quintic's, unless another `scale` is named.
+    """
+    own = implementations()[scale or (source.scale if source.scale in SCALES else "max_dim")]
+    nesterov = source.nesterov is not False
+    return replace(
+        own,
+        momentum=source.momentum,
+        nesterov=nesterov,
+        newest=shares(source.momentum, nesterov),
+        polynomial=source.polynomial if source.polynomial in NAMED else own.polynomial,
+        ns_steps=source.ns_steps,
+        cautious=source.cautious,
+        normuon=source.normuon,
+    )
 
 
 @dataclass(frozen=True)
@@ -180,8 +234,32 @@ def convert(
     return Rates(shape, update, converted, decay)
 
 
+def settings_of(target: Implementation, rates: Sequence[Rates]) -> dict[str, Any]:
+    """Return the fields of `optim.muon` that make quintic's update the one of these rates, in which
+    all that `target` says is set; rates that differ by shape are left out."""
+    found: dict[str, Any] = {"scale": target.scale}
+    for name in ("lr", "weight_decay"):
+        values = {getattr(rate, name) for rate in rates}
+        rounded = {None if value is None else float(f"{value:.6g}") for value in values}
+        if len(rounded) == 1 and None not in rounded:
+            (found[name],) = rounded
+    found |= {
+        "momentum": target.momentum,
+        "momentum_warmup_steps": 0,
+        "nesterov": target.nesterov,
+        "ns_steps": target.ns_steps,
+        "ns_coefficients": NAMED[target.polynomial],
+    }
+    # Cautious decay without decay is refused.
+    return found | {
+        "cautious": target.cautious and bool(found.get("weight_decay")),
+        "normuon": target.normuon,
+    }
+
+
 def unmatched(source: Implementation, target: Implementation, *, decays: bool) -> list[str]:
-    """Say in sentences what no learning rate makes equal, with the figures of the record.
+    """Say in sentences what no learning rate and, where the target is quintic, no option makes
+    equal, with the figures of the record.
 
     `decays` says whether there is weight decay to convert.
     """
@@ -198,14 +276,6 @@ def unmatched(source: Implementation, target: Implementation, *, decays: bool) -
             f"gradient is {source.newest[0]:.2f} of the second step's direction in {a} and "
             f"{target.newest[0]:.2f} in {b}; once 0.95^t is small they are the same"
         )
-    if source.buffer != target.buffer:
-        averaging, summing = (a, b) if source.buffer == "average" else (b, a)
-        constant = " (--optim.muon.momentum-warmup-steps 0)" if "quintic" in (a, b) else ""
-        said.append(
-            f"momentum while it warms up: {averaging} averages gradients and {summing} adds them, "
-            f"which is one direction at constant momentum only{constant}; a buffer of {averaging} "
-            "is 1 - momentum times the sum"
-        )
     if source.momentum != target.momentum:
         said.append(
             f"momentum is {source.momentum:g} in {a} and {target.momentum:g} in {b} unless set"
@@ -215,6 +285,29 @@ def unmatched(source: Implementation, target: Implementation, *, decays: bool) -
             f"the polynomial: {POLYNOMIALS.get(source.polynomial, source.polynomial)} in {a}, "
             f"{POLYNOMIALS.get(target.polynomial, target.polynomial)} in {b}"
         )
+    if source.ns_steps != target.ns_steps:
+        said.append(
+            f"{source.ns_steps} iterations of Newton-Schulz in {a} and {target.ns_steps} in {b} "
+            "unless set"
+        )
+    # The record's figure is quintic's defaults', so it says nothing where options repeat the other.
+    repeated = not said and target.name in SCALES and target != implementations()[target.name]
+    if source.buffer != target.buffer:
+        averaging, summing = (a, b) if source.buffer == "average" else (b, a)
+        constant = " (--optim.muon.momentum-warmup-steps 0)" if "quintic" in (a, b) else ""
+        said.append(
+            f"momentum while it warms up: {averaging} averages gradients and {summing} adds them, "
+            f"which is one direction at constant momentum only{constant}; a buffer of {averaging} "
+            "is 1 - momentum times the sum"
+        )
+    for one, other in ((source, target), (target, source)):
+        if one.normuon and not other.normuon:
+            said.append(f"NorMuon: {one.label} divides rows by their root second moment")
+        if decays and one.cautious and not other.cautious:
+            said.append(
+                f"weight decay: {one.label} decays only where the update makes a weight smaller "
+                f"too, and {other.label} everywhere"
+            )
     if decays and "through the gradient" in (source.decay, target.decay):
         through = a if source.decay == "through the gradient" else b
         said.append(
@@ -224,11 +317,11 @@ def unmatched(source: Implementation, target: Implementation, *, decays: bool) -
     for one in (source, target):
         said += [f"{one.label}: {text}" for text in (one.also, one.adam) if text]
     for one in (source, target):
-        if one.difference > 0.001:
+        if one.difference > 0.001 and not repeated:
             nearest = "" if one.factor == 1 else f", best at {one.factor:g} times the learning rate"
             said.append(
                 f"together: ten steps of {one.name} {one.version} end {one.difference:.1%} of "
-                f"their way from quintic's{nearest}"
+                f"their way from those of quintic's defaults{nearest}"
             )
         elif one.source == "read":
             said.append(
@@ -249,25 +342,17 @@ class Group:
 
 def group_of_run(config: MuonConfig) -> Group:
     """Return the settings of a run or recipe of quintic, with what of them changes its update."""
-    scale = implementations()[config.scale]
-    polynomial = {"quintic": "jordan", "dion": "five"}.get(
-        config.ns_coefficients, config.ns_coefficients
-    )
-    switches = {"--optim.muon.normuon": config.normuon, "--optim.muon.cautious": config.cautious}
-    on = " ".join(option for option, value in switches.items() if value)
     source = replace(
-        scale,
+        implementations()[config.scale],
         momentum=config.momentum,
-        newest=scale.newest if config.nesterov else without_nesterov(config.momentum),
-        polynomial=polynomial,
-        also=f"the model is trained with {on}" if on else "",
+        nesterov=config.nesterov,
+        newest=shares(config.momentum, config.nesterov),
+        polynomial=NAMED_ELSEWHERE["quintic"][config.ns_coefficients],
+        ns_steps=config.ns_steps,
+        cautious=config.cautious,
+        normuon=config.normuon,
     )
     return Group(source, config.lr, config.weight_decay)
-
-
-def without_nesterov(momentum: float) -> tuple[float, float]:
-    """Return the shares of the newest gradient where the direction is the momentum buffer."""
-    return 1 / (1 + momentum), 1 - momentum
 
 
 def parse_groups(text: bytes, source: Implementation) -> list[Group]:
@@ -322,25 +407,42 @@ def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
         lr = setting("initial_lr", None)
     if source.name in SCALES and (scale := group.get("scale", source.scale)) != source.scale:
         source = implementation(str(scale), "--groups")  # quintic's own groups say which
-    variant = group.get("adjust_lr_fn") or (group.get("use_adjusted_lr") and "use_adjusted_lr")
-    if variant and variant != "original":
-        source = implementation(f"{source.name.partition(':')[0]}:{variant}", "--groups")
-    momentum = setting("momentum", source.momentum)
-    source = replace(source, momentum=momentum)
-    if group.get("nesterov", True) is False:
-        # The recorded difference is that of the default.
-        source = replace(source, newest=without_nesterov(momentum), difference=0.0)
-    coefficients = group.get("ns_coefficients", "original")
-    if coefficients not in ("original", "quintic", list(JORDAN)):
-        if not isinstance(coefficients, list | str):
-            raise QuinticError(
-                f"--groups: group {number} has ns_coefficients {coefficients!r}: they must be a "
-                "list of numbers"
-            )
-        source = replace(source, polynomial=f"coefficients {coefficients}")
-    if (steps := setting("ns_steps", 5)) != 5:
-        notes.append(f"{steps:g} iterations of Newton-Schulz: --optim.muon.ns-steps {steps:g}")
+    if variant := group.get("adjust_lr_fn") or (group.get("use_adjusted_lr") and "use_adjusted_lr"):
+        base = implementation(source.name.partition(":")[0])
+        name = f"{base.name}:{variant}"
+        own = name not in implementations() and base.scale == VARIANTS.get(str(variant))
+        source = base if own else implementation(name, "--groups")
+    momentum, steps = setting("momentum", source.momentum), setting("ns_steps", 5)
+    nesterov = group.get("nesterov", source.nesterov)
+    if not (steps >= 1 and steps.is_integer() and nesterov in (True, False, None)):
+        raise QuinticError(
+            f"--groups: group {number} has ns_steps {group.get('ns_steps')!r} and nesterov "
+            f"{nesterov!r}: they must be a whole number from 1 up and true or false"
+        )
+    polynomial = _polynomial(number, group, source)
+    as_given = replace(
+        source, momentum=momentum, nesterov=nesterov, polynomial=polynomial, ns_steps=int(steps)
+    )
+    if as_given != source:  # the recorded shares and difference are those of the defaults
+        newest = source.newest if nesterov is None else shares(momentum, nesterov)
+        source = replace(as_given, newest=newest, difference=0.0)
     return Group(source, lr, setting("weight_decay", source.weight_decay), tuple(notes))
+
+
+def _polynomial(number: int, group: dict[str, Any], source: Implementation) -> str:
+    """Return the polynomial that a group names, or has as numbers."""
+    given = group.get("ns_coefficients")
+    if given is None:
+        return source.polynomial
+    if not isinstance(given, list | str):
+        raise QuinticError(
+            f"--groups: group {number} has ns_coefficients {given!r}: they must be a list of "
+            "numbers or a name"
+        )
+    whose = "quintic" if source.name in SCALES else source.name.partition(":")[0]
+    names = NAMED_ELSEWHERE.get(whose, {"original": "jordan"})
+    names |= {str(list(QUINTIC)): "jordan", str([list(row) for row in DION]): "five"}
+    return names.get(str(given), f"coefficients {given}")
 
 
 def parse_shape(text: str, axes: str) -> Shape:
