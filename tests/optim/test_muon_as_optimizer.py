@@ -298,6 +298,35 @@ def test_half_precision_weights_may_have_their_momentum_in_float32(dtype: Kind) 
     assert own.state[plain.up]["momentum"].dtype == dtype
 
 
+def test_the_precision_of_momentum_may_be_changed_between_steps() -> None:
+    net = Net(torch.bfloat16)
+    muon = optimizer_of(net, normuon=True)
+    steps(net, muon, 0, 1)
+    first = muon.state[net.up]["momentum"].float()
+    muon.param_groups[0]["momentum_dtype"] = torch.float32
+    steps(net, muon, 1, 2)
+    state = muon.state[net.up]
+    assert {name: value.dtype for name, value in state.items()} == {
+        "momentum": torch.float32,
+        "second_moment": torch.float32,
+    }
+    gradient = _gradients_of(1)[0].bfloat16().float()
+    torch.testing.assert_close(state["momentum"], 0.95 * first + gradient)
+    muon.param_groups[0]["momentum_dtype"] = None
+    steps(net, muon, 2, 3)
+    assert {value.dtype for value in muon.state[net.up].values()} == {torch.bfloat16}
+
+
+def test_neurons_are_counted_anew_where_kernels_become_one_matrix() -> None:
+    p = nn.Parameter(torch.ones(3, 4, 2))
+    muon = Muon([p], lr=0.1, normuon=True)
+    for flatten, rows in [(False, (3, 4, 1)), (True, (3, 1))]:
+        muon.param_groups[0]["flatten"] = flatten
+        p.grad = torch.ones_like(p)
+        muon.step()
+        assert muon.state[p]["second_moment"].shape == rows
+
+
 def test_state_moves_between_precisions_of_weights() -> None:
     net, other = Net(torch.float64), Net()
     muon, loaded = optimizer_of(net), optimizer_of(other)

@@ -41,6 +41,7 @@ from quintic.optim.muon_checks import (
     check_shape_of,
     check_state_dict,
     name_of,
+    second_moment_shape,
 )
 from quintic.optim.newton_schulz import (
     COEFFICIENTS,
@@ -427,11 +428,16 @@ class Muon(torch.optim.Optimizer):
 
     def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
+        dtype = group["momentum_dtype"] or p.dtype
         if "momentum" not in state:
-            state["momentum"] = zeros(p, p.shape, group["momentum_dtype"] or p.dtype)
-        if group["normuon"] and "second_moment" not in state:
-            rows = p.shape[:1] if group["flatten"] else p.shape[:-1]
-            state["second_moment"] = zeros(p, (*rows, 1), state["momentum"].dtype)
+            state["momentum"] = zeros(p, p.shape, dtype)
+        if group["normuon"]:
+            shape = second_moment_shape(p, group)
+            if "second_moment" not in state or state["second_moment"].shape != shape:
+                state["second_moment"] = zeros(p, shape, dtype)
+        for name in STATE:  # the option may have been changed
+            if name in state and state[name].dtype != dtype:
+                state[name] = state[name].to(dtype)
         return state
 
     def _may_step(self) -> bool:

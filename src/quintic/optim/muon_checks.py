@@ -162,6 +162,12 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None
             _check_state(name_of(p, groups), p, state_dict["state"].get(key, {}))
 
 
+def second_moment_shape(p: Tensor, group: Group) -> tuple[int, ...]:
+    """Return the shape of NorMuon's second moment of a parameter, one number for each row."""
+    rows = p.shape[:1] if group["flatten"] else p.shape[:-1]
+    return (*rows, 1)
+
+
 def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
     if not state:
         return
