@@ -209,6 +209,12 @@ def of_whole_numbers(muon: torch.optim.Optimizer) -> dict[str, Any]:
     return {**state, "state": {0: {"momentum": torch.zeros(4, 4, dtype=torch.int64)}}}
 
 
+def with_moment(muon: torch.optim.Optimizer, moment: Any) -> dict[str, Any]:
+    state: dict[str, Any] = muon.state_dict()
+    state["state"][0]["second_moment"] = moment
+    return state
+
+
 def renamed(muon: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = muon.state_dict()
     state["state"][0]["momentum_buffer"] = state["state"][0].pop("momentum")
@@ -219,6 +225,15 @@ def renamed(muon: torch.optim.Optimizer) -> dict[str, Any]:
     ("state", "message"),
     [
         (lambda: stepped((4, 2)).state_dict(), r"momentum of w has the shape \[4, 2\] .* \[4, 4\]"),
+        (lambda: {**stepped().state_dict(), "param_groups": 3}, "param_groups is 3 and must be a"),
+        (lambda: {**stepped().state_dict(), "param_groups": [3]}, "group 0 is 3 and must be a"),
+        (lambda: {**stepped().state_dict(), "param_groups": [{"lr": 1}]},
+         "group 0 is {'lr': 1} and must be a dict with a list 'params'"),
+        (lambda: {**stepped().state_dict(), "state": 3}, "the state dict's state is 3 and must"),
+        (lambda: {**stepped().state_dict(), "state": {0: 3}}, "state of 0 is 3 and must be a dict"),
+        (lambda: with_moment(stepped(), torch.zeros(4, 2)),
+         r"second_moment of w has the shape \[4, 2\] and must have \[4, 1\]"),
+        (lambda: with_moment(stepped(), None), "second_moment of w is None, no tensor"),
         (lambda: stepped(cls=torch.optim.Muon).state_dict(), "another optimizer's.*load_foreign"),
         (lambda: stepped(cls=torch.optim.SGD).state_dict(), "another optimizer's"),
         (lambda: renamed(stepped()), "state of w has momentum_buffer and not momentum"),

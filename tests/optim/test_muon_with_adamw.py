@@ -195,7 +195,10 @@ def test_what_is_not_its_own_is_refused_and_changes_nothing() -> None:
     steps(larger, [other], 0, 1)
     for state, message in [
         (swapped, "groups are of other optimizers"),
-        (other.state_dict(), r"exp_avg of words.weight has the shape \[9, 4\] and it has \[7, 4\]"),
+        (
+            other.state_dict(),
+            r"exp_avg of words.weight has the shape \[9, 4\] and must have \[7, 4\]",
+        ),
         (torch.optim.AdamW(net.parameters()).state_dict(), r"groups of \[5\] parameters"),
     ]:
         with pytest.raises(QuinticError, match=message):
@@ -227,6 +230,33 @@ def test_a_state_without_what_adamw_needs_is_refused() -> None:
         QuinticError, match=r"state of words\.weight has step, exp_avg and not step"
     ):
         optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("exp_avg_sq", torch.zeros(3), r"exp_avg_sq of words.weight has the shape \[3\] and must"),
+        ("exp_avg_sq", 3, "exp_avg_sq of words.weight is 3, no tensor"),
+        ("exp_avg", torch.zeros(7, 4).long(), "exp_avg of words.weight is torch.int64 and must"),
+        ("max_exp_avg_sq", torch.zeros(1), r"max_exp_avg_sq of words.weight has the shape \[1\]"),
+        ("step", torch.zeros(2), "step of words.weight is .* and must be a number"),
+        ("step", "x", "step of words.weight is 'x' and must be a number"),
+    ],
+)
+def test_each_tensor_of_a_state_is_checked_before_any_is_loaded(
+    key: str, value: Any, message: str
+) -> None:
+    net = Net()
+    optimizer = make(net)
+    steps(net, [optimizer], 0, 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    number = state["param_groups"][1]["params"][0]
+    state["state"][number][key] = value
+    before = copy.deepcopy(optimizer.state[net.words.weight])
+    with pytest.raises(QuinticError, match=message):
+        optimizer.load_state_dict(state)
+    after = optimizer.state[net.words.weight]
+    assert after.keys() == before.keys() and equal([*after.values()], [*before.values()])
 
 
 @pytest.mark.parametrize(

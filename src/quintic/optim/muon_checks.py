@@ -131,14 +131,33 @@ def _not_real_and_dense(tensor: Tensor) -> str | None:
 
 
 def check_groups(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
-    """Raise `QuinticError` where a state dict has not as many parameters in as many groups."""
+    """Raise `QuinticError` where a state dict has not a state dict's form, or not as many
+    parameters in as many groups."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise QuinticError("Muon: a state dict has the keys state and param_groups")
-    saved, own = ([len(g["params"]) for g in s] for s in (state_dict["param_groups"], groups))
+    state, saved_groups = state_dict["state"], state_dict["param_groups"]
+    for name, value in (("state", state), *_entries("state", state)):
+        if not isinstance(value, Mapping):
+            raise QuinticError(f"Muon: the state dict's {name} is {value!r:.60} and must be a dict")
+    if not isinstance(saved_groups, list | tuple):
+        raise QuinticError(
+            f"Muon: the state dict's param_groups is {saved_groups!r:.60} and must be a list"
+        )
+    for number, group in enumerate(saved_groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
+            raise QuinticError(
+                f"Muon: the state dict's group {number} is {group!r:.60} and must be a dict with "
+                "a list 'params'"
+            )
+    saved, own = ([len(g["params"]) for g in s] for s in (saved_groups, groups))
     if saved != own:
         raise QuinticError(
             f"Muon: the state dict has groups of {saved} parameters, and this optimizer of {own}"
         )
+
+
+def _entries(name: str, value: Any) -> list[tuple[str, Any]]:
+    return [(f"{name} of {k}", v) for k, v in value.items()] if isinstance(value, Mapping) else []
 
 
 def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
@@ -159,7 +178,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None
         for p, shape in zip(group["params"], whole_shapes(group), strict=True):
             check_shape_of(p, shape, loaded, groups)
         for key, p in zip(saved["params"], group["params"], strict=True):
-            _check_state(name_of(p, groups), p, state_dict["state"].get(key, {}))
+            _check_state(name_of(p, groups), p, loaded, state_dict["state"].get(key, {}))
 
 
 def second_moment_shape(p: Tensor, group: Group) -> tuple[int, ...]:
@@ -168,7 +187,7 @@ def second_moment_shape(p: Tensor, group: Group) -> tuple[int, ...]:
     return (*rows, 1)
 
 
-def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+def _check_state(name: str, p: Tensor, group: Group, state: Mapping[str, Any]) -> None:
     if not state:
         return
     if "momentum" not in state:
@@ -176,26 +195,33 @@ def _check_state(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
             f"Muon: the state of {name} has {', '.join(map(str, state))} and not momentum: it is "
             "another optimizer's; see Muon.load_foreign"
         )
-    if not isinstance(state["momentum"], Tensor):
-        raise QuinticError(f"Muon: the momentum of {name} is {state['momentum']!r:.60}, no tensor")
-    if isinstance(state["momentum"], DTensor) != isinstance(p, DTensor):
+    check_tensor(name, p, state, "momentum")
+    check_tensor(name, p, state, "second_moment", second_moment_shape(p, group))
+
+
+def check_tensor(
+    name: str, p: Tensor, state: Mapping[str, Any], key: str, shape: tuple[int, ...] | None = None
+) -> None:
+    """Raise `QuinticError` where what a state has of a parameter under `key`, if anything, is no
+    tensor of real numbers of this shape, by default the parameter's, that lies as that does."""
+    if key not in state:
+        return
+    value, shape = state[key], tuple(p.shape) if shape is None else shape
+    if not isinstance(value, Tensor):
+        raise QuinticError(f"Muon: the {key} of {name} is {value!r:.60}, no tensor")
+    if isinstance(value, DTensor) != isinstance(p, DTensor):
         raise QuinticError(
-            f"Muon: {name} and its momentum must both be DTensors or neither; "
+            f"Muon: {name} and its {key} must both be DTensors or neither; "
             "torch.distributed.checkpoint.state_dict converts between them"
         )
-    check_shape(name, p, state, "momentum")
-    if not state["momentum"].is_floating_point():
+    if tuple(value.shape) != shape:
         raise QuinticError(
-            f"Muon: the momentum of {name} is {state['momentum'].dtype} and must be of real numbers"
+            f"Muon: the {key} of {name} has the shape {list(value.shape)} and must have "
+            f"{list(shape)}"
         )
-
-
-def check_shape(name: str, p: Tensor, state: Mapping[str, Any], key: str) -> None:
-    """Raise `QuinticError` where what a state has of a parameter is of another shape."""
-    if key in state and state[key].shape != p.shape:
+    if not value.is_floating_point():
         raise QuinticError(
-            f"Muon: the {key} of {name} has the shape {list(state[key].shape)} and it has "
-            f"{list(p.shape)}"
+            f"Muon: the {key} of {name} is {value.dtype} and must be of real numbers"
         )
 
 

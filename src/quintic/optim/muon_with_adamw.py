@@ -18,8 +18,8 @@ from quintic.optim.muon_checks import (
     check_groups,
     check_members,
     check_options,
-    check_shape,
     check_state_dict,
+    check_tensor,
     name_of,
 )
 from quintic.optim.stacks import to_update
@@ -110,7 +110,13 @@ class MuonWithAdamW(Muon):
                             f"MuonWithAdamW: the state of {name_of(p, own)} has "
                             f"{', '.join(map(str, state))} and not {', '.join(ADAMW_STATE)}"
                         )
-                    check_shape(name_of(p, own), p, state, "exp_avg")
+                    for tensor in (*ADAMW_STATE - {"step"}, "max_exp_avg_sq"):
+                        check_tensor(name_of(p, own), p, state, tensor)
+                    if state and not _is_step(state["step"]):
+                        raise QuinticError(
+                            f"MuonWithAdamW: the step of {name_of(p, own)} is "
+                            f"{state['step']!r:.60} and must be a number"
+                        )
 
     def _update_others(self) -> None:
         adamw = self._adamw
@@ -121,3 +127,9 @@ class MuonWithAdamW(Muon):
             type(adamw).step.__wrapped__(adamw)  # type: ignore[attr-defined]
         finally:
             adamw.param_groups, adamw.state = [], type(self.state)(dict)
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+    )
