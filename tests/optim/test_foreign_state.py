@@ -96,7 +96,8 @@ def test_arrays_of_keras_and_optax_are_transposed(kind: str, recorded: list[list
     muon = Muon([("dense.weight", p)], lr=0.1)
     said = muon.load_foreign({"dense.weight": recorded, "embedding": [0.0]}, kind)
     torch.testing.assert_close(muon.state[p]["momentum"], torch.tensor(SUM).T)
-    assert said.startswith(f"1 momentum buffers of {kind}.") and said.endswith("transposed")
+    assert said.startswith(f"1 momentum buffers of {kind}.")
+    assert said.endswith("transposed; no matrix here is named embedding, so left out")
 
 
 @pytest.mark.parametrize(
@@ -107,10 +108,19 @@ def test_arrays_of_keras_and_optax_are_transposed(kind: str, recorded: list[list
         ({"b": [[0.0]]}, "keras", "state of keras.optimizers.Muon has no momentum for a$"),
         ({"a": torch.zeros(6, 4), "b": torch.zeros(4, 6)}, "keras", r"for b has .* \[6, 4\] and"),
         ({"state": {}, "param_groups": [{"params": [0]}]}, "torch", "has 1 matrices .* has 2"),
+        ([1], "keras", r"state of keras.optimizers.Muon is \[1\] and must be a dict of arrays"),
+        ([1], "torch", r"state of torch.optim.Muon is \[1\] and must be a state dict"),
+        ({"a": "x", "b": [[0.0]]}, "keras", "for a is 'x' and must be an array of real numbers"),
+        (
+            {"state": {0: {"momentum_buffer": 3}}, "param_groups": [{"params": [0, 1]}]},
+            "torch",
+            "for a is 3 and must be an array of real numbers",
+        ),
+        ({"state": {0: 3}, "param_groups": [{"params": [0, 1]}]}, "torch", "this is no state dict"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_loaded(
-    state: dict[str, Any], kind: str, message: str
+    state: Any, kind: str, message: str
 ) -> None:
     params = [nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
     muon = Muon(zip("ab", params, strict=True), lr=0.1)
@@ -140,6 +150,42 @@ def test_beside_adamw_the_state_is_of_the_matrices_alone() -> None:
     )
     assert both.load_foreign(theirs.state_dict(), "torch").startswith("4 momentum buffers of torch")
     assert_sums(both, params, 0.9)
+
+
+def test_keller_jordans_adam_goes_on_in_adamw() -> None:
+    # muon-optimizer 0.1.0: of one value, lerped from zero and corrected by step, as AdamW's.
+    matrix, vector, twin = (nn.Parameter(torch.ones(s)) for s in ((4, 6), (3,), (3,)))
+    adamw = torch.optim.AdamW([twin], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    gradients = [torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.1, -4.0])]
+    twin.grad = gradients[0]
+    adamw.step()
+    theirs = {
+        "state": {
+            0: {"exp_avg": 0.1 * gradients[0], "exp_avg_sq": 0.05 * gradients[0] ** 2, "step": 1},
+            1: {"momentum_buffer": torch.ones(4, 6)},
+        },
+        "param_groups": [
+            {"params": [0], "use_muon": False, "lr": 0.1},
+            {"params": [1], "use_muon": True, "momentum": 0.95},
+        ],
+    }
+    both = MuonWithAdamW(
+        [{"params": [matrix], "optimizer": "muon"}, {"params": [vector], "optimizer": "adamw"}],
+        lr=0.1,
+    )
+    said = both.load_foreign(theirs, "muon-optimizer")
+    assert said.endswith("into sums, and the state of Adam for 1 parameters")
+    with torch.no_grad():
+        vector.copy_(twin)
+    vector.grad, twin.grad = gradients[1], gradients[1].clone()
+    both.step()
+    adamw.step()
+    torch.testing.assert_close(vector, twin)
+    theirs["state"][0]["exp_avg"] = torch.ones(5)  # type: ignore[index]
+    other = MuonWithAdamW(both.param_groups, lr=0.1)
+    said = other.load_foreign(theirs, "muon-optimizer")
+    assert "the state of Adam for 1 parameters is left out" in said
+    assert vector not in other.state and matrix in other.state
 
 
 def test_names_in_another_order_are_refused() -> None:

@@ -7,6 +7,7 @@ buffer = m buffer + gradient. `docs/muons.md` has what else differs between them
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,10 @@ KINDS = {
 """Read and run: torch 2.13.0, muon-optimizer 0.1.0, keras 3.15.1, optax 0.2.8."""
 
 
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The moments of Adam, as PyTorch and muon-optimizer call them; both average from zero."""
+
+
 def momenta_of(
     state: Mapping[str, Any], kind: str, groups: list[Group], momentum: float | None
 ) -> tuple[dict[Tensor, Tensor], str]:
@@ -50,6 +55,9 @@ def momenta_of(
     if kind not in KINDS:
         raise QuinticError(f"Muon: kind is {kind!r} and must be one of {', '.join(KINDS)}")
     of = KINDS[kind]
+    if not isinstance(state, Mapping):
+        form = "a state dict" if of.key else "a dict of arrays by the names of the parameters"
+        raise QuinticError(f"Muon: the state of {of.label} is {state!r:.60} and must be {form}")
     parameters = [(p, group) for group in groups for p in group["params"]]
     given = _from_state_dict(state, of, parameters) if of.key else _by_name(state, groups)
     found, factors = {}, set()
@@ -63,7 +71,12 @@ def momenta_of(
                 + (" (on several processes each has its own ones)" if of.key else "")
             )
         value, saved_with = given[p]
-        value = value.mT if of.transposed else value
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise QuinticError(
+                f"Muon: the momentum of {of.label} for {name} is {value!r:.60} and must be an "
+                "array of real numbers"
+            )
+        value = value.mT if of.transposed and value.ndim == 2 else value
         if value.shape != p.shape:
             raise QuinticError(
                 f"Muon: the momentum of {of.label} for {name} has the shape {list(value.shape)} "
@@ -81,7 +94,57 @@ def momenta_of(
         words += f", averages divided by 1 - momentum = {divisors} into sums"
     if of.transposed:
         words += ", (in, out) transposed"
+    if not of.key and (extra := [str(n) for n in state if n not in _names(groups)]):
+        words += f"; no matrix here is named {', '.join(extra)}, so left out"
     return found, words
+
+
+def adam_states_of(
+    state: Mapping[str, Any], kind: str, groups: list[Group]
+) -> tuple[dict[Tensor, dict[str, Tensor]], str]:
+    """Return the state of AdamW for the parameters of its groups that another optimizer has beside
+    its Muon's, and in words what was taken over or left out, which `momenta_of` has checked.
+
+    Known is that of muon-optimizer's classes with Adam: theirs is AdamW's own, of the same order.
+    """
+    of = KINDS[kind]
+    if not of.key:
+        return {}, ""
+    saved = [
+        state["state"].get(number, {})
+        for group in state["param_groups"]
+        if not group.get("use_muon", True)
+        for number in group["params"]
+    ]
+    if not any(saved):
+        return {}, ""
+    own = [p for group in groups for p in group["params"]]
+    fit = len(saved) == len(own) and all(map(_is_adam_state_of, own, saved))
+    names = zip(
+        _names(g for g in state["param_groups"] if not g.get("use_muon", True)),
+        _names(groups),
+        strict=False,
+    )
+    if not fit or any(a != b for a, b in names if a is not None and b is not None):
+        return {}, (
+            f"; the state of Adam for {len(saved)} parameters is left out, since it is not of the "
+            f"{len(own)} of AdamW here in their order"
+        )
+    found = {
+        p: {"step": torch.tensor(float(one["step"]))} | {key: one[key] for key in ADAM_MOMENTS}
+        for p, one in zip(own, saved, strict=True)
+        if one
+    }
+    return found, f", and the state of Adam for {len(found)} parameters"
+
+
+def _is_adam_state_of(p: Tensor, state: Mapping[str, Any]) -> bool:
+    """Return whether a state is Adam's of a parameter of this shape, or empty."""
+    moments = [state.get(name) for name in ADAM_MOMENTS]
+    return not state or (
+        isinstance(state.get("step"), int)
+        and all(isinstance(m, Tensor) and m.shape == p.shape for m in moments)
+    )
 
 
 def _by_name(
@@ -92,8 +155,9 @@ def _by_name(
         for p in group["params"]:
             if (array := arrays.get(name_of(p, groups))) is not None:
                 if not isinstance(array, Tensor):
-                    # Doubles hold every number of the precisions that PyTorch does not know.
-                    array = torch.from_numpy(np.array(array, dtype=np.float64))
+                    with suppress(TypeError, ValueError):  # what stays is no array: refused there
+                        # Doubles hold every number of the precisions that PyTorch does not know.
+                        array = torch.from_numpy(np.array(array, dtype=np.float64))
                 found[p] = array, None
     return found
 
@@ -126,7 +190,10 @@ def _from_state_dict(
         if name is not None and now is not None and name != now:
             raise QuinticError(f"Muon: the other state dict has {name} in the place of {now}")
     own = [p for p, _ in parameters]
-    in_order = all(b is None or b.shape == p.shape for (b, _), p in zip(saved, own, strict=True))
+    in_order = all(
+        not isinstance(b, Tensor) or b.shape == p.shape
+        for (b, _), p in zip(saved, own, strict=True)
+    )
     if not in_order and of.label == "muon-optimizer":
         # Its classes for several processes sort what they are given.
         own.sort(key=lambda p: p.size(), reverse=True)

@@ -6,12 +6,15 @@ Trainers such as those of transformers and Lightning want one. Its groups come f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from quintic.errors import QuinticError
+from quintic.optim.dtensor import like
+from quintic.optim.foreign_state import ADAM_MOMENTS, adam_states_of
 from quintic.optim.muon import Muon
 from quintic.optim.muon_checks import (
     check_dense_gradient,
@@ -80,6 +83,21 @@ class MuonWithAdamW(Muon):
         else:
             check_options(group, whose="AdamW")
             check_members(group, others, whose="AdamW")
+
+    def load_foreign(
+        self, state: Mapping[str, Any], kind: str, *, momentum: float | None = None
+    ) -> str:
+        """Take over the momentum of another Muon as `Muon.load_foreign` does, and of Keller
+        Jordan's classes with Adam its state too; return in words what was converted."""
+        groups = [group for group in self.param_groups if group["optimizer"] == "adamw"]
+        momenta = super().load_foreign(state, kind, momentum=momentum)
+        found, words = adam_states_of(state, kind, groups)
+        for p, one in found.items():
+            moments = {
+                key: like(one[key].to(p.device, p.dtype, copy=True), p) for key in ADAM_MOMENTS
+            }
+            self.state[p] = {"step": one["step"], **moments}
+        return momenta + words
 
     def _orthogonalized(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["optimizer"] == "muon"]
