@@ -117,9 +117,63 @@ def test_what_a_model_calls_its_output_embeddings_is_its_head() -> None:
 
 def test_two_dimensional_biases_and_learned_embeddings_are_adamws() -> None:
     tables = {name: matrix(6, 4) for name in ("pos_emb", "wpe", "pos", "position_table")}
-    found = route(Other(bias_qk=matrix(2, 4), pos_embed=matrix(1, 6, 4), W=matrix(4, 4), **tables))
-    assert found.pop("W") == "muon"
+    found = route(Other(bias_qk=matrix(2, 4), pos_embed=matrix(1, 6, 4), **tables))
     assert set(found.values()) == {"adamw"} and found.keys() > tables.keys()
+
+
+def test_bare_parameters_are_vectors_or_must_be_named() -> None:
+    vectors = {"mask_token": matrix(1, 8), "alpha": matrix(8, 1), "cls_token": matrix(1, 1, 8)}
+    found = route(Other(**vectors, text_projection=matrix(4, 6)))
+    assert set(found.values()) == {"adamw"}
+    # As Mamba has it, whose use is element by element.
+    model = Other(mixer=Other(A_log=matrix(16, 4)), up=nn.Linear(8, 16), score=nn.Linear(16, 2))
+    with pytest.raises(QuinticError) as caught:
+        route(model)
+    assert str(caught.value) == (
+        "mixer.A_log has the shape [16, 4]: name it in muon, where it is a matrix that vectors are "
+        "multiplied by, or in adamw"
+    )
+    assert route(model, adamw=["*.A_log"])["up.weight"] == "muon"
+    assert route(model, muon=["*.A_log"])["mixer.A_log"] == "muon"
+
+
+def test_weights_of_known_layers_are_matrices_whatever_they_are_called() -> None:
+    model = Other(
+        attention=nn.MultiheadAttention(4, 2, kdim=6), rnn=nn.LSTM(4, 3), cell=nn.GRUCell(4, 3),
+        normed=nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), narrow=nn.Linear(4, 1),
+        score=nn.Linear(4, 2),
+    )  # fmt: skip
+    muons = {name for name, optimizer in route(model).items() if optimizer == "muon"}
+    assert muons == {
+        *(f"attention.{name}_proj_weight" for name in "qkv"),
+        *("attention.out_proj.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0"),
+        *("cell.weight_ih", "cell.weight_hh", "narrow.weight"),
+        "normed.parametrizations.weight.original1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "matrices"),
+    [
+        (nn.TransformerEncoderLayer(4, 2, 6), {"linear1.weight", "linear2.weight"}),
+        (nn.MultiheadAttention(4, 2), {"out_proj.weight"}),
+        (Other(words=nn.Embedding(5, 4), only=nn.TransformerDecoderLayer(4, 2, 6)),
+         {"only.linear1.weight", "only.linear2.weight"}),
+    ],
+)  # fmt: skip
+def test_a_transformer_layer_alone_has_no_head(model: nn.Module, matrices: set[str]) -> None:
+    found = route(model)
+    assert {name for name in found if "weight" in name and "norm" not in name} - {
+        name for name, optimizer in found.items() if optimizer == "muon"
+    } <= {"words.weight"}
+    assert {found[name] for name in matrices} == {"muon"}
+
+
+def test_both_projections_of_clip_are_heads() -> None:
+    found = route(Other(
+        up=nn.Linear(4, 6), visual_projection=nn.Linear(6, 3), text_projection=nn.Linear(6, 3)
+    ))  # fmt: skip
+    assert {n for n, o in found.items() if o == "muon"} == {"up.weight"}
 
 
 def test_groups_have_the_rates_and_print_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +221,7 @@ def test_frozen_parameters_are_in_no_group_and_wrappers_change_no_name() -> None
     assert not any(name.startswith("blocks.0") for name in route(model))
     wrapped = nn.DataParallel(cast(nn.Module, torch.compile(model)))
     assert route(wrapped) == route(model)
-    assert list(route(Other(module=Other(a=matrix(2, 2))))) == ["module.a"]  # the model's own
+    assert list(route(Other(module=Other(a=matrix(2))))) == ["module.a"]  # the model's own
     assert route(wrapped, adamw=["blocks.1.qkv.*"])["blocks.1.qkv.weight"] == "adamw"
 
 
@@ -207,3 +261,8 @@ def test_a_tied_parameter_that_both_claim_is_refused_until_it_is_named() -> None
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(QuinticError, match=message):
         route(Model(), **options)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(QuinticError, match=r"the model is \[1\] and must be an nn.Module"):
+        route([1])  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import ParametrizationList
 
 from quintic.errors import QuinticError
 from quintic.optim.matrices import Split, matrices_of
@@ -24,6 +25,8 @@ from quintic.optim.param_groups import ParamSpec, param_groups_table
 HEADS = {
     *("classifier", "decoder", "embed_out", "head", "lm_head", "logits", "out_head", "output"),
     *("output_projection", "score", "to_logits", "unembed", "unembedding"),
+    # Both of CLIP's, one at the end of each of its encoders.
+    *("text_projection", "visual_projection"),
 }
 """Names of a model's last layer, where it is in no list of layers."""
 
@@ -31,6 +34,12 @@ TABLES = {"emb", "embs", "pos", "position", "positions", "positional", "wpe", "w
 """Words in the name of a bare parameter whose rows are looked up or added, one by one."""
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+MATRIX_LAYERS = (nn.Linear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+"""Layers of PyTorch whose weights of two axes are matrices that vectors are multiplied by."""
+
+PARTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules that are a part of a model, whose last `Linear` is no head."""
 
 EMBEDDING = "embedding"
 DECIDES = ("named", EMBEDDING)
@@ -67,8 +76,9 @@ def param_groups(
     `flatten` is set; to Muon all other matrices, at `lr` times their `scale`. Frozen parameters are
     in no group. A head is what `get_output_embeddings` returns (transformers), what is tied to an
     embedding, and a `Linear` in no list of layers that is called so; where there is none of these,
-    the model's last `Linear`, unless it is in a list. Parameters of three axes or more must be
-    named.
+    the model's last `Linear`, unless it is in a list or in a transformer layer of PyTorch.
+    Parameters that are no weight of a layer that is known to multiply by a matrix must be named,
+    unless all axes but one are 1, which makes a vector.
 
     `muon` and `adamw` name parameters that the rules would give to the other, `split` those of
     which parts of the rows are orthogonalised apart, and `transposed` those that are stored as
@@ -80,6 +90,8 @@ def param_groups(
     Raises `QuinticError`, a `ValueError`, for a parameter that both or neither claim, and for a
     pattern that no parameter matches.
     """
+    if not isinstance(model, nn.Module):
+        raise QuinticError(f"param_groups: the model is {model!r:.60} and must be an nn.Module")
     model = _unwrapped(model)
     names_of, owners = _trained_parameters(model)
     names = [name for same in names_of.values() for name in same]
@@ -149,6 +161,17 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def _is_weight(module: nn.Module, attribute: str) -> bool:
+    """Return whether a parameter is the weight, or a part of it, of a layer that multiplies by it.
+
+    Of weight_norm it is the direction, and not the length [out, 1] of each row.
+    """
+    if isinstance(module, ParametrizationList):
+        return attribute != "original0"
+    known = isinstance(module, MATRIX_LAYERS) or _is_conv1d(module)
+    return known and "weight" in attribute.split("_") and attribute != "weight_g"
+
+
 def _trained_parameters(
     model: nn.Module,
 ) -> tuple[dict[nn.Parameter, list[str]], dict[str, tuple[nn.Module, str]]]:
@@ -204,7 +227,8 @@ class _Rules:
             return _Claim(name, "adamw", reason)
         if isinstance(module, CONVOLUTIONS):
             return _Claim(name, "muon" if self._flatten else "adamw", "convolution")
-        return _Claim(name, "muon" if p.ndim == 2 else None, "matrix")
+        hidden = p.ndim == 2 and _is_weight(module, attribute)
+        return _Claim(name, "muon" if hidden else None, "matrix")
 
     def _not_hidden(
         self, name: str, module: nn.Module, attribute: str, p: nn.Parameter
@@ -214,10 +238,13 @@ class _Rules:
             return "vector or scalar"
         if attribute.startswith("bias"):
             return "bias"
+        layer = isinstance(module, CONVOLUTIONS) or _is_weight(module, attribute)
+        if p.numel() == max(p.shape) and not layer:
+            return "vector"
         looked_up = "embed" in attribute or TABLES & set(attribute.split("_"))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) or looked_up:
             return EMBEDDING
-        return "output head" if module in self._head else None
+        return "output head" if module in self._head or attribute in HEADS else None
 
 
 def _head_of(model: nn.Module) -> set[nn.Module]:
@@ -230,6 +257,9 @@ def _head_of(model: nn.Module) -> set[nn.Module]:
         heads.add(told)
     if not heads and linear:
         path, last = linear[-1]
+        inside = [".".join(path[:end]) for end in range(len(path))]
+        if any(isinstance(model.get_submodule(name), PARTS) for name in inside):
+            return heads
         # A Sequential numbers its layers too; one that lies in no list ends with the last.
         sequential = isinstance(model.get_submodule(".".join(path[:-1])), nn.Sequential)
         if _in_no_list(path[:-1] if sequential else path):
@@ -251,8 +281,11 @@ def _agreed(claims: Sequence[_Claim], p: nn.Parameter) -> str:
         raise QuinticError(f"one tied parameter goes to both optimizers: {tied}; name it in one")
     (optimizer,) = optimizers
     if optimizer is None:
+        matrices = (
+            "a matrix that vectors are multiplied by" if p.ndim == 2 else "a batch of matrices"
+        )
         raise QuinticError(
-            f"{claims[0].name} has the shape {list(p.shape)}: name it in muon, where it is a batch "
-            "of matrices, or in adamw"
+            f"{claims[0].name} has the shape {list(p.shape)}: name it in muon, where it is "
+            f"{matrices}, or in adamw"
         )
     return optimizer
