@@ -131,6 +131,7 @@ def test_what_is_no_matrix_is_refused_by_its_name(
         (torch.zeros(2, 2, dtype=torch.complex64), "is torch.complex64 and must be of real"),
         (torch.zeros(2, 2, dtype=torch.int64), "is torch.int64 and must be of real"),
         (torch.zeros(2, 2).to_sparse(), "is torch.sparse_coo and must be dense"),
+        (torch.zeros(2, 2).to(torch.float8_e4m3fn), "is torch.float8_e4m3fn, which no step can"),
     ],
 )
 def test_other_numbers_than_dense_real_ones_are_refused(parameter: Tensor, message: str) -> None:
@@ -146,11 +147,13 @@ def test_other_numbers_than_dense_real_ones_are_refused(parameter: Tensor, messa
 
 
 def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
-    p, q = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    p, q, r = (nn.Parameter(torch.zeros(2, 2)) for _ in range(3))
     with pytest.raises(QuinticError, match="a is given twice"):
         Muon([("a", p), ("b", q), ("c", p)], lr=LR)
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        Muon([{"params": [p, q]}, {"params": [q]}], lr=LR)
+    with pytest.raises(QuinticError, match="b is given twice"):
+        Muon([{"params": [("a", p), ("b", q)]}, {"params": [("c", r), ("d", q)]}], lr=LR)
+    with pytest.raises(QuinticError, match="a parameter group has lr and no 'params'"):
+        Muon([{"lr": 3}], lr=LR)
     groups: list[dict[str, Any]] = [{"params": [p]}, {"params": iter(())}]
     with pytest.raises(QuinticError, match="a parameter group is empty"):
         Muon(groups, lr=LR)
@@ -163,6 +166,8 @@ def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
     [
         ({"lr": -0.1}, "lr is -0.1 and must be 0 or more"),
         ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": True}, "lr is True and must be 0 or more"),
+        ({"momentum": False}, "momentum is False and must be at least 0 and below 1"),
         ({"lr": torch.zeros(2)}, "lr is tensor.* of one element"),
         ({"lr": torch.tensor(-0.1)}, "lr is tensor.*0 or more"),
         ({"transposed": "yes"}, "transposed is 'yes' and must be True or False"),
@@ -176,6 +181,7 @@ def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
         ({"ns_coefficients": "x"}, "ns_coefficients is 'x' .* quintic, polar_express, dion"),
         ({"ns_dtype": "bfloat16"}, "ns_dtype is 'bfloat16' and must be a floating-point"),
         ({"momentum_dtype": torch.int8}, "momentum_dtype is torch.int8"),
+        ({"momentum_dtype": torch.float8_e5m2}, "is torch.float8_e5m2 and must be .* of 16 bits"),
         ({"split": 0}, "split is 0"),
         ({"split": []}, r"split is \[\]"),
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore' .* propagate, raise, skip"),
@@ -194,6 +200,43 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 def test_an_unknown_option_is_a_type_error_as_of_every_function() -> None:
     with pytest.raises(TypeError, match="foreach"):
         Muon([nn.Parameter(torch.zeros(2, 2))], lr=LR, foreach=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [
+        ("lrr", "lr"), ("LR", "lr"), ("wd", "weight_decay"), ("weight_decy", "weight_decay"),
+        ("momentun", "momentum"), ("nestrov", "nesterov"), ("ns_step", "ns_steps"),
+        ("mu", "momentum"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_option_of_a_group_is_refused(key: str, option: str) -> None:
+    p, q = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    said = f"Muon: a group has {key}=3, which is no option: did you mean {option}\\?"
+    with pytest.raises(QuinticError, match=said):
+        Muon([{"params": [p], key: 3}], lr=LR)
+    muon = Muon([p], lr=LR)
+    with pytest.raises(QuinticError, match=said):
+        muon.add_param_group({"params": [q], key: 3})
+    assert len(muon.param_groups) == 1
+
+
+def test_keys_of_schedulers_and_of_ones_own_stay_in_a_group() -> None:
+    p = nn.Parameter(torch.zeros(2, 2))
+    keys = ["initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "lr_scale",
+            "lr_mult", "weight_decay_mult", "name", "label", "betas", "eps"]  # fmt: skip
+    values = dict.fromkeys(keys, 0.5) | {"betas": (0.9, 0.95)}
+    muon = Muon([{"params": [p], **values}], lr=LR)
+    assert {key: muon.param_groups[0][key] for key in keys} == values
+    # Those of a group that a scheduler has had, given to another optimizer.
+    for make in (
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 10),
+        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.1, 0.2),
+        lambda o: torch.optim.swa_utils.SWALR(o, 0.1),
+    ):
+        muon = Muon([p], lr=LR)
+        make(muon)
+        Muon(muon.param_groups, lr=LR)
 
 
 def stepped(shape: tuple[int, ...] = (4, 4), *, cls: Any = Muon) -> torch.optim.Optimizer:

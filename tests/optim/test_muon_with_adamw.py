@@ -163,6 +163,7 @@ def test_a_hook_for_all_optimizers_is_called_once_a_step() -> None:
         ({"weight_decay": float("nan")}, "AdamW: weight_decay is nan"),
         ({"betas": (0.9, 1.0)}, r"AdamW: betas is \(0.9, 1.0\) and must be two numbers"),
         ({"eps": -1.0}, "AdamW: eps is -1.0"),
+        ({"lr": True}, "AdamW: lr is True"),
     ],
 )
 def test_numbers_of_adamw_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
@@ -178,6 +179,18 @@ def test_numbers_of_adamw_that_cannot_be_are_refused(options: dict[str, Any], me
     state["param_groups"][1].update(options)
     with pytest.raises(QuinticError, match=message):
         optimizer.load_state_dict(state)
+
+
+def test_a_misspelt_option_of_adamw_is_refused() -> None:
+    net = Net()
+    groups = groups_of(net)
+    for key, option in [("wd", "weight_decay"), ("beta", "betas"), ("epsi", "eps")]:
+        said = f"AdamW: a group has {key}=3, which is no option: did you mean {option}\\?"
+        with pytest.raises(QuinticError, match=said):
+            MuonWithAdamW([groups[0], {**groups[1], key: 3}])
+    MuonWithAdamW(
+        [{**groups[0], "betas": (0.9, 0.95), "fused": None}, {**groups[1], "momentum": 0}]
+    )
 
 
 def test_what_is_not_its_own_is_refused_and_changes_nothing() -> None:

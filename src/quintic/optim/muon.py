@@ -37,6 +37,7 @@ from quintic.optim.muon_checks import (
     check_gradient,
     check_matrices,
     check_members,
+    check_names,
     check_options,
     check_shape_of,
     check_state_dict,
@@ -315,9 +316,17 @@ class Muon(torch.optim.Optimizer):
         Raises `QuinticError`, and adds nothing, where it cannot be used.
         """
         others = list(self.param_groups)
-        with warnings.catch_warnings():  # of duplicates, which are refused below
-            warnings.filterwarnings("ignore", message="optimizer contains a parameter group with")
-            super().add_param_group(param_group)
+        if isinstance(param_group, dict) and "params" not in param_group:
+            keys = ", ".join(map(str, param_group))
+            raise QuinticError(f"Muon: a parameter group has {keys or 'nothing'} and no 'params'")
+        try:
+            with warnings.catch_warnings():  # of duplicates, which are refused below
+                warnings.filterwarnings("ignore", message="optimizer contains a parameter group w")
+                super().add_param_group(param_group)
+        except ValueError as error:
+            if "in more than one parameter group" in str(error):
+                check_members(param_group, others)  # which names it
+            raise
         group = self.param_groups.pop()
         self._check_new_group(group, others)
         self.param_groups.append(group)
@@ -328,6 +337,7 @@ class Muon(torch.optim.Optimizer):
                 f"Muon: a group says optimizer={group['optimizer']}: give the groups to "
                 "MuonWithAdamW, or that one to another optimizer"
             )
+        check_names(group, self.defaults)
         check_options(group)
         check_members(group, others)
         check_matrices(group, others)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -20,6 +22,9 @@ from quintic.optim.stacks import Group, group_matrices, whole_shapes
 
 SCALES: tuple[str, ...] = get_args(get_type_hints(MuonConfig)["scale"])
 """Those of `optim.muon.scale`, which is the same option."""
+
+MEMBERS = ("params", "param_names", "names", "shapes", "optimizer")
+"""Keys of a group that are no options."""
 
 FLAGS = ("nesterov", "cautious", "normuon", "flatten", "transposed")
 NONFINITE = ("propagate", "raise", "skip")
@@ -42,8 +47,16 @@ def check_options(group: Mapping[str, Any], *, whose: str = "Muon") -> None:
 
     `whose` the options are, Muon or AdamW, is said.
     """
-    dtypes = "a floating-point torch.dtype or None"
-    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+    for name, (allowed, rule) in _rules().items():
+        if name in group and not allowed(group[name]):
+            raise QuinticError(f"{whose}: {name} is {group[name]!r} and must be {rule}")
+
+
+@cache
+def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
+    """Return for every option of Muon and AdamW that has one a rule, and the same in words."""
+    dtypes = "a floating-point torch.dtype of 16 bits or more, or None"
+    return {
         "lr": (_is_rate, "0 or more, a number or a tensor of one element"),
         "momentum": (_is_beta, "at least 0 and below 1"),
         "weight_decay": (_is_rate, "0 or more"),
@@ -58,16 +71,43 @@ def check_options(group: Mapping[str, Any], *, whose: str = "Muon") -> None:
         **dict.fromkeys(FLAGS, (lambda flag: isinstance(flag, bool), "True or False")),
         "split": (_is_split, "a number of parts, a list of their rows, or None"),
     }
-    for name, (allowed, rule) in rules.items():
-        if name in group and not allowed(group[name]):
-            raise QuinticError(f"{whose}: {name} is {group[name]!r} and must be {rule}")
+
+
+ALIASES = {"wd": "weight_decay", "decay": "weight_decay", "learning_rate": "lr", "mu": "momentum"}
+"""What other optimizers call options of these."""
+
+CUSTOM = {"name"}
+"""Keys of a group that are near an option's name and are others'."""
+
+
+def check_names(group: Group, options: Collection[str], *, whose: str = "Muon") -> None:
+    """Raise `QuinticError` for a key of a group that is one of these options misspelt.
+
+    Other keys are kept, as PyTorch keeps them: schedulers and people have some of their own there.
+    """
+    for key in group.keys() - {*options, *_rules(), *MEMBERS, *CUSTOM}:
+        # Those of schedulers, such as max_momentum, contain an option's name and are longer.
+        alike = [name for name in options if abs(len(name) - len(str(key))) <= 2]
+        near = difflib.get_close_matches(str(key).lower(), alike, n=1, cutoff=0.75)
+        if option := ALIASES.get(key) or next(iter(near), None):
+            raise QuinticError(
+                f"{whose}: a group has {key}={group[key]!r:.60}, which is no option: did you mean "
+                f"{option}?"
+            )
 
 
 def check_members(group: Group, others: list[Group], *, whose: str = "Muon") -> None:
-    """Raise `QuinticError` for a group without parameters, and for one that is given twice."""
+    """Raise `QuinticError` for a group without parameters, and for one that is given twice or whose
+    numbers have eight bits."""
     if not group["params"]:
         raise QuinticError(f"{whose}: a parameter group is empty (was its generator used before?)")
     groups = [*others, group]
+    for p in group["params"]:
+        if p.is_floating_point() and p.dtype.itemsize < 2:
+            raise QuinticError(
+                f"{whose}: {name_of(p, groups)} is {p.dtype}, which no step can be computed in: "
+                "give its master weight of 16 bits or more"
+            )
     count = Counter(id(p) for g in groups for p in g["params"])
     for p in group["params"]:
         if count[id(p)] > 1:
@@ -225,15 +265,19 @@ def check_tensor(
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _is_rate(value: Any) -> bool:
     if isinstance(value, Tensor):
         # One on a GPU is not waited for.
         return value.numel() == 1 and (value.device.type != "cpu" or 0 <= value.item() < math.inf)
-    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
+    return _is_number(value) and 0 <= float(value) < math.inf
 
 
 def _is_beta(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, numbers.Real) and 0 <= float(value) < 1)
+    return isinstance(value, Tensor) or (_is_number(value) and 0 <= float(value) < 1)
 
 
 def _are_betas(value: Any) -> bool:
@@ -251,4 +295,6 @@ def _is_split(value: Any) -> bool:
 
 
 def _is_dtype(value: Any) -> bool:
-    return value is None or (isinstance(value, torch.dtype) and value.is_floating_point)
+    return value is None or (
+        isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize >= 2
+    )

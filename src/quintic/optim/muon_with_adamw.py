@@ -20,6 +20,7 @@ from quintic.optim.muon_checks import (
     check_dense_gradient,
     check_groups,
     check_members,
+    check_names,
     check_options,
     check_state_dict,
     check_tensor,
@@ -81,6 +82,7 @@ class MuonWithAdamW(Muon):
         if group["optimizer"] == "muon":
             super()._check_new_group(group, others)
         else:
+            check_names(group, self._adamw.defaults, whose="AdamW")
             check_options(group, whose="AdamW")
             check_members(group, others, whose="AdamW")
 
@@ -128,7 +130,7 @@ class MuonWithAdamW(Muon):
                             f"MuonWithAdamW: the state of {name_of(p, own)} has "
                             f"{', '.join(map(str, state))} and not {', '.join(ADAMW_STATE)}"
                         )
-                    for tensor in (*ADAMW_STATE - {"step"}, "max_exp_avg_sq"):
+                    for tensor in (*ADAM_MOMENTS, "max_exp_avg_sq"):
                         check_tensor(name_of(p, own), p, state, tensor)
                     if state and not _is_step(state["step"]):
                         raise QuinticError(
