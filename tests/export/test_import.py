@@ -32,11 +32,13 @@ from quintic.export.source import open_source
 from quintic.export.tokenizer import tokenizer_json
 from quintic.imports.source import read_model
 from quintic.run_dir import read_config
+from quintic.tasks.score import read_scores
 from quintic.trained import load_trained
 from tests.conftest import flags_of, main, refusal, tiny_options
 from tests.data.hub_server import HubServer, Repo
 from tests.export.test_hf import HELD, SMALL, drawn
 from tests.export.test_remote_code import EVERY
+from tests.tasks.material import write_task
 
 Capture = pytest.CaptureFixture[str]
 
@@ -484,6 +486,38 @@ def test_an_imported_run_evaluates_generates_and_begins_runs(
     tuned = tmp_path / "tuned" / "checkpoints" / "step-00000000"
     load_tensors(tuned, {"model.embed.weight": before})
     assert torch.equal(before, gpt2_tensors()["transformer.wte.weight"])
+
+
+def test_imported_models_and_runs_compare_by_their_scores(
+    imported: Path, text_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    write_task(tmp_path, "piqa")
+    own, twin, run = (str(tmp_path / name) for name in ("own", "twin", "run"))
+    for source, folder in ((imported, own), (imported, twin), (text_run, run)):
+        shutil.copytree(source, folder)
+        main(["evaluate", folder, "--tasks", "piqa", "--task-data", str(tmp_path)])
+    capsys.readouterr()
+    main(["compare", own, run, "--target", "9", "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [group["label"] for group in found["groups"]] == ["own", "run"]
+    assert found["groups"][0]["final_losses"] == []
+    kept = {f: read_scores(Path(f))["piqa"].metrics["acc"].value for f in (own, run)}
+    assert {r["label"]: r["values"] for r in found["tasks"] if r["metric"] == "acc"} == {
+        Path(f).name: [value] for f, value in kept.items()
+    }
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"note: {own} was imported from gpt2-tiny and has no losses of a run" in out
+    assert "McNemar's test p = " in out
+    assert found["settings"]["model.architecture"] == ["gpt2", "gpt"]
+    assert not any(name.startswith(("optim.", "train.")) for name in found["settings"])
+    # Two of the same source are no two seeds of one config, and neither has losses to draw.
+    main(["compare", own, twin, "--out", str(tmp_path / "found.html")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "validation loss" not in out
+    assert "piqa acc: twin scores the same as own" in out
+    assert refusal(["compare", own, twin, "--out", str(tmp_path / "found.png")], capsys).endswith(
+        "name a .html or a .json file, which hold the scores on tasks"
+    )
 
 
 @pytest.mark.parametrize(

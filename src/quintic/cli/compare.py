@@ -47,10 +47,16 @@ def run(command: Compare, _arguments: Sequence[str]) -> None:
     comparison = compare(
         runs, target=command.target, axis=command.x, paired=command.paired, force=command.force
     )
+    if command.out is not None and command.out.suffix == ".png" and not comparison.has_losses:
+        raise QuinticError(
+            f"--out {command.out} would draw losses, and none of these has any: name a .html or a "
+            ".json file, which hold the scores on tasks"
+        )
     console = Console()
     if (differences := differences_table(comparison)) is not None:
         console.table(differences, "what differs")
-    console.table(results_table(comparison), "validation loss in nats per token")
+    if comparison.has_losses:
+        console.table(results_table(comparison), "validation loss in nats per token")
     if (tasks := tasks_table(comparison.tasks)) is not None:
         console.table(tasks, "scores on tasks")
     for note in comparison.notes:

@@ -113,6 +113,11 @@ class Comparison:
     notes: tuple[str, ...]
     tasks: TaskComparison
 
+    @property
+    def has_losses(self) -> bool:
+        """Return whether there are losses to compare, and not scores on tasks alone."""
+        return any(run.validations for r in self.results for run in r.group.runs)
+
     def to_dict(self) -> dict[str, Any]:
         """Return every number of the comparison, ready for JSON."""
         return {
@@ -179,10 +184,11 @@ def compare(
     groups = group_runs(runs)
     first = _result(groups[0], target, None, paired)
     reference, results = first if comparable else None, [first]
+    level = level_of_each(max(1, sum(not group.imported for group in groups[1:])))
     for group in groups[1:]:
-        if paired:
+        if paired and not group.imported:
             _check_pairs(group, groups[0])
-        results.append(_result(group, target, reference, paired, level_of_each(len(groups) - 1)))
+        results.append(_result(group, target, reference, paired, level))
     return Comparison(
         target=target,
         axis=axis,
@@ -356,6 +362,11 @@ def _notes(
                 f"all runs of {group.label} ({len(group.runs)}) stop at step "
                 f"{first.stopped_at:,} of {first.steps_planned:,}: that is taken as their end"
             )
+        if group.imported:
+            yield (
+                f"{first.path} was imported from {first.imported_from} and has no losses of a run: "
+                "its scores on tasks are compared"
+            )
         for run in group.diverged:
             yield f"{run.path} diverged: its loss is not finite at step {run.diverged_at:,}"
         for run in group.counted:
@@ -431,7 +442,11 @@ def _notes(
             "a token costs more operations in one of these models than in another, so neither "
             "tokens nor steps are the same work: --x flops compares by FLOPs"
         )
-    unknown = [r.group.label for r in results if r.group.runs[0].data.described is None]
+    unknown = [
+        r.group.label
+        for r in results
+        if r.group.runs[0].data.described is None and not r.group.imported
+    ]
     if unknown and len(results) > 1:
         yield (
             f"on which data {', '.join(unknown)} {'was' if len(unknown) == 1 else 'were'} trained "

@@ -28,7 +28,7 @@ SAME_FLOPS = 1.01
 def conclusions(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence or two for each claim that one could make of these runs."""
     if comparison.target is not None:
-        for result in comparison.results:
+        for result in _with_losses(comparison):
             yield _below_target(result, comparison.target)
             if result.track3_margin is not None:
                 yield _track3(result)
@@ -38,21 +38,29 @@ def conclusions(comparison: Comparison) -> Iterator[str]:
         yield from _against_first(comparison)
         yield from map(_matched_loss, comparison.matched)
     yield from task_conclusions(comparison.tasks)
-    if any(len(result.group.counted) == 1 for result in comparison.results):
+    if any(len(result.group.counted) == 1 for result in _with_losses(comparison)):
         yield (
             "For a claim, train each with several seeds (--train.seed), 3 at the least; seeds of "
             "one config are grouped."
         )
 
 
+def _with_losses(comparison: Comparison) -> list[GroupResult]:
+    """Return all but the imported models."""
+    return [result for result in comparison.results if not result.group.imported]
+
+
 def _against_first(comparison: Comparison) -> Iterator[str]:
-    first, *others = comparison.results
-    if not others:
+    first = comparison.results[0]
+    if len(comparison.results) == 1:
         what = "one run" if len(first.group.runs) == 1 else "one group"
         yield f"This is {what}: there is nothing to compare it with."
         return
+    if first.group.imported:
+        return
     if comparison.axis == "flops" and comparison.target is None:
         yield from _unequal_flops(comparison)
+    _, *others = _with_losses(comparison)
     level = level_of_each(len(others))
     for result in others:
         yield _difference(result, first, level)

@@ -106,6 +106,8 @@ def legend_text(result: GroupResult) -> str:
     name = result.group.label if count == 1 else f"{result.group.label}, {count} runs"
     if diverged := len(result.group.diverged):
         return f"{name}: {'' if count == 1 else f'{diverged} '}diverged"
+    if result.group.imported:
+        return f"{name}: no losses"
     return f"{name}: {'unfinished' if result.summary is None else loss_text(result.summary)}"
 
 

@@ -47,6 +47,11 @@ class Group:
         return next((r for r in alike if r.confirmed), alike[0] if alike else run)
 
     @property
+    def imported(self) -> bool:
+        """Return whether it is a model of another tool, which has scores on tasks alone."""
+        return self.runs[0].imported_from is not None
+
+    @property
     def final_losses(self) -> dict[int, float]:
         """Return those of the counted runs that came to their end, by seed."""
         return {
@@ -71,17 +76,18 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 
     Runs of quintic belong together where their configs are equal but for the seed and for
     bookkeeping, and so is their data; logs of modded-nanogpt where the source code in them is
-    equal. Any other log stands alone. Where all logs of a group stop at one step before the planned
-    end, as some programs do by design, that is their end.
+    equal. Any other log stands alone, and so does an imported model. Where all logs of a group stop
+    at one step before the planned end, as some programs do by design, that is their end.
     """
     found: dict[Any, list[RunRecord]] = {}
     datasets: list[DatasetIdentity] = []
     for run in runs:
-        dataset = next((d for d in datasets if same_data(d, run.data)), None)
-        if dataset is None:
-            datasets.append(dataset := run.data)
-        settings = settings_without(run)
-        key = (dataset, settings) if settings else run.program_sha256 or run.path
+        key: Any = run.program_sha256 or run.path
+        if run.settings and run.imported_from is None:
+            dataset = next((d for d in datasets if same_data(d, run.data)), None)
+            if dataset is None:
+                datasets.append(dataset := run.data)
+            key = (dataset, settings_without(run))
         found.setdefault(key, []).append(run)
     return [
         Group(label, tuple(_stopped_together(members)))

@@ -52,9 +52,13 @@ class MatchedLoss:
 
 
 def match_losses(groups: Sequence[Group]) -> list[MatchedLoss]:
-    """Match every series of lengths among the groups with every other group; those with a run that
-    stopped early have no length of their own."""
-    whole = [group for group in groups if all(run.stopped_early is None for run in group.runs)]
+    """Match every series of lengths among the groups with every other group; an imported model and
+    those with a run that stopped early have no length of their own."""
+    whole = [
+        group
+        for group in groups
+        if not group.imported and all(run.stopped_early is None for run in group.runs)
+    ]
     return [
         _match(series, reference)
         for series in _series(whole)

@@ -23,10 +23,11 @@ UNITS: dict[Axis, str] = {"tokens": "tokens", "steps": "steps", "seconds": "s", 
 def write_page(comparison: Comparison, path: Path) -> None:
     """Write the page; the file is replaced whole."""
     differences, tasks = differences_table(comparison), tasks_table(comparison.tasks)
+    losses = results_table(comparison) if comparison.has_losses else None
     parts = {
         "DATA": script_json(_data(comparison)),
         "CAPTION": html.escape(caption(comparison)),
-        "RESULTS": html_table("validation loss in nats per token", results_table(comparison)),
+        "RESULTS": html_table("validation loss in nats per token", losses) if losses else "",
         "TASKS": html_table("scores on tasks", tasks) if tasks else "",
         "DIFFERENCES": html_table("what differs", differences) if differences else "",
         "NOTES": html_items(comparison.notes),
@@ -51,6 +52,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
             "high": [p.high for p in result.curve] if len(result.group.counted) > 1 else None,
         }
         for result in comparison.results
+        if not result.group.imported
     ]
     return {
         "axis": comparison.axis,

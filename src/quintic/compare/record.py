@@ -68,7 +68,8 @@ class RunRecord:
     path: Path
     source: Literal["quintic", "modded-nanogpt", "llm.c"]
     validations: tuple[Validation, ...]
-    """Finite losses, in the order of their steps; at least one unless the run diverged."""
+    """Finite losses, in the order of their steps; at least one unless the run diverged or was read
+    for its scores on tasks."""
     data: DatasetIdentity = field(default_factory=DatasetIdentity)
     datasets: int = 1
     """Datasets that it was trained on in one folder, which quintic 0.1 let --force-data do."""
@@ -108,6 +109,11 @@ class RunRecord:
         return self.settings.get(SEED)
 
     @property
+    def imported_from(self) -> str | None:
+        """Return where the model is from, of another tool: it has scores on tasks and no losses."""
+        return self.settings.get("imported.source")
+
+    @property
     def steps_done(self) -> int:
         """Return the steps before the last validation."""
         return self.validations[-1].steps if self.validations else 0
@@ -122,7 +128,7 @@ class RunRecord:
     def final_loss(self) -> float | None:
         """Return the validation loss at the end; None for a run that diverged or has not come to
         its end."""
-        if self.diverged_at is not None or not self.finished:
+        if self.diverged_at is not None or not self.finished or not self.validations:
             return None
         return self.validations[-1].loss
 

@@ -17,6 +17,7 @@ from quintic.errors import QuinticError
 from quintic.metrics_file import METRICS, STOPPED_EARLY, MetricsRecord, read_records
 from quintic.model.build import meta_model
 from quintic.run_checkpoints import has_step
+from quintic.tasks.score import has_scores
 
 FACTS = ("data", "device", "commit", "python")
 """Facts in `environment.json` that are used here: texts, or null."""
@@ -25,12 +26,12 @@ FACTS = ("data", "device", "commit", "python")
 def read_runs(path: Path, *, batch_tokens: int | None = None) -> list[RunRecord]:
     """Return the record of a run folder, or those of a text log of modded-nanogpt or llm.c.
 
-    `batch_tokens` is that of a log that does not say. Raises `QuinticError` where there is neither,
-    with the run of which it is a file, where a line is damaged and where there is no validation
-    yet.
+    `batch_tokens` is that of a log that does not say. A run without a validation, such as an
+    imported one, will do where it has scores on tasks. Raises `QuinticError` where there is
+    neither, with the run of which it is a file, and where a line is damaged.
     """
     if not path.is_file():
-        return [read_run(path)]
+        return [read_run(path, scores_suffice=has_scores(path))]
     try:
         return read_logs(path, batch_tokens)
     except NoLogError:
@@ -51,9 +52,10 @@ def _run_of(file: Path) -> Path | None:
     return beside if file.suffix in (".json", ".log") and run_dir.holds_run(beside) else None
 
 
-def read_run(path: Path) -> RunRecord:
-    """Return the record of a run folder; raises `QuinticError` as `read_runs` does, and where its
-    config is not the one that its checkpoints were trained with."""
+def read_run(path: Path, *, scores_suffice: bool = False) -> RunRecord:
+    """Return the record of a run folder; raises `QuinticError` as `read_runs` does, where its
+    config is not the one that its checkpoints were trained with and, unless scores suffice, where
+    it has no validation."""
     config = run_dir.read_config(path)
     confirmed = _check_config(path, config)
     records = _read_numbers(path / METRICS)
@@ -72,13 +74,19 @@ def read_run(path: Path) -> RunRecord:
             tokens = record.get("tokens", step * config.train.batch_tokens)
             flops = None if flops_per_token is None else flops_per_token * tokens
             validations.append(Validation(step, tokens, elapsed_s, loss, flops=flops))
+    fields = flatten(config)
     if config.is_imported:
-        raise QuinticError(
-            f"{path} was imported from {config.imported.source} and has no losses of a run: "
-            "evaluate it with quintic evaluate, or compare runs that began with it"
-        )
+        if not scores_suffice:
+            raise QuinticError(
+                f"{path} was imported from {config.imported.source} and has no losses of a run: "
+                f"score it (quintic evaluate {path} --tasks blimp), since scores compare, or name "
+                "runs that began with it"
+            )
+        # The rest of its config are defaults, with which nothing was trained.
+        known = {n: v for n, v in fields.items() if n.startswith(("model.", "imported."))}
+        return RunRecord(path=path, source="quintic", validations=(), settings=known)
     trained = has_step(path, config.train.steps)
-    if not validations and diverged_at is None:
+    if not validations and diverged_at is None and not scores_suffice:
         state = "without one" if records else "empty or missing"
         if trained:
             raise QuinticError(
@@ -94,7 +102,6 @@ def read_run(path: Path) -> RunRecord:
     timed = [r for r in records if "optimizer_ms" in r and r.get("step_ms")]
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
     stopped_early = [{}, *records][-1].get(STOPPED_EARLY)
-    fields = flatten(config)
     idle = without_effect(Config, fields)  # the learning rate of an optimizer that is not there
     return RunRecord(
         path=path,

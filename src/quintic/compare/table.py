@@ -69,6 +69,8 @@ def setting(value: Any) -> str:
 
 
 def _final_loss(result: GroupResult) -> str:
+    if result.group.imported:
+        return UNKNOWN
     if diverged := len(result.group.diverged):
         runs = len(result.group.counted)
         return "diverged" if diverged == runs else f"{diverged} of {runs} diverged"
@@ -88,7 +90,7 @@ def _seeds(result: GroupResult) -> str:
 
 def _to_target(result: GroupResult, axis: Axis) -> str:
     reach = result.to_target.get(axis)
-    if reach is None:
+    if reach is None or result.group.imported:
         return UNKNOWN
     if reach.mean is None:
         return f"{len(reach.values)} of {counted(reach.runs, 'run')}" if reach.values else "never"

@@ -2,12 +2,15 @@
 
 With one run each, the same items are a pair each, and McNemar's test asks of those that only one of
 the two got right whether they fall evenly (https://doi.org/10.1007/BF02295996; exact, by the
-binomial distribution). That is of these two models. With several runs in each group their scores
-are tested as their losses are, which is of the configs.
+binomial distribution). Of a perplexity the pairs are drawn again and again (the bootstrap, Efron
+1979, https://doi.org/10.1214/aos/1176344552). That is of these two models. With several runs in
+each group their scores are tested as their losses are, which is of the configs.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +22,17 @@ from quintic.compare.groups import Group
 from quintic.compare.statistics import CONFIDENCE, Difference, difference, level_of_each
 from quintic.console import Table
 from quintic.errors import counted
-from quintic.tasks.score import Score, TaskScores, Values, read_scores
+from quintic.tasks.score import (
+    Score,
+    TaskScores,
+    Values,
+    format_of,
+    perplexity,
+    read_scores,
+    resampled_means,
+)
+
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -33,20 +46,40 @@ class McNemar:
 
 
 @dataclass(frozen=True)
+class PerplexityRatio:
+    """A perplexity over another, of the same items, with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    """Two-sided; at least 1 / RESAMPLES."""
+    items: int
+
+
+@dataclass(frozen=True)
 class TaskResult:
-    """A metric of a task for one group."""
+    """A metric of a task, or of a group of its subtasks, for one group of runs."""
 
     label: str
     task: str
+    part: str | None
+    """Group of subtasks; None for the whole task."""
     metric: str
     values: tuple[float, ...]
     """One for each run that has it."""
     stderr: float | None
     """Over the items, of one run's score."""
-    by_items: McNemar | None
+    by_items: McNemar | PerplexityRatio | None
     """Against the first group, with one run each."""
     by_runs: Difference | None
     """Against the first group, with several runs in both."""
+
+    @property
+    def p(self) -> float | None:
+        """Return the p of its test; None where it was not tested."""
+        test = self.by_items or self.by_runs
+        return None if test is None else test.p
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
@@ -60,7 +93,7 @@ class TaskComparison:
     results: tuple[TaskResult, ...]
     notes: tuple[str, ...]
     level: float
-    """What each p is held against."""
+    """The level that each p of a whole task is held against."""
 
 
 def compare_tasks(groups: Sequence[Group]) -> TaskComparison:
@@ -91,28 +124,39 @@ def compare_tasks(groups: Sequence[Group]) -> TaskComparison:
             notes.append(
                 f"the scores of {task} are of different steps, {steps[0]:,} to {steps[-1]:,}"
             )
-        for metric in chosen[0][1][0].items:
-            first = chosen[0][1]
-            results.append(_result(chosen[0][0].label, task, metric, first, None))
-            results += [_result(g.label, task, metric, own, first) for g, own in chosen[1:]]
+        scored = chosen[0][1][0]
+        for metric, part in itertools.product(scored.items, _parts(scored)):
+            first = None
+            for group, column in chosen:
+                own = column if part is None else [scores.part(part) for scores in column]
+                results.append(_result(group.label, part, metric, own, first))
+                first = first or own
     return TaskComparison(tuple(results), tuple(notes), level_of_each(max(1, len(groups) - 1)))
+
+
+def _parts(scores: TaskScores) -> list[str | None]:
+    """Return None, which is the whole, and the groups of subtasks where there are several."""
+    groups = sorted({*scores.groups.values()})
+    return [None, *groups] if len(groups) > 1 else [None]
 
 
 def _result(
     label: str,
-    task: str,
+    part: str | None,
     metric: str,
     own: Sequence[TaskScores],
     first: Sequence[TaskScores] | None,
 ) -> TaskResult:
     values = [_value(scores, metric) for scores in own]
-    by_items = by_runs = None
-    if first is not None and len(own) == len(first) == 1 and metric != "perplexity":
-        by_items = mcnemar(own[0].items[metric], first[0].items[metric])
+    by_items: McNemar | PerplexityRatio | None = None
+    by_runs = None
+    if first is not None and len(own) == len(first) == 1:
+        items = own[0].items[metric], first[0].items[metric]
+        by_items = perplexity_ratio(*items) if metric == "perplexity" else mcnemar(*items)
     if first is not None and min(len(own), len(first)) > 1:
         by_runs = difference(values, [_value(scores, metric) for scores in first])
     stderr = own[0].metrics[metric].stderr if len(own) == 1 else None
-    return TaskResult(label, task, metric, tuple(values), stderr, by_items, by_runs)
+    return TaskResult(label, own[0].task, part, metric, tuple(values), stderr, by_items, by_runs)
 
 
 def _value(scores: TaskScores, metric: str) -> float:
@@ -130,12 +174,32 @@ def mcnemar(own: Values, first: Values) -> McNemar:
     return McNemar(only_own, only_first, p)
 
 
+def perplexity_ratio(own: Values, first: Values) -> PerplexityRatio:
+    """Return the perplexity of one model over another's, of the log-likelihoods in nats that each
+    gave to the same items, [n], with the percentile interval of the paired bootstrap."""
+    apart = own - first
+    means = resampled_means(apart, np.random.default_rng(0), RESAMPLES)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    beyond = float(min(np.mean(means <= 0), np.mean(means >= 0)))
+    return PerplexityRatio(
+        value=perplexity(float(apart.mean())),
+        low=perplexity(float(high)),
+        high=perplexity(float(low)),
+        p=min(1.0, max(2 * beyond, 1 / RESAMPLES)),
+        items=len(apart),
+    )
+
+
 def tasks_table(comparison: TaskComparison) -> Table | None:
-    """Return a row for each metric and a column for each group; None where nothing was scored."""
+    """Return a row for each metric, then one for each group of subtasks, with its p, and a column
+    for each group of runs; None where nothing was scored."""
     labels = list(dict.fromkeys(result.label for result in comparison.results))
     rows: dict[str, list[str]] = {}
     for result in comparison.results:
-        row = rows.setdefault(f"{result.task} {result.metric}", ["–"] * len(labels))
+        name = f"{result.task} {result.metric}"
+        if result.part is not None:
+            name = f"{name}: {result.part}"
+        row = rows.setdefault(name, ["–"] * len(labels))
         row[labels.index(result.label)] = _score_text(result)
     return Table(["", *labels], [[name, *row] for name, row in rows.items()]) if rows else None
 
@@ -144,37 +208,69 @@ def _score_text(result: TaskResult) -> str:
     error = result.stderr
     if len(result.values) > 1:
         error = statistics.stdev(result.values) / len(result.values) ** 0.5
-    return str(Score(statistics.fmean(result.values), error))
+    text = str(Score(_mean(result), error))
+    return f"{text} (p {result.p:.2g})" if result.part and result.p is not None else text
+
+
+def _mean(result: TaskResult) -> float:
+    return statistics.fmean(result.values)
 
 
 def task_conclusions(comparison: TaskComparison) -> Iterator[str]:
-    """Yield a sentence for each score that was tested against the first group's."""
+    """Yield a sentence for each score that was tested against the first group's, and one for its
+    groups of subtasks."""
     for note in comparison.notes:
         yield f"{note[0].upper()}{note[1:]}."
-    first = {(r.task, r.metric): r for r in reversed(comparison.results)}
+    by_metric: dict[tuple[str, str], dict[str, list[TaskResult]]] = {}
     for result in comparison.results:
-        reference = first[result.task, result.metric]
-        if result is reference:
-            continue
-        gap = statistics.fmean(result.values) - statistics.fmean(reference.values)
+        by_label = by_metric.setdefault((result.task, result.metric), {})
+        by_label.setdefault(result.label, []).append(result)
+    for reference, *others in (list(by_label.values()) for by_label in by_metric.values()):
+        for whole, *parts in others:
+            yield _sentence(whole, reference[0], comparison.level)
+            if parts and parts[0].p is not None:
+                yield _by_part(parts, reference[1:], comparison.level / len(parts))
+
+
+def _direction(result: TaskResult, reference: TaskResult) -> str:
+    gap = _mean(result) - _mean(reference)
+    return "" if math.isclose(gap, 0, abs_tol=1e-12) else "higher" if gap > 0 else "lower"
+
+
+def _sentence(result: TaskResult, reference: TaskResult, level: float) -> str:
+    name, direction = f"{result.task} {result.metric}", _direction(result, reference)
+    gap = abs(_mean(result) - _mean(reference))
+    opening = f"{name}: {result.label} is {gap:{format_of(gap)}} {direction} than {reference.label}"
+    if not direction:
+        opening = f"{name}: {result.label} scores the same as {reference.label}"
+    elif isinstance(result.by_items, PerplexityRatio):
         opening = (
-            f"{result.task} {result.metric}: {result.label} is {abs(gap):.4f} "
-            f"{'higher' if gap > 0 else 'lower'} than {reference.label}"
+            f"{name}: that of {result.label} is {result.by_items.value:.3g} times that of "
+            f"{reference.label}"
         )
-        if result.by_items is not None:
-            yield _by_items(opening, result.by_items, comparison.level)
-        elif result.by_runs is not None:
-            yield _by_runs(opening, result, reference, result.by_runs, comparison.level)
-        else:
-            yield f"{opening}; with one run on a side that is not tested."
+    if result.by_items is not None:
+        return _by_items(opening, result.by_items, level)
+    if result.by_runs is not None:
+        return _by_runs(opening, result, reference, result.by_runs, level)
+    return f"{opening}; with one run on a side that is not tested."
 
 
-def _by_items(opening: str, test: McNemar, level: float) -> str:
+def _by_items(opening: str, test: McNemar | PerplexityRatio, level: float) -> str:
     supports = "supports" if test.p < level else "does not support"
+    if isinstance(test, McNemar):
+        found = (
+            f"{test.own:,} items only it got right, {test.first:,} only the other, McNemar's test "
+            f"p = {test.p:.2g}"
+        )
+    else:
+        found = (
+            f"{CONFIDENCE:.0%} interval {test.low:.3g} to {test.high:.3g}, by bootstrap over the "
+            f"same {counted(test.items, 'item')}, p "
+            + (f"= {test.p:.2g}" if test.p > 1 / RESAMPLES else f"<= {test.p:.2g}")
+        )
     return (
-        f"{opening}: {test.own:,} items only it got right, {test.first:,} only the other, "
-        f"McNemar's test p = {test.p:.2g}: at {level:.2g} the evidence {supports} that these two "
-        "models differ; another seed of each may do otherwise."
+        f"{opening}: {found}: at {level:.2g} the evidence {supports} that these two models differ; "
+        "another seed of each may do otherwise."
     )
 
 
@@ -185,8 +281,25 @@ def _by_runs(
     if test.p is None or test.low is None or test.high is None:
         return f"{opening} ({runs}), and there is no spread to test with."
     supports = "supports" if test.p < level else "does not support"
+    form = format_of(max(abs(test.low), abs(test.high)))
     return (
-        f"{opening} in the mean ({runs}, {CONFIDENCE:.0%} interval {test.low:+.4f} to "
-        f"{test.high:+.4f}, Welch's test p = {test.p:.2g}): at {level:.2g} the evidence {supports} "
-        "a difference."
+        f"{opening} in the mean ({runs}, {CONFIDENCE:.0%} interval {test.low:+{form}} to "
+        f"{test.high:+{form}}, Welch's test p = {test.p:.2g}): at {level:.2g} the evidence "
+        f"{supports} a difference."
+    )
+
+
+def _by_part(parts: Sequence[TaskResult], references: Sequence[TaskResult], level: float) -> str:
+    """Say in which groups of subtasks the scores differ, each p against its share of the level."""
+    found: dict[str, list[str]] = {"higher": [], "lower": []}
+    for part, reference in zip(parts, references, strict=True):
+        if part.p is not None and part.p < level and (way := _direction(part, reference)):
+            found[way].append(str(part.part))
+    whole, label = f"Of the {len(parts)} parts of {parts[0].task}", parts[0].label
+    told = " and ".join(f"{way} in {', '.join(names)}" for way, names in found.items() if names)
+    if not told:
+        return f"{whole}, at {level:.2g} the evidence supports a difference in none."
+    return (
+        f"{whole}, at {level:.2g} the evidence supports that {label} scores {told} than "
+        f"{references[0].label}, and in no other."
     )

@@ -50,9 +50,14 @@ class Score:
     where a subtask has one item, which has no spread."""
 
     def __str__(self) -> str:
-        form = ".4f" if self.value < 10 else ".2f" if self.value < 1e6 else ".2e"
+        form = format_of(self.value)
         error = "" if self.stderr is None else f" ± {self.stderr:{form}}"
         return f"{self.value:{form}}{error}"
+
+
+def format_of(value: float) -> str:
+    """Return the format specification of a score: a perplexity may have many digits."""
+    return ".4f" if value < 10 else ".2f" if value < 1e6 else ".2e"
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,18 @@ class TaskScores:
 
     def by_group(self) -> Mapping[str, Mapping[str, Score]]:
         """Return the scores of each group of subtasks, their unweighted mean."""
-        return {
-            group: self._scores({s for s, g in self.groups.items() if g == group})
-            for group in sorted({*self.groups.values()})
-        }
+        return {group: self.part(group).metrics for group in sorted({*self.groups.values()})}
+
+    def part(self, group: str) -> TaskScores:
+        """Return the scores of a group of subtasks alone."""
+        groups = {subtask: g for subtask, g in self.groups.items() if g == group}
+        chosen = np.array([subtask in groups for subtask in self.subtasks])
+        return replace(
+            self,
+            subtasks=[subtask for subtask in self.subtasks if subtask in groups],
+            groups=groups,
+            items={metric: values[chosen] for metric, values in self.items.items()},
+        )
 
     def count(self, part: str | None = None) -> int:
         """Return the number of items, of all, or of the subtask or the group of a name."""
@@ -107,7 +120,7 @@ class TaskScores:
             value, stderr = finish(float(np.mean([part.mean() for part in parts]))), None
             if min(map(len, parts)) > 1:
                 random = np.random.default_rng(0)
-                drawn = np.mean([_resampled_means(part, random) for part in parts], axis=0)
+                drawn = np.mean([resampled_means(part, random) for part in parts], axis=0)
                 stderr = float(np.std([finish(mean) for mean in drawn], ddof=1))
             found[metric] = Score(value, stderr)
         return found
@@ -159,13 +172,13 @@ def perplexity(nats: float) -> float:
     return math.exp(-nats) if nats > -700 else math.inf
 
 
-def _resampled_means(values: Values, random: np.random.Generator) -> Values:
+def resampled_means(
+    values: Values, random: np.random.Generator, draws: int = BOOTSTRAP_DRAWS
+) -> Values:
+    """Return the means of bootstrap resamples of some values, [draws], a multiple of 50."""
     n, at_once = len(values), 50  # index arrays of all draws would be large
     return np.concatenate(
-        [
-            values[random.integers(0, n, (at_once, n))].mean(axis=1)
-            for _ in range(BOOTSTRAP_DRAWS // at_once)
-        ]
+        [values[random.integers(0, n, (at_once, n))].mean(axis=1) for _ in range(draws // at_once)]
     )
 
 
@@ -253,6 +266,11 @@ def save_scores(run: Path, step: int, scores: TaskScores) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{scores.task}.json", replace(scores, step=step).to_dict())
     return folder
+
+
+def has_scores(run: Path) -> bool:
+    """Return whether a run's folder has scores of a checkpoint."""
+    return any((run / SCORES).glob("step-*/*.json"))
 
 
 def read_scores(run: Path) -> dict[str, TaskScores]:
