@@ -454,4 +454,30 @@ def test_a_push_that_the_hub_refuses_leaves_the_export(
         ["export", text_run, "--to", "hf", "--out", out, "--push", "hub:me/mine"], capsys
     )
     assert "hub:me/mine cannot be pushed to" in line and "HTTP 401" in line
+    assert line.endswith(f"; {out} is whole, and the same command uploads it")
     assert (out / "model.safetensors").exists()
+
+
+def test_the_same_command_uploads_an_export_that_is_there_and_no_other(
+    text_run: Path,
+    tmp_path: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    command = ["export", str(text_run), "--to", "hf", "--out", str(out)]
+    main(command)
+    with (out / "README.md").open("a") as card:
+        card.write("\nWhat it is for.\n")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert refusal(command, capsys).startswith(f"{out} exists")
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    main([*command, "--push", "hub:me/mine"])
+    assert f"{out} is this export already" in capsys.readouterr().out
+    assert hub.repos["me/mine"].files == before
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "config.json").write_text("{}")
+    line = refusal([*command, "--push", "hub:me/mine"], capsys)
+    assert f"{out} is not what {text_run} is exported as now (config.json differs)" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -9,7 +9,7 @@ from quintic.cli.options import Export
 from quintic.console import Console, TransferProgress
 from quintic.errors import QuinticError, require_package
 from quintic.export.card import model_title
-from quintic.export.export import check_out, default_out, export
+from quintic.export.export import check_out, check_same, default_out, export
 from quintic.export.source import Source, open_source
 
 
@@ -21,7 +21,9 @@ def run(command: Export, _arguments: Sequence[str]) -> None:
         )
     options = {} if command.dtype is None else {"dtype": command.dtype}
     out = command.out or default_out(command.run, "-".join([command.to, *options.values()]))
-    check_out(out)
+    there = command.push is not None and out.is_dir() and any(out.iterdir())
+    if not there:
+        check_out(out)
     if command.push is not None:
         require_package("huggingface_hub", "data", "--push")
         from quintic.export.push import check_push
@@ -31,10 +33,19 @@ def run(command: Export, _arguments: Sequence[str]) -> None:
     source = open_source(
         command.run, console, which=command.checkpoint, tokenizer=command.tokenizer
     )
-    export(source, command.to, out, console.line, **options)
-    console.line(f"written {out}")
+    if there:  # as after an upload that failed
+        check_same(source, command.to, out, console.line, **options)
+        console.line(f"{out} is this export already")
+    else:
+        export(source, command.to, out, console.line, **options)
+        console.line(f"written {out}")
     if command.push is not None:
-        _push(source, out, command.push, console)
+        try:
+            _push(source, out, command.push, console)
+        except QuinticError as error:
+            raise QuinticError(
+                f"{error}; {out} is whole, and the same command uploads it"
+            ) from error
 
 
 def _push(source: Source, folder: Path, target: str, console: Console) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from quintic.errors import QuinticError
+from quintic.export.card import CARD_FILE
 from quintic.export.gguf_file import write_gguf
 from quintic.export.hf_folder import write_hf
 from quintic.export.onnx import write_onnx
@@ -37,6 +40,20 @@ def check_out(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QuinticError(
             f"{out} exists and is not an empty folder: choose another --out, or remove it"
+        )
+
+
+def check_same(source: Source, target: str, out: Path, log: Log, **options: Any) -> None:
+    """Raise `QuinticError` unless a folder holds what the run's export is now, but for its card;
+    the model is exported aside, and verified, to see."""
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
+        TARGETS[target](source, Path(aside), log, **options)
+        names = {path.name for folder in (out, Path(aside)) for path in folder.iterdir()}
+        same, *_ = filecmp.cmpfiles(out, aside, names, shallow=False)
+    if differing := sorted(names - {*same, CARD_FILE}):
+        raise QuinticError(
+            f"{out} is not what {source.trained.folder} is exported as now ({differing[0]} "
+            "differs): choose another --out, or remove it"
         )
 
 
