@@ -21,8 +21,9 @@ import tyro
 import quintic
 from quintic import run_dir
 from quintic.checkpoint import load_tensors
+from quintic.cli.generate import _prompts
 from quintic.cli.main import main
-from quintic.cli.options import COMMANDS
+from quintic.cli.options import COMMANDS, Generate
 from quintic.cli.parsing import parse
 from quintic.config import Config, DataConfig, MuonConfig, differing_fields
 from quintic.console import Console
@@ -838,6 +839,16 @@ def test_prompts_that_cannot_be_read_are_refused(
         (tmp_path / name).write_text(content)
     command = ["generate", "no-run", "--prompts", str(tmp_path / name), *options]
     assert message in refusal(command, capsys)
+
+
+def test_a_line_of_prompts_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "a\u2028b"}\r\n"c\u0085d"\n'.encode())
+    (tmp_path / "a.txt").write_bytes("a\x0cb\u2028c\u0085d\r\ne\n".encode())
+    found = [
+        _prompts(Generate(run=tmp_path, prompts=str(tmp_path / name)))
+        for name in ("a.jsonl", "a.txt")
+    ]
+    assert found == [["a\u2028b", "c\u0085d"], ["a\x0cb\u2028c\u0085d", "e"]]
 
 
 def test_generate_needs_a_tokenizer_and_says_how_to_name_one(

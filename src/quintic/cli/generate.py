@@ -84,7 +84,8 @@ def _prompts(command: Generate) -> list[str]:
     if command.prompt:
         raise QuinticError("--prompt is one text and --prompts a file of them: leave one out")
     name = command.prompts
-    lines = read_text(Path(name)).splitlines()
+    # Not by splitlines, which ends lines at characters that JSON and prompts may hold, as U+2028.
+    lines = [line.removesuffix("\r") for line in read_text(Path(name)).split("\n")]
     prompts = [
         _prompt_of(line, f"{name}:{number}") if name.endswith(".jsonl") else line
         for number, line in enumerate(lines, start=1)
