@@ -124,7 +124,18 @@ def read_config(folder: Path) -> Config:
             "",
         ]
         raise QuinticError(f"{folder} {what}: name the folder that quintic train wrote{hints[0]}")
+    if _is_of_transformers(path):
+        raise QuinticError(
+            f"{folder} is a model of transformers and no run: quintic import {folder} --out RUN "
+            "makes the folder of a run of it"
+        )
     return read_recipe(path)
+
+
+def _is_of_transformers(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return "architectures" in json.loads(path.read_bytes())
+    return False
 
 
 def keep_tokenizer(folder: Path, spec: str | None) -> dict[str, str | None]:

@@ -535,6 +535,7 @@ def test_imported_models_and_runs_compare_by_their_scores(
             "leave --checkpoint out",
         ),
         (["compare", "RUN", "RUN"], "RUN was imported from gpt2-tiny and has no losses"),
+        (["train", "--init-from", "HF"], "is a model of transformers and no run: quintic import"),
         (["muon", "convert", "--model", "RUN"], "muon convert needs --from"),
         (["import", "RUN", "--out", "OUT"], "is the folder of a run of quintic already"),
     ],
@@ -549,7 +550,7 @@ def test_what_an_imported_run_cannot_do_is_one_line(
 ) -> None:
     before = sorted(imported.rglob("*"))
     arguments = [a.replace("RUN", str(imported)) for a in command]
-    places = {"OUT": tmp_path / "out", "DATA": text_data}
+    places = {"OUT": tmp_path / "out", "DATA": text_data, "HF": imported.parent / "gpt2-tiny"}
     arguments = [str(places.get(a, a)) for a in arguments]
     if command[0] == "train" and "--out" not in command:
         arguments += ["--out", str(tmp_path / "out")]
