@@ -96,6 +96,10 @@ def test_a_run_is_scored_every_so_often_and_a_resumed_one_as_one_that_never_stop
     [
         (["--train.eval-tasks", "pika"], "there is no task pika (did you mean piqa?)"),
         (["--train.eval-tasks", "arc_easy"], "has no data of arc_easy"),
+        (
+            ["--train.eval-tasks", "piqa", "--train.eval-task-data", "nowhere"],
+            "--train.eval-task-data nowhere is no folder",
+        ),
         (["--train.eval-tasks-every", "5"], "eval_tasks"),
     ],
 )
@@ -109,6 +113,6 @@ def test_what_cannot_be_scored_is_refused_before_training(
 ) -> None:
     data = ["--train.eval-task-data", str(task_data)] if "--train.eval-tasks" in options else []
     out = tmp_path / "run"
-    command = [*tiny_arguments(text_data), "--model.vocab-size", "None", *options, *data]
+    command = [*tiny_arguments(text_data), "--model.vocab-size", "None", *data, *options]
     assert expected in refusal([*command, "--out", out], capsys)
     assert not out.exists()

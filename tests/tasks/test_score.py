@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from quintic.data.load_tokenizer import load_tokenizer
 from quintic.errors import QuinticError
 from quintic.tasks import score
 from quintic.tasks.data import Item, TaskData, hub_data, local_data
-from quintic.tasks.definitions import TASKS, Question
+from quintic.tasks.definitions import TASKS, Question, named_tasks
 from quintic.tasks.loglikelihood import (
     LogLikelihood,
     Scored,
@@ -225,6 +226,9 @@ def test_files_that_are_no_task_are_named(
     [
         (["--tasks", "hellaswagg"], "no task hellaswagg (did you mean hellaswag?)"),
         (["--tasks", ","], "--tasks names none"),
+        (["--tasks", "piqa,piqa@a1"], "--tasks names piqa at two revisions: leave one out"),
+        (["--tasks", "piqa@a1", "--task-data", "."], "piqa@a1 is a revision of the hub's data and"),
+        (["--lm-eval", ","], "--lm-eval ',' names no task: lm-eval ls tasks lists"),
         (["--tasks", "piqa", "--text", "a"], "--text is for files and --tasks for tasks"),
         (["--tasks", "piqa", "--data", "d"], "--data is for a dataset and --tasks for tasks"),
         (["--task-data", "d"], "--task-data is for --tasks: leave it out"),
@@ -369,6 +373,12 @@ def test_data_of_the_hub_comes_once_and_names_its_commit(
     again = hub_data(of, lambda now: None, print)
     assert len(hub.requests) == asked  # the cache has it
     assert (again.fingerprint, again.source) == (found.fingerprint, found.source)
+    [pinned] = named_tasks(f"{task}@{repo.commit[:8]}", "--tasks")
+    assert hub_data(pinned, lambda now: None, print).source == found.source
+    assert len(hub.requests) == asked
+    other = replace(of, revision="0" * 40)
+    with pytest.raises(QuinticError, match=f"hub:{of.repo_id}@{'0' * 40}"):
+        hub_data(other, lambda now: None, print)
     write_task(tmp_path, task, 3)
     assert local_data(of, tmp_path).fingerprint == found.fingerprint
 

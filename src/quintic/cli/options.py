@@ -143,7 +143,7 @@ class Evaluate(_TrainedOptions):
     """FILE: files of text instead, each of them a document; - is standard input."""
     tasks: str | None = None
     """Standard tasks instead, with commas between them: blimp, hellaswag, lambada_openai, arc_easy,
-    arc_challenge, piqa, winogrande, openbookqa, sciq."""
+    arc_challenge, piqa, winogrande, openbookqa, sciq; NAME@COMMIT pins the hub's data."""
     task_data: Path | None = None
     """Folder of the tasks' data, such as hellaswag.jsonl; default the hub's, fetched once."""
     limit: int | None = None

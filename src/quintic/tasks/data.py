@@ -57,29 +57,38 @@ class TaskData:
 
 
 def load_data(
-    task: Task, folder: Path | None, console: Console, limit: int | None = None
+    task: Task,
+    folder: Path | None,
+    console: Console,
+    limit: int | None = None,
+    option: str = "--task-data",
 ) -> TaskData:
-    """Return a task's data out of a folder, or from the hub where there is none; raises
-    `QuinticError` as `local_data` and `hub_data` do."""
+    """Return a task's data out of a folder, which an option has named, or from the hub where there
+    is none; raises `QuinticError` as `local_data` and `hub_data` do."""
     if folder is not None:
-        return local_data(task, folder, limit)
+        return local_data(task, folder, limit, option)
     require_package("huggingface_hub", "data", "a task's data from the hub")
     with TransferProgress(console, f"{task.name}: fetched") as bar:
         return hub_data(task, bar.show, console.line, limit)
 
 
-def local_data(task: Task, folder: Path, limit: int | None = None) -> TaskData:
+def local_data(
+    task: Task, folder: Path, limit: int | None = None, option: str = "--task-data"
+) -> TaskData:
     """Read a task's data from TASK.jsonl, TASK.json or TASK.parquet in a folder, or from files of
     those kinds in a folder TASK or in TASK.zip, one for each subtask.
 
     `limit` keeps the first items of each subtask. Raises `QuinticError` where there are none, or
-    not exactly the subtasks that the task has, and names file and record where one has another
-    shape.
+    not exactly the subtasks that the task has, where a revision of the hub's data is wanted, and
+    names file and record where one has another shape.
     """
-    if not folder.is_dir():
+    if task.revision is not None:
         raise QuinticError(
-            f"--task-data {folder} is no folder: name one that has {task.name}.jsonl"
+            f"{task.name}@{task.revision} is a revision of the hub's data and {option} a folder of "
+            "files: leave one out"
         )
+    if not folder.is_dir():
+        raise QuinticError(f"{option} {folder} is no folder: name one that has {task.name}.jsonl")
     found = [p for end in ENDINGS if (p := folder / f"{task.name}{end}").is_file()]
     inner, packed = folder / task.name, folder / f"{task.name}.zip"
     if inner.is_dir():
@@ -94,7 +103,7 @@ def local_data(task: Task, folder: Path, limit: int | None = None) -> TaskData:
                 if task.subtasks
                 else f"{task.name}.jsonl (or .json or .parquet)"
             )
-            + f" there, or {task.name}.zip, or leave --task-data out to take it from the hub"
+            + f" there, or {task.name}.zip, or leave {option} out to take it from the hub"
         )
     try:
         parts = [part for path in found for part in _parts(path)]
@@ -116,7 +125,7 @@ def hub_data(
     task: Task, on_progress: Callable[[Transfer], None], log: Log, limit: int | None = None
 ) -> TaskData:
     """Take a task's data from the cache of the hub's client, or else from the hub, which is asked
-    once; the source names the commit.
+    once; the source names the commit, which as the task's revision is the same data for ever.
 
     Raises `QuinticError` where the hub does not have it or cannot be reached.
     """
@@ -124,9 +133,9 @@ def hub_data(
     from quintic.data.hub.cached import fetch_files
     from quintic.data.hub.client import HubFile, HubRepo
 
-    repo = HubRepo(task.repo_id, PARQUET_BRANCH)
+    repo = HubRepo(task.repo_id, task.revision or PARQUET_BRANCH)
     folders = [f"{config}/{task.split}" for config in task.subtasks or (task.config,)]
-    cached = repo.cached_folder(f"{folders[-1]}/*.parquet")
+    cached = repo.cached_folder(f"{folders[-1]}/*.parquet", task.revision or "")
     if cached is not None and all(any((cached / f).glob("*.parquet")) for f in folders):
         paths = [p for f in folders for p in sorted((cached / f).glob("*.parquet"))]
         commit = cached.name
@@ -139,7 +148,12 @@ def hub_data(
         if missing:
             raise QuinticError(
                 f"{repo} has no files in {missing[0]}, where the data of {task.name} is wanted: "
-                f"download it yourself, see {repo.page}, and name its folder with --task-data"
+                + (
+                    f"name a commit of its branch {PARQUET_BRANCH}"
+                    if task.revision
+                    else f"download it yourself, see {repo.page}, and name its folder with "
+                    "--task-data"
+                )
             )
         fetched = fetch_files(repo, commit, files, wanted, on_progress, log)
         paths = [fetched[name] for name in wanted]

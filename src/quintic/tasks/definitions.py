@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from quintic.errors import QuinticError
@@ -49,6 +49,8 @@ class Task:
     """Configs of the repository, where the task is the unweighted mean of several."""
     group_field: str | None = None
     """The field that sorts subtasks into groups."""
+    revision: str | None = None
+    """Branch or commit of the repository that is wanted; None: the hub's Parquet, as it is."""
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -230,10 +232,16 @@ TASKS = {
 """The tasks by name."""
 
 
+ALIASES = {"lambada": "lambada_openai"}
+
+
 def named_tasks(names: str, option: str) -> list[Task]:
-    """Return the tasks of a list with commas; raises `QuinticError` for a name of none, or none."""
-    chosen = []
-    for name in filter(None, map(str.strip, names.split(","))):
+    """Return the tasks of a list with commas, each NAME or NAME@REVISION of the hub's data; raises
+    `QuinticError` for a name of none, one that is there twice, or none."""
+    chosen: dict[str, Task] = {}
+    for part in filter(None, map(str.strip, names.split(","))):
+        name, _, revision = part.partition("@")
+        name = ALIASES.get(name, name)
         if name not in TASKS:
             close = difflib.get_close_matches(name.lower(), TASKS, n=1)
             meant = f" (did you mean {close[0]}?)" if close else ""
@@ -241,7 +249,9 @@ def named_tasks(names: str, option: str) -> list[Task]:
                 f"there is no task {name}{meant}: choose among {', '.join(TASKS)}; quintic "
                 "evaluate --lm-eval runs those of lm-evaluation-harness"
             )
-        chosen.append(TASKS[name])
+        task = replace(TASKS[name], revision=revision or None)
+        if chosen.setdefault(name, task) != task:
+            raise QuinticError(f"{option} names {name} at two revisions: leave one out")
     if not chosen:
         raise QuinticError(f"{option} names none: choose among {', '.join(TASKS)}")
-    return list(dict.fromkeys(chosen))
+    return list(chosen.values())

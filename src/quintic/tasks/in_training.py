@@ -59,5 +59,6 @@ def open_tasks(
     folder = None if train.eval_task_data is None else Path(train.eval_task_data)
     tasks = named_tasks(train.eval_tasks, "--train.eval-tasks")
     with world.first_on_each_node():
-        data = [load_data(task, folder, console) for task in tasks]
+        option = "--train.eval-task-data"
+        data = [load_data(task, folder, console, option=option) for task in tasks]
     return TrainingTasks(data, dataset.load_tokenizer(), train.eval_tasks_every)

@@ -154,15 +154,20 @@ class HubRepo:
                 ) from error
             raise
 
-    def cached_folder(self, file: str = "*") -> Path | None:
-        """Return the folder of the newest commit of which huggingface_hub's cache has files, or one
-        of a name, which may have wildcards."""
+    def cached_folder(self, file: str = "*", commit: str = "") -> Path | None:
+        """Return the folder of the newest commit, or of the one that begins so, of which
+        huggingface_hub's cache has files, or one of a name, which may have wildcards."""
         try:
             found = scan_cache_dir(constants.HF_HUB_CACHE).repos
         except (CacheNotFound, OSError, ValueError):
             return None
         own = [r for r in found if (r.repo_id, r.repo_type) == (self.repo_id, self.kind)]
-        commits = [c for r in own for c in r.revisions if any(c.snapshot_path.glob(file))]
+        commits = [
+            c
+            for r in own
+            for c in r.revisions
+            if c.commit_hash.startswith(commit) and any(c.snapshot_path.glob(file))
+        ]
         return max(commits, key=lambda c: c.last_modified).snapshot_path if commits else None
 
     def download(
