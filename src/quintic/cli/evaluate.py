@@ -10,6 +10,11 @@ from quintic.console import Console, EvaluationProgress, Table
 from quintic.data.document import read_document
 from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.loader import rolling_batches, validation_batches
+from quintic.device import choose_device
+from quintic.distributed.failures import first_failure_speaks
+from quintic.distributed.rendezvous import connect, launched_size
+from quintic.distributed.signals import stop_with_launcher
+from quintic.distributed.world import World
 from quintic.errors import QuinticError, counted
 from quintic.evaluate import add_up, gzip_bytes, sum_losses
 from quintic.run_lines import score_lines
@@ -17,14 +22,27 @@ from quintic.trained import Trained, load_trained
 
 
 def run(command: Evaluate, _arguments: Sequence[str]) -> None:
-    """Print the loss of a run's checkpoint, on a dataset or on files."""
+    """Print the loss of a run's checkpoint, on a dataset or on files, or its scores on tasks, which
+    several processes share where torchrun started them."""
     _check(command)
-    console = Console()
+    if launched_size() > 1:
+        stop_with_launcher()
+    world = connect(choose_device(command.device).type)
+    with first_failure_speaks(world):
+        if world.size > 1 and command.tasks is None:
+            raise QuinticError(
+                f"{world.size} processes would do the same, since only --tasks is divided among "
+                "them: start one, without torchrun"
+            )
+        _evaluate(command, Console(quiet=not world.is_main), world)
+
+
+def _evaluate(command: Evaluate, console: Console, world: World) -> None:
     trained = load_trained(command.run, which=command.checkpoint, device=command.device)
     for problem in trained.checkpoint.damaged:
         console.line(f"skipped: {problem}")
     if command.tasks is not None:
-        evaluate_tasks(command, trained, console)
+        evaluate_tasks(command, trained, console, world)
     elif command.lm_eval is not None:
         evaluate_with_lm_eval(command, trained, console)
     elif command.text is not None:

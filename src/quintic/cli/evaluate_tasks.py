@@ -8,25 +8,30 @@ from collections.abc import Mapping, Sequence
 from quintic.cli.options import Evaluate
 from quintic.console import Console, ScoringProgress, Table
 from quintic.data.load_tokenizer import load_tokenizer
-from quintic.errors import counted, require_package
+from quintic.distributed.world import World
+from quintic.errors import QuinticError, counted, require_package
 from quintic.tasks.data import load_data
 from quintic.tasks.definitions import named_tasks
 from quintic.tasks.score import Score, TaskScores, save_scores, score_task
 from quintic.trained import Trained
 
 
-def evaluate_tasks(command: Evaluate, trained: Trained, console: Console) -> None:
-    """Print a model's scores on standard tasks, and keep them in its run's folder."""
+def evaluate_tasks(command: Evaluate, trained: Trained, console: Console, world: World) -> None:
+    """Print a model's scores on standard tasks, and keep them in its run's folder; several
+    processes share the work, and the first prints and keeps."""
     assert command.tasks is not None
     tasks = named_tasks(command.tasks, "--tasks")
     tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
     # All data first: nothing is scored in vain because of a file that is missing.
-    speaking = Console(quiet=command.json)
-    data = [load_data(task, command.task_data, speaking, command.limit) for task in tasks]
+    speaking = Console(quiet=command.json or not world.is_main)
+    with world.first_on_each_node():
+        data = [load_data(task, command.task_data, speaking, command.limit) for task in tasks]
     found, step = [], trained.checkpoint.state["step"]
     for task_data in data:
         with ScoringProgress(speaking, task_data.task.name, len(task_data.items)) as bar:
-            found.append(score_task(trained.model, tokenizer, task_data, bar.show))
+            found.append(score_task(trained.model, tokenizer, task_data, bar.show, world))
+    if not world.is_main:
+        return
     if command.json:
         print(json.dumps(_as_json(trained, found), indent=1))
     else:
@@ -86,11 +91,16 @@ def _cells(scores: Mapping[str, Score], metrics: Sequence[str]) -> list[str]:
 def evaluate_with_lm_eval(command: Evaluate, trained: Trained, console: Console) -> None:
     """Print what lm-evaluation-harness finds out about a model."""
     assert command.lm_eval is not None
+    names = [name for name in map(str.strip, command.lm_eval.split(",")) if name]
+    if not names:
+        raise QuinticError(
+            f"--lm-eval {command.lm_eval!r} names no task: lm-eval ls tasks lists those of "
+            "lm-evaluation-harness"
+        )
     require_package("lm_eval", "lm-eval", "--lm-eval")
     from quintic.tasks.lm_eval_model import run_lm_eval
 
     tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
-    names = [name for name in map(str.strip, command.lm_eval.split(",")) if name]
     table, results = run_lm_eval(trained, tokenizer, names, command.limit)
     if command.json:
         print(json.dumps(results, indent=1))
