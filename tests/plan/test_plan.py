@@ -1,6 +1,7 @@
 """`quintic plan`: what fits, how long it takes, and which figure is what."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,14 @@ def test_disk_is_what_checkpoints_and_tokens_take(plan: Plan) -> None:
 
 def test_what_is_resident_on_a_cpu_is_as_it_was_measured(plan: Plan) -> None:
     assert plan.resident_bytes is None, "a GPU's memory is counted by PyTorch"
-    measured = json.loads((RESULTS / "plan-memory.json").read_text())["settings"].values()
-    ratios = [one["measured_kept_bytes"] / one["predicted_bytes"] for one in measured]
-    assert min(ratios) == pytest.approx(KEPT_LEAST, abs=0.05)
-    assert max(ratios) == pytest.approx(KEPT_MOST, abs=0.05)
+    settings = json.loads((RESULTS / "plan-memory.json").read_text())["settings"].values()
+    ratios = [
+        one["measured_kept_bytes"] / one["predicted_bytes"]
+        for one in settings
+        if "measured_kept_bytes" in one
+    ]
+    assert math.floor(10 * min(ratios)) / 10 == KEPT_LEAST
+    assert math.ceil(10 * max(ratios)) / 10 == KEPT_MOST
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen_without_what_costs_time(plan: Plan) -> None:

@@ -44,11 +44,11 @@ LOGIT_BYTES, KERNEL_LOGIT_BYTES = 8, 2
 """Bytes alive per logit of a chunk: itself and the logarithm of its probability in float32; the
 kernel has the logits alone, in bfloat16, and overwrites them with their gradient."""
 
-KEPT_LEAST, KEPT_MOST = 1.0, 9.9
+KEPT_LEAST, KEPT_MOST = 1.7, 2.1
 """Resident at most, over what is predicted to be alive, where freed memory is kept
-(`quintic.malloc`): the least and the most of the trainings of docs/results/plan-memory.json. What
-is kept lies between pieces that stay, so that much of it is too small for the next piece of 4 MiB
-or more."""
+(`quintic.malloc`): the least and the most of the trainings of docs/results/plan-memory.json, to a
+tenth outwards. The heap grows since what is kept lies in gaps between pieces that stay, where the
+next large piece finds no room."""
 
 UPDATE_STACKS = 5
 """Temporaries of an update, in stacks of matrices (`quintic.optim.stacks`)."""

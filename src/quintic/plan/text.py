@@ -60,8 +60,8 @@ def figures(plan: Plan) -> Iterator[str]:
             low, high = map(_gib, resident)
             yield (
                 f"resident at most, GiB: {low} to {high}, since the process keeps what it frees "
-                f"[{PREDICTION}: {KEPT_LEAST} to {KEPT_MOST} times the most at once, as measured "
-                "of six settings (docs/plan.md)]"
+                f"[{PREDICTION}: {KEPT_LEAST} to {KEPT_MOST} times the most at once, as "
+                "measured (docs/plan.md)]"
             )
     yield f"operations a token: {plan.flops_per_token / 1e9:,.4g} GFLOP [{COUNTED}]"
     yield f"operations in all: {plan.flops:.3g} FLOP [{COUNTED}]"
