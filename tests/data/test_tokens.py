@@ -416,6 +416,29 @@ def test_rows_of_one_length_are_pieces_of_a_stream(
     assert found == [EOT, 1, 2, 3, 4, EOT, 5]
 
 
+def test_what_is_plainly_no_token_file_is_left_out_and_listed(
+    source: Path, tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_megatron(source)
+    (source / "README.md").write_text("of a crawl")
+    np.save(source / "a_text_train_doc_idx.npy", np.arange(5))
+    found = run_import(source, tmp_path / "out", vocabulary, "--val-share", "0")
+    assert found == {"train": STREAM_BEFORE}
+    assert (
+        f"note: {source}: 2 files of other kinds left out: 1 .md (README.md), 1 .npy (a_text_train_"
+        "doc_idx.npy)" in capsys.readouterr().out
+    )
+
+
+def test_a_file_that_is_named_is_the_one_that_is_read(
+    source: Path, tmp_path: Path, vocabulary: Path
+) -> None:
+    np.save(source / "train.npy", np.array([EOT, 1, 2], np.uint16))
+    np.array([3, 4, EOT], "<u2").tofile(source / "train.bin")
+    assert run_import(source / "train.bin", tmp_path / "a", vocabulary) == {"train": [EOT, 3, 4]}
+    assert run_import(source / "train.npy", tmp_path / "b", vocabulary) == {"train": [EOT, 1, 2]}
+
+
 def test_folders_of_llmc_need_no_import(source: Path) -> None:
     write_llmc(source)
     assert len(open_dataset(source).train) == len(STREAM_BEFORE)
@@ -462,6 +485,21 @@ BAD_LINES = [
 
 def write_lines(lines: list[str], folder: Path) -> None:
     (folder / "a.jsonl").write_text("\n".join(lines))
+
+
+def zeroed(name: str) -> Damage:
+    """Without its header, as a crash leaves a file."""
+    return lambda folder: (folder / name).write_bytes(
+        bytes(1024) + (folder / name).read_bytes()[1024:]
+    )
+
+
+def other_folder(write: Damage) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / "sub").mkdir()
+        write(folder / "sub")
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -529,7 +567,22 @@ def write_lines(lines: list[str], folder: Path) -> None:
         (write_datatrove, cut("000_unshuffled.ds", 2), r"which its \.index does not end with"),
         (write_datatrove, remove("000_unshuffled.ds.index"), r"is there without .*\.ds\.index"),
         (write_datatrove, replace("000_unshuffled.ds.metadata", "gpt2"), "not NAME|2 or NAME|4"),
-        (write_datatrove, write_nanogpt, "token files of datatrove"),
+        (write_datatrove, other_folder(write_npy), "token files of datatrove and of build-nanogpt"),
+        (write_llmc, zeroed("tiny_shakespeare_train.bin"), r"train\.bin cannot be read as llm\.c"),
+        (
+            lambda f: write_shard(f / "only_train.bin", STREAM_BEFORE),
+            zeroed("only_train.bin"),
+            r"only_train\.bin has no header of llm\.c and no \.idx of Megatron beside it",
+        ),
+        (write_megatron, replace("b_text.bin", b"12"), r"b_text\.bin cannot be read as Megatron"),
+        (write_llmc, replace("val.bin", b"12"), r"/val\.bin cannot be read as llm\.c, as"),
+        (
+            write_npy,
+            write_nanogpt,
+            r"train\.bin, .*/val\.bin cannot be read as build-nanogpt, as .*train_000001\.npy can",
+        ),
+        (write_npy, write_parquet, r"0\.parquet cannot be read as build-nanogpt, as"),
+        (write_mds, replace("shard.00002.mds", b"12"), r"shard\.00002\.mds cannot be read as MDS"),
         (write_parquet, cut("0.parquet"), r"0\.parquet cannot be read as parquet"),
         (write_arrow, cut("data-0.arrow", 500), r"data-0\.arrow cannot be read as Arrow"),
         (write_arrow, replace("data-1.arrow", ""), r"data-1\.arrow cannot be read as Arrow"),
@@ -611,11 +664,6 @@ def test_damaged_files_are_refused_in_a_line(
     if "0 MiB" in message:
         monkeypatch.setattr(json_lists, "_MAX_LINE_BYTES", 99)
     arguments = ["data", "import", source, "--out", tmp_path / "out", "--tokenizer", vocabulary]
-    if message.startswith("token files of datatrove"):
-        # Files of two kinds in one folder are of the first; in two folders nobody knows.
-        (source / "sub").mkdir()
-        write_npy(source / "sub")
-        message = "has token files of datatrove and of build-nanogpt: name one folder for each"
     line = refusal(arguments, capsys)
     with pytest.raises(QuinticError, match=message):
         raise QuinticError(line)

@@ -105,7 +105,7 @@ def _paths(argument: str, leave_out: Path, notes: list[str]) -> list[Path]:
     taken = set(wanted)
     if passed_over := [file for file in files if file not in taken]:
         kinds = counted(len(passed_over), "file of another kind", "files of other kinds")
-        notes.append(f"{argument}: {kinds} left out: {_by_kind(passed_over)}")
+        notes.append(f"{argument}: {kinds} left out: {files_by_kind(passed_over)}")
     return wanted
 
 
@@ -117,7 +117,7 @@ def _is_wanted(file: Path, argument: str) -> bool:
     return kind_and_packing(file.name) is not None and not CACHED.fullmatch(file.name)
 
 
-def _by_kind(files: Sequence[Path]) -> str:
+def files_by_kind(files: Sequence[Path]) -> str:
     """Return the kinds of files by their suffixes, the most frequent first, with an example."""
     kinds: dict[str, list[Path]] = {}
     for file in files:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from quintic.data.build.inputs import CACHED, files_by_kind
 from quintic.data.manifest import Split
 from quintic.data.tokens.datatrove import find_datatrove
 from quintic.data.tokens.id_lists import find_id_lists
+from quintic.data.tokens.json_index import INDEX
 from quintic.data.tokens.litdata import find_litdata
 from quintic.data.tokens.llmc import find_llmc
 from quintic.data.tokens.mds import find_mds
@@ -16,7 +18,7 @@ from quintic.data.tokens.megatron import find_megatron
 from quintic.data.tokens.nanogpt import find_nanogpt
 from quintic.data.tokens.npy import find_npy
 from quintic.data.tokens.token_file import ID_COLUMNS, TokenFile
-from quintic.errors import QuinticError, reason, way_out
+from quintic.errors import QuinticError, counted, reason, way_out
 
 
 class TokenKind(NamedTuple):
@@ -46,6 +48,15 @@ KINDS = (
     TokenKind("Hugging Face datasets", find_id_lists),
 )
 
+_LOOKS_LIKE_TOKENS = re.compile(
+    r".*\.(bin|idx|npy|mds(\.\w+)?|ds(\.index|\.metadata)?|parquet|arrow|feather)", re.IGNORECASE
+)
+# Megatron's shuffles, which it keeps beside its data or below, and what datasets' map left.
+_KEPT_RESULTS = re.compile(
+    rf".*(doc|document|sample|shuffle)_(idx|index)\.npy|{CACHED.pattern}", re.IGNORECASE
+)
+_NAMED = 3  # files in a message
+
 _SPLIT = re.compile(r"(?:^|[/._-])(train|val|valid|validation|test)(?=$|[/._-])", re.IGNORECASE)
 
 
@@ -65,15 +76,19 @@ ALL = "all"
 def find_tokens(source: Path) -> FoundTokens:
     """Find the token files in a folder and below, by path; or the one that is named itself.
 
-    Files for testing are left out. Raises `QuinticError` where there are none, several kinds, or
-    one that is damaged.
+    Files for testing are left out, and so are files that are plainly none. Raises `QuinticError`
+    where there are none, several kinds, one that is damaged, or one that looks like tokens and is
+    none of the kind.
     """
     try:
-        kind, files = _find(source)
+        kind, files, others = _find(source)
     except OSError as error:
         where = error.filename or source
         raise QuinticError(f"{where} cannot be read ({reason(error)}): {way_out(error)}") from error
     notes = [f"{kind.note}; here are all"] if kind.note else []
+    if others:
+        kinds = counted(len(others), "file of another kind", "files of other kinds")
+        notes.append(f"{source}: {kinds} left out: {files_by_kind(others)}")
     splits: dict[Split | str, list[TokenFile]] = {}
     root = source if source.is_dir() else source.parent
     for file in files:
@@ -93,34 +108,71 @@ def find_tokens(source: Path) -> FoundTokens:
     return FoundTokens(kind, splits, notes)
 
 
-def _find(source: Path) -> tuple[TokenKind, list[TokenFile]]:
+def _find(source: Path) -> tuple[TokenKind, list[TokenFile], list[Path]]:
+    """Return the kind, its files, and the other files, of which none looks like tokens."""
     if not source.exists():
         raise QuinticError(f"{source} does not exist: name a folder of token files, or one of them")
     found: dict[str, list[TokenFile]] = {}
-    all_names: list[str] = []
+    others: list[Path] = []
     for place, folders, names in os.walk(source if source.is_dir() else source.parent):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if not source.is_dir():
+        if source.is_dir():
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            names = sorted(name for name in names if not name.startswith("."))
+            shards = [name for name in names if not _KEPT_RESULTS.fullmatch(name)]
+        else:
             folders.clear()
-            beside = {source.stem, source.name}
-            names = [n for n in names if n == source.name or Path(n).stem in beside]
-        names.sort()
-        all_names += names
+            shards = names = sorted(_with_companions(source.name) & set(names))
+        claimed = {INDEX}
         for kind in KINDS:
-            if files := kind.find(Path(place), names):
+            if files := kind.find(Path(place), shards):
                 found.setdefault(kind.name, []).extend(files)
+                claimed.update(*(_with_companions(file.path.name) for file in files))
                 break
+        others += [Path(place, name) for name in names if name not in claimed]
     if len(found) > 1:
         raise QuinticError(
             f"{source} has token files of {' and of '.join(found)}: name one folder for each"
         )
     if not found:
-        raise QuinticError(_nothing(source, all_names))
+        raise QuinticError(_nothing(source, others))
     kind = next(kind for kind in KINDS if kind.name in found)
-    return kind, found[kind.name]
+    _refuse_unread(kind, found[kind.name], others)
+    return kind, found[kind.name], others
 
 
-def _nothing(source: Path, names: list[str]) -> str:
+def _with_companions(name: str) -> set[str]:
+    """Return a token file's name, and the names of files that belong to one of that name."""
+    stem = Path(name).stem
+    packed = {f"{name}.{suffix}" for suffix in ("zstd", "gz", "bz2")} if ".mds" in name else set()
+    pair = {f"{stem}.idx", f"{stem}.bin"} if name.endswith((".bin", ".idx")) else set()
+    return {name, *packed, *pair, f"{name}.index", f"{name}.metadata", "meta.pkl"}
+
+
+def _refuse_unread(kind: TokenKind, files: list[TokenFile], others: list[Path]) -> None:
+    """Raise `QuinticError` for files that look like tokens and are not among those of the kind."""
+    unread = [
+        path
+        for path in others
+        if _LOOKS_LIKE_TOKENS.fullmatch(path.name) and not _KEPT_RESULTS.fullmatch(path.name)
+    ]
+    if unread:
+        named = ", ".join(map(str, unread[:_NAMED]))
+        more = f" and {len(unread) - _NAMED} more" * (len(unread) > _NAMED)
+        raise QuinticError(
+            f"{named}{more} cannot be read as {kind.name}, as {files[0].path} can: copy or make "
+            f"again what is damaged (llm.c's begin with its header, Megatron's .bin has its .idx, "
+            f"index.json lists chunks and shards), and name one folder for each kind"
+        )
+
+
+def _nothing(source: Path, files: list[Path]) -> str:
+    names = [path.name for path in files]
+    if streams := [path for path in files if path.suffix == ".bin"]:
+        return (
+            f"{streams[0]} has no header of llm.c and no .idx of Megatron beside it, no index.json "
+            f"lists it, and nanoGPT's are named train.bin and val.bin: copy or make it again, or "
+            f"name it so"
+        )
     if tables := [name for name in names if name.endswith((".parquet", ".arrow", ".feather"))]:
         return (
             f"{source} has tables such as {tables[0]}, without lists of integers in a column "

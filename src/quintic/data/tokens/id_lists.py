@@ -16,7 +16,6 @@ import pyarrow
 import pyarrow.compute
 from pyarrow import parquet
 
-from quintic.data.build.inputs import CACHED
 from quintic.data.build.sources.arrow import arrow_batches
 from quintic.data.build.sources.columns import holds_ids
 from quintic.data.build.sources.parquet import open_parquet
@@ -35,8 +34,7 @@ _READ_BYTES = 1 << 20
 
 
 def find_id_lists(folder: Path, names: list[str]) -> list[TokenFile]:
-    """Return the tables of a folder, if one of them has lists of ids; without what datasets' cache
-    left.
+    """Return the tables of a folder, if one of them has lists of ids.
 
     Raises `QuinticError` for a table that is damaged, and for one that has no such column beside
     others that do.
@@ -44,8 +42,7 @@ def find_id_lists(folder: Path, names: list[str]) -> list[TokenFile]:
     paths = [
         folder / name
         for name in names
-        if is_json_lines(name)
-        or (name.endswith((".parquet", ".arrow", ".feather")) and not CACHED.fullmatch(name))
+        if is_json_lines(name) or name.endswith((".parquet", ".arrow", ".feather"))
     ]
     found = [(path, _find_columns(path)) for path in paths]
     tables = [path for path, columns in found if columns]
