@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import itertools
@@ -21,7 +22,7 @@ from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.bpe_tokenizer import train_bpe
-from quintic.data.build import chunks, encode, pipeline, shuffle
+from quintic.data.build import chunks, encode, pipeline, shuffle, text_files
 from quintic.data.build import vocabulary as vocabulary_module
 from quintic.data.build.encode import EncoderPool, text_split
 from quintic.data.build.inputs import find_text_files
@@ -692,6 +693,84 @@ def test_other_input_in_the_same_folder_is_refused(build: Build, tmp_path: Path)
     write_lines(path, [*TEXTS, "more"])
     with pytest.raises(QuinticError, match="out holds a build with input_bytes"):
         build("out", source=path)
+
+
+def test_input_of_the_same_size_and_another_content_is_refused(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    monkeypatch.setattr(text_files, "_HASHED_WHOLE_BYTES", 5000)
+    monkeypatch.setattr(text_files, "_PIECE_BYTES", 100)
+    build("out", source=path)
+    os.utime(path, (1, 1))
+    assert not build("out", source=path).built  # a copy is no other input
+    content = path.read_bytes()
+    assert len(content) > 30_000
+    for place in (0, len(content) // 3, len(content) - 2500):
+        path.write_bytes(content[:place] + bytes(2500) + content[place + 2500 :])
+        with pytest.raises(QuinticError, match="of an input whose files had the same names"):
+            build("out", source=path)
+
+
+def test_other_text_on_standard_input_is_refused(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text, built in (("abc first", True), ("abc first", False), ("xyz first", None)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        if built is None:
+            with pytest.raises(QuinticError, match="of an input whose files had the same names"):
+                build("out", source="-", val_share=0)
+        else:
+            assert build("out", source="-", val_share=0).built is built
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_build_goes_on_with_a_file_that_was_mended_and_what_it_has_not_read(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", TEXTS[:50])
+    packed = gzip.compress(write_lines(folder / "b.jsonl", TEXTS[50:300]).read_bytes())
+    (folder / "b.jsonl").unlink()
+    (folder / "b.jsonl.gz").write_bytes(packed[:-500])
+    write_lines(folder / "c.jsonl", TEXTS[300:310])
+    monkeypatch.setattr(pipeline, "COMMIT_EVERY_S", 0.0)
+    monkeypatch.setattr(shuffle, "_BUFFER_BYTES", 1)
+    monkeypatch.setattr(chunks, "_UNPACK_BYTES", 500)
+    with pytest.raises(QuinticError, match=r"b\.jsonl\.gz is truncated"):
+        build("out", source=folder, shuffle=seed)
+    state = json.loads((tmp_path / "out" / ".build" / "progress.json").read_bytes())
+    assert state["position"][0] == 1 and state["position"][1] > 0
+    # Other content where it was read already is refused.
+    (folder / "b.jsonl.gz").write_bytes(b"\x1f\x8b\0" + packed[3:])
+    with pytest.raises(QuinticError, match=r"has read .*/in/b\.jsonl\.gz, which has changed since"):
+        build("out", source=folder, shuffle=seed)
+    (folder / "b.jsonl.gz").write_bytes(packed)
+    write_lines(folder / "a.jsonl", [*TEXTS[:49], TEXTS[49][::-1]])
+    with pytest.raises(QuinticError, match=r"has read .*/in/a\.jsonl, which has changed since"):
+        build("out", source=folder, shuffle=seed)
+    write_lines(folder / "a.jsonl", TEXTS[:50])
+    write_lines(folder / "c.jsonl", TEXTS[300:])
+    assert build("out", source=folder, shuffle=seed).built
+    build("whole", source=folder, shuffle=seed)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_vocabulary_in_training_needs_all_of_its_input(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", TEXTS)
+    write_lines(folder / "b.jsonl", TEXTS[:5])
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            build("out", source=folder, tokenizer="train:300")
+    write_lines(folder / "b.jsonl", TEXTS[:6])
+    with pytest.raises(QuinticError, match=r"has read .*/in/b\.jsonl, which has changed since"):
+        build("out", source=folder, tokenizer="train:300")
 
 
 def test_folder_of_something_else_is_refused(build: Build, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from quintic.data.bpe_tokenizer import TOKENIZER_FILE
+from quintic.data.build.build_input import BuildInput
+from quintic.data.build.chunks import FIRST, Position
 from quintic.data.manifest import MANIFEST_FILE, UNFINISHED
 from quintic.errors import QuinticError
 from quintic.files import write_json
@@ -21,12 +23,14 @@ SKIPPED_FILE = "skipped.txt"
 MADE_FILES = (PLAN_FILE, SKIPPED_FILE, MANIFEST_FILE, TOKENIZER_FILE)
 
 _STATE_FILE = "progress.json"
+_INPUT_FILE = "input.json"
 
 
 class BuildFolder:
     """A folder in which one build works at a time; a context manager.
 
-    It must be absent, empty, or of a build with the same plan. `work` is a folder in it that is
+    It must be absent, empty, or of a build with the same plan and input; while that is not
+    finished, what it has not read yet may change. `work` is a folder in it that is
     there as long as the dataset is not `finished`. What a build makes before it has progress to
     keep is removed if it fails: the next one may have other settings.
 
@@ -34,9 +38,9 @@ class BuildFolder:
     OSError where it cannot be written.
     """
 
-    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
+    def __init__(self, path: Path, plan: dict[str, Any], input: BuildInput) -> None:
         self.path, self.work = path, path / UNFINISHED
-        self._plan = plan
+        self._plan, self._input = plan | input.plan(), input
         if path.exists() and not path.is_dir():
             raise QuinticError(f"--out {path} is a file: name a folder")
         self._existed = path.exists()
@@ -62,11 +66,30 @@ class BuildFolder:
         was = found if isinstance(found, dict) else {}
         for key, value in self._plan.items():
             if was.get(key) != value:
+                if key == "input_content" and key not in was:
+                    continue  # of an earlier version
+                if key.startswith("input_") and (self.work / _INPUT_FILE).exists():
+                    self._check_what_was_read()
+                    continue
+                if key == "input_content":
+                    raise QuinticError(
+                        f"--out {self.path} was built of an input whose files had the same names "
+                        f"and sizes and another content: name another --out, or delete the folder"
+                    )
                 raise QuinticError(
                     f"--out {self.path} holds a build with {key} {_short(was.get(key))}, now it is "
                     f"{_short(value)}: repeat the command that began it, name another --out, or "
                     f"delete the folder"
                 )
+
+    def _check_what_was_read(self) -> None:
+        listed = json.loads((self.work / _INPUT_FILE).read_bytes())
+        position = Position(*(self.read_state() or {}).get("position", FIRST))
+        if changed := self._input.changed(listed, position):
+            raise QuinticError(
+                f"--out {self.path} holds a build that was interrupted and has read {changed}, "
+                f"which has changed since: name another --out, or delete the folder"
+            )
 
     def __enter__(self) -> Self:
         if self.finished:
@@ -79,8 +102,8 @@ class BuildFolder:
             raise QuinticError(
                 f"--out {self.path}: another quintic data build works there; wait for it"
             ) from None
-        if not (self.path / PLAN_FILE).exists():
-            write_json(self.path / PLAN_FILE, self._plan)
+        write_json(self.work / _INPUT_FILE, self._input.listed)
+        write_json(self.path / PLAN_FILE, self._plan)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from quintic.data.background import in_background
 from quintic.data.build.sources.recognise import recognise
 from quintic.data.build.text_files import READABLE, OnDownload, TextFile, kind_and_packing
-from quintic.data.hub.client import HubRepo
+from quintic.data.hub.client import HubFile, HubRepo
 from quintic.errors import QuinticError
 
 _SHOW_EVERY_S = 0.2
@@ -27,8 +27,13 @@ class HubTextFile(TextFile):
 
     repo: HubRepo
     commit: str
+    checksum: str
     _download: Future[Path] | None = None
     _bytes_done: int = 0
+
+    def content(self, size: int) -> str:
+        """Return the checksum that the hub has of it."""
+        return self.checksum
 
     def begin_download(self) -> None:
         """Begin to download the file; what goes wrong is told by `local_path`."""
@@ -68,15 +73,16 @@ def hub_text_files(argument: str) -> list[TextFile]:
     place, _, config = argument.removeprefix("hub:").partition(":")
     repo = HubRepo.parse(f"hub:{place}")
     info = repo.info_or_cache(lambda line: None)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    entries = {entry.rfilename: entry for entry in info.siblings or []}
     configs = (info.card_data.get("configs") if info.card_data else None) or []
     declared = {entry.get("config_name", "default"): entry for entry in configs}
     found: list[TextFile] = []
-    for name in _files_of_config(repo, declared, config or None, sorted(sizes)):
+    for name in _files_of_config(repo, declared, config or None, sorted(entries)):
         kind = kind_and_packing(name)
         if kind is not None and not name.endswith((".json", ".md")):
-            commit = info.sha or "main"
-            file = HubTextFile(f"{repo}/{name}", *kind, sizes[name], Path(name), repo, commit)
+            commit, entry = info.sha or "main", entries[name]
+            size, checksum = entry.size or 0, HubFile.of(entry).checksum
+            file = HubTextFile(f"{repo}/{name}", *kind, size, Path(name), repo, commit, checksum)
             found.append(file)
     # Where there is something else, they are lists of files and results more often than text.
     found = [file for file in found if file.kind not in ("csv", "tsv")] or found

@@ -3,7 +3,6 @@
 The parent reads and cuts, orders what comes back, and writes; it never parses or tokenizes.
 """
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -18,6 +17,7 @@ import numpy as np
 
 from quintic.cores import available_cores
 from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
+from quintic.data.build.build_input import BuildInput
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument, is_separated
 from quintic.data.build.encode import TASKS_UNDER_WAY, EncodedChunks, EncoderPool
@@ -110,7 +110,8 @@ def build_dataset(
     # A process takes longer to start than a chunk or two to tokenize.
     workers = min(workers or available_cores(), 1 + input_bytes // (2 * CHUNK_BYTES))
     try:
-        with BuildFolder(out, _plan(settings, files, given)) as folder:
+        input = BuildInput(files, needed_whole=settings.trained_size is not None)
+        with BuildFolder(out, _plan(settings, given), input) as folder:
             if folder.finished:
                 return _report(out, notes, built=False)
             tokenizer = given or _trained(settings, files, out, on_progress)
@@ -149,13 +150,8 @@ def build_dataset(
         ) from error
 
 
-def _plan(
-    settings: BuildSettings, files: Sequence[TextFile], tokenizer: Tokenizer | None
-) -> dict[str, Any]:
-    """Return what must be the same for a build to go on."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+def _plan(settings: BuildSettings, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return what must be the same for a build to go on, besides its input."""
     chosen = asdict(settings)
     # Came later than the others: builds without it have the plan that they always had.
     if chosen["messages"] is None:
@@ -164,9 +160,6 @@ def _plan(
         "format_version": _BUILD_VERSION,
         **chosen,
         "inputs": list(settings.inputs),
-        "input_files": len(files),
-        "input_bytes": sum(file.size for file in files),
-        "input_sha256": digest.hexdigest(),
         "tokenizer_fingerprint": tokenizer.fingerprint if tokenizer else "trained here",
     }
 

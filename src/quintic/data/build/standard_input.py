@@ -1,5 +1,6 @@
 """Standard input as a file of text: it is kept aside, since a file is read more than once."""
 
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,11 @@ class StandardInput(TextFile):
     """The content of standard input, which is gone with `spool`, the temporary file it is in."""
 
     spool: Any
+
+    def content(self, size: int) -> str:
+        """Return a hash of all of it."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def standard_input() -> tuple[TextFile, str]:
