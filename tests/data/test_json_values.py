@@ -108,6 +108,31 @@ def test_object_that_does_not_end_is_a_bad_document(tmp_path: Path) -> None:
     assert (first, isinstance(bad, BadDocument) and bad.line) == (TEXTS[0], 2)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 300, 1 << 20])
+@pytest.mark.parametrize(
+    ("found", "broken"),
+    [
+        ("\n}", ""),  # no bracket behind it
+        ('"a"\n', '"a\n'),  # no quote behind a string
+        ('"id": [', '"id": [{'),
+        ("{", ""),
+    ],
+)
+def test_an_object_that_is_broken_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, found: str, broken: str
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    values = [json.dumps({"id": ["a"], "text": text}, indent=1) for text in TEXTS]
+    values[20] = json.dumps({"id": ["a"], "text": TEXTS[20], "last": ["b"]}, indent=1)
+    assert found in values[20]
+    values[20] = values[20].replace(found, broken, 1)
+    (tmp_path / "a.json").write_text("\n".join(values))
+    documents = texts(tmp_path / "a.json")
+    bad = [document for document in documents if isinstance(document, BadDocument)]
+    assert [text for text in documents if text not in bad] == TEXTS[:20] + TEXTS[21:]
+    assert [document.line for document in bad] == [21]
+
+
 @pytest.mark.parametrize(
     "first",
     [

@@ -1,10 +1,12 @@
 """Values of a JSON array, or one after another, that do not keep to lines.
 
 They are cut from the stream by their brackets alone and parsed by whoever gets them: a value that
-is broken within is one bad document, and nothing is held but the value that is being read.
+is broken within is one bad document, and nothing is held but the value that is being read. Where
+objects lie one after another, one that lacks a bracket ends before the next line that begins so.
 """
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -16,6 +18,9 @@ Layout = Literal["lines", "array", "objects"]
 
 # A string, whose second quote may be still to come; or what nests and separates values.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(")?|[\[\]{},]', re.DOTALL)
+# No string goes on in another line: where a quote is missing, the harm ends there.
+_TOKEN_OF_OBJECTS = re.compile(rb'"(?:[^"\\\n]++|\\.)*+("|\n)?|[\[\]{},]', re.DOTALL)
+_BEGIN_OF_OBJECT = re.compile(rb"\n(?=\{)")
 _OPEN_ENDS = (b"{", b"[", b",", b":")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
@@ -51,20 +56,21 @@ def json_values(
     held: list[bytes] = []
     size, wanted, scanned, passed, found = 0, part_bytes, 0, 0, 0
     depth, closed = int(is_array and begun), False
+    tokens = _TOKEN if is_array else _TOKEN_OF_OBJECTS
     for block in chain(blocks, (b"",)):
         held.append(block)
         size += len(block)
         if block and size < wanted:
             continue
         content, start, values = b"".join(held), 0, []
-        for token in () if closed else _TOKEN.finditer(content, scanned):
+        for token in () if closed else tokens.finditer(content, scanned):
             scanned, kind = token.end(), content[token.start()]
             if kind == ord('"'):
                 if token[1] is None:
                     scanned = token.start()
                     break
             elif kind in b"{[":
-                depth += 1
+                depth += is_array or depth > 0 or kind == ord("{")
                 if is_array and depth == 1:
                     start = token.end()
             elif is_array and depth == 1:
@@ -75,10 +81,10 @@ def json_values(
                 start = token.start() if closed else token.end()
                 if closed:
                     break
-            elif kind != ord(","):
-                depth = max(0, depth - 1)
+            elif kind != ord(",") and depth:
+                depth -= 1
                 if not is_array and depth == 0:
-                    values.append(content[start : token.end()])
+                    values += _apart(content[start : token.end()])
                     start = token.end()
         else:
             scanned = len(content)
@@ -109,4 +115,17 @@ def json_values(
             f"{counted(found, 'value')}; copy or download it again"
         )
     if not is_array and rest.strip():
-        yield [rest], passed + len(rest)
+        yield _apart(rest), passed + len(rest)
+
+
+def _apart(value: bytes) -> list[bytes]:
+    """Return an object, or where it is broken those that lines begin within it."""
+    parts = _BEGIN_OF_OBJECT.split(value)
+    first = not parts[0].strip()  # what is before the object itself
+    if len(parts) == 1 + first:
+        return [value]
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return parts[first:]
+    return [value]
