@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from quintic.data.build import chunks
 from quintic.data.build.documents import BadDocument
@@ -47,6 +47,30 @@ def test_columns_of_one_name_are_refused_where_they_are_meant(tmp_path: Path) ->
     ):
         texts(tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet", field="body") == ["c"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    ("outer", "inner", "named"),
+    [
+        (["meta", "meta"], ["text", "id"], "meta"),
+        (["meta", "id"], ["text", "text"], "text"),
+        (["meta", "meta"], ["a", "b"], "meta"),
+    ],
+)
+def test_names_of_a_path_that_are_there_twice_are_refused(
+    tmp_path: Path, suffix: str, outer: list[str], inner: list[str], named: str
+) -> None:
+    struct = pyarrow.StructArray.from_arrays([pyarrow.array(["a"])] * 2, names=inner)
+    table = pyarrow.table([struct, struct], names=outer)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(QuinticError, match=rf"has 2 columns named '{named}': rename the one"):
+        texts(path, field="meta.text")
 
 
 RECORDS: list[dict[str, Any]] = [

@@ -64,16 +64,10 @@ def find_column(schema: Any, field: str, input_name: str, messages: bool) -> Col
     Raises `QuinticError` where there is none or several of that name, and where it holds something
     else than text, or with `messages` than lists of texts or of messages.
     """
-    names = schema.names
-    if names.count(field) > 1:
-        raise QuinticError(
-            f"input {input_name} has {names.count(field)} columns named {field!r}: rename the one "
-            f"that does not hold the text"
-        )
-    found = _find(list(schema), field)
+    found = _find(list(schema), field, input_name)
     if found is None:
         raise QuinticError(
-            f"input {input_name} has no column {field!r}, it has {names_in_line(names)}: "
+            f"input {input_name} has no column {field!r}, it has {names_in_line(schema.names)}: "
             f"name the one that holds the text with --field"
         )
     path, kind = found
@@ -99,16 +93,21 @@ def find_column(schema: Any, field: str, input_name: str, messages: bool) -> Col
     return Column(path, lists=False)
 
 
-def _find(fields: Sequence[Any], path: str) -> tuple[tuple[str, ...], Any] | None:
+def _find(fields: Sequence[Any], path: str, input_name: str) -> tuple[tuple[str, ...], Any] | None:
     """Return the names that a path means, and the type there; a name may have dots of its own."""
-    types = {field.name: field.type for field in fields}
-    if path in types:
-        return (path,), types[path]
-    for dot in (index for index, character in enumerate(path) if character == "."):
-        kind = types.get(path[:dot])
-        inner = list(kind) if kind is not None and pyarrow.types.is_struct(kind) else []
-        if found := _find(inner, path[dot + 1 :]):
-            return (path[:dot], *found[0]), found[1]
+    dots = (index for index, character in enumerate(path) if character == ".")
+    for end in (len(path), *dots):
+        kinds = [field.type for field in fields if field.name == path[:end]]
+        if len(kinds) > 1:
+            raise QuinticError(
+                f"input {input_name} has {len(kinds)} columns named {path[:end]!r}: rename the one "
+                f"that does not hold the text"
+            )
+        if kinds and end == len(path):
+            return (path,), kinds[0]
+        inner = list(kinds[0]) if kinds and pyarrow.types.is_struct(kinds[0]) else []
+        if inner and (found := _find(inner, path[end + 1 :], input_name)):
+            return (path[:end], *found[0]), found[1]
     return None
 
 
