@@ -6,6 +6,7 @@ It is of the extra `lm-eval`; without it and transformers the tests are skipped.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.tasks.material import train_for_tasks, write_tasks
 
 pytest.importorskip("transformers")
 lm_eval = pytest.importorskip("lm_eval")
+from quintic.tasks.lm_eval_model import QuinticLM  # noqa: E402 - it needs lm_eval
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,3 +113,52 @@ def test_blimp_is_that_of_lm_eval_item_by_item(
     }
     means = [found["results"][file.stem]["acc,none"] for file in files]
     assert own.metrics["acc"].value == pytest.approx(float(np.mean(means)))
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "rolling": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    },
+    "greedy": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{text[:40]}}",
+        "doc_to_target": "x",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 10, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+}
+"""Tasks of lm-eval of the two kinds that quintic's own do not have."""
+
+
+def test_quintics_model_answers_in_lm_eval_as_its_export_does(
+    trained: Trained, tokenizer: Tokenizer, theirs: Any, task_data: Path, tmp_path: Path
+) -> None:
+    """Choices, whole texts in windows of a context and one short of a window, and greedy text."""
+    texts = [{"text": "The lazy dog sleeps all day. " * 30}, {"text": "Hello world"}, {"text": "x"}]
+    file = tmp_path / "texts.json"
+    file.write_text(json.dumps(texts))
+    tasks = [
+        {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}},
+            "test_split": "test",
+            **request,
+        }
+        for name, request in REQUESTS.items()
+    ]
+    tasks.append(lm_eval_task("piqa", task_data / "piqa.jsonl"))
+    own, other = (their_samples(m, tasks) for m in (QuinticLM(trained.model, tokenizer), theirs))
+    bits = "bits_per_byte,none"
+    assert own["results"]["rolling"][bits] == pytest.approx(other["results"]["rolling"][bits], 1e-5)
+
+    def answers(found: dict[str, Any], task: str) -> list[Any]:
+        return [s["resps"] for s in sorted(found["samples"][task], key=lambda s: s["doc_id"])]
+
+    assert answers(own, "greedy") == answers(other, "greedy")
+    for task in ("rolling", "piqa"):
+        ours, others = (np.ravel(np.array(answers(f, task), dtype=object)) for f in (own, other))
+        np.testing.assert_allclose(ours.astype(float), others.astype(float), rtol=1e-4, atol=1e-4)
