@@ -130,6 +130,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step_of_both() -> None:
     assert equal([p.detach() for p in net.parameters()], before)
 
 
+def test_a_gradient_that_is_not_finite_is_the_whole_optimizers() -> None:
+    net = Net()
+    optimizer = make(net, nonfinite="raise")
+    net.set_gradients(0)
+    assert net.words.weight.grad is not None
+    net.words.weight.grad[0, 0] = torch.nan
+    with pytest.raises(QuinticError, match=r"^MuonWithAdamW: the gradient of words\.weight is not"):
+        optimizer.step()
+
+
 def test_a_sparse_gradient_of_an_embedding_is_refused_before_anything_moves() -> None:
     net = Net()
     net.words = nn.Embedding(7, 4, sparse=True)

@@ -4,6 +4,7 @@ Each record has its package's version, and `findings/muons.sh` measures them all
 """
 
 import importlib.util
+import io
 import json
 import re
 from pathlib import Path
@@ -330,6 +331,19 @@ def test_a_run_without_muon_has_nothing_to_convert(tmp_path: Path, capsys: Captu
 
 def test_the_names_of_polynomials_are_those_of_the_record() -> None:
     assert {one.polynomial for one in implementations().values()} <= set(muons.POLYNOMIALS)
+
+
+def test_the_snippet_of_the_page_writes_groups_that_hold_dtypes_and_tensors() -> None:
+    page = (ROOT / "docs/muons.md").read_text()
+    snippet = re.search(r"    (groups = .*)\n    (json.dump\(.*)\n", page)
+    assert snippet is not None
+    optimizer = Muon(
+        [torch.nn.Parameter(torch.zeros(2, 2))], lr=torch.tensor(0.0625), ns_dtype=torch.bfloat16
+    )
+    file = io.StringIO()
+    exec("\n".join(snippet.groups()), {"json": json, "optimizer": optimizer, "file": file})
+    (group,) = muons.parse_groups(file.getvalue().encode(), implementation("max_dim"))
+    assert group.lr == 0.0625 and json.loads(file.getvalue())[0]["ns_dtype"] == "torch.bfloat16"
 
 
 @pytest.mark.parametrize("text", ["{}", "[{}]", '[{"lr": 0.1}, {"weight_decay": 0.1}]'])

@@ -460,7 +460,7 @@ class Muon(torch.optim.Optimizer):
         if nonfinite == "raise" and not all(finite):
             bad = [p for (p, _), good in zip(found, finite, strict=True) if not good]
             names = ", ".join(name_of(p, self.param_groups) for p in bad)
-            raise QuinticError(f"Muon: the gradient of {names} is not finite")
+            raise QuinticError(f"{type(self).__name__}: the gradient of {names} is not finite")
         return all(finite)
 
     @torch.no_grad()

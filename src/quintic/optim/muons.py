@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,6 +39,9 @@ NAMED_ELSEWHERE = {
     "quintic": {name: polynomial for polynomial, name in NAMED.items()},
 }
 """What implementations call those polynomials in their options, where it is known."""
+
+TENSOR = re.compile(r"tensor\(([-+.\de]+)(?:, .*)?\)")
+"""How PyTorch writes a tensor of one number, such as a learning rate, as text."""
 
 VARIANTS = {"original": "aspect", "match_rms_adamw": "rms"}
 """The scales that the values of PyTorch's `adjust_lr_fn` stand for, in most that have it."""
@@ -385,6 +389,8 @@ def parse_groups(text: bytes, source: Implementation) -> list[Group]:
 def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
     def setting(name: str, default: float | None) -> float:
         value = group.get(name, default)
+        if isinstance(value, str) and (tensor := TENSOR.fullmatch(value)):
+            value = float(tensor[1])
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
