@@ -825,7 +825,22 @@ NESTEROV = {
     (0.51, 0.05): "none",
     (0.92, 0.55): "gradient + average, m = 0.9",
 }
+UNKNOWN = "not known"
 POLYNOMIAL_NAMES = {"jordan": "Jordan's", "five": "five sets", "polar_express": "Polar Express"}
+
+
+COMMITS = {
+    "emerging-optimizers": "https://github.com/NVIDIA-NeMo/Emerging-Optimizers/tree/fd77292",
+    "dion": "https://github.com/microsoft/dion/tree/0a059a4",
+}
+"""Of those that were read at a commit."""
+
+
+def version_link(name: str, row: dict[str, Any]) -> str:
+    """The version with a link to the package or commit, and whether it was read only."""
+    package, version = name.partition(":")[0], (row.get("measured") or row["read"])["version"]
+    link = COMMITS.get(package, f"https://pypi.org/project/{package}/{version}/")
+    return f"[{version}]({link}){'' if 'measured' in row else ' (read)'}"
 
 
 def nearest_key(keys: Any, value: Sequence[float]) -> Any:
@@ -856,13 +871,14 @@ def table(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     others = [
-        "| name | vectors | experts (3-D) | convolutions (4-D) | missing gradient "
-        "| overwrites `.grad` | change at gradient norm 1e-6 |",
-        "|---|---|---|---|---|---|---|",
+        "| name | momentum | eps | goes to Adam, at which rate | vectors | experts (3-D) "
+        "| convolutions (4-D) | missing gradient | overwrites `.grad` "
+        "| change at gradient norm 1e-6 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in record.items():
         facts = row.get("measured") or row["read"]
-        version = facts["version"] + ("" if "measured" in row else " (read)")
+        version = version_link(name, row)
         if "scale" not in facts:
             updates.append(f"| `{name}` | {version} | the step {facts['step']} | | | | | | |")
             continue
@@ -878,12 +894,16 @@ def table(record: dict[str, Any]) -> str:
             f"| `{name}` | {version} | {scale} | {lr} | {decay} | {buffer} | {nesterov} "
             f"| {polynomial} | {equal} |"
         )
-        if "vector" in facts and ":" not in name:
+        if ":" not in name:
+            keys = ("vector", "experts", "convolution", "missing_gradient")
+            outcomes = " | ".join(facts.get(key, UNKNOWN) for key in keys)
             overwrites = {True: "yes", False: "no"}.get(facts.get("overwrites_gradient"), "")
-            change = f"{facts['change_at_norm_1e-6']:.0%}"
+            change = facts.get("change_at_norm_1e-6")
             others.append(
-                f"| `{name}` | {facts['vector']} | {facts['experts']} | {facts['convolution']} "
-                f"| {facts['missing_gradient']} | {overwrites} | {change} |"
+                f"| `{name}` | {facts['momentum']:g} | {row.get('eps', UNKNOWN)} "
+                f"| {row.get('to_adam', UNKNOWN)} | {outcomes} "
+                f"| {overwrites if change is not None else UNKNOWN} "
+                f"| {UNKNOWN if change is None else format(change, '.0%')} |"
             )
     return "\n".join([*updates, "", *others])
 
