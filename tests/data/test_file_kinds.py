@@ -382,6 +382,8 @@ def test_damaged_warc(tmp_path: Path, content: bytes, message: str) -> None:
         (zstandard.compress(LINES), "JSON"),
         (b"\xef\xbb\xbf\n" + json.dumps([{"text": text} for text in TEXTS]).encode(), "JSON"),
         ("##".join(TEXTS).encode(), "text"),
+        ("##".join(TEXTS).encode("utf-16"), "text of UTF-16"),
+        (LINES.decode().encode("utf-16"), "JSON of UTF-16"),
         (None, "parquet"),
     ],
 )

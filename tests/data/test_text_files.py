@@ -250,13 +250,16 @@ def test_lines_that_are_arrays_stand_for_themselves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoding", "named"),
     [
-        ("utf-16", "UTF-16"),  # with a byte order mark
         ("utf-32", "UTF-32"),
+        ("utf-32-le", "UTF-32LE"),
+        ("utf-32-be", "UTF-32BE"),
         ("utf-16-le", "UTF-16LE"),
         ("utf-16-be", "UTF-16BE"),
     ],
 )
-def test_text_in_utf16_is_named(tmp_path: Path, name: str, encoding: str, named: str) -> None:
+def test_text_in_utf16_without_a_mark_is_named(
+    tmp_path: Path, name: str, encoding: str, named: str
+) -> None:
     text = "".join(json.dumps({"text": f"Some text, {n}."}) + "\n" for n in range(99))
     (tmp_path / name).write_bytes(text.encode(encoding))
     (bad,) = texts(tmp_path / name, separator="\n")
@@ -265,6 +268,58 @@ def test_text_in_utf16_is_named(tmp_path: Path, name: str, encoding: str, named:
     # The file after it is read.
     (tmp_path / "b.txt").write_text("one")
     assert texts(tmp_path)[1:] == ["one"]
+
+
+UTF16_TEXTS = ["a one", "漢字", "🙂 two\n", "last"]
+
+
+@pytest.mark.parametrize("mark", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [5, 1 << 20])
+def test_utf16_with_a_mark_is_read_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, packed: bool, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunks, "_UNPACK_BYTES", chunk_bytes)
+    table = "".join(f'{n},"{text}"\n' for n, text in enumerate(UTF16_TEXTS))
+    for name, content in {
+        "a.jsonl": "".join(
+            json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in UTF16_TEXTS
+        ),
+        "a.json": json.dumps([{"text": text} for text in UTF16_TEXTS]),
+        "a.txt": "##".join(UTF16_TEXTS),
+        "a.csv": f"n,text\n{table}",
+    }.items():
+        encoded = f"\ufeff{content}".encode(mark)
+        path = tmp_path / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(encoded) if packed else encoded)
+        cut = list(read(path, separator="##"))
+        assert texts(path, separator="##") == UTF16_TEXTS
+        for index, (position, _) in enumerate(cut):
+            rest = [one for _, found in read(path, position, separator="##") for one in found]
+            assert rest == [one for _, found in cut[index:] for one in found]
+        _, notes = find_text_files([str(path)], leave_out=Path("nowhere"))
+        assert notes == [f"{path} is UTF-16, and read as that"]
+
+
+def test_what_is_no_utf16_behind_a_mark_is_a_bad_document(tmp_path: Path) -> None:
+    content = "\ufeffone\n\ud83dtwo\nthree".encode("utf-16-le", "surrogatepass")
+    (tmp_path / "a.txt").write_bytes(content + b"x")
+    one, two, three = texts(tmp_path / "a.txt", separator="\n")
+    assert one == "one"
+    assert two == BadDocument(0, 2, "invalid UTF-8 at byte 0 of the document")
+    assert three == BadDocument(0, 3, "invalid UTF-8 at byte 5 of the document")
+
+
+def test_pointers_of_git_lfs_and_what_is_packed_twice_are_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in ("a.parquet", "a.jsonl", "a.txt.gz"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(QuinticError, match=rf"{name} is a pointer of Git LFS .*: git lfs pull"):
+            texts(tmp_path / name)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(gzip.compress(b'{"text": "a"}')))
+    with pytest.raises(QuinticError, match=r"is packed twice, by gzip within: unpack it once"):
+        texts(tmp_path / "a.jsonl.gz")
 
 
 def test_zeros_in_text_are_text(tmp_path: Path) -> None:

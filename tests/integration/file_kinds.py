@@ -616,11 +616,9 @@ CASES = [
     ),
     Case(
         "python",
-        "utf16.txt",
+        "utf16.jsonl",
         "UTF-16",
-        lambda path: path.write_text(TEXTS[0], "utf-16"),
-        {},
-        "UTF-16",
+        lambda path: path.write_text(_lines().decode(), "utf-16"),
     ),
     Case(
         "python",

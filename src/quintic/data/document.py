@@ -115,6 +115,12 @@ def text_problem(content: bytes) -> str:
         encoding = "UTF-16"
     elif 3 * max(even, odd) > len(head) > 16 and max(even, odd) > 4 * min(even, odd):
         encoding = "UTF-16LE" if odd > even else "UTF-16BE"
+    elif len(head) > 16:
+        first, second, third, fourth = (4 * head[n::4].count(0) / len(head) for n in range(4))
+        if first < 0.1 and min(third, fourth) > 0.9:
+            encoding = "UTF-32LE"
+        elif fourth < 0.1 and min(first, second) > 0.9:
+            encoding = "UTF-32BE"
     return encoding and (
         f"{encoding} and not UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW converts it"
     )

@@ -16,8 +16,9 @@ import numpy as np
 
 from quintic.data.build.sources.delimited import delimited_rows
 from quintic.data.build.sources.json_values import json_layout, json_values
-from quintic.data.build.sources.packing import unpacked
+from quintic.data.build.sources.packing import PACKINGS, packing_of, unpacked
 from quintic.data.build.sources.rows import Rows
+from quintic.data.build.sources.utf16 import MARK_BYTES, as_utf8, is_utf16
 from quintic.data.build.sources.warc import warc_texts
 from quintic.data.build.text_files import TABLES, FileKind, OnDownload, TextFile, unreadable
 from quintic.data.document import text_problem
@@ -122,6 +123,10 @@ def _chunks(file: TextFile, path: Path, start: Position, format: DocumentFormat)
     if file.kind in TABLES:
         return _row_chunks(file, path, start, format)
     head = _head(file, path)
+    if file.packing and (inner := packing_of(head)):
+        raise QuinticError(
+            f"input {file.name} is packed twice, by {PACKINGS[inner].name} within: unpack it once"
+        )
     if problem := text_problem(head):
         return iter([_without_documents(file, start, problem)])
     if file.kind in ("csv", "tsv"):
@@ -243,12 +248,17 @@ def _end_of_last(content: bytes, delimiter: bytes) -> int:
 
 
 def _unpacked_from(stream: BinaryIO, file: TextFile, offset: int) -> Iterator[bytes]:
-    """Yield the unpacked content of a file from an offset on."""
-    if not file.packing:
-        stream.seek(offset)
-        yield from iter(lambda: stream.read(CHUNK_BYTES), b"")
-        return
-    for block in unpacked(stream, file.packing, file.name, file.size, _UNPACK_BYTES):
+    """Yield the unpacked content of a file, as UTF-8, from an offset on."""
+    blocks = iter(lambda: stream.read(CHUNK_BYTES), b"")
+    if file.packing:
+        blocks = unpacked(stream, file.packing, file.name, file.size, _UNPACK_BYTES)
+    else:
+        utf16 = is_utf16(stream.read(MARK_BYTES))
+        stream.seek(0 if utf16 else offset)
+        if not utf16:
+            yield from blocks
+            return
+    for block in as_utf8(blocks):
         skipped = min(offset, len(block))
         offset -= skipped
         if skipped < len(block):

@@ -10,6 +10,7 @@ from typing import Any
 
 from quintic.data.build.sources.packing import unpacked
 from quintic.data.build.sources.recognise import recognise
+from quintic.data.build.sources.utf16 import as_utf8, is_utf16
 from quintic.data.build.text_files import TextFile
 from quintic.errors import QuinticError
 
@@ -45,13 +46,15 @@ def standard_input() -> tuple[TextFile, str]:
     if not size:
         raise QuinticError("standard input is empty: pipe the text in, or name a file")
     kind, packing, _ = recognise(path, name, "text", "")
+    of = ""
     if kind == "text":
         with path.open("rb") as stream:
-            head = stream.read(1 << 16)
+            blocks = iter(lambda: stream.read(1 << 16), b"")
             if packing:
-                stream.seek(0)
-                head = next(filter(None, unpacked(stream, packing, name, size, 1 << 16)), b"")
+                blocks = unpacked(stream, packing, name, size, 1 << 16)
+            raw = next(filter(None, blocks), b"")
+        head, of = b"".join(as_utf8(iter([raw]))), " of UTF-16" * is_utf16(raw)
         if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")):
             kind = "lines"
     what = {"text": "text", "lines": "JSON", "rows": "parquet", "arrow": "Arrow"}[kind]
-    return StandardInput(name, kind, packing, size, path, spool), f"{name} is read as {what}"
+    return StandardInput(name, kind, packing, size, path, spool), f"{name} is read as {what}{of}"

@@ -37,6 +37,15 @@ PACKINGS: dict[str, _Packing] = {
 """Packings by the suffix of their files."""
 
 
+def packing_of(head: bytes) -> str:
+    """Return the suffix of the packing of what begins so, in 16 bytes; "" where it is none."""
+    for suffix, how in PACKINGS.items():
+        # Text could begin as bzip2 does, but does not go on so.
+        if head.startswith(how.begins) and (suffix != ".bz2" or head[4:10] == b"1AY&SY"):
+            return suffix
+    return ""
+
+
 def unpacked(
     stream: BinaryIO, packing: str, name: str, size: int, read_bytes: int
 ) -> Iterator[bytes]:

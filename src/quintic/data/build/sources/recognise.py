@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from quintic.data.build.sources.packing import PACKINGS
+from quintic.data.build.sources.packing import PACKINGS, packing_of, unpacked
+from quintic.data.build.sources.utf16 import is_utf16
 from quintic.data.build.text_files import TABLES, FileKind
 from quintic.data.document import archive_problem
 from quintic.errors import QuinticError
@@ -12,6 +13,8 @@ _BEGINS: dict[bytes, tuple[FileKind, str]] = {
     b"PAR1": ("rows", "parquet"),
     b"ARROW1\0\0": ("arrow", "Arrow"),
 }
+_LFS_BEGIN = b"version https://git-lfs.github.com/spec/"
+_HEAD_BYTES = 512
 
 
 def recognise(
@@ -21,26 +24,46 @@ def recognise(
 
     A file that is not there, or not packed though its name says so, keeps what its name says:
     reading it tells what is wrong. Raises `QuinticError` for a packed table, which is read from its
-    end, and an archive in the place of one, and OSError where the file cannot be read.
+    end, an archive in the place of one, and a pointer of Git LFS, and OSError where the file cannot
+    be read.
     """
     if not path.is_file():
         return kind, packing, []
     with path.open("rb") as stream:
-        head = stream.read(512)
+        head = stream.read(_HEAD_BYTES)
     if kind in TABLES and (problem := archive_problem(head)):
         raise QuinticError(f"input {name} is {problem}")
+    if head.startswith(_LFS_BEGIN) and b"\noid sha256:" in head:
+        raise QuinticError(
+            f"input {name} is a pointer of Git LFS and not the file: git lfs pull downloads that"
+        )
     for begin, (table, table_name) in _BEGINS.items():
         if head.startswith(begin) and (kind, packing) != (table, "") and _ends_so(path, begin):
             return table, "", [f"{name} is {table_name} and read as that"]
-    for suffix, how in PACKINGS.items():
-        if head.startswith(how.begins) and packing != suffix and _is_packed(suffix, head):
-            if kind in TABLES:
-                raise QuinticError(
-                    f"input {name} is packed by {how.name}, and a table is read from its end: "
-                    f"unpack it first"
-                )
-            return kind, suffix, [f"{name} is packed by {how.name}, and read as that"]
-    return kind, packing, []
+    notes = []
+    suffix = packing_of(head)
+    if suffix and suffix != packing:
+        how = PACKINGS[suffix].name
+        if kind in TABLES:
+            raise QuinticError(
+                f"input {name} is packed by {how}, and a table is read from its end: unpack it "
+                f"first"
+            )
+        packing, notes = suffix, [f"{name} is packed by {how}, and read as that"]
+    if kind not in TABLES and is_utf16(_unpacked_head(path, head, packing)):
+        notes.append(f"{name} is UTF-16, and read as that")
+    return kind, packing, notes
+
+
+def _unpacked_head(path: Path, head: bytes, packing: str) -> bytes:
+    """Return the first bytes of what a file holds; none where it is damaged: reading tells."""
+    if not packing:
+        return head
+    try:
+        with path.open("rb") as stream:
+            return next(filter(None, unpacked(stream, packing, str(path), 0, _HEAD_BYTES)), b"")
+    except QuinticError:
+        return b""
 
 
 def _ends_so(path: Path, begin: bytes) -> bool:
@@ -49,8 +72,3 @@ def _ends_so(path: Path, begin: bytes) -> bool:
     with path.open("rb") as stream:
         stream.seek(-len(end), os.SEEK_END)
         return stream.read() == end
-
-
-def _is_packed(suffix: str, head: bytes) -> bool:
-    """Return whether a beginning that text could have too goes on as a packed file does."""
-    return suffix != ".bz2" or head[4:10] == b"1AY&SY"
