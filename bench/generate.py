@@ -40,7 +40,8 @@ from quintic.export.hf import hf_config, to_hf
 from quintic.generate import generate_rows
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
-from quintic.model.linear import Linear, PackedWeight
+from quintic.model.decoding import PackedMatrix
+from quintic.model.linear import Linear
 from quintic.sampling import Sampling
 
 SIZES = ModelConfig(layers=12, width=768, heads=12, context=1024, vocab_size=50304)
@@ -193,7 +194,7 @@ def measure_products(rounds: int, clock: Callable[[], float]) -> list[list[objec
     found: list[list[object]] = []
     for rows in (1, 2, 3, 4, 6, 8, 12, 16, 32):
         inputs = {width: torch.randn(rows, width) for width in (SIZES.width, 4 * SIZES.width)}
-        pairs = [(inputs[w.shape[1]], w, PackedWeight(w, rows)) for w in weights]
+        pairs = [(inputs[w.shape[1]], w, PackedMatrix(w, rows=rows)) for w in weights]
 
         def as_they_come(pairs: Any = pairs) -> None:
             for x, weight, _ in pairs:

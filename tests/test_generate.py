@@ -261,7 +261,7 @@ def test_the_caller_keeps_its_gradients_between_tokens() -> None:
         ({"seed": 2**64}, r"--seed is 18446744073709551616: it must be from 0 to 2\*\*64 - 1"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting: dict[str, int], message: str) -> None:
+def test_settings_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(QuinticError, match=message):
         next(generate_ids(drawn("gpt"), [1], **{"tokens": 5, **setting}))
 

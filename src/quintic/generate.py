@@ -15,7 +15,7 @@ import torch
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
 from quintic.model.base import KVCache, LanguageModel
-from quintic.model.packed import PackedMatrices
+from quintic.model.decoding import DecodingParts
 from quintic.sampling import Sampling
 
 
@@ -42,6 +42,7 @@ def generate_rows(
     stop_id: int | None = None,
     ended: Collection[int] = (),
     logprobs: bool = False,
+    parts: DecodingParts | None = None,
 ) -> Iterator[Drawn]:
     """Yield up to `tokens` ids that continue each prompt, all texts a token further in turn.
 
@@ -55,7 +56,8 @@ def generate_rows(
 
     `vocab_size` keeps padding rows of the embedding from being drawn. Draws are made on the CPU
     with a seed for each text, so that a text is the same on every device and beside any others, up
-    to rounding. Raises `QuinticError` on settings out of range.
+    to rounding. `parts` are those that the model is to compute by, as `int8_parts` makes them;
+    None: those that suit so many texts. Raises `QuinticError` on settings out of range.
     """
     sampling = sampling or Sampling()
     seeds = range(len(prompts)) if seeds is None else seeds
@@ -72,7 +74,7 @@ def generate_rows(
     """What the cache has of a text, or is to get next."""
     room = min(context, max(map(len, fed), default=0) + tokens)
     cache = _empty_cache(model, len(rows), room)
-    matrices = PackedMatrices(model, texts=len(rows), tokens=tokens)
+    parts = parts or DecodingParts(model, texts=len(rows), tokens=tokens)
     while rows:
         start, new = cache.length, min(len(fed[row]) for row in rows) - cache.length
         if start + new > context:
@@ -80,7 +82,7 @@ def generate_rows(
             fed = [text[-half:] for text in texts]
             cache, start, new = _empty_cache(model, len(rows), room), 0, half
         new_BT = torch.tensor([fed[row][start : start + new] for row in rows], device=device)
-        with matrices.used():
+        with parts.used():
             logits_BV = model.next_logits(new_BT, cache)[:, :vocab_size].cpu()
         kept = []
         for place, row in enumerate(rows):
@@ -114,6 +116,7 @@ def generate_ids(
     seed: int = 0,
     vocab_size: int | None = None,
     stop_id: int | None = None,
+    parts: DecodingParts | None = None,
 ) -> Iterator[int]:
     """Yield up to `tokens` ids that continue one prompt, and end at `stop_id` without yielding it.
 
@@ -128,6 +131,7 @@ def generate_ids(
         seeds=[seed],
         vocab_size=vocab_size,
         stop_id=stop_id,
+        parts=parts,
     ):
         yield drawn.token
 
@@ -227,12 +231,13 @@ def generate_samples(
     stop: Sequence[str] = (),
     batch: int = 16,
     logprobs: bool = False,
+    parts: DecodingParts | None = None,
 ) -> Iterator[Sample]:
     """Yield `samples` continuations of each prompt, in the order of the prompts, `batch` at a time.
 
     A document begins with end of text, and so does a prompt, which is the beginning of one. Sample
     i has the seed `seed` + i, so that it is the same whatever else is asked for, up to rounding.
-    Raises `QuinticError` on settings out of range.
+    `parts` are as in `generate_rows`. Raises `QuinticError` on settings out of range.
     """
     check_text(samples=samples, stop=stop, batch=batch)
     given = [prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -254,6 +259,7 @@ def generate_samples(
             stop_id=tokenizer.eot_id,
             ended=ended,
             logprobs=logprobs,
+            parts=parts,
         ):
             sample, stream = together[row], streams[row]
             sample.ids.append(token)

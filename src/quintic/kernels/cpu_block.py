@@ -152,12 +152,12 @@ class _RotatedQKV(torch.autograd.Function):
         before_D: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_ND = x_BTD.flatten(0, -2)
-        weight = torch.cat((_planes_beside(q_DD, heads), _planes_beside(k_DD, heads), v_DD))
+        weight = torch.cat((planes_beside(q_DD, heads), planes_beside(k_DD, heads), v_DD))
         qkv_BT3HK = torch.mm(x_ND, weight.T).view(*x_BTD.shape[:2], 3, heads, -1)
         smeared: tuple[Tensor, ...] = ()
         if own_D is not None and before_D is not None:
             own_HK, before_HK = (
-                _planes_beside(w[:, None], heads).view(heads, -1) for w in (own_D, before_D)
+                planes_beside(w[:, None], heads).view(heads, -1) for w in (own_D, before_D)
             )
             key_BTHK = qkv_BT3HK[:, :, 1].clone()
             torch.mul(key_BTHK, own_HK, out=qkv_BT3HK[:, :, 1])
@@ -165,7 +165,7 @@ class _RotatedQKV(torch.autograd.Function):
             smeared = key_BTHK, own_HK, before_HK
         qk_2BHTK = qkv_BT3HK[:, :, :2].permute(2, 0, 3, 1, 4)
         y_2BHTK = torch.empty(qk_2BHTK.shape, dtype=x_BTD.dtype)
-        torch.mul(_complex(qk_2BHTK), rotation_Tr, out=_complex(y_2BHTK))
+        torch.mul(as_complex(qk_2BHTK), rotation_Tr, out=as_complex(y_2BHTK))
         scale_2BHT1 = _inverse_rms(y_2BHTK)
         y_2BHTK.mul_(scale_2BHT1)
         ctx.save_for_backward(x_ND, weight, rotation_Tr, y_2BHTK, scale_2BHT1, *smeared)
@@ -181,7 +181,7 @@ class _RotatedQKV(torch.autograd.Function):
         # A rotation changes no scalar product, so the norm's gradient can be taken behind it.
         for i in range(2):
             grad_BHTK = _rms_norm_gradient(grads_BHTK[i], y_2BHTK[i], scale_2BHT1[i])
-            torch.mul(_complex(grad_BHTK), back_Tr, out=_complex(grad_3BHTK[i]))
+            torch.mul(as_complex(grad_BHTK), back_Tr, out=as_complex(grad_3BHTK[i]))
         grad_3BHTK[2].copy_(grads_BHTK[2])
         grad_own_D: Tensor | None = None
         grad_before_D: Tensor | None = None
@@ -203,7 +203,7 @@ class _RotatedQKV(torch.autograd.Function):
         return grad_x_BTD, *grads, None, None, grad_own_D, grad_before_D
 
 
-def _planes_beside(weight_DX: Tensor, heads: int) -> Tensor:
+def planes_beside(weight_DX: Tensor, heads: int) -> Tensor:
     """Return the rows of queries or keys in an order with the coordinates of a plane together."""
     return weight_DX.view(heads, 2, -1, weight_DX.shape[1]).transpose(1, 2).reshape(weight_DX.shape)
 
@@ -213,7 +213,8 @@ def _planes_apart(weight_DX: Tensor, heads: int) -> Tensor:
     return weight_DX.view(heads, -1, 2, weight_DX.shape[1]).transpose(1, 2).reshape(weight_DX.shape)
 
 
-def _complex(x: Tensor) -> Tensor:
+def as_complex(x: Tensor) -> Tensor:
+    """Return neighbours of the last axis as complex numbers, in the same memory."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 

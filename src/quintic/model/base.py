@@ -20,7 +20,6 @@ from quintic.config import ModelConfig
 from quintic.errors import QuinticError
 from quintic.model.attention import mean_attention_span
 from quintic.model.head import logits_of
-from quintic.model.linear import PackedWeight
 from quintic.model.loss import CrossEntropy, Reduction
 from quintic.model.multi_token import mtp_targets
 from quintic.model.target_scores import TargetScores, target_scores
@@ -55,10 +54,12 @@ class KVCache:
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the new positions; return those of all, [B, H, S, K]."""
-        end = self.length + k_BHTK.shape[2]
-        self.keys[layer, :, :, self.length : end] = k_BHTK
-        self.values[layer, :, :, self.length : end] = v_BHTK
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        new = k_BHTK.shape[2]
+        keys_BHRK, values_BHRK = self.keys[layer], self.values[layer]
+        keys_BHRK.narrow(2, self.length, new).copy_(k_BHTK)
+        values_BHRK.narrow(2, self.length, new).copy_(v_BHTK)
+        end = self.length + new
+        return keys_BHRK.narrow(2, 0, end), values_BHRK.narrow(2, 0, end)
 
     def append_tokens(self, tokens_BT: Tensor) -> Tensor:
         """Store the tokens of the new positions; return those of all, [B, S]."""
@@ -114,8 +115,6 @@ class LanguageModel(nn.Module, ABC):
     """True with `train.attention flex`, whose attention mask is one of blocks but in generation."""
     mtp_weights: Tensor | None
     """The weight in this step of each token that a position predicts, after `enable_mtp`."""
-    packed_weight: PackedWeight | None = None
-    """The head's matrix as `next_logits` uses it, while `quintic.model.packed` says so."""
 
     def __init__(
         self, config: ModelConfig, compute_dtype: torch.dtype, cross_entropy: CrossEntropy
@@ -153,19 +152,18 @@ class LanguageModel(nn.Module, ABC):
         x_BTD = self.features(tokens_BT, cache)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
-        products_BTV = F.linear(x_BTD, self.head_weight.to(x_BTD.dtype))
-        return logits_of(products_BTV, self.config.logit_softcap)
+        return logits_of(self.products(x_BTD), self.config.logit_softcap)
 
     def next_logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """Return the logits of the token after the new ones, [B, V], as `forward` has them last."""
         cache.require_room(tokens_BT.shape[1])
         x_BD = self.features(tokens_BT, cache)[:, -1]
         cache.length += tokens_BT.shape[1]
-        if self.packed_weight is None:
-            products_BV = F.linear(x_BD, self.head_weight.to(x_BD.dtype))
-        else:
-            products_BV = self.packed_weight.product(x_BD)
-        return logits_of(products_BV, self.config.logit_softcap)
+        return logits_of(self.products(x_BD), self.config.logit_softcap)
+
+    def products(self, x: Tensor) -> Tensor:
+        """Return the head's products with features, [..., V], which logits are made of."""
+        return F.linear(x, self.head_weight.to(x.dtype))
 
     def loss(self, inputs_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Return the mean next-token cross-entropy in nats per token, a scalar; where `reduction`

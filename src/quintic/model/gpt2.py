@@ -34,13 +34,18 @@ class Attention(nn.Module):
         self.v = Linear(config.width, config.width)
         self.o = Linear(config.width, config.width)
 
-    def forward(
-        self, x_BTD: Tensor, cache: KVCache | None, attn_mask: Tensor | None = None
-    ) -> Tensor:
+    def qkv(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, [B, H, T, K] each."""
         q_BHTK, k_BHTK, v_BHTK = (
             linear(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
+        return q_BHTK, k_BHTK, v_BHTK
+
+    def forward(
+        self, x_BTD: Tensor, cache: KVCache | None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD)
         if cache is not None:
             k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
         y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, attn_mask)

@@ -21,8 +21,6 @@ class Linear(nn.Linear):
 
     cached_weight: Tensor | None
     """The weight in that precision, where a `WeightCache` keeps it."""
-    packed_weight: PackedWeight | None = None
-    """A copy that is used instead of it, while `quintic.model.packed` says so."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -30,8 +28,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.packed_weight is not None:
-            return self.packed_weight.product(x, bias)
         if self.cached_weight is None:
             return F.linear(x, self.weight.to(x.dtype), bias)
         return F.linear(x, _Cached.apply(self.weight, self.cached_weight), bias)
@@ -49,19 +45,6 @@ class _Cached(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (grad,) = grad_outputs
         return grad.to(ctx.dtype), None
-
-
-class PackedWeight:
-    """A copy of a float32 weight on a CPU in oneDNN's order, for inputs of about so many rows."""
-
-    def __init__(self, weight: Tensor, rows: int) -> None:
-        # These two are what PyTorch's own compiler calls where it freezes a model.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return `F.linear` of x, to rounding and without a gradient."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
-        return y
 
 
 class WeightCache:
