@@ -2,14 +2,15 @@
 
     python -m bench.generate              # writes docs/results/generate-DEVICE-Nthreads.json
     python -m bench.generate --products   # the matrices alone, by the rows they are multiplied with
+    python -m bench.generate --int8-loss RUN   # what eight bits add to the validation loss
 
 A model of GPT-2's size with drawn weights continues a prompt of 32 tokens by 64, in float32 on a
 CPU, greedily unless the case is "drawn": at temperature 1, as `quintic generate` comes. One text
 alone reads every weight for every token, so that memory's bandwidth is the roof, which is the case
 "weights read"; texts side by side share that reading. Beside it are, with the same weights and
 where they are installed, transformers' `generate` (GPT-2's) and llama.cpp's of llama-cpp-python and
-gguf, and the loop as it was in 0.1.0: the head of all positions of the prompt, and `no_grad` where
-`inference_mode` is now.
+gguf, in float32 and, beside quintic's int8, in q8_0; and the loop as it was in 0.1.0: the model's
+own operators, the head of all positions of the prompt, and `no_grad` where `inference_mode` is now.
 
 Where other programs run as well, `--processor-time` with one thread (OMP_NUM_THREADS=1) tells more
 than the clock on the wall.
@@ -25,13 +26,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from bench.results import interleaved, median_ratio, print_table, write_result
 from quintic.config import ModelConfig
+from quintic.console import Console
 from quintic.data.gpt2_tokenizer import GPT2
 from quintic.device import choose_device
 from quintic.export.gguf import architecture, held_model, model_keys, to_gguf
@@ -40,9 +42,11 @@ from quintic.export.hf import hf_config, to_hf
 from quintic.generate import generate_rows
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.build import build_model
-from quintic.model.decoding import PackedMatrix
+from quintic.model.decoding import DecodingParts, PackedMatrix
+from quintic.model.int8 import int8_parts, runs_int8
 from quintic.model.linear import Linear
 from quintic.sampling import Sampling
+from quintic.trained import load_trained
 
 SIZES = ModelConfig(layers=12, width=768, heads=12, context=1024, vocab_size=50304)
 PROMPT, TOKENS = 32, 64
@@ -55,13 +59,16 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def side_by_side(
-    model: LanguageModel, count: int, sampling: Sampling = GREEDY
+    model: LanguageModel,
+    count: int,
+    sampling: Sampling = GREEDY,
+    parts: DecodingParts | None = None,
 ) -> Callable[[], None]:
     """Continue so many prompts at once."""
     given = prompts(count)
 
     def run() -> None:
-        drawn = list(generate_rows(model, given, tokens=TOKENS, sampling=sampling))
+        drawn = list(generate_rows(model, given, tokens=TOKENS, sampling=sampling, parts=parts))
         assert len(drawn) == count * TOKENS
 
     return run
@@ -120,8 +127,8 @@ def by_transformers(model: LanguageModel) -> Callable[[], None]:
     return run
 
 
-def by_llama_cpp(model: LanguageModel) -> Callable[[], None]:
-    """Continue one prompt with llama.cpp, its cache in float32 as well."""
+def by_llama_cpp(model: LanguageModel, storage: Literal["f32", "q8_0"]) -> Callable[[], None]:
+    """Continue one prompt with llama.cpp, its matrices stored so and its cache in float32."""
     import llama_cpp
 
     ids = prompts(1)[0]
@@ -134,7 +141,7 @@ def by_llama_cpp(model: LanguageModel) -> Callable[[], None]:
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder, "model.gguf")
-        write_file(path, architecture(config), keys, to_gguf(config, tensors), STORAGES["f32"])
+        write_file(path, architecture(config), keys, to_gguf(config, tensors), STORAGES[storage])
         theirs = llama_cpp.Llama(
             str(path),
             n_ctx=config.context,
@@ -170,7 +177,13 @@ def measure(
     if name == "gpt2" and importlib.util.find_spec("transformers"):
         cases["transformers"] = by_transformers(model)
     if device.type == "cpu" and all(map(importlib.util.find_spec, ("llama_cpp", "gguf"))):
-        cases["llama.cpp"] = by_llama_cpp(model)
+        cases["llama.cpp"] = by_llama_cpp(model, "f32")
+    if device.type == "cpu" and runs_int8():
+        parts = int8_parts(model)
+        cases["one text, int8"] = side_by_side(model, 1, parts=parts)
+        cases[f"{batch} texts, int8"] = side_by_side(model, batch, parts=parts)
+        if "llama.cpp" in cases:
+            cases["llama.cpp, q8_0"] = by_llama_cpp(model, "q8_0")
     seconds = interleaved(cases, rounds=rounds, warmup=1, clock=clock)
     texts = {case: batch if case.startswith(f"{batch} texts") else 1 for case in cases}
     return {
@@ -210,6 +223,39 @@ def measure_products(rounds: int, clock: Callable[[], float]) -> list[list[objec
     return found
 
 
+@torch.no_grad()
+def measure_int8_loss(folder: Path, sequences: int) -> dict[str, Any]:
+    """Return the validation loss of a run on its first sequences, and what eight bits add to it."""
+    trained = load_trained(folder, device="cpu")
+    model, context = trained.model, trained.config.model.context
+    ids = trained.open_data(Console(quiet=True)).val.read(0, sequences * context + 1)
+    inputs_NT, targets_NT = (
+        torch.from_numpy(part).view(-1, context) for part in (ids[:-1], ids[1:])
+    )
+    parts, exact, added, shift, largest = int8_parts(model), [], [], 0.0, 0.0
+    for inputs_BT, targets_BT in zip(inputs_NT.split(4), targets_NT.split(4), strict=True):
+        logits_BTV = model(inputs_BT)
+        with parts.used():
+            rounded_BTV = model(inputs_BT)
+        losses = [
+            F.cross_entropy(x.flatten(0, 1).double(), targets_BT.flatten(), reduction="none")
+            for x in (logits_BTV, rounded_BTV)
+        ]
+        exact.append(losses[0])
+        added.append(losses[1] - losses[0])
+        shift = max(shift, (rounded_BTV - logits_BTV).abs().max().item())
+        largest = max(largest, logits_BTV.abs().max().item())
+    loss, difference = torch.cat(exact), torch.cat(added)
+    return {
+        "tokens": len(loss),
+        "loss": round(loss.mean().item(), 4),
+        "added": round(difference.mean().item(), 5),
+        "standard_error": round(difference.std().item() / len(loss) ** 0.5, 5),
+        "largest_logit": round(largest, 2),
+        "largest_difference": round(shift, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -217,10 +263,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--products", action="store_true")
+    parser.add_argument("--int8-loss", type=Path, metavar="RUN")
+    parser.add_argument("--sequences", type=int, default=128, help="of --int8-loss")
     options = parser.parse_args()
     clock = time.process_time if options.processor_time else time.perf_counter
     if options.products:
         print_table(["rows", "F.linear ms", "packed ms"], measure_products(options.rounds, clock))
+        return
+    if options.int8_loss is not None:
+        print(measure_int8_loss(options.int8_loss, options.sequences))
         return
     device = choose_device(options.device)
     rows = [measure(name, device, options.rounds, options.batch, clock) for name in ("gpt2", "gpt")]
@@ -233,7 +284,8 @@ def main() -> None:
         ],
     )
     threads = torch.get_num_threads()
-    write_result(f"generate-{device.type}-{threads}threads", {"generation": rows}, device)
+    figures = {"clock": clock.__name__, "generation": rows}
+    write_result(f"generate-{device.type}-{threads}threads", figures, device)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.shards import write_shard
 from quintic.evaluate import gzip_bytes
 from quintic.metrics_file import read_records
+from quintic.model import int8
 from quintic.recipes import RECIPES
 from quintic.setup import start
 from quintic.train import evaluate_run, train_run
@@ -764,6 +765,30 @@ def test_sampling_settings_out_of_range_are_refused(
     option: str, value: str, message: str, text_run: Path, capsys: Capture
 ) -> None:
     assert refusal(["generate", str(text_run), option, value], capsys) == message
+
+
+@pytest.mark.skipif(not int8.runs_int8(), reason="needs AVX-512 VNNI")
+def test_generate_in_eight_bits_is_the_same_alone_and_in_any_batch(
+    text_run: Path, capsys: Capture
+) -> None:
+    command = ("--weights", "int8", "--prompt", "def ", "--tokens", "40", "--json", "--logprobs")
+    lines = generated(text_run, capsys, *command, "--samples", "3").splitlines()
+    assert generated(text_run, capsys, *command, "--samples", "3", "--batch", "1") == (
+        "".join(line + "\n" for line in lines)
+    )
+    assert len({json.loads(line)["text"] for line in lines}) == 3
+    streamed = generated(text_run, capsys, *command[:-2])
+    assert streamed == "def " + json.loads(lines[0])["text"] + "\n"
+
+
+def test_eight_bits_are_refused_where_the_processor_has_no_products_for_them(
+    text_run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "runs_int8", lambda: False)
+    command = ["generate", str(text_run), "--device", "cpu", "--weights", "int8"]
+    assert refusal(command, capsys) == (
+        "--weights int8 needs a processor with AVX-512 VNNI: leave it out"
+    )
 
 
 def test_generate_continues_the_prompts_of_a_file(

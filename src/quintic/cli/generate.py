@@ -22,6 +22,8 @@ from quintic.generate import (
     prompt_ids,
 )
 from quintic.model.base import LanguageModel
+from quintic.model.decoding import DecodingParts
+from quintic.model.int8 import int8_parts
 from quintic.sampling import Sampling
 from quintic.trained import load_trained
 
@@ -47,6 +49,7 @@ def run(command: Generate, _arguments: Sequence[str]) -> None:
     for problem in trained.checkpoint.damaged:
         print(f"skipped: {problem}", file=sys.stderr)
     tokenizer = trained.load_tokenizer(Console(), path=command.data, tokenizer=command.tokenizer)
+    parts = int8_parts(trained.model) if command.weights == "int8" else None
     for number, prompt in enumerate(prompts, start=1):
         length, context = len(prompt_ids(tokenizer, prompt)), trained.config.model.context
         if length > context:
@@ -56,7 +59,7 @@ def run(command: Generate, _arguments: Sequence[str]) -> None:
                 file=sys.stderr,
             )
     if len(prompts) * command.samples == 1 and not command.json:
-        _stream(command, sampling, trained.model, tokenizer, prompts[0])
+        _stream(command, sampling, trained.model, tokenizer, prompts[0], parts)
         return
     found = generate_samples(
         trained.model,
@@ -69,6 +72,7 @@ def run(command: Generate, _arguments: Sequence[str]) -> None:
         stop=command.stop,
         batch=command.batch,
         logprobs=command.logprobs,
+        parts=parts,
     )
     for line in _json_lines(prompts, found) if command.json else _blocks(prompts, found):
         print(line, flush=True)
@@ -113,6 +117,7 @@ def _stream(
     model: LanguageModel,
     tokenizer: Tokenizer,
     prompt: str,
+    parts: DecodingParts | None,
 ) -> None:
     """Print one text as it comes."""
     stream = TextStream(tokenizer, command.stop)
@@ -125,6 +130,7 @@ def _stream(
         seeds=[command.seed],
         vocab_size=tokenizer.vocab_size,
         stop_id=tokenizer.eot_id,
+        parts=parts,
     ):
         print(stream.feed(drawn.token), end="", flush=True)
         if stream.stopped:

@@ -187,6 +187,8 @@ class Generate(_TrainedOptions):
     """Seed of the draw."""
     batch: int = 16
     """Continuations made at once."""
+    weights: Literal["int8"] | None = None
+    """int8: matrices in eight bits, on a CPU with AVX-512 VNNI; None: as the model has them."""
     json: bool = False
     """Print a JSON object a line for each continuation."""
     logprobs: bool = False
