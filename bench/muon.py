@@ -16,7 +16,7 @@ What was expected of each part on two cores of a CPU, and what it did:
   time. Beside other programs the processor time of a layer of GPT-2 small on one thread fell from
   0.79 to 0.60 s (best of 4), and the memory beyond the momentum from 151 MiB to 42.
 - bfloat16 in the units for float32 where the CPU has none or slower ones for bfloat16: AVX512_BF16
-  without AMX did 85 thousand million operations a second and thread, and float32 180, so 2.1 times as
+  without AMX did 85 GFLOP/s on a thread, and float32 180, so 2.1 times as
   fast in each product, and 0.76 of the operations by symmetry: 2 times and more. In processor time
   of a layer on one thread it is 1.9 (0.85 against 1.64 s), in time on two busy cores 2.4. Every
   product is rounded to bfloat16 as before, and a Gram matrix serves one iteration.

@@ -163,8 +163,8 @@ def newton_schulz_dtype(asked: str, device: torch.device, weights: torch.dtype) 
     """Return the precision of Newton-Schulz for `optim.muon.ns_dtype`.
 
     auto is bfloat16 on CUDA, as in the original: the iteration forgives its errors. Elsewhere it
-    is float32, or float64 where the weights are, since bfloat16 products are much slower
-    on a CPU without units for it.
+    is float32, or float64 where the weights are, since bfloat16 products are much slower on a
+    CPU without units for it.
     """
     if asked != "auto":
         dtype: torch.dtype = getattr(torch, asked)
