@@ -47,8 +47,7 @@ kernel has the logits alone, in bfloat16, and overwrites them with their gradien
 KEPT_LEAST, KEPT_MOST = 1.7, 2.1
 """Resident at most, over what is predicted to be alive, where freed memory is kept
 (`quintic.malloc`): the least and the most of the trainings of docs/results/plan-memory.json, to a
-tenth outwards. The heap grows since what is kept lies in gaps between pieces that stay, where the
-next large piece finds no room."""
+tenth outwards. What is kept lies in gaps, where the next large piece often finds no room."""
 
 UPDATE_STACKS = 5
 """Temporaries of an update, in stacks of matrices (`quintic.optim.stacks`)."""
