@@ -44,7 +44,7 @@ LOGIT_BYTES, KERNEL_LOGIT_BYTES = 8, 2
 """Bytes alive per logit of a chunk: itself and the logarithm of its probability in float32; the
 kernel has the logits alone, in bfloat16, and overwrites them with their gradient."""
 
-KEPT_LEAST, KEPT_MOST = 1.7, 2.1
+KEPT_LEAST, KEPT_MOST = 1.7, 2.6
 """Resident at most, over what is predicted to be alive, where freed memory is kept
 (`quintic.malloc`): the least and the most of the trainings of docs/results/plan-memory.json, to a
 tenth outwards. What is kept lies in gaps, where the next large piece often finds no room."""
