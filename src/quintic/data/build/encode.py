@@ -1,8 +1,8 @@
 """Chunks to token ids, in this process and in others: one task at a time, in any of them.
 
-tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better; a thread here
-that encodes while another reads takes a tenth more processor time, since they wait for the
-interpreter by turns. The others are spawned, not forked: the parent has threads. They never import
+tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better; nor does a
+thread encode while another reads, since they would wait for the interpreter by turns (docs/log.md
+has what was measured). The others are spawned, not forked: the parent has threads. They never import
 torch.
 """
 
