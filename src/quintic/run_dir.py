@@ -134,7 +134,8 @@ def read_config(folder: Path) -> Config:
 
 def _is_of_transformers(path: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return "architectures" in json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
+        return isinstance(found, dict) and "architectures" in found
     return False
 
 

@@ -97,12 +97,15 @@ def test_packed_matrices_are_those_of_the_weights_when_they_were_packed() -> Non
 
 
 def test_what_computed_a_model_before_does_again_afterwards() -> None:
-    model = drawn()
+    model = drawn(activation="relu2")
+    plain = logits(model)
     fuse(model)
+    assert ("layers.0.mlp", "forward") in own_parts(model)
     before = [dict(vars(module)) for module in model.modules()]
     parts = DecodingParts(model, texts=1, tokens=FEWEST_TOKENS)
     with parts.used():
         assert [dict(vars(module)) for module in model.modules()] != before
+        torch.testing.assert_close(logits(model), plain, rtol=1e-4, atol=1e-4)
     assert [dict(vars(module)) for module in model.modules()] == before
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from quintic.kernels import cpu_block
 from quintic.model import gpt, gpt2
 from quintic.model.base import LanguageModel
+from quintic.model.fused import unfused
 from quintic.model.gpt import ForwardContext
 from quintic.model.linear import Linear
 
@@ -95,6 +96,7 @@ class DecodingParts:
     ) -> None:
         """Make them for so many texts and new tokens; `linear` and `head` make the matrices of the
         blocks and of the head, where these are to be of another form."""
+        self._model = model
         self._parts: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         if not _pays(model, tokens):
             return
@@ -116,10 +118,11 @@ class DecodingParts:
         for module, forward in forwards.items():
             self._add(module, "forward", forward)
         blocks = (b for b in model.modules() if isinstance(b, gpt.Block | gpt2.Block))
-        for parent in (module for block in blocks for module in block.modules()):
-            for name, child in parent.named_children():
-                # Called as it is: what `nn.Module.__call__` looks for takes an operator's time.
-                self._add(parent, name, forwards.get(child, child.forward))
+        with unfused(model):
+            for parent in (module for block in blocks for module in block.modules()):
+                for name, child in parent.named_children():
+                    # Called as it is: what `nn.Module.__call__` looks for takes an operator's time.
+                    self._add(parent, name, forwards.get(child, child.forward))
 
     def _add(self, module: nn.Module, name: str, part: Callable[..., Any]) -> None:
         self._parts.append((vars(module), name, part))
@@ -127,19 +130,21 @@ class DecodingParts:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Let the model compute by them while open; nothing in it has a gradient then."""
-        before: list[tuple[dict[str, Any], str, Any]] = [
-            (own, name, own.get(name)) for own, name, _ in self._parts
-        ]
-        for own, name, part in self._parts:
-            own[name] = part
-        try:
-            yield
-        finally:
-            for own, name, was in before:
-                if was is None:
-                    del own[name]
-                else:
-                    own[name] = was
+        # A model that trains by fused kernels looks for the modules that parts stand in for.
+        with unfused(self._model) if self._parts else nullcontext():
+            before: list[tuple[dict[str, Any], str, Any]] = [
+                (own, name, own.get(name)) for own, name, _ in self._parts
+            ]
+            for own, name, part in self._parts:
+                own[name] = part
+            try:
+                yield
+            finally:
+                for own, name, was in before:
+                    if was is None:
+                        del own[name]
+                    else:
+                        own[name] = was
 
 
 def _pays(model: LanguageModel, tokens: int) -> bool:

@@ -2,8 +2,8 @@
 
 tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better; nor does a
 thread encode while another reads, since they would wait for the interpreter by turns (docs/log.md
-has what was measured). The others are spawned, not forked: the parent has threads. They never import
-torch.
+has what was measured). The others are spawned, not forked: the parent has threads. They never
+import torch.
 """
 
 import hashlib

@@ -14,7 +14,7 @@ from quintic.data.build.sources.byte_stream import byte_stream
 from quintic.data.build.sources.packing import unpacked
 from quintic.data.build.text_files import kind_and_packing
 from quintic.data.tokens.token_file import MASK_COLUMN
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, one_line
 
 _IDS = pyarrow.list_(pyarrow.int64())
 _BATCH_BYTES = 1 << 22
@@ -81,7 +81,10 @@ def _batch(path: Path, lines: Sequence[tuple[int, bytes]], columns: Sequence[str
                     f"{path}:{number} is no row of token ids like the first ({why}): mend or leave "
                     f"out the line, or make the file again"
                 ) from found
-        raise AssertionError("no line is to blame") from error
+        raise QuinticError(
+            f"{path}:{lines[0][0]} to {lines[-1][0]} are no rows of token ids together "
+            f"({one_line(error)}), though each alone is: make the file again"
+        ) from error
 
 
 def _rows(lines: Sequence[bytes], columns: Sequence[str]) -> Any:
