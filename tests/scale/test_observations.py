@@ -196,6 +196,18 @@ def test_other_configs_of_one_size_and_length_are_noted(tmp_path: Path) -> None:
     assert "are of one size and as many tokens, and differ in optim.muon.lr" in note
 
 
+@pytest.mark.parametrize("seed", ["nan", "inf", "0.5", "first"])
+def test_a_seed_that_is_none_is_refused_by_row(tmp_path: Path, seed: str) -> None:
+    message = refused(tmp_path / "a.csv", f"N,D,loss,seed\n1e6,2e7,3,1\n1e6,3e7,3,{seed}\n")
+    assert f"row 3: seed is {seed!r}, which is no seed: write a whole number" in message
+
+
+def test_seeds_may_be_missing_or_written_by_pandas(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("N,D,loss,seed\n1e6,2e7,3.1,1.0\n1e6,2e7,3.2,2.0\n1e6,3e7,3,\n2e6,3e7,2.9\n")
+    assert [run.seed for run in read_csv(path).runs] == [1, 2, None, None]
+
+
 def test_a_csv_of_a_law_is_the_law(tmp_path: Path) -> None:
     runs = read_csv(csv_of(tmp_path / "runs.csv", grid()))
     assert sorted(set(runs.parameters("given"))) == SIZES

@@ -75,6 +75,7 @@ def read_csv(path: Path) -> Observations:
         given = {
             name: _number(path, number, header[place], row[place] if place < len(row) else "")
             for name, place in places.items()
+            if name != "seed"
         }
         n, d, c = (given.get(name) for name in ("parameters", "tokens", "flops"))
         if n is None:
@@ -92,7 +93,8 @@ def read_csv(path: Path) -> Observations:
                     f"than all parameters, {n:g}: give what is left of these without embeddings"
                 )
             counts = {"all": n, "blocks": given["blocks"]}
-        seed = int(given["seed"]) if "seed" in given else None
+        place = places.get("seed", len(row))
+        seed = _seed(path, number, header[place], row[place]) if place < len(row) else None
         same = (n, d, c, given["loss"] if seed is None else seed)
         if same in seen:
             raise QuinticError(
@@ -205,6 +207,18 @@ def _number(path: Path, row: int, column: str, text: str) -> float:
         raise QuinticError(
             f"{path} row {row}: {column} is {text[:40]!r}, which is no number: {way_out}"
         ) from None
+
+
+def _seed(path: Path, row: int, column: str, text: str) -> int | None:
+    """Return a seed, which pandas writes as 1.0 where others are missing; None where it is."""
+    if not text.strip():
+        return None
+    if found := re.fullmatch(r"\s*(-?[0-9]{1,18})(?:\.0*)?\s*", text):
+        return int(found[1])
+    raise QuinticError(
+        f"{path} row {row}: {column} is {text[:40]!r}, which is no seed: write a whole number, or "
+        "nothing where it is not known"
+    )
 
 
 def _is_number(text: str) -> bool:
