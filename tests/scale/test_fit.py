@@ -1,9 +1,12 @@
 """The fit itself: its derivatives, its minimum, and how often its intervals hold the truth."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from quintic.errors import QuinticError
+from quintic.scale.csv_file import read_csv
 from quintic.scale.fit import draw_weights, fit, solve_draws, starts, variables
 from quintic.scale.law import IN_FLOPS, TWO_TERMS, Form, Variable, flops_per_token, values
 from quintic.scale.solver import DELTA, Sums, solve
@@ -132,6 +135,14 @@ def test_a_loss_that_rises_with_the_tokens_is_no_law() -> None:
     observations.loss_R = observations.loss_R * (observations.tokens_R / 1e8) ** 0.2
     with pytest.raises(QuinticError, match="their loss does not fall with D where all else"):
         fit(observations, TWO_TERMS, "given", draws=200)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_that_rises_with_both_is_refused_without_a_warning_of_numpy(tmp_path: Path) -> None:
+    rows = [f"{2**i}e6,{2**j}e7,{3 + 0.2 * i + 0.1 * j}" for i in range(4) for j in range(4)]
+    (tmp_path / "a.csv").write_text("\n".join(["N,D,loss", *rows]))
+    with pytest.raises(QuinticError, match="their loss does not fall with N where all else"):
+        fit(read_csv(tmp_path / "a.csv"), TWO_TERMS, "given", draws=200)
 
 
 def test_the_interval_of_e_ends_at_the_lowest_loss() -> None:

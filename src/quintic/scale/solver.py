@@ -67,10 +67,12 @@ def solve(
     fits, runs = len(starts_KP), len(log_loss_R)
     weights_KR = np.broadcast_to(weights_KR, (fits, runs))
     rows = max(1, CHUNK // runs)
-    parts = [
-        _solve(starts_KP[k : k + rows], weights_KR[k : k + rows], x_MR, log_loss_R, most_steps)
-        for k in range(0, fits, rows)
-    ]
+    # Where the loss rises with N or D all terms vanish on the way, and what follows is refused.
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        parts = [
+            _solve(starts_KP[k : k + rows], weights_KR[k : k + rows], x_MR, log_loss_R, most_steps)
+            for k in range(0, fits, rows)
+        ]
     return Solved(
         np.concatenate([part.parameters_KP for part in parts]),
         np.concatenate([part.objective_K for part in parts]),
