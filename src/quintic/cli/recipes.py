@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from quintic.cli.options import Recipes
 from quintic.config import Config, resolve_vocabulary
 from quintic.console import Console, Table, hours_text, short_count
+from quintic.data.gpt2_tokenizer import GPT2
 from quintic.ladder import DEEPEST, Rung
 from quintic.model.build import meta_model
 from quintic.plan.rates import CPU_CORE, H200, MeasuredRate
 from quintic.recipes import RECIPES, get_recipe
 
 RUNGS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, DEEPEST)
-GPT2_VOCABULARY = 50_257
 
 
 def run(command: Recipes, _arguments: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def _print_ladder(console: Console) -> None:
     console.table(Table([*header, *(rate.device for rate in rates)], rows))
     console.line(
         "blocks: parameters of the block matrices, which the rules count; all: with the embedding "
-        f"of GPT-2's vocabulary, {GPT2_VOCABULARY:,} tokens, which FLOPs and hours have too"
+        f"of GPT-2's vocabulary, {GPT2.vocab_size:,} tokens, which FLOPs and hours have too"
     )
     for rate in rates:
         console.line(
@@ -55,7 +55,7 @@ def _print_ladder(console: Console) -> None:
 
 
 def _row(name: str, rung: Rung, rates: Sequence[MeasuredRate]) -> list[str]:
-    config: Config = resolve_vocabulary(get_recipe(name), GPT2_VOCABULARY)
+    config: Config = resolve_vocabulary(get_recipe(name), GPT2.vocab_size)
     model = meta_model(config.model)
     flops = model.flops_per_token() * config.tokens
     return [

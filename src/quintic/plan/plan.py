@@ -9,6 +9,7 @@ from typing import Any
 
 from quintic.config import EMBEDDED, Config, resolve_eot, resolve_vocabulary
 from quintic.data.dataset import open_dataset
+from quintic.data.gpt2_tokenizer import GPT2
 from quintic.data.shards import token_dtype
 from quintic.device import auto_micro_batch, choose_device
 from quintic.errors import QuinticError
@@ -20,7 +21,6 @@ from quintic.plan.memory import Memory, MemoryModel, Setting
 from quintic.recipes import get_recipe
 from quintic.setup import check_divided
 
-GPT2_VOCABULARY = 50_257
 LEAST_BUSY = 0.95
 """Share of the best setting's busy time that a setting must reach: of those the largest micro-batch
 is taken, since small ones are slower by an amount that is not predicted."""
@@ -224,7 +224,8 @@ def _fastest(
         setting = planned.setting
         return setting.checkpointing, setting.sharding != config.train.sharding
 
-    cheap = [planned for planned in fitting if cost(planned) == min(map(cost, fitting))]
+    lowest = min(map(cost, fitting))
+    cheap = [planned for planned in fitting if cost(planned) == lowest]
     busy = {p: _busy(config, p.setting.micro_batch, count) for p in cheap}
     least = LEAST_BUSY * max(busy.values())
     return max((p for p in cheap if busy[p] >= least), key=lambda p: p.setting.micro_batch)
@@ -274,7 +275,7 @@ def _with_vocabulary(config: Config) -> tuple[Config, str]:
     if path == EMBEDDED:
         return resolve_vocabulary(config, config.data.embedded_vocab), "the embedded corpus"
     if not Path(path).is_dir():
-        return resolve_vocabulary(config, GPT2_VOCABULARY), f"GPT-2, since {path} is not there"
+        return resolve_vocabulary(config, GPT2.vocab_size), f"GPT-2, since {path} is not there"
     dataset = open_dataset(Path(path), config.data.tokenizer)
     return resolve_vocabulary(config, dataset.vocab_size), path
 
