@@ -220,7 +220,7 @@ def test_what_is_not_its_own_is_refused_and_changes_nothing() -> None:
         (swapped, "groups are of other optimizers"),
         (
             other.state_dict(),
-            r"exp_avg of words.weight has the shape \[9, 4\] and must have \[7, 4\]",
+            r"^AdamW: the exp_avg of words.weight has the shape \[9, 4\] and must have \[7, 4\]",
         ),
         (torch.optim.AdamW(net.parameters()).state_dict(), r"groups of \[5\] parameters"),
     ]:

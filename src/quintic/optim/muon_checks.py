@@ -240,28 +240,34 @@ def _check_state(name: str, p: Tensor, group: Group, state: Mapping[str, Any]) -
 
 
 def check_tensor(
-    name: str, p: Tensor, state: Mapping[str, Any], key: str, shape: tuple[int, ...] | None = None
+    name: str,
+    p: Tensor,
+    state: Mapping[str, Any],
+    key: str,
+    shape: tuple[int, ...] | None = None,
+    whose: str = "Muon",
 ) -> None:
     """Raise `QuinticError` where what a state has of a parameter under `key`, if anything, is no
-    tensor of real numbers of this shape, by default the parameter's, that lies as that does."""
+    tensor of real numbers of this shape, by default the parameter's, that lies as that does; the
+    message begins with `whose`, the optimizer that the parameter is updated by."""
     if key not in state:
         return
     value, shape = state[key], tuple(p.shape) if shape is None else shape
     if not isinstance(value, Tensor):
-        raise QuinticError(f"Muon: the {key} of {name} is {value!r:.60}, no tensor")
+        raise QuinticError(f"{whose}: the {key} of {name} is {value!r:.60}, no tensor")
     if isinstance(value, DTensor) != isinstance(p, DTensor):
         raise QuinticError(
-            f"Muon: {name} and its {key} must both be DTensors or neither; "
+            f"{whose}: {name} and its {key} must both be DTensors or neither; "
             "torch.distributed.checkpoint.state_dict converts between them"
         )
     if tuple(value.shape) != shape:
         raise QuinticError(
-            f"Muon: the {key} of {name} has the shape {list(value.shape)} and must have "
+            f"{whose}: the {key} of {name} has the shape {list(value.shape)} and must have "
             f"{list(shape)}"
         )
     if not value.is_floating_point():
         raise QuinticError(
-            f"Muon: the {key} of {name} is {value.dtype} and must be of real numbers"
+            f"{whose}: the {key} of {name} is {value.dtype} and must be of real numbers"
         )
 
 

@@ -131,7 +131,7 @@ class MuonWithAdamW(Muon):
                             f"{', '.join(map(str, state))} and not {', '.join(ADAMW_STATE)}"
                         )
                     for tensor in (*ADAM_MOMENTS, "max_exp_avg_sq"):
-                        check_tensor(name_of(p, own), p, state, tensor)
+                        check_tensor(name_of(p, own), p, state, tensor, whose="AdamW")
                     if state and not _is_step(state["step"]):
                         raise QuinticError(
                             f"MuonWithAdamW: the step of {name_of(p, own)} is "
