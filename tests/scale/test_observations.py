@@ -166,6 +166,10 @@ def test_runs_that_are_no_evidence_are_refused_by_name(tmp_path: Path) -> None:
             file.write(json.dumps(record) + "\n")
         return path
 
+    link = tmp_path / "link"
+    link.symlink_to(good)
+    for same in (good, link):
+        assert f"{same} and {good} are the same run: name each once" in message(good, same)
     again = folder_of(tmp_path / "again", width=32, steps=100, loss=4.2)
     assert f"{again} repeats {good}, of the same config and seed" in message(good, again)
     copy = folder_of(tmp_path / "copy", width=32, steps=100, seed=2, loss=4.0)
@@ -200,6 +204,15 @@ def test_other_configs_of_one_size_and_length_are_noted(tmp_path: Path) -> None:
 def test_a_seed_that_is_none_is_refused_by_row(tmp_path: Path, seed: str) -> None:
     message = refused(tmp_path / "a.csv", f"N,D,loss,seed\n1e6,2e7,3,1\n1e6,3e7,3,{seed}\n")
     assert f"row 3: seed is {seed!r}, which is no seed: write a whole number" in message
+
+
+def test_rows_are_counted_as_a_spreadsheet_does_empty_ones_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    text = '\nN,D,loss,note\n\n1e6,2e7,3,"two\nlines"\n,,,\n2e6,2e7,2.9\n\n1e6,2e7,3\n'
+    assert "row 8 repeats row 4, of the same size" in refused(path, text)
+    assert "row 6: loss is 'low'" in refused(path, text.replace("2.9", "low"))
+    path.write_text(text.replace("2.9", "2.9,\u2028").removesuffix("1e6,2e7,3\n"))
+    assert [run.label for run in read_csv(path).runs] == [f"{path} row 4", f"{path} row 6"]
 
 
 def test_seeds_may_be_missing_or_written_by_pandas(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from quintic.compare.groups import (
     Group,
+    check_once,
     check_same_data,
     differing_settings,
     group_runs,
@@ -153,7 +153,7 @@ def compare(
         raise QuinticError("compare needs at least one run: name the folders of runs, or logs")
     if target is not None and not (math.isfinite(target) and target > 0):
         raise QuinticError(f"--target is {target}: it must be a positive loss in nats per token")
-    _check_once(runs)
+    check_once(runs)
     comparable = True
     try:
         check_same_data(runs)
@@ -200,18 +200,6 @@ def compare(
         notes=(*notes, *_notes(results, target, comparable, axis)),
         tasks=compare_tasks(groups),
     )
-
-
-def _check_once(runs: Sequence[RunRecord]) -> None:
-    seen: dict[Path, Path] = {}
-    for run in runs:
-        resolved = run.path.resolve()
-        if resolved in seen:
-            raise QuinticError(
-                f"{run.path} and {seen[resolved]} are the same run: name each once, since a copy "
-                "is no further evidence"
-            )
-        seen[resolved] = run.path
 
 
 def _check_pairs(group: Group, first: Group) -> None:

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from quintic.compare.record import SEED, DatasetIdentity, RunRecord
@@ -132,6 +133,19 @@ def same_data(one: DatasetIdentity, other: DatasetIdentity) -> bool:
     if one.fingerprint is not None and other.fingerprint is not None:
         return one.fingerprint == other.fingerprint
     return one.described is None or other.described is None or one.described == other.described
+
+
+def check_once(runs: Sequence[RunRecord]) -> None:
+    """Raise `QuinticError` where a run is named twice, be it by other paths of its folder."""
+    seen: dict[Path, Path] = {}
+    for run in runs:
+        resolved = run.path.resolve()
+        if resolved in seen:
+            raise QuinticError(
+                f"{run.path} and {seen[resolved]} are the same run: name each once, since a copy "
+                "is no further evidence"
+            )
+        seen[resolved] = run.path
 
 
 def check_same_data(runs: Sequence[RunRecord], *, forcible: bool = True) -> None:

@@ -43,9 +43,9 @@ def read_csv(path: Path) -> Observations:
 
     It needs a column of losses and two of parameters, tokens and FLOPs; the third follows from
     FLOPs = 6 x parameters x tokens. Rows of equal parameters, tokens and FLOPs are seeds of one
-    run. Columns are apart by commas, semicolons or tabs. Raises `QuinticError`, with the row, where
-    a column is missing, a number is not positive or seems to be in another unit, or a row is there
-    twice.
+    run. Columns are apart by commas, semicolons or tabs. Raises `QuinticError` where a column is
+    missing, a number is not positive or seems to be in another unit, or a row is there twice, with
+    the row as a spreadsheet counts it, empty ones too.
     """
     try:
         if path.stat().st_size > LARGEST_BYTES:
@@ -54,9 +54,9 @@ def read_csv(path: Path) -> Observations:
                 "with a row for each run"
             )
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = file.read().splitlines(keepends=True)
-        table = csv.reader(lines, delimiter=_separator(lines))
-        filled = [row for row in table if any(map(str.strip, row))]
+            lines = list(file)
+        table = enumerate(csv.reader(lines, delimiter=_separator(lines)), start=1)
+        filled = [(number, row) for number, row in table if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise QuinticError(
             f"{path} is no CSV ({one_line(error)}): save it as text with commas between the columns"
@@ -66,12 +66,12 @@ def read_csv(path: Path) -> Observations:
             f"{path} is empty: write a header, such as parameters,tokens,loss, and a row for each "
             "run"
         )
-    header, *rows = filled
+    (_, header), *rows = filled
     places = _places(path, header)
     runs: list[Observation] = []
     groups: dict[tuple[float, ...], int] = {}
     seen: dict[tuple[object, ...], int] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         given = {
             name: _number(path, number, header[place], row[place] if place < len(row) else "")
             for name, place in places.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quintic.compare.groups import check_same_data, differing_settings, group_runs
+from quintic.compare.groups import check_once, check_same_data, differing_settings, group_runs
 from quintic.compare.record import RunRecord
 from quintic.compare.runs import read_run
 from quintic.config import Config
@@ -19,9 +19,10 @@ def read_folders(paths: Sequence[Path]) -> tuple[Observations, list[str]]:
     """Return the runs in some folders, and what a reader must know of them.
 
     Raises `QuinticError` where one has no final loss, where their losses do not compare, and where
-    a seed is there twice.
+    a run or a seed is there twice.
     """
     runs = [_finished(read_run(path)) for path in paths]
+    check_once(runs)
     check_same_data(runs, forcible=False)
     groups = group_runs(runs)
     found: list[Observation] = []
