@@ -23,10 +23,13 @@ def results_table(comparison: Comparison) -> Table:
         "seeds": [_seeds(result) for result in results],
         "final loss": [_final_loss(result) for result in results],
     }
+    # Of models of one size FLOPs say what tokens say.
+    shows_flops = comparison.axis == "flops" or sizes_differ(results)
+    if shows_flops:
+        columns["FLOPs"] = [_or_unknown(_flops(result), "{:.3g}") for result in results]
     if comparison.target is not None:
         for axis in AXES:
-            # Of models of one size FLOPs say what tokens say.
-            if axis != "flops" or comparison.axis == "flops" or sizes_differ(results):
+            if axis != "flops" or shows_flops:
                 name = f"{AXIS_NAMES[axis]} to {comparison.target:g}"
                 columns[name] = [_to_target(result, axis) for result in results]
     columns["tokens/s"] = [_or_unknown(r.tokens_per_s, "{:,.0f}") for r in results]
@@ -81,6 +84,11 @@ def loss_text(summary: Summary) -> str:
     """Return a mean loss and, where there is one, its standard error."""
     error = "" if summary.error is None else f" ± {summary.error:.4f}"
     return f"{summary.mean:.4f}{error}"
+
+
+def _flops(result: GroupResult) -> float | None:
+    """Return the operations of training up to the last loss that all runs have, in the mean."""
+    return result.curve[-1].flops if result.curve else None
 
 
 def _seeds(result: GroupResult) -> str:
