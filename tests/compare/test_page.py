@@ -55,6 +55,7 @@ def test_the_page_has_the_numbers_the_tables_and_the_sentences(tmp_path: Path) -
     assert {axis: places[-1] for axis, places in data["series"][1]["x"].items()} == ends
     assert data["target"] == 3.5
     assert "<td>3.2000 ± 0.0058</td>" in text
+    assert "<h1>6 runs side by side</h1>" in text
     assert "band from the lowest to the highest run" in text
     assert "band from" not in written(tmp_path, [MUON[0]])
     assert '<th scope="row">muon</th>' in text

@@ -15,6 +15,7 @@ from quintic.compare.figure import AXIS_LABELS, caption, legend_text
 from quintic.compare.record import AXES, Axis
 from quintic.compare.table import differences_table, results_table
 from quintic.compare.task_scores import tasks_table
+from quintic.errors import counted
 from quintic.pages.fill import html_items, html_table, script_json, write_filled
 
 UNITS: dict[Axis, str] = {"tokens": "tokens", "steps": "steps", "seconds": "s", "flops": "FLOPs"}
@@ -24,7 +25,9 @@ def write_page(comparison: Comparison, path: Path) -> None:
     """Write the page; the file is replaced whole."""
     differences, tasks = differences_table(comparison), tasks_table(comparison.tasks)
     losses = results_table(comparison) if comparison.has_losses else None
+    runs = sum(len(result.group.runs) for result in comparison.results)
     parts = {
+        "TITLE": f"{counted(runs, 'run')} side by side",
         "DATA": script_json(_data(comparison)),
         "CAPTION": html.escape(caption(comparison)),
         "RESULTS": html_table("validation loss in nats per token", losses) if losses else "",
