@@ -47,8 +47,11 @@ def grid(ratios: Sequence[float] = (5, 10, 20, 40)) -> list[tuple[float, float]]
     return [(n, ratio * n) for n in SIZES for ratio in ratios]
 
 
-def csv_of(path: Path, pairs: Sequence[tuple[float, float]]) -> Path:
-    lines = [f"{n},{d},{loss_of(n, d)}" for n, d in pairs]
+def csv_of(
+    path: Path, pairs: Sequence[tuple[float, float]], *, noise: float = 0.0, draw: int = 0
+) -> Path:
+    runs = runs_of(pairs, noise=noise, draw=draw).runs
+    lines = [f"{run.parameters['given']},{run.tokens},{run.loss}" for run in runs]
     path.write_text("\n".join(["parameters,tokens,loss", *lines]) + "\n")
     return path
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
@@ -38,6 +39,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+def data_of(page: Path) -> Any:
+    """What a page draws."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])  # type: ignore[index]
+
+
 def test_a_law_its_prediction_and_its_best_size(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,8 +77,9 @@ def test_the_figure_and_the_page(
     assert matplotlib.image.imread(figure).shape[1] > 1000
     said(capsys, str(runs), "--predict", "64e6,1.28e9", "--out", str(page))
     text = page.read_text()
+    assert "<h1>A law of the loss, fitted to 20 runs</h1>" in text
     assert not re.search(r"(?:src|href)=|https?://(?!www\.w3\.org)", text.split("<script>")[0])
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])  # type: ignore[index]
+    data = data_of(page)
     labels = [series["label"] for series in data["flops"]]
     assert labels == ["best size by the law", "runs", "N,D = 64e6,1.28e9"]
     for series in [*data["flops"], *data["profiles"]]:
@@ -131,6 +138,38 @@ def test_where_tokens_follow_parameters_the_law_has_one_term(
     assert "fit the one-term law with --law flops" in refused(
         capsys, str(path), "--law", "two-term"
     )
+
+
+def test_where_an_exponent_may_be_0_nothing_is_foreseen_beyond_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "all.json", tmp_path / "law.html"
+    path = csv_of(tmp_path / "noisy.csv", grid(), noise=0.006, draw=1)
+    words = said(capsys, str(path), "--predict", "64e6,1.28e9", "8e6,1.6e8", "--out", str(out))
+    found = json.loads(out.read_text())
+    (fit,) = found["fits"]
+    intervals = {name: fit["parameters"][name] for name in "ab"}
+    untold = [name for name, i in intervals.items() if i["low"] <= 0 < i["estimate"]]
+    assert fit["exponents whose interval holds 0"] == untold == ["a"]
+    low, high = (f"{intervals['a'][end]:.3g}" for end in ("low", "high"))
+    assert (
+        f"Of this law the interval of a ({low} to {high}) holds 0: the runs do not tell how the "
+        "loss falls with N, or whether it does, so the fit carries no prediction beyond them, nor "
+        "a claim on the best size for a budget."
+    ) in words
+    assert words.count("This fit does not carry it.") == 1
+    assert [prediction["carried"] for prediction in found["predictions"]] == [False, True]
+    assert "The best N grows" not in words and "best N ~ C^" not in words
+    growth = "size of the best run grows with FLOPs to the power"
+    assert (fit[growth], found["profiles"], found["frontier"]) == (None, [], None)
+    assert any("holds 0" in sentence for sentence in found["evidence"])
+    refusal = refused(capsys, str(path), "--budget", "1e18", *FEW)
+    assert "tell no best size for a budget: the interval of a (" in refusal
+    assert "or leave --budget and --hours out" in refusal
+    said(capsys, str(path), "--predict", "64e6,1.28e9", "--out", str(page))
+    labels = [series["label"] for series in data_of(page)["flops"]]
+    assert labels == ["runs", "N,D = 64e6,1.28e9, not carried by the fit"]
+    said(capsys, str(path), "--out", str(tmp_path / "law.png"))
 
 
 def test_a_run_far_beside_the_law_is_named_and_hardly_moves_it(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quintic.compare.statistics import CONFIDENCE
 from quintic.console import short_count
-from quintic.scale.fit import FAR, Fit, far_runs, far_words
+from quintic.scale.fit import FAR, Fit, far_runs, far_words, untold_words
 from quintic.scale.forecast import Prediction, growth
 from quintic.scale.law import LETTERS, TWO_TERMS, formula
 from quintic.scale.observations import COUNTS, Count
@@ -25,17 +25,19 @@ def conclusions(scaling: Scaling) -> Iterator[str]:
     """Yield a sentence or two for each claim that one could make of these fits."""
     for found in scaling.fits:
         yield _fitted(found)
+        if found.untold:
+            yield _untold(found)
     chosen = scaling.fits[0]
     yield from _warnings(chosen)
-    if chosen.form == TWO_TERMS:
+    if chosen.form == TWO_TERMS and not chosen.untold:
         yield _growth(chosen)
-    else:
+    elif chosen.form != TWO_TERMS:
         yield (
             f"D follows N in all of these runs, so the law is one in {LETTERS[chosen.form[0]]}: it "
             "holds for runs on the same line, and says nothing of the best size for a budget."
         )
     for prediction in scaling.predictions:
-        where = _reach(prediction.beyond)
+        where = _reach(prediction.beyond, prediction.carried)
         yield (
             f"{prediction.label}{_counting(prediction.count)}: {prediction.law.estimate:.4f}, "
             f"{CONFIDENCE:.0%} interval of the mean {between(prediction.law)}, of one run "
@@ -86,6 +88,16 @@ def _fitted(found: Fit) -> str:
     )
 
 
+def _untold(found: Fit) -> str:
+    falls = [LETTERS[name] for name, e in zip(found.form, "ab", strict=False) if e in found.untold]
+    size = ", nor a claim on the best size for a budget" if found.form == TWO_TERMS else ""
+    return (
+        f"Of this law {untold_words(found.untold)}: the runs do not tell how the loss falls with "
+        f"{' or '.join(falls)}, or whether it does, so the fit carries no prediction beyond them"
+        f"{size}. Train sizes, or numbers of tokens, further apart, or more of them."
+    )
+
+
 def _warnings(found: Fit) -> Iterator[str]:
     draws = len(found.draws.log_e_K)
     e = found.parameters()["E"]
@@ -130,7 +142,8 @@ def _growth(found: Fit) -> str:
     return f"{opening}: the evidence supports that {faster} should grow faster than {slower}."
 
 
-def _reach(beyond: tuple[str, ...]) -> str:
+def _reach(beyond: tuple[str, ...], carried: bool = True) -> str:
     if not beyond:
         return "That is among the runs, in N, D and C."
-    return f"That is extrapolation: {', '.join(beyond)}."
+    refused = "" if carried else " This fit does not carry it."
+    return f"That is extrapolation: {', '.join(beyond)}.{refused}"

@@ -34,8 +34,8 @@ def draw_scaling(scaling: Scaling, path: Path) -> None:
     right.plot(
         runs.flops_R, runs.loss_R, ".", color=RUN_COLOUR, label=f"{len(runs)} runs", zorder=2
     )
-    curve = scaling.frontier
-    _draw_curve(right, curve.flops, curve, 0, frontier_label(scaling))
+    if (curve := scaling.frontier) is not None:
+        _draw_curve(right, curve.flops, curve, 0, frontier_label(scaling))
     for place, found in enumerate(first_predictions(scaling), start=1):
         look = style(place)
         bars = [[found.run.estimate - found.run.low], [found.run.high - found.run.estimate]]
@@ -46,7 +46,7 @@ def draw_scaling(scaling: Scaling, path: Path) -> None:
             fmt=look.marker,
             color=look.colour,
             capsize=3,
-            label=found.label.replace("$", r"\$"),
+            label=prediction_label(found).replace("$", r"\$"),
             zorder=4,
         )
     right.set(xlabel="FLOPs")
@@ -71,6 +71,11 @@ def first_predictions(scaling: Scaling) -> list[Prediction]:
     return [found for found in scaling.predictions if found.count == scaling.fits[0].count]
 
 
+def prediction_label(found: Prediction) -> str:
+    """Return what a prediction is called, and that it is none where the fit does not carry it."""
+    return found.label if found.carried else f"{found.label}, not carried by the fit"
+
+
 def runs_beside(scaling: Scaling, curve: Curve) -> tuple[Floats, Floats]:
     """Return parameters, rising, and losses of the runs of about the budget of a profile."""
     runs = scaling.fits[0].observations
@@ -83,7 +88,9 @@ def runs_beside(scaling: Scaling, curve: Curve) -> tuple[Floats, Floats]:
 def loss_range(scaling: Scaling) -> tuple[float, float]:
     """Return the losses that a picture shows: those of the runs, the frontier and the intervals of
     what is foreseen."""
-    shown = [*scaling.fits[0].observations.loss_R, *scaling.frontier.loss]
+    shown = [*scaling.fits[0].observations.loss_R]
+    if scaling.frontier is not None:
+        shown += scaling.frontier.loss
     for found in first_predictions(scaling):
         shown += [found.run.low, found.run.high]
     margin = 0.05 * (max(shown) - min(shown)) or 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,16 @@ class Fit:
         e, lowest = found["E"], float(self.observations.loss_R.min())
         return {**found, "E": replace(e, high=max(e.estimate, min(e.high, lowest)))}
 
+    @functools.cached_property
+    def untold(self) -> dict[str, Interval]:
+        """Return the exponents whose interval holds 0: the runs do not tell how the loss falls with
+        what they are of, or whether it does, so nothing beyond them follows, nor a best size."""
+        return {
+            name: value
+            for name, value in self.parameters().items()
+            if name.islower() and value.low <= 0
+        }
+
     def predicted(self, at: Mapping[Variable, float]) -> Interval:
         """Return the loss that the law foresees somewhere, in the mean over seeds."""
         place = {name: np.array([value]) for name, value in at.items()}
@@ -223,6 +234,12 @@ def far_runs(observations: Observations, residual_R: Floats) -> list[tuple[str, 
     return [
         (observations.runs[r].label, float(off_R[r])) for r in furthest if abs(away_R[r]) > bound
     ]
+
+
+def untold_words(untold: Mapping[str, Interval]) -> str:
+    """Return in words which exponents' intervals hold 0, of which there is at least one."""
+    named = (f"{name} ({value.low:.3g} to {value.high:.3g})" for name, value in untold.items())
+    return f"the interval of {' and that of '.join(named)} holds 0"
 
 
 def far_words(far: Sequence[tuple[str, float]]) -> str:

@@ -40,6 +40,8 @@ class Prediction:
     """The loss of one run."""
     beyond: tuple[str, ...]
     """In which way the place is beyond the runs; empty within."""
+    carried: bool
+    """False beyond the runs of a fit that leaves an exponent untold."""
     flops_from: str | None
     """How the FLOPs of a token follow from N, where they were not given."""
 
@@ -87,13 +89,15 @@ def predict(fit: Fit, label: str, place: Place, seed: int = 0) -> Prediction:
     if "flops" not in place:
         flops_from = fit.cost.formula
         place = {**place, "flops": fit.cost.of_run(place["parameters"]) * place["tokens"]}
+    reach = tuple(beyond(fit, place))
     return Prediction(
         label,
         fit.count,
         place,
         fit.predicted(place),
         fit.predicted_run(place, seed),
-        tuple(beyond(fit, place)),
+        reach,
+        not (reach and fit.untold),
         flops_from,
     )
 

@@ -51,7 +51,7 @@ class FlopsPerToken:
         """Return those of one size, in which the part beside 6 N is a power of N where it can be:
         nearer beyond the runs, where a model takes ever less beside 6 N."""
         if self.rest_factor is None:
-            return float(self.factor * parameters**self.exponent)
+            return float(self(np.array(parameters)))
         rest = self.rest_factor * parameters**self.rest_exponent
         return float(FLOPS_PER_PARAMETER * parameters + rest)
 
@@ -107,11 +107,6 @@ class Laws:
     log_factor_KM: Floats
     """Logarithms of A and B."""
     exponent_KM: Floats
-
-    def __getitem__(self, which: slice) -> Laws:
-        return Laws(
-            self.form, self.log_e_K[which], self.log_factor_KM[which], self.exponent_KM[which]
-        )
 
     def log_loss(self, at: Mapping[Variable, Floats]) -> Floats:
         """Return log L of each law at each of P places, [K, P]."""

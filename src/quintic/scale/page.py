@@ -10,9 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from quintic.errors import counted
 from quintic.pages.fill import html_items, html_table, script_json, write_filled
 from quintic.scale.conclusions import conclusions
-from quintic.scale.figure import first_predictions, frontier_label, runs_beside
+from quintic.scale.figure import (
+    first_predictions,
+    frontier_label,
+    prediction_label,
+    runs_beside,
+)
 from quintic.scale.forecast import Curve
 from quintic.scale.scaling import Scaling
 from quintic.scale.table import tables
@@ -20,7 +26,9 @@ from quintic.scale.table import tables
 
 def write_page(scaling: Scaling, path: Path) -> None:
     """Write the page; the file is replaced whole."""
+    runs = len(scaling.fits[0].observations)
     parts = {
+        "TITLE": f"A law of the loss, fitted to {counted(runs, 'run')}",
         "DATA": script_json({"flops": _over_flops(scaling), "profiles": _profiles(scaling)}),
         "TABLES": "".join(html_table(title, table) for title, table in tables(scaling)),
         "NOTES": html_items(scaling.notes),
@@ -34,15 +42,15 @@ def _over_flops(scaling: Scaling) -> list[dict[str, Any]]:
     runs, curve = scaling.fits[0].observations, scaling.frontier
     order = np.argsort(runs.flops_R, kind="stable")
     return [
-        _line(frontier_label(scaling), curve.flops, curve),
+        *([] if curve is None else [_line(frontier_label(scaling), curve.flops, curve)]),
         _dots("runs", 1, runs.flops_R[order].tolist(), runs.loss_R[order].tolist()),
         *(
             {
-                **_dots(found.label, place, [found.place["flops"]], [found.run.estimate]),
-                "low": [found.run.low],
-                "high": [found.run.high],
+                **_dots(prediction_label(one), place, [one.place["flops"]], [one.run.estimate]),
+                "low": [one.run.low],
+                "high": [one.run.high],
             }
-            for place, found in enumerate(first_predictions(scaling), start=2)
+            for place, one in enumerate(first_predictions(scaling), start=2)
         ),
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from quintic.errors import QuinticError
 from quintic.scale.design import LawName, choose_form
-from quintic.scale.fit import Fit, fit
+from quintic.scale.fit import Fit, fit, untold_words
 from quintic.scale.forecast import (
     NEAR_BUDGET,
     Curve,
@@ -52,9 +52,10 @@ class Scaling:
     predictions: tuple[Prediction, ...]
     optima: tuple[Optimum, ...]
     profiles: tuple[Curve, ...]
-    """By the first fit, each of one budget; none of a law of one term."""
-    frontier: Curve
-    """By the first fit, up to the dearest of the runs and of what is foreseen."""
+    """By the first fit, each of one budget (IsoFLOP profiles); none where it tells no best size."""
+    frontier: Curve | None
+    """By the first fit, up to the dearest of the runs and of what is foreseen; None where it is a
+    law of two terms that tells no best size."""
     helpful: HelpfulRun | None
     notes: tuple[str, ...]
 
@@ -68,7 +69,7 @@ class Scaling:
             "predictions": [asdict(found) for found in self.predictions],
             "optima": [asdict(found) for found in self.optima],
             "profiles": [asdict(found) for found in self.profiles],
-            "frontier": asdict(self.frontier),
+            "frontier": None if self.frontier is None else asdict(self.frontier),
             "most helpful run": None if self.helpful is None else asdict(self.helpful),
             "notes": list(self.notes),
         }
@@ -88,7 +89,7 @@ def scale(
     """Fit a law to runs and foresee with it; `count` is how parameters are counted in what is
     foreseen, the first way that the runs know unless it is given.
 
-    Raises `QuinticError` where the runs cannot carry the law.
+    Raises `QuinticError` where the runs cannot carry the law, or tell no best size for `budgets`.
     """
     chosen = observations.counts[0] if count is None else count
     if chosen not in observations.counts:
@@ -105,24 +106,32 @@ def scale(
             "train the smaller sizes on a quarter and on 4 times the tokens as well, or leave "
             "--budget and --hours out"
         )
+    untold = fits[0].untold
+    if budgets and untold:
+        raise QuinticError(
+            f"{observations.source} tell no best size for a budget: {untold_words(untold)}; train "
+            "sizes, or numbers of tokens, further apart, or more of them, or leave --budget and "
+            "--hours out"
+        )
     predictions = [
         predict(found, target.label, _place(target, found.count), seed)
         for target in targets
         for found in fits
         if found.count in target.parameters
     ]
-    optima = [optimum(found, budget) for budget in budgets for found in fits]
+    optima = [optimum(found, budget) for budget in budgets for found in fits if not found.untold]
     profiled: list[float] = []
-    if form == TWO_TERMS:
+    if form == TWO_TERMS and not untold:
         profiled = sorted({*_usual_budgets(observations), *budgets})
     asked: list[Prediction | Optimum] = [*predictions, *optima]
     foreseen = [*budgets, *(found.place["flops"] for found in predictions)]
+    dearest = max([float(observations.flops_R.max()), *foreseen])
     return Scaling(
         tuple(fits),
         tuple(predictions),
         tuple(optima),
         tuple(profile(fits[0], flops) for flops in profiled),
-        frontier(fits[0], max([float(observations.flops_R.max()), *foreseen])),
+        None if form == TWO_TERMS and untold else frontier(fits[0], dearest),
         helpful_run(fits[0], asked[0] if asked else None),
         tuple(notes),
     )
@@ -149,8 +158,9 @@ def _fit_dict(found: Fit) -> dict[str, Any]:
         "count": COUNTS[found.count],
         "parameters": {name: asdict(value) for name, value in found.parameters().items()},
         "size of the best run grows with FLOPs to the power": (
-            asdict(growth(found)) if found.form == TWO_TERMS else None
+            asdict(growth(found)) if found.form == TWO_TERMS and not found.untold else None
         ),
+        "exponents whose interval holds 0": list(found.untold),
         "flops per token": asdict(found.cost),
         "groups": found.observations.groups,
         "draws": len(found.draws.log_e_K),

@@ -23,7 +23,7 @@ def tables(scaling: Scaling) -> Iterator[tuple[str, Table]]:
     for found in scaling.fits:
         counted = "" if found.count == "given" else f", N: {COUNTS[found.count]}"
         intervals = found.parameters()
-        if found.form == TWO_TERMS:
+        if found.form == TWO_TERMS and not found.untold:
             intervals["best N ~ C^"] = growth(found)
         rows = [[name, *_cells(interval)] for name, interval in intervals.items()]
         header = ["", "estimate", "standard error", INTERVAL]
