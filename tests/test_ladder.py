@@ -1,5 +1,6 @@
 """The ladder: every field of a rung follows from its depth, by the rules of docs/scaling.md."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -8,12 +9,13 @@ import pytest
 
 from quintic import run_dir
 from quintic.cli.main import main
-from quintic.cli.parsing import parse
+from quintic.cli.parsing import opening_notes, parse
 from quintic.config import differing_fields, resolve_vocabulary
 from quintic.ladder import Rung, parse_rung
 from quintic.model.build import meta_model
 from quintic.optim.param_groups import assign_parameters, check_param_specs
-from quintic.recipes import find_recipe, get_recipe
+from quintic.plan.devices import device_of
+from quintic.recipes import RECIPES, find_recipe, get_recipe
 from tests.conftest import TINY_VOCAB, refusal
 from tests.test_cli import output
 
@@ -102,6 +104,64 @@ def test_tokens_a_parameter_out_of_range_are_refused(ratio: str, capsys: Capture
     )
 
 
+def test_tokens_a_parameter_are_an_option_of_rungs_too(capsys: Capture) -> None:
+    for command in ("train", "sweep", "plan"):
+        for option in (["--tokens-per-parameter", "2.5"], ["--tokens_per_parameter=2.5"]):
+            assert parse([command, "ladder:2", *option]).config == get_recipe("ladder:2:2.5")
+    assert parse(["train", "ladder:2", "--tokens-per-parameter", "20"]).recipe == "ladder:2"
+    small = parse(["train", "ladder:2", "--tokens-per-parameter", "1e-3", "--train.steps", "3"])
+    assert (small.recipe, small.train.steps) == ("ladder:2:0.001", 3)
+    with pytest.raises(SystemExit):
+        main(["train", "ladder:6:10", "--help"])
+    shown = " ".join(re.sub("[│┃]", " ", capsys.readouterr().out).split())
+    assert re.search(r"--tokens-per-parameter .*? from which batch, .*? \(default: 10.0\)", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["laptop", "--tokens-per-parameter", "10"],
+            "--tokens-per-parameter is of the rungs ladder:N, whose batch, steps and rates follow "
+            "from it, and laptop is none: give --train.steps",
+        ),
+        (
+            ["ladder:2:5", "--tokens-per-parameter", "10"],
+            "ladder:2:5 says its tokens a parameter, and --tokens-per-parameter others, 10: leave "
+            "one of the two out",
+        ),
+        *(
+            (
+                ["ladder:2", "--tokens-per-parameter", given],
+                f"--tokens-per-parameter is {given}: it must be above 0 and at most 10,000",
+            )
+            for given in ("0", "-1", "nan", "10001")
+        ),
+        (
+            ["ladder:2", "--tokens-per-parameter", "many"],
+            "--tokens-per-parameter is 'many': it must be a number or None",
+        ),
+    ],
+)
+def test_an_option_of_rungs_that_makes_no_sense_is_one_line(
+    arguments: list[str], message: str, capsys: Capture
+) -> None:
+    assert refusal(["plan", *arguments], capsys) == message
+
+
+def test_what_a_replaced_size_leaves_as_it_was_is_said() -> None:
+    arguments = ["train", "ladder:3", "--model.width", "384", "--model.layers=3", "--train.steps=9"]
+    config = parse(arguments).config
+    assert (config.train.batch_tokens, config.optim.muon) == (
+        get_recipe("ladder:3").train.batch_tokens,
+        get_recipe("ladder:3").optim.muon,
+    )
+    assert opening_notes(config, arguments) == [
+        "note: --model.width 384 replaces the 192 of ladder:3 and nothing else: steps, rates and "
+        "all other fields stay those of the rung"
+    ]
+
+
 def test_a_name_near_the_ladder_is_led_to_it(capsys: Capture) -> None:
     assert "did you mean ladder:N?" in refusal(["train", "laddr:6"], capsys)
     assert find_recipe("laddr:6") is None
@@ -126,6 +186,13 @@ def test_a_rung_trains_into_a_folder_without_colons(
     main(["train", "ladder:1", *sizes, str(TINY_VOCAB), *few, *quiet])
     config = run_dir.read_config(tmp_path / "runs" / "ladder-1-1")
     assert (config.recipe, config.model.width, config.train.steps) == ("ladder:1", 64, 2)
+    for named in (["ladder:1"], []):
+        resume = ["--resume", "runs/ladder-1-1", "--tokens-per-parameter"]
+        assert refusal(["train", *named, *resume, "5"], capsys) == (
+            "runs/ladder-1-1 holds a run of ladder:1, which cannot continue as ladder:1:5: leave "
+            "--tokens-per-parameter out, or name another folder"
+        )
+        assert parse(["train", *named, *resume, "20"]).config == config
 
 
 def test_recipes_shows_rungs_with_sizes_operations_and_hours(capsys: Capture) -> None:
@@ -138,4 +205,23 @@ def test_recipes_shows_rungs_with_sizes_operations_and_hours(capsys: Capture) ->
     hours = text[found.end() :].splitlines()[0].split()
     assert [float(hours[0].replace(",", "")), hours[1]] == [7300, "h"]
     assert hours[2:] == ["51", "min"]
-    assert "a prediction, at the 444 TFLOP/s that modded was measured at (docs/gpu.md" in text
+    h100 = " ".join(text.partition("hours on one H100: ")[2].split())
+    assert h100.startswith("a prediction, at 444 TFLOP/s; none was measured: 45% of the peak, ")
+    assert "measured for modded on one H200 (docs/gpu.md" in h100
+    assert h100.endswith("the same peak in bfloat16, 989 TFLOP/s, and so the same hours")
+
+
+def test_recipes_as_json_have_the_numbers_of_the_tables(capsys: Capture) -> None:
+    found = json.loads(output(["recipes", "--ladder", "--json"], capsys))
+    rung = next(one for one in found["rungs"] if one["recipe"] == "ladder:12")
+    assert (rung["parameters"]["blocks"], rung["batch_tokens"]) == (84_934_656, 524_288)
+    assert rung["tokens"] == rung["steps"] * 524_288 == 3240 * 524_288
+    by_device = {speed["device"]: speed["flops_per_s"] for speed in found["speeds"]}
+    assert by_device["H100"] == device_of("h100").rate
+    assert {name: 3600 * hours for name, hours in rung["hours"].items()} == {
+        name: pytest.approx(rung["flops"] / speed) for name, speed in by_device.items()
+    }
+    recipes = json.loads(output(["recipes", "--json"], capsys))["recipes"]
+    modded = next(one for one in recipes if one["recipe"] == "modded")
+    assert (modded["tokens"], modded["expected_loss"]) == (2_673_868_800, "3.28 FineWeb")
+    assert [one["recipe"] for one in recipes] == list(RECIPES)

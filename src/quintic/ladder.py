@@ -78,6 +78,15 @@ class Rung:
     tokens_per_parameter: float = TOKENS_PER_PARAMETER
 
     @property
+    def name(self) -> str:
+        """Return the name of the recipe, which says the tokens a parameter where they are others
+        than usual."""
+        if self.tokens_per_parameter == TOKENS_PER_PARAMETER:
+            return f"{PREFIX}{self.depth}"
+        ratio = f"{self.tokens_per_parameter:.9f}".rstrip("0").rstrip(".")
+        return f"{PREFIX}{self.depth}:{ratio}"
+
+    @property
     def head_width(self) -> int:
         """Return the width of a head."""
         return HEAD_WIDTH if self.depth < WIDE_HEADS_FROM else WIDE_HEAD_WIDTH
@@ -179,3 +188,26 @@ def parse_rung(name: str) -> Rung | None:
             f"{MOST_TOKENS_PER_PARAMETER:,.0f}, such as ladder:{found[1]}:10"
         )
     return Rung(int(found[1]), ratio)
+
+
+def with_tokens_per_parameter(name: str, ratio: float) -> str:
+    """Return the name of a rung with so many tokens a parameter, for one that says none itself.
+
+    Raises `QuinticError` for another recipe or rung, and for a ratio out of range.
+    """
+    if (rung := parse_rung(name)) is None:
+        raise QuinticError(
+            f"--tokens-per-parameter is of the rungs ladder:N, whose batch, steps and rates follow "
+            f"from it, and {name} is none: give --train.steps"
+        )
+    if name.count(":") > 1:
+        raise QuinticError(
+            f"{name} says its tokens a parameter, and --tokens-per-parameter others, {ratio:g}: "
+            "leave one of the two out"
+        )
+    if not 0 < round(ratio, 9) <= MOST_TOKENS_PER_PARAMETER:
+        raise QuinticError(
+            f"--tokens-per-parameter is {ratio:g}: it must be above 0 and at most "
+            f"{MOST_TOKENS_PER_PARAMETER:,.0f}"
+        )
+    return Rung(rung.depth, ratio).name

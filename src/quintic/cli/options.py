@@ -24,6 +24,9 @@ class _ConfigOptions:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    tokens_per_parameter: float | None = None
+    """Of ladder:N: tokens for each parameter of its blocks, from which batch, steps and rates
+    follow, as ladder:N:T says it too."""
 
     @property
     def config(self) -> Config:
@@ -339,6 +342,8 @@ class Recipes:
 
     ladder: bool = False
     """Rungs of ladder:N instead, with what each takes."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)

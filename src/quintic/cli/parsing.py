@@ -48,6 +48,7 @@ from quintic.cli.options import (
 )
 from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
+from quintic.ladder import parse_rung, with_tokens_per_parameter
 from quintic.recipes import find_recipe, get_recipe
 
 APPENDED = ("--vary",)
@@ -75,6 +76,8 @@ def parse(arguments: list[str]) -> Any:
     rest = arguments[len(called.split()) :] if trains else rest
     recipe, base = _defaults(name, rest) if trains else ("", Config())
     sections: dict[str, Any] = {name: getattr(base, name) for name in SECTIONS}
+    if (rung := parse_rung(recipe)) is not None:
+        sections["tokens_per_parameter"] = rung.tokens_per_parameter
     if name == "train" and (init_from := _init_from(rest)) is not None:
         sections["model"] = init_from.model
     commands = (
@@ -181,9 +184,10 @@ def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
     resumed = value_of("--resume", arguments) if name == "train" else None
     if name == "train" and _continues(arguments):
         resumed = value_of("--out", arguments)
+    ratio = _tokens_per_parameter(arguments)
     if resumed is None or resumed == "None":
         recipe = named or DEFAULT_RECIPE
-        base = get_recipe(recipe)
+        base = get_recipe(recipe if ratio is None else with_tokens_per_parameter(recipe, ratio))
         begun = _init_from(arguments) is not None and not base.is_imported
         return recipe, base if begun else from_the_start(base)
 
@@ -191,12 +195,25 @@ def _defaults(name: str, arguments: list[str]) -> tuple[str, Config]:
 
     config = read_config(Path(resumed))
     wanted = get_recipe(named).recipe if named and named.endswith(".json") else named
-    if named is not None and wanted != config.recipe:
+    if ratio is not None:
+        wanted = with_tokens_per_parameter(named or config.recipe, ratio)
+    if wanted is not None and wanted != config.recipe:
         raise QuinticError(
-            f"{resumed} holds a run of {config.recipe}, which cannot continue as {wanted}: "
-            "leave the recipe out, or name another folder"
+            f"{resumed} holds a run of {config.recipe}, which cannot continue as {wanted}: leave "
+            f"{'the recipe' if ratio is None else '--tokens-per-parameter'} out, or name another "
+            "folder"
         )
     return named or config.recipe, config
+
+
+def _tokens_per_parameter(arguments: list[str]) -> float | None:
+    """Return what --tokens-per-parameter gives; None where it is not there, or no number, which the
+    parser refuses."""
+    spelled = [a.replace("_", "-") if a.startswith("--") else a for a in arguments]
+    try:
+        return float(value_of("--tokens-per-parameter", spelled) or "none")
+    except ValueError:
+        return None
 
 
 def _init_from(arguments: list[str]) -> Config | None:
@@ -366,3 +383,21 @@ def repeated_fields(arguments: Sequence[str]) -> list[str]:
         for option, times in given.items()
         if len(set(times)) > 1 and option.removeprefix("--").split(".")[0] in SECTIONS
     ]
+
+
+def opening_notes(config: Config, arguments: Sequence[str]) -> list[str]:
+    """Return what must be said of a command line before a config is trained: `repeated_fields`, and
+    which sizes of a rung it replaces, from which nothing else follows then."""
+    notes = repeated_fields(arguments)
+    if (rung := parse_rung(config.recipe)) is None:
+        return notes
+    given = {a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")}
+    chosen = flatten(config)
+    for name in ("model.layers", "model.width", "train.batch_tokens"):
+        option, own = f"--{name.replace('_', '-')}", rung.changes[name]
+        if option in given and chosen[name] != own:
+            notes.append(
+                f"note: {option} {chosen[name]} replaces the {own} of {config.recipe} and nothing "
+                "else: steps, rates and all other fields stay those of the rung"
+            )
+    return notes

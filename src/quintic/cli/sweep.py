@@ -8,7 +8,7 @@ from pathlib import Path
 from quintic.cli.grid import parse_vary
 from quintic.cli.interrupt import keeping_interrupts
 from quintic.cli.options import Sweep
-from quintic.cli.parsing import repeated_fields
+from quintic.cli.parsing import opening_notes
 from quintic.errors import QuinticError
 from quintic.files import check_name
 from quintic.recipes import folder_stem
@@ -19,7 +19,7 @@ def run(command: Sweep, arguments: Sequence[str]) -> None:
     """Run a sweep, or go on with it, and say which values are best."""
     if command.jobs < 1:
         raise QuinticError(f"--jobs is {command.jobs}: it must be at least 1")
-    for note in repeated_fields(arguments):
+    for note in opening_notes(command.config, arguments):
         print(note)
     varied = [parse_vary(text) for text in command.vary]
     plan = make_plan(command.config, varied, seeds=command.seeds, draws=command.random)

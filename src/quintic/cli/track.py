@@ -10,7 +10,7 @@ from pathlib import Path
 from quintic.cli.interrupt import keeping_interrupts
 from quintic.cli.options import Track, TrackRun
 from quintic.cli.output_file import check_writable
-from quintic.cli.parsing import repeated_fields
+from quintic.cli.parsing import opening_notes
 from quintic.config.schema import require
 from quintic.console import Console
 from quintic.recipes import folder_stem
@@ -21,7 +21,7 @@ from quintic.track.table import draw_history, markdown, records_table, remark
 def run(command: Track, arguments: Sequence[str]) -> None:
     """List the records, or make an attempt at one."""
     if isinstance(command.action, TrackRun):
-        for note in repeated_fields(arguments):
+        for note in opening_notes(command.action.config, arguments):
             print(note)
         _attempt(command.action)
         return

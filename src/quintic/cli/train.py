@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quintic.cli.options import Train
-from quintic.cli.parsing import repeated_fields
+from quintic.cli.parsing import opening_notes
 from quintic.config.schema import require
 from quintic.console import Console
 from quintic.continuation import continue_run, continued_folder, needs_new_folder, start_from
@@ -92,7 +92,7 @@ def run(command: Train, arguments: Sequence[str]) -> None:
         Console(unheard=True).line(chosen)
     world = connect(device.type)
     with first_failure_speaks(world), ExitStack() as taken:
-        train_here(command, repeated_fields(arguments), world, taken)
+        train_here(command, opening_notes(command.config, arguments), world, taken)
 
 
 def new_folder(command: Train, taken: ExitStack) -> Path | None:

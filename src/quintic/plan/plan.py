@@ -283,11 +283,10 @@ def _with_vocabulary(config: Config) -> tuple[Config, str]:
 def _rung_in(hours: float, plan: Plan) -> str | None:
     """Return the deepest rung that is trained in so many hours and fits, at the plan's own tokens a
     parameter where it is of a rung, and its vocabulary."""
-    own = parse_rung(plan.config.recipe)
-    suffix = "" if own is None or own == Rung(own.depth) else f":{own.tokens_per_parameter:g}"
+    own = parse_rung(plan.config.recipe) or Rung(DEEPEST)
     changes = {"model.vocab_size": plan.config.model.vocab_size}
     for depth in range(DEEPEST, 0, -1):
-        config = get_recipe(f"ladder:{depth}{suffix}").override(changes)
+        config = get_recipe(replace(own, depth=depth).name).override(changes)
         config = config.override({"train.micro_batch": 1})  # what takes least
         flops = meta_model(config.model).flops_per_token() * config.tokens
         if flops > hours * 3600 * plan.device.rate * plan.count:
