@@ -9,6 +9,7 @@ import matplotlib.image
 import pytest
 
 from quintic.cli.main import main
+from quintic.figure import save_figure
 from tests.scale.laws import SIZES, csv_of, folder_of, grid, loss_of
 
 FEW = ("--draws", "200")
@@ -70,11 +71,23 @@ def test_a_law_its_prediction_and_its_best_size(
 
 
 def test_the_figure_and_the_page(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     figure, page = tmp_path / "law.png", tmp_path / "law.html"
+    drawn: list[Any] = []
+
+    def save(found: Any, path: Path) -> None:
+        drawn.append(found)
+        save_figure(found, path)
+
+    monkeypatch.setattr("quintic.scale.figure.save_figure", save)
     said(capsys, str(runs), "--predict", "64e6,1.28e9", "--out", str(figure))
     assert matplotlib.image.imread(figure).shape[1] > 1000
+    profiles, _ = drawn[0].axes
+    assert "10M" in [label.get_text() for label in profiles.get_xticklabels()]
     said(capsys, str(runs), "--predict", "64e6,1.28e9", "--out", str(page))
     text = page.read_text()
     assert "<h1>A law of the loss, fitted to 20 runs</h1>" in text

@@ -45,8 +45,8 @@ def speeds() -> tuple[Speed, Speed]:
         Speed(
             "H100",
             h100.rate,
-            f"none was measured: {h100.rate_label.removeprefix('prediction: ')}, which has the same peak in bfloat16, "
-            f"{h100.peak_flops / 1e12:,.0f} TFLOP/s, and so the same hours",
+            f"none was measured: {h100.rate_label.removeprefix('prediction: ')}, which has the "
+            f"same peak in bfloat16, {h100.peak_flops / 1e12:,.0f} TFLOP/s, and so the same hours",
         ),
     )
 

@@ -55,6 +55,8 @@ def draw_scaling(scaling: Scaling, path: Path) -> None:
         axes.minorticks_off()
         finish_axes(axes)
         axes.legend(frameon=False, fontsize="small")
+    for axes in left:  # once the axis is logarithmic, which brings a formatter of its own
+        axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
     first = (*left, right)[0]
     first.set_ylabel(LOSS)
     first.set_ylim(*loss_range(scaling))
@@ -107,7 +109,6 @@ def _draw_profiles(axes: Any, scaling: Scaling) -> None:
         )
         axes.plot(*runs_beside(scaling, curve), ".", color=look.colour, alpha=0.5)
     axes.set(xlabel="parameters")
-    axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
 
 
 def _draw_curve(axes: Any, x: tuple[float, ...], curve: Curve, index: int, label: str) -> None:
