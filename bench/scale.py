@@ -6,7 +6,7 @@ SciPy's BFGS, with the gradient written out, as a straightforward loop does it. 
 on one thread. Then the largest difference of a parameter, in any draw.
 
 `--coverage` instead draws 500 sets of runs from laws that are known, and counts how often each
-interval holds the truth.
+interval holds the truth. `--seeds` does so for three ways to draw runs that have seeds.
 
 Expected on a CPU, before measuring: a step of all fits at once costs what its exponentials cost,
 240 x 2 x 2,000 of them, about 10 ms, and 15 steps do; BFGS needs about 40 steps of about 60 us
@@ -16,10 +16,13 @@ for each fit. So about a fiftieth.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from quintic.errors import QuinticError
 from quintic.scale.fit import (
     EARLY_STEPS,
     FOLLOWED,
+    Fit,
     draw_weights,
     fit,
     solve_draws,
@@ -60,26 +64,28 @@ def draw_runs(
     noise: float,
     seeds: int = 1,
     tails: bool = False,
+    shared: float = 0.0,
 ) -> Observations:
     """Return runs of these N and D; `noise` is the standard deviation of log L, which with `tails`
-    has Student's t distribution of 5 degrees of freedom."""
+    has Student's t distribution of 5 degrees of freedom, and `shared` that of a deviation from the
+    law that all seeds of a pair have alike."""
 
     def one() -> float:
         if tails:
             return float(generator.standard_t(5) * np.sqrt(3 / 5))
         return float(generator.standard_normal())
 
-    return Observations(
-        [
+    runs = []
+    for group, (n, d) in enumerate(pairs):
+        loss = loss_of(law, n, d) * float(np.exp(shared * one() if shared else 0.0))
+        runs += [
             Observation(
                 f"run {group}", {"given": n}, d, 6 * n * d,
-                loss_of(law, n, d) * float(np.exp(noise * one())), group, seed,
+                loss * float(np.exp(noise * one())), group, seed,
             )
-            for group, (n, d) in enumerate(pairs)
             for seed in range(seeds)
-        ],
-        "the runs",
-    )  # fmt: skip
+        ]  # fmt: skip
+    return Observations(runs, "the runs")
 
 
 def like_chinchilla(generator: np.random.Generator) -> list[tuple[float, float]]:
@@ -200,6 +206,9 @@ DESIGNS: dict[str, tuple[list[tuple[float, float]] | None, float, int]] = {
 """Pairs of N and D, standard deviation of log L, and seeds of each."""
 
 
+PARAMETERS_AND_LOSS = ("E", "A", "B", "a", "b", "loss")
+
+
 def coverage(laws: int, draws: int) -> None:
     """Count how often the intervals hold the truth, for every design."""
     figures = {}
@@ -215,33 +224,92 @@ def coverage(laws: int, draws: int) -> None:
             except QuinticError:
                 refused += 1
                 continue
-            n, d = (4 * max(place[i] for place in places) for i in (0, 1))
-            loss = loss_of(law, n, d)
-            at: dict[Variable, float] = {"parameters": n, "tokens": d}
+            at, loss = beyond(law, places)
             one = loss * float(np.exp(noise * generator.standard_normal()))
-            intervals = [*found.parameters().values(), found.predicted(at)]
-            held.append(
-                [i.low <= true <= i.high for i, true in zip(intervals, [*law, loss], strict=True)]
-            )
             alone = found.predicted_run(at, seed=number)
-            held[-1].append(alone.low <= one <= alone.high)
+            held.append([*holds(found, law, at, loss), alone.low <= one <= alone.high])
         shares = np.mean(held, axis=0).tolist()
         figures[name] = {"held": shares, "refused": refused, "laws": laws, "draws": draws}
         row = [name, *(f"{share:.3f}" for share in shares), refused]
-        print_table(["", "E", "A", "B", "a", "b", "loss", "one run", "refused"], [row])
+        print_table(["", *PARAMETERS_AND_LOSS, "one run", "refused"], [row])
         sys.stdout.flush()
     write_result("scale-coverage", figures, torch.device("cpu"), module="bench.scale --coverage")
 
 
+def beyond(
+    law: tuple[float, ...], pairs: list[tuple[float, float]]
+) -> tuple[dict[Variable, float], float]:
+    """Return the place at 4 times the largest N on 4 times the most tokens, and its loss."""
+    n, d = (4 * max(pair[i] for pair in pairs) for i in (0, 1))
+    return {"parameters": n, "tokens": d}, loss_of(law, n, d)
+
+
+def holds(found: Fit, law: tuple[float, ...], at: dict[Variable, float], loss: float) -> list[bool]:
+    """Return which intervals hold the truth: of the parameters of a law, and of the loss."""
+    intervals = [*found.parameters().values(), found.predicted(at)]
+    return [i.low <= true <= i.high for i, true in zip(intervals, [*law, loss], strict=True)]
+
+
+def draw_seeds_too(observations: Observations, draws: int, seed: int) -> Floats:
+    """Return weights of the groups, as `quintic scale` draws them, with others within each."""
+    weights_KR = draw_weights(observations, draws, seed)
+    within_KR = np.random.default_rng([seed, 1]).exponential(size=weights_KR.shape)
+    for group in range(observations.groups):
+        own_R = observations.group_R == group
+        within_KR[:, own_R] *= own_R.sum() / within_KR[:, own_R].sum(1, keepdims=True)
+    return weights_KR * within_KR
+
+
+def coverage_by_draw(laws: int, draws: int) -> None:
+    """Count the same where pairs have seeds, for three ways to draw: groups, as `quintic scale`
+    does; groups and seeds within them; and every run for itself."""
+    figures: dict[str, Any] = {"laws": laws, "draws": draws}
+    for name, (pairs, noise, seeds) in DESIGNS.items():
+        for shared in (0.0, noise) if pairs and seeds > 1 else ():
+            assert pairs is not None
+            at, loss = beyond(SMALL, pairs)
+            held: dict[str, list[list[bool]]] = {}
+            for number in range(laws):
+                generator = np.random.default_rng(number)
+                runs = draw_runs(SMALL, pairs, generator, noise=noise, seeds=seeds, shared=shared)
+                apart = [replace(run, group=r) for r, run in enumerate(runs.runs)]
+                for way, drawn, weigh in (
+                    ("groups", runs, draw_weights),
+                    ("groups and seeds", runs, draw_seeds_too),
+                    ("runs", Observations(apart, runs.source), draw_weights),
+                ):
+                    with (
+                        mock.patch("quintic.scale.fit.draw_weights", weigh),
+                        contextlib.suppress(QuinticError),
+                    ):
+                        found = fit(drawn, TWO_TERMS, "given", draws=draws, seed=number)
+                        held.setdefault(way, []).append(holds(found, SMALL, at, loss))
+            kind = f"{name}, {'with' if shared else 'without'} a deviation that seeds share"
+            shares = {way: np.mean(each, axis=0).tolist() for way, each in held.items()}
+            refused = {way: laws - len(each) for way, each in held.items()}
+            figures[kind] = {"held": shares, "refused": refused}
+            rows = [
+                [way, *(f"{share:.3f}" for share in each), refused[way]]
+                for way, each in shares.items()
+            ]
+            print_table([kind, *PARAMETERS_AND_LOSS, "refused"], rows)
+            sys.stdout.flush()
+    write_result("scale-seeds", figures, torch.device("cpu"), module="bench.scale --seeds")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--coverage", action="store_true")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--coverage", action="store_true")
+    part.add_argument("--seeds", action="store_true")
     parser.add_argument("--laws", type=int, default=500)
     parser.add_argument("--draws", type=int, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.coverage:
         coverage(options.laws, options.draws or 300)
+    elif options.seeds:
+        coverage_by_draw(options.laws, options.draws or 300)
     else:
         speed(options.draws or 2000)
 

@@ -282,7 +282,8 @@ def draw_weights(observations: Observations, draws: int, seed: int) -> Floats:
     Of many groups each draw takes as many with replacement (Efron, Annals of Statistics 7, 1979),
     as the re-analysis of Hoffmann et al.'s runs does (https://arxiv.org/abs/2404.10102). Of few,
     such a draw often has too few sizes for a law; so each group has a weight from an exponential
-    distribution (Rubin, The Bayesian Bootstrap, Annals of Statistics 9, 1981).
+    distribution (Rubin, The Bayesian Bootstrap, Annals of Statistics 9, 1981). To draw seeds within
+    groups too would count their noise twice (docs/scaling.md).
     """
     generator, groups = np.random.default_rng(seed), observations.groups
     if groups >= FROM_WEIGHTS:
