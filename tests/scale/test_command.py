@@ -183,6 +183,12 @@ def test_where_an_exponent_may_be_0_nothing_is_foreseen_beyond_the_runs(
     labels = [series["label"] for series in data_of(page)["flops"]]
     assert labels == ["runs", "N,D = 64e6,1.28e9, not carried by the fit"]
     said(capsys, str(path), "--out", str(tmp_path / "law.png"))
+    line = [(n, 20 * n) for n in [*SIZES, 32e6]]
+    path = csv_of(tmp_path / "line.csv", line, noise=0.006, draw=1)
+    words = said(capsys, str(path), "--predict", "256e6,5.12e9")
+    assert "the loss falls with C, or whether it does, so the fit carries no prediction" in words
+    assert "beyond them. Train sizes" in words
+    assert "This fit does not carry it." in words
 
 
 def test_a_run_far_beside_the_law_is_named_and_hardly_moves_it(

@@ -10,7 +10,15 @@ import numpy as np
 
 from quintic.console import short_count
 from quintic.errors import QuinticError, counted
-from quintic.scale.law import IN_FLOPS, IN_PARAMETERS, LETTERS, TWO_TERMS, Form, Variable
+from quintic.scale.law import (
+    IN_FLOPS,
+    IN_PARAMETERS,
+    LETTERS,
+    TWO_TERMS,
+    Form,
+    Variable,
+    nearest_power,
+)
 from quintic.scale.observations import Count, Observations
 from quintic.scale.solver import Floats
 
@@ -47,11 +55,10 @@ class Line:
 
 def line(observations: Observations, count: Count) -> Line:
     """Return the line, in logarithms, that the runs lie along."""
-    x, y = np.log(observations.parameters(count)), np.log(observations.tokens_R)
-    spread = x - x.mean()
-    slope = float(spread @ y / (spread @ spread)) if np.ptp(x) > 1e-9 else 0.0
-    beside = y - slope * x
-    return Line(float(np.exp(beside.mean())), slope, float(np.exp(np.ptp(beside))))
+    n_R, d_R = observations.parameters(count), observations.tokens_R
+    factor, slope = nearest_power(n_R, d_R, of_one=0.0)
+    beside_R = d_R / n_R**slope
+    return Line(factor, slope, float(beside_R.max() / beside_R.min()))
 
 
 def choose_form(observations: Observations, count: Count, law: LawName = "auto") -> Form:

@@ -68,20 +68,25 @@ class FlopsPerToken:
 def flops_per_token(parameters_R: Floats, per_token_R: Floats) -> FlopsPerToken:
     """Return the power of N that is nearest to the runs in logarithms; of one size, 6 N made to
     fit."""
-    x, y = np.log(parameters_R), np.log(per_token_R)
-    spread = x - x.mean()
-    exponent = float(spread @ y / (spread @ spread)) if np.ptp(x) > 1e-9 else 1.0
-    factor = float(np.exp(y.mean() - exponent * x.mean()))
-    deviation = float(np.exp(np.abs(y - np.log(factor) - exponent * x).max()) - 1)
+    factor, exponent = nearest_power(parameters_R, per_token_R, of_one=1.0)
+    beside_R = np.log(per_token_R / (factor * parameters_R**exponent))
+    deviation = float(np.expm1(np.abs(beside_R).max()))
     rest_R = per_token_R - FLOPS_PER_PARAMETER * parameters_R
     if np.abs(rest_R).max() <= NO_REST * per_token_R.max():
         return FlopsPerToken(factor, exponent, deviation, 0.0)
     if (rest_R <= 0).any():
         return FlopsPerToken(factor, exponent, deviation)
-    rest = np.log(rest_R)
-    rest_exponent = float(spread @ rest / (spread @ spread)) if np.ptp(x) > 1e-9 else 0.5
-    rest_factor = float(np.exp(rest.mean() - rest_exponent * x.mean()))
-    return FlopsPerToken(factor, exponent, deviation, rest_factor, rest_exponent)
+    rest = nearest_power(parameters_R, rest_R, of_one=0.5)
+    return FlopsPerToken(factor, exponent, deviation, *rest)
+
+
+def nearest_power(x_R: Floats, y_R: Floats, *, of_one: float) -> tuple[float, float]:
+    """Return factor and exponent of the power of x that is nearest to y in logarithms; `of_one` is
+    the exponent where all x are one."""
+    x, y = np.log(x_R), np.log(y_R)
+    spread = x - x.mean()
+    exponent = float(spread @ y / (spread @ spread)) if np.ptp(x) > 1e-9 else of_one
+    return float(np.exp((y - exponent * x).mean())), exponent
 
 
 def middle_power(x_R: Floats, y_R: Floats) -> Floats:
