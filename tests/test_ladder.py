@@ -123,7 +123,7 @@ def test_tokens_a_parameter_are_an_option_of_rungs_too(capsys: Capture) -> None:
         (
             ["laptop", "--tokens-per-parameter", "10"],
             "--tokens-per-parameter is of the rungs ladder:N, whose batch, steps and rates follow "
-            "from it, and laptop is none: give --train.steps",
+            "from it, and laptop is none: name one first, or give --train.steps",
         ),
         (
             ["ladder:2:5", "--tokens-per-parameter", "10"],

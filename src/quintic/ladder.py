@@ -198,7 +198,7 @@ def with_tokens_per_parameter(name: str, ratio: float) -> str:
     if (rung := parse_rung(name)) is None:
         raise QuinticError(
             f"--tokens-per-parameter is of the rungs ladder:N, whose batch, steps and rates follow "
-            f"from it, and {name} is none: give --train.steps"
+            f"from it, and {name} is none: name one first, or give --train.steps"
         )
     if name.count(":") > 1:
         raise QuinticError(
