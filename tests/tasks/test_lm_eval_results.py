@@ -25,7 +25,9 @@ from tests.compare.records import record
 
 def samples(answers: str = "none", **metrics: list[Any]) -> list[dict[str, Any]]:
     """The samples of a task, the last first, since lm-eval promises no order."""
-    rows = [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values())]
+    rows = [
+        dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)
+    ]
     return [
         {"doc_id": i, "filter": answers, "metrics": [*metrics], "doc_hash": f"doc {i}", **row}
         for i, row in reversed([*enumerate(rows)])
@@ -84,8 +86,8 @@ def results() -> dict[str, Any]:
             "blimp": ["blimp_a", "blimp_b"],
             "loose group": ["piqa"],
         },
-        "versions": {name: 1.0 for name in rows},
-        "n-shot": {name: 0 for name in rows} | {"gsm8k": 5},
+        "versions": dict.fromkeys(rows, 1.0),
+        "n-shot": dict.fromkeys(rows, 0) | {"gsm8k": 5},
         "lm_eval_version": "0.4.13",
         "samples": found,
     }
