@@ -186,7 +186,7 @@ def test_scores_are_a_chart_in_their_standard_error_and_a_table(
     assert blimp["y"] == [0.5, 0.625]
     assert (blimp["low"], blimp["high"]) == ([0.4375, 0.5625], [0.5625, 0.6875])
     assert (words["label"], words["y"]) == ("lambada_openai acc", [0.25, 0.25])
-    assert data["chances"] == [{"y": 0.5, "text": "chance of blimp"}]
+    assert data["chances"] == [{"y": 0.5, "text": "chance of blimp", "last": True}]
     rows = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in page.split("<tr>")]
     assert ["blimp acc", "0.6250 ± 0.0625", "0.5000", "20"] in rows
     assert ["lambada_openai acc", "0.2500 ± 0.0312", "-", "20"] in rows

@@ -82,7 +82,7 @@ def test_scores_are_curves_in_their_standard_error_and_of_one_run_a_table(served
     (series,) = found["series"]
     assert (series["x"], series["y"]) == ([0, 20], [0.5, 0.625])
     assert (series["low"], series["high"]) == ([0.4375, 0.5625], [0.5625, 0.6875])
-    assert found["levels"] == [{"y": 0.5, "text": "chance 0.5"}]
+    assert found["levels"] == [{"y": 0.5, "text": "chance 0.5", "last": True}]
     assert served.json(f"{query}&field=lambada_openai/perplexity")["levels"] == []
     blimp, words, perplexity = served.json(f"/run?id={served.id('b')}")["scores"]
     of_blimp = {"name": "blimp acc", "value": 0.625, "stderr": 0.0625, "chance": 0.5}

@@ -16,7 +16,7 @@
      skipFirst       the first twelfth of the axis does not count for the range of y
      range           [from, to] of the axis, or null; dragging over the plot sets it, a double click
                      or the key 0 takes it back;  onRange(range) hears of it
-     levels          values of y to mark, [{ y, text }, ..]
+     levels          values of y to mark, [{ y, text, last (where the text is at the right) }, ..]
      format          function of a y that makes the text of a tip; keys: false for no legend
      onToggle        (series) hears of a click in the legend
 
@@ -319,7 +319,8 @@ const Chart = (() => {
       for (const level of options.levels) {
         const at = y.place(level.y);
         node("line", { x1: LEFT, x2: right, y1: at, y2: at, class: "level" }, inside);
-        node("text", { x: LEFT + 6, y: at - 5 }, inside, level.text);
+        node("text", { x: level.last ? right - 6 : LEFT + 6, y: at - 5,
+          "text-anchor": level.last ? "end" : "start" }, inside, level.text);
       }
       for (const p of this.shown) this.drawSeries(p, inside);
     }

@@ -127,7 +127,7 @@ def _scores(records: Sequence[MetricsRecord]) -> str:
     if not rows:
         return ""
     header = ["task and metric", "score", "chance", "step"]
-    return _table("last scores on tasks, ± the standard error over the items", header, rows)
+    return _table("last scores on tasks ± standard error", header, rows)
 
 
 def _samples(samples: Sequence[dict[str, Any]]) -> str:

@@ -90,10 +90,15 @@ def first_of_each_task(curves: Sequence[ScoreCurve]) -> list[ScoreCurve]:
     return list(by_task.values())
 
 
+def chance_level(y: float, text: str) -> dict[str, Any]:
+    """Return an accuracy of guessing as a chart marks it, at the right: curves begin at it."""
+    return {"y": y, "text": text, "last": True}
+
+
 def chance_levels(curves: Sequence[ScoreCurve]) -> list[dict[str, Any]]:
-    """Return the accuracies of guessing as a chart marks them, each with the tasks whose it is."""
+    """Return the accuracies of guessing, to two digits, each with the tasks whose it is."""
     tasks: dict[float, list[str]] = {}
     for curve in first_of_each_task(curves):
         if curve.chance is not None:
-            tasks.setdefault(curve.chance, []).append(curve.task)
-    return [{"y": y, "text": f"chance of {', '.join(names)}"} for y, names in tasks.items()]
+            tasks.setdefault(round(curve.chance, 2), []).append(curve.task)
+    return [chance_level(y, f"chance of {', '.join(names)}") for y, names in tasks.items()]

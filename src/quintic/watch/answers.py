@@ -12,7 +12,7 @@ import numpy as np
 from quintic.compare.groups import Group, differing_settings, group_runs
 from quintic.diagnostics.heatmaps import HeatMaps, read_heat_maps
 from quintic.errors import QuinticError
-from quintic.tasks.curves import STDERR, chance_field, is_metric
+from quintic.tasks.curves import STDERR, chance_field, chance_level, is_metric
 from quintic.watch.curves import Curve, band_of, reduce_curve, within
 from quintic.watch.run import WatchedRun
 
@@ -67,7 +67,7 @@ def _chances(chosen: Sequence[WatchedRun], field: str) -> list[dict[str, Any]]:
     name = chance_field(field) if is_metric(field) else None
     known = [run.metrics.number(name) for run in chosen] if name is not None else []
     levels = sorted({chance for chance in known if chance is not None})
-    return [{"y": chance, "text": f"chance {chance:.4g}"} for chance in levels]
+    return [chance_level(chance, f"chance {chance:.4g}") for chance in levels]
 
 
 def differences(runs: Mapping[str, WatchedRun], query: Mapping[str, str]) -> dict[str, Any]:
