@@ -2,8 +2,8 @@
 
     python -m bench.blimp RUN --task-data DIR     # writes docs/results/blimp/RUN-lm-eval.json
 
-As `quintic evaluate RUN --lm-eval blimp` does, from the files that `--tasks blimp` takes, and with a
-group for each phenomenon, of which lm-eval has none. It needs the extra `lm-eval`.
+As `quintic evaluate RUN --lm-eval blimp` does, from the files that `--tasks blimp` takes, and with
+a group for each phenomenon, of which lm-eval has none. It needs the extra `lm-eval`.
 """
 
 from __future__ import annotations
@@ -69,11 +69,8 @@ def main() -> None:
     groups = ["blimp", *sorted({*terms.values()})]
     print_table(["", "acc", "stderr"], [[name, *scores[name].values()] for name in groups])
     figures = {"lm_eval": found["lm_eval_version"], "scores": scores}
-    print(
-        write_result(
-            f"blimp/{options.run.name}-lm-eval", figures, trained.device, module="bench.blimp"
-        )
-    )
+    name = f"blimp/{options.run.name}-lm-eval"
+    print(write_result(name, figures, trained.device, module="bench.blimp"))
 
 
 if __name__ == "__main__":
