@@ -108,21 +108,19 @@ def _draw_scores(axes: Any, curves: Sequence[ScoreCurve]) -> None:
     accuracy of guessing."""
     for index, curve in enumerate(curves):
         look = style(index)
-        tokens, values, stderrs = [r["tokens"] for r in curve.records], curve.values, curve.stderrs
-        low, high = ([v + s * e for v, e in zip(values, stderrs, strict=True)] for s in (-1, 1))
-        axes.fill_between(tokens, low, high, color=look.colour, alpha=0.18, linewidth=0)
+        tokens = [record["tokens"] for record in curve.records]
+        axes.fill_between(tokens, *curve.band, color=look.colour, alpha=0.18, linewidth=0)
         if curve.chance is not None:
             axes.axhline(curve.chance, color=look.colour, linewidth=0.9, linestyle=":")
-        error = f" ± {stderrs[-1]:.4f}" if stderrs[-1] else ""
         axes.plot(
             tokens,
-            values,
+            curve.values,
             color=look.colour,
             dashes=look.dashes,
             marker=look.marker,
             markersize=3.5,
             linewidth=1.3,
-            label=f"{curve.name} {values[-1]:.4f}{error}",
+            label=f"{curve.name} {curve.last}",
         )
     axes.set(ylabel="share right")
     finish_axes(axes)

@@ -33,7 +33,6 @@ from quintic.report.token_losses import (
 from quintic.report.verdict import verdict
 from quintic.run_dir import SAMPLES
 from quintic.tasks.curves import chance_levels, first_of_each_task, score_curves
-from quintic.tasks.score import Score
 
 POINTS = 1500
 """Of a curve, at most; of a longer run each is the mean of several steps."""
@@ -120,10 +119,8 @@ def _scores(records: Sequence[MetricsRecord]) -> str:
     """Return the last score of each metric; empty where no task was scored."""
     rows = []
     for curve in score_curves(records):
-        stderr = curve.stderrs[-1] or None
         chance = "-" if curve.chance is None else f"{curve.chance:.4f}"
-        score = str(Score(curve.values[-1], stderr))
-        rows.append([curve.name, score, chance, f"{curve.records[-1]['step']:,}"])
+        rows.append([curve.name, curve.last, chance, f"{curve.records[-1]['step']:,}"])
     if not rows:
         return ""
     header = ["task and metric", "score", "chance", "step"]
@@ -378,13 +375,13 @@ def _score_series(records: Sequence[MetricsRecord]) -> list[dict[str, Any]]:
     series = []
     for curve in first_of_each_task(score_curves(records)):
         rows = [
-            {**record, "score": value, "low": value - stderr, "high": value + stderr}
-            for record, value, stderr in zip(
-                curve.records, curve.values, curve.stderrs, strict=True
+            {**record, "score": value, "low": low, "high": high}
+            for record, value, low, high in zip(
+                curve.records, curve.values, *curve.band, strict=True
             )
         ]
-        band = {edge: _series(rows, edge)["y"] for edge in ("low", "high")}
-        series.append({"label": curve.name, **_series(rows, "score"), **band})
+        edges = {edge: _series(rows, edge)["y"] for edge in ("low", "high")}
+        series.append({"label": curve.name, **_series(rows, "score"), **edges})
     return series
 
 

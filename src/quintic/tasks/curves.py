@@ -1,7 +1,7 @@
 """Scores on tasks in the records of `metrics.jsonl`, and the curves that figures and pages draw.
 
 A record has for each task its metrics, `blimp/acc`, the standard error of each, `blimp/acc_stderr`,
-and the accuracy of guessing, `blimp/chance`. Nothing here loads PyTorch.
+and the accuracy of guessing, `blimp/chance`. Importing it loads no PyTorch.
 """
 
 from __future__ import annotations
@@ -65,9 +65,21 @@ class ScoreCurve:
         return [record[self.field] for record in self.records]
 
     @property
-    def stderrs(self) -> list[float]:
-        """Return the standard error at each record, 0 where none was written."""
-        return [record.get(self.field + STDERR, 0.0) for record in self.records]
+    def last(self) -> str:
+        """Return the last value in words, with its standard error where one was written."""
+        from quintic.tasks.score import Score  # here, since it loads PyTorch
+
+        return str(Score(self.values[-1], self.records[-1].get(self.field + STDERR)))
+
+    @property
+    def band(self) -> tuple[list[float], list[float]]:
+        """Return the value at each record less and plus its standard error."""
+        stderrs = [record.get(self.field + STDERR, 0.0) for record in self.records]
+        low, high = (
+            [value + sign * stderr for value, stderr in zip(self.values, stderrs, strict=True)]
+            for sign in (-1, 1)
+        )
+        return low, high
 
     @property
     def chance(self) -> float | None:

@@ -123,12 +123,12 @@ class TaskScores:
         for metric, values in self.items.items():
             parts = [values[subtasks == name] for name in sorted(chosen)]
             weights = [len(part) for part in parts] if self.by_size else None
-            mean = partial(np.average, weights=weights, axis=0)
+            average = partial(np.average, weights=weights, axis=0)
             finish = perplexity if metric == "perplexity" else float
-            value, stderr = finish(float(mean([part.mean() for part in parts]))), None
+            value, stderr = finish(float(average([part.mean() for part in parts]))), None
             if min(map(len, parts)) > 1:
                 random = np.random.default_rng(0)
-                drawn = mean([resampled_means(part, random) for part in parts])
+                drawn = average([resampled_means(part, random) for part in parts])
                 stderr = float(np.std([finish(mean) for mean in drawn], ddof=1))
             found[metric] = Score(value, stderr)
         return found
