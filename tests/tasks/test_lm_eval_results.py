@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quintic.cli.main import main
@@ -62,9 +63,9 @@ def results() -> dict[str, Any]:
         "gsm8k": row(
             "gsm8k",
             exact_match__strict=0.25,
-            exact_match_stderr__strict=0.25,
-            bleu__strict=7.5,
-            bleu_stderr__strict=0.5,
+            exact_match_stderr__strict=np.float32(0.25),
+            bleu__strict=np.float32(7.5),
+            bleu_stderr__strict=np.float32(0.5),
             exact_match__loose=0.5,
             bleu__loose=100.0,
         ),

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real  # of NumPy, too
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,9 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str], Sco
     the score."""
     for key, value in row.items():
         metric, _, answers = key.partition(",")
-        if answers and not metric.endswith("_stderr") and isinstance(value, int | float):
+        if answers and not metric.endswith("_stderr") and isinstance(value, Real):
             stderr = row.get(f"{metric}_stderr,{answers}")
-            score = Score(float(value), float(stderr) if isinstance(stderr, int | float) else None)
+            score = Score(float(value), float(stderr) if isinstance(stderr, Real) else None)
             yield metric if answers == "none" else f"{metric} ({answers})", (metric, answers), score
 
 
