@@ -8,6 +8,9 @@ import pytest
 
 from quintic.figure import draw_loss, running_mean
 from quintic.metrics_file import MetricsRecord
+from tests.watch.runs import task_record
+
+PLACE = ("step", "tokens", "elapsed_s", "tasks_s", "blimp/acc")
 
 
 def records(steps: int) -> list[MetricsRecord]:
@@ -39,6 +42,29 @@ def test_both_losses_are_in_the_picture(tmp_path: Path) -> None:
     draw_loss([r for r in records(40) if "train_loss" in r], path, "a run")
     assert not has(picture(path), "#c8553d")
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_scores_have_a_panel_with_a_line_a_band_and_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr("quintic.figure.save_figure", lambda figure, path: figures.append(figure))
+    scored = [task_record(step, acc) for step, acc in ((0, 0.5), (20, 0.625), (40, 0.75))]
+    draw_loss([*records(40), *scored], tmp_path / "loss.png", "a run")
+    _, panel = figures[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()}
+    blimp = [[0, 0.5], [20 * 2048, 0.625], [40 * 2048, 0.75]]
+    assert lines.pop("blimp acc 0.7500 ± 0.0625") == blimp
+    assert [y for _, y in lines.pop("lambada_openai acc 0.2500 ± 0.0312")] == [0.25] * 3
+    assert [[y for _, y in data] for data in lines.values()] == [[0.5, 0.5]]  # chance
+    edges = panel.collections[0].get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (0.4375, 0.8125)
+    draw_loss(records(40), tmp_path / "loss.png", "a run")
+    assert len(figures[1].axes) == 1
+    old = [{name: v for name, v in r.items() if name in PLACE} for r in scored]
+    draw_loss([*records(40), *old], tmp_path / "loss.png", "a run")
+    (line,) = figures[2].axes[1].get_lines()  # of a run before this release
+    assert line.get_label() == "blimp acc 0.7500"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -31,6 +31,8 @@ from quintic.metrics_file import (
 )
 from quintic.run import Run
 from quintic.run_dir import CONFIG, SAMPLES
+from quintic.tasks.curves import score_fields
+from quintic.tasks.score import TaskScores
 from tests.conftest import tiny_arguments
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -89,7 +91,9 @@ def every_field(tiny_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPa
         main([*tiny_arguments(tiny_data), *options, "--out", str(folder / "run")])
     (folder / "all").mkdir()
     metrics = opened(folder / "all", [], step=6)
-    metrics.scores(6, {"piqa": {"acc": 0.5, "acc_norm": 0.25}}, 3.0)
+    items = {"acc": np.array([1.0, 1.0, 0.0, 0.0]), "acc_norm": np.array([1.0, 0.0, 0.0, 0.0])}
+    piqa = TaskScores("piqa", "", "", ["piqa"] * 4, {"piqa": "piqa"}, items, chance=0.5)
+    metrics.scores(6, {"piqa": score_fields(piqa)}, 3.0)
     with pytest.raises(NonFiniteLossError):
         metrics.validation(7, math.nan, 0.1)
     metrics.close()
@@ -97,6 +101,10 @@ def every_field(tiny_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPa
     parts = (tiny_run / METRICS, folder / "run" / METRICS, path)
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
+
+
+def field_of_task(found: re.Match[str]) -> str:
+    return f"TASK/{found[2] or 'METRIC' + (found[1] or '')}"
 
 
 def test_every_field_that_is_written_is_documented_and_every_documented_one_is_written(
@@ -118,7 +126,8 @@ def test_every_field_that_is_written_is_documented_and_every_documented_one_is_w
         kind = next(kind for kind in documented if kind in record)
         written["every"] |= record.keys() & documented["every"]
         written[kind] |= {
-            "TASK/METRIC" if "/" in name else name for name in record.keys() - documented["every"]
+            re.sub(r".+/(?:acc(?:_norm)?(_stderr)?|(chance))$", field_of_task, name)
+            for name in record.keys() - documented["every"]
         }
     assert written == documented
 

@@ -261,4 +261,7 @@ def test_a_point_is_given_once_it_is_whole(tmp_path: Path) -> None:
     assert point.values == {"val_loss": 3.0}
     assert point.texts == {"stopped_early": "enough", "sample": "def |f():\n"}
     assert points.read(last=True) == []
+    file.append({"step": 8, "blimp/acc": 0.5, "blimp/acc_stderr": 0.25, "blimp/chance": 0.5})
+    (point,) = points.read(last=True)
+    assert point.values == {"blimp/acc": 0.5, "blimp/acc_stderr": 0.25, "blimp/chance": 0.5}
     file.close()

@@ -27,6 +27,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from quintic.errors import counted
+from quintic.tasks.curves import is_metric
 
 if TYPE_CHECKING:
     # Some import PyTorch, which takes seconds and which the data commands do without.
@@ -211,7 +212,7 @@ class RunProgress(_Bar):
             self.out.line(f"step {step}/{self.steps}  validation loss {record['val_loss']:.4f}")
             return
         if "tasks_s" in record:
-            found = "  ".join(f"{name} {v:.4f}" for name, v in record.items() if "/" in name)
+            found = "  ".join(f"{name} {v:.4f}" for name, v in record.items() if is_metric(name))
             self.out.line(f"step {step}/{self.steps}  {found}")
             return
         text = f"loss {record['train_loss']:.4f}  {record['tokens_per_s']:,.0f} tokens/s"

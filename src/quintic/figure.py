@@ -1,4 +1,4 @@
-"""`loss.png`, the losses of a run against tokens; and what all figures have in common.
+"""`loss.png`, the losses and scores of a run against tokens; and what all figures have in common.
 
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart
 (https://jfly.uni-koeln.de/color/); line style and marker tell lines apart in black and white.
@@ -15,6 +15,7 @@ from typing import Any
 
 from quintic.files import replacing
 from quintic.metrics_file import MetricsRecord
+from quintic.tasks.curves import ScoreCurve, first_of_each_task, score_curves
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8da9c4", "#c8553d"
 
@@ -57,15 +58,19 @@ def draw_loss(records: Sequence[MetricsRecord], path: Path, title: str) -> None:
     """Draw the records of a run; the file is replaced whole.
 
     The training loss is one batch's and therefore noisy; its running mean is drawn over it. The
-    axis leaves the first steps out where they would flatten everything that follows.
+    axis leaves the first steps out where they would flatten everything that follows. Where tasks
+    were scored, a second panel has the accuracy of each.
     """
     from matplotlib.figure import Figure  # slow to import, so only where it is used
     from matplotlib.ticker import EngFormatter
 
     train = [(r["tokens"], r["train_loss"]) for r in records if "train_loss" in r]
     validation = [(r["tokens"], r["val_loss"]) for r in records if "val_loss" in r]
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    scores = first_of_each_task(score_curves(records))
+    figure = Figure(figsize=(7.2, 6.4 if scores else 4.2), dpi=150, layout="constrained")
+    axes, *below = figure.subplots(
+        1 + bool(scores), sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(scores)]
+    )[:, 0]
     if train:
         tokens, losses = zip(*train, strict=True)
         axes.plot(tokens, losses, color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)
@@ -86,10 +91,39 @@ def draw_loss(records: Sequence[MetricsRecord], path: Path, title: str) -> None:
         axes.set_ylim(min(values) - 0.1, settled + 0.5)
         axes.legend(frameon=False)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+    axes.set(ylabel="loss (nats per token)")
     axes.set_title(title, parse_math=False)  # a folder's name may have dollar signs
     finish_axes(axes)
+    for panel in below:
+        _draw_scores(panel, scores)
+        figure.legend(
+            *panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+        )
+    [axes, *below][-1].set_xlabel("tokens")
     save_figure(figure, path)
+
+
+def _draw_scores(axes: Any, curves: Sequence[ScoreCurve]) -> None:
+    """Draw a line for each task, in a band of one standard error to either side; dotted, the
+    accuracy of guessing."""
+    for index, curve in enumerate(curves):
+        look = style(index)
+        tokens = [record["tokens"] for record in curve.records]
+        axes.fill_between(tokens, *curve.band, color=look.colour, alpha=0.18, linewidth=0)
+        if curve.chance is not None:
+            axes.axhline(curve.chance, color=look.colour, linewidth=0.9, linestyle=":")
+        axes.plot(
+            tokens,
+            curve.values,
+            color=look.colour,
+            dashes=look.dashes,
+            marker=look.marker,
+            markersize=3.5,
+            linewidth=1.3,
+            label=f"{curve.name} {curve.last}",
+        )
+    axes.set(ylabel="share right")
+    finish_axes(axes)
 
 
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:

@@ -125,8 +125,8 @@ class Metrics:
         self.restart_clock()
 
     def scores(self, step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-        """Write scores on tasks, by task and metric, with the seconds they took; restart the
-        clock."""
+        """Write scores on tasks, by task and name (quintic.tasks.curves), with the seconds they
+        took; restart the clock."""
         record: MetricsRecord = {"step": step, "tokens": self.tokens_before(step)}
         for task, metrics in found.items():
             record |= {f"{task}/{name}": value for name, value in metrics.items()}

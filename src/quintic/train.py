@@ -33,6 +33,7 @@ from quintic.optim.schedule import scheduled
 from quintic.run import Run
 from quintic.run_checkpoints import due_steps, last_checkpoint
 from quintic.samples import Samples
+from quintic.tasks.curves import score_fields
 from quintic.tasks.in_training import TrainingTasks
 from quintic.tasks.score import save_scores
 from quintic.trackers.processes import tracking
@@ -153,6 +154,8 @@ def _loop(run: Run, console: Console) -> None:
                 began = time.perf_counter()
                 found = score_run(run, run.tasks, watchdog)
                 metrics.scores(step, found, time.perf_counter() - began)
+                if world.is_main:
+                    drawer.submit(_draw, run, console)
                 stop.cast_vote()
                 stopping = stop.agreed()
 
@@ -274,8 +277,8 @@ def evaluate_run(run: Run, watchdog: Watchdog = UNWATCHED) -> float:
 def score_run(
     run: Run, tasks: TrainingTasks, watchdog: Watchdog = UNWATCHED
 ) -> dict[str, dict[str, float]]:
-    """Return the scores on the run's tasks, by task and metric; those of its end are kept in its
-    folder, item by item."""
+    """Return what a record says of the scores on the run's tasks, by task and name; those of its
+    end are kept in its folder, item by item."""
     step = run.state.step
     run.state.model.set_window(scheduled(run.config, step).window)
     if run.weight_cache is not None:
@@ -284,7 +287,7 @@ def score_run(
     if run.world.is_main and run.done:
         for scores in found:
             save_scores(run.folder, step, scores)
-    return {s.task: {name: score.value for name, score in s.metrics.items()} for s in found}
+    return {scores.task: score_fields(scores) for scores in found}
 
 
 def _open_metrics(run: Run, progress: RunProgress) -> Metrics:

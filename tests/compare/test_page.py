@@ -53,7 +53,7 @@ def test_the_page_has_the_numbers_the_tables_and_the_sentences(tmp_path: Path) -
     assert {name: data["series"][1][name][-1] for name in last} == last
     ends = {"tokens": 20_000.0, "steps": 20, "seconds": pytest.approx(10.0)}
     assert {axis: places[-1] for axis, places in data["series"][1]["x"].items()} == ends
-    assert data["target"] == 3.5
+    assert data["levels"] == [{"y": 3.5, "text": "target 3.5"}]
     assert "<td>3.2000 ± 0.0058</td>" in text
     assert "<h1>6 runs side by side</h1>" in text
     assert "band from the lowest to the highest run" in text
@@ -121,7 +121,7 @@ def test_a_browser_draws_every_group_and_asks_for_nothing(browser: Page) -> None
     assert len(lines) == 3
     assert all("NaN" not in line for line in lines)
     assert browser.evaluate("document.querySelectorAll('#chart .plot .band').length") == 2
-    assert browser.evaluate("document.querySelectorAll('#chart .plot .target').length") == 1
+    assert browser.evaluate("document.querySelectorAll('#chart .plot .level').length") == 1
     assert browser.evaluate("document.images.length") == 0
     assert [url.split(":")[0] for url in browser.requests()] == ["file"]
     assert browser.complaints() == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import math
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from quintic.export.gguf import (
 from quintic.export.gguf_file import read_file, verify_gguf
 from quintic.export.hf import to_hf
 from quintic.export.source import Source, open_source
+from quintic.model.build import build_model
 from tests.conftest import refusal
 from tests.export.test_hf import SMALL, drawn
 
@@ -68,6 +72,102 @@ def test_the_file_has_the_model_bit_for_bit(switches: str, trained: Source, tmp_
         "loss.png",
         "model-f32.gguf",
     ]
+
+
+class FakeLlama:
+    """llama-cpp-python's class, which computes with quintic what the file holds."""
+
+    tokenizer: BpeTokenizer
+    off = 1.0
+
+    def __init__(self, path: str, **options: Any) -> None:
+        assert options["type_k"] == options["type_v"] == 0 and options["logits_all"]
+        config, tensors = from_gguf(*read_file(Path(path)))
+        self.model = build_model(config)
+        self.model.load_state_dict(tensors)
+
+    def reset(self) -> None:
+        self.scores = torch.empty(0).numpy()
+
+    def eval(self, ids: list[int]) -> None:
+        with torch.no_grad():
+            self.scores = (self.off * self.model(torch.tensor([ids])))[0].numpy()
+
+    def tokenize(self, text: bytes, *, add_bos: bool, special: bool) -> list[int]:
+        assert not special
+        return [self.tokenizer.eot_id] * add_bos + self.tokenizer.encode(text.decode())
+
+
+@pytest.fixture
+def llama_cpp(trained: Source, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """A source whose text llama.cpp cuts alike, beside a llama-cpp-python that agrees with it."""
+    pytest.importorskip("gguf")
+    own = train_bpe([Path(__file__).read_text()], 320, cut_as_gpt2=True)
+    fake = type("Llama", (FakeLlama,), {"tokenizer": own})
+    module = types.ModuleType("llama_cpp")
+    module.__spec__ = importlib.machinery.ModuleSpec("llama_cpp", None, origin="a test")
+    vars(module).update(Llama=fake, __version__="0.0.0")
+    monkeypatch.setitem(sys.modules, "llama_cpp", module)
+    return drawn(replace(trained, tokenizer=own), SMALL)
+
+
+def test_what_llama_cpp_computes_is_compared_and_another_model_is_removed(
+    llama_cpp: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    export(llama_cpp, "gguf", tmp_path / "out", said.append)
+    assert said[-2].startswith("logits of llama.cpp on 2 x 32 tokens differ from quintic's by at ")
+    assert said[-1].startswith("ids of llama.cpp on 5 texts equal quintic's, ")
+    fake = sys.modules["llama_cpp"].Llama
+    wrong: list[tuple[str, Any, str]] = [
+        ("off", 1.001, "which is more than rounding: the export was removed"),
+        ("tokenize", lambda *_, add_bos, special: [7], r"begins a text with the tokens \[7\]"),
+        ("reset", None, r"llama-cpp-python 0\.0\.0 does not load what was written"),
+    ]
+    for name, value, told in wrong:
+        with monkeypatch.context() as patch:
+            patch.setattr(fake, name, value)
+            with pytest.raises(QuinticError, match=told):
+                export(llama_cpp, "gguf", tmp_path / "a/out", said.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_llama_cpp_it_is_said(
+    trained: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "llama_cpp.py").write_text("raise RuntimeError('no libllama')")
+    for number, (folder, told) in enumerate(
+        [
+            ("nowhere", "that needs the package llama-cpp-python"),
+            (".", "be imported (RuntimeError: no libllama)"),
+        ]
+    ):
+        monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / folder), *without("llama_cpp")])
+        said: list[str] = []
+        export(drawn(trained, SMALL), "gguf", tmp_path / f"out{number}", said.append)
+        assert said[-1].startswith("not loaded in llama.cpp: ") and told in said[-1]
+
+
+def without(module: str) -> list[str]:
+    """The places of modules but those that have this one."""
+    return [place for place in sys.path if not (Path(place) / module).exists()]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("switches", HELD)
+def test_llama_cpp_computes_the_model(
+    switches: str, dtype: str, trained: Source, tmp_path: Path
+) -> None:
+    """Where llama-cpp-python is installed, which takes an hour to build."""
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    own = train_bpe([Path(__file__).read_text()], 320, cut_as_gpt2=True)
+    source = drawn(replace(trained, tokenizer=own), replace(SMALL, **HELD[switches][1]))
+    said: list[str] = []
+    export(source, "gguf", tmp_path / "out", said.append, dtype=dtype)
+    assert "logits of llama.cpp" in said[-2] and "ids of llama.cpp on 5 texts" in said[-1]
 
 
 def test_apertus_has_the_tensors_that_transformers_has_under_other_names(trained: Source) -> None:

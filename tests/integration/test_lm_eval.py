@@ -7,6 +7,7 @@ It is of the extra `lm-eval`; without it and transformers the tests are skipped.
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.tasks import YAML, lm_eval_task
 from quintic.cli.main import main
 from quintic.console import Console
 from quintic.data.tokenizer import Tokenizer
+from quintic.tasks.lm_eval_results import kept_scores
 from quintic.tasks.score import read_scores
 from quintic.trained import Trained, load_trained
 from tests.tasks.material import train_for_tasks, write_tasks
@@ -152,7 +154,13 @@ def test_quintics_model_answers_in_lm_eval_as_its_export_does(
     ]
     tasks.append(lm_eval_task("piqa", task_data / "piqa.jsonl"))
     own, other = (their_samples(m, tasks) for m in (QuinticLM(trained.model, tokenizer), theirs))
+    kept = {scores.task: scores for scores in kept_scores(own)}
+    assert kept["lm-eval-piqa"].source.startswith(f"lm-eval {version('lm_eval')}, version 1.0 of ")
+    by_item = [s["acc"] for s in sorted(own["samples"]["piqa"], key=lambda s: s["doc_id"])]
+    assert list(kept["lm-eval-piqa"].items["acc"]) == by_item
+    assert kept["lm-eval-greedy"].items.keys() == {"exact_match"}
     bits = "bits_per_byte,none"
+    assert kept["lm-eval-rolling"].totals["bits_per_byte"].value == own["results"]["rolling"][bits]
     assert own["results"]["rolling"][bits] == pytest.approx(other["results"]["rolling"][bits], 1e-5)
 
     def answers(found: dict[str, Any], task: str) -> list[Any]:

@@ -27,7 +27,7 @@ from quintic.report.token_losses import Predictions, TokenLosses
 from quintic.run_dir import PARAM_GROUPS, SAMPLES
 from tests.browser import CHROMIUM, Page, chromium
 from tests.diagnostics.records import diagnostics_record
-from tests.watch.runs import write_run
+from tests.watch.runs import task_record, write_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)> {{VERDICT}} &amp;"
 TEXT = f"def f(x):\n    return '{EVIL}' + x  # é€\x00\x1b\n" * 12
@@ -171,6 +171,28 @@ def test_heat_maps_are_there_with_diagnostics_alone(contents: Contents, tmp_path
     (folder / SAMPLES).write_text("{\n")
     found = [text for text in read_contents(folder).missing if text.startswith("samples along")]
     assert len(found) == 1 and "samples.jsonl line 1 is not a record" in found[0]
+
+
+def test_scores_are_a_chart_in_their_standard_error_and_a_table(
+    contents: Contents, tmp_path: Path
+) -> None:
+    scored = [task_record(step, acc) for step, acc in ((0, 0.5), (20, 0.625))]
+    write_report(replace(contents, records=[*contents.records, *scored]), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    blimp, words = data["scores"]
+    assert blimp["label"] == "blimp acc"
+    assert blimp["x"] == {"tokens": [0, 40960], "steps": [0, 20], "seconds": [0.0, 10.0]}
+    assert blimp["y"] == [0.5, 0.625]
+    assert (blimp["low"], blimp["high"]) == ([0.4375, 0.5625], [0.5625, 0.6875])
+    assert (words["label"], words["y"]) == ("lambada_openai acc", [0.25, 0.25])
+    assert data["chances"] == [{"y": 0.5, "text": "chance of blimp", "last": True}]
+    rows = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in page.split("<tr>")]
+    assert ["blimp acc", "0.6250 ± 0.0625", "0.5000", "20"] in rows
+    assert ["lambada_openai acc", "0.2500 ± 0.0312", "-", "20"] in rows
+    assert ["lambada_openai perplexity", "60.00", "-", "20"] in rows
+    write_report(contents, tmp_path / "report.html")
+    assert "last scores" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("junk", ["name  shape\nembed  wide\n", "junk\nof one column\n"])

@@ -69,7 +69,8 @@ def test_a_run_is_scored_every_so_often_and_a_resumed_one_as_one_that_never_stop
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     command = [*tiny_arguments(text_data), *arguments]
     main([*command, "--train.checkpoint-every", "6", "--out", str(whole)])
-    assert "step 8/12  piqa/acc 0." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "step 8/12  piqa/acc 0." in out and "_stderr" not in out
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "checkpoints" / "step-00000012")
     shutil.rmtree(stopped / "scores")
@@ -84,7 +85,11 @@ def test_a_run_is_scored_every_so_often_and_a_resumed_one_as_one_that_never_stop
 
     assert [record["step"] for record in curve(whole)] == [0, 4, 8, 12]
     assert curve(stopped) == curve(whole)
-    assert read_scores(whole)["piqa"].metrics["acc"].value == curve(whole)[-1]["piqa/acc"]
+    last, piqa = curve(whole)[-1], read_scores(whole)["piqa"]
+    acc = piqa.metrics["acc"]
+    assert (acc.value, acc.stderr) == (last["piqa/acc"], last["piqa/acc_stderr"])
+    assert last["piqa/chance"] == piqa.chance == 0.5
+    assert "lambada_openai/chance" not in last
     main(["evaluate", str(whole), "--tasks", "piqa", "--task-data", str(task_data)])
     assert read_scores(whole)["piqa"].metrics["acc"].value == curve(whole)[-1]["piqa/acc"]
     main(["compare", str(whole), str(stopped)])

@@ -29,6 +29,14 @@ def validation_record(step: int, loss: float) -> dict[str, Any]:
     return {**place, "val_loss": loss, "val_s": 2.0}
 
 
+def task_record(step: int, acc: float) -> dict[str, Any]:
+    """Scores on two tasks: one with an accuracy of guessing, one without."""
+    place = {"step": step, "tokens": 2048 * step, "elapsed_s": 0.5 * step, "tasks_s": 3.0}
+    blimp = {"blimp/acc": acc, "blimp/acc_stderr": 0.0625, "blimp/chance": 0.5}
+    words = {"lambada_openai/acc": 0.25, "lambada_openai/acc_stderr": 0.03125}
+    return {**place, **blimp, **words, "lambada_openai/perplexity": 40.0 + step}
+
+
 def config(**changes: Any) -> Config:
     named = {name.replace("__", "."): value for name, value in changes.items()}
     return get_recipe("laptop").override(

@@ -14,7 +14,7 @@ from quintic.metrics_file import METRICS
 from tests.browser import CHROMIUM, Page, chromium
 from tests.diagnostics.records import diagnostics_record
 from tests.waiting import wait_until
-from tests.watch.runs import append, train_record, validation_record, write_run
+from tests.watch.runs import append, task_record, train_record, validation_record, write_run
 from tests.watch.served import Served, serving
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -187,6 +187,27 @@ def test_the_pointer_and_the_keys_show_values(page: Page) -> None:
     assert "a-seed1: 5.1000 at 0 tokens" in page.evaluate(tip)
     page.press("Escape")
     assert page.evaluate("document.querySelector('#charts .tip').hidden")
+
+
+def test_scores_that_come_later_have_a_chart_and_of_one_run_a_table(
+    page: Page, served: Served
+) -> None:
+    figure = "[...document.querySelectorAll('#charts figure')].find(f => f.querySelector('h2')"
+    figure += ".textContent === 'blimp acc (share of items right)')"
+    assert page.evaluate(f"!{figure}")
+    append(served.root / "a-seed2", [task_record(59, 0.625)])
+    served.look()
+    until(page, f"{figure}?.querySelector('.level')")
+    assert page.evaluate(f"{figure}.querySelectorAll('.plot .line').length") == 1
+    rows = "[...document.querySelectorAll('#scores tbody tr')].map(r => r.innerText.split('\\t'))"
+    until(page, f"{rows}.length === 3")
+    assert page.evaluate(rows)[0] == ["blimp acc", "0.6250", "0.0625", "0.5000", "59"]
+    boxes = "[...document.getElementById('fields').elements].map(box => box.value)"
+    assert [name for name in page.evaluate(boxes) if "/" in name] == [
+        "blimp/acc",
+        "lambada_openai/acc",
+        "lambada_openai/perplexity",
+    ]
 
 
 def test_what_a_run_writes_is_drawn_and_what_a_resume_cuts_is_gone(

@@ -13,7 +13,7 @@ from quintic.diagnostics.record import DIAGNOSTICS, to_line
 from quintic.metrics_file import METRICS, truncate_metrics
 from quintic.watch.server import FILES
 from tests.diagnostics.records import diagnostics_record
-from tests.watch.runs import append, config, train_record, write_run
+from tests.watch.runs import append, config, task_record, train_record, write_run
 from tests.watch.served import Served, serving
 
 
@@ -71,6 +71,24 @@ def test_curves_are_of_the_axis_and_no_longer_than_asked_for(served: Served) -> 
     part = served.json(f"/curves?runs={one}&field=train_loss&axis=steps&from=30&to=32")
     assert part["series"][0]["x"] == [29, 30, 31, 32, 33]
     assert served.json(f"/curves?runs={one},gone&field=none&axis=steps")["series"] == []
+
+
+def test_scores_are_curves_in_their_standard_error_and_of_one_run_a_table(served: Served) -> None:
+    assert served.json(f"/run?id={served.id('b')}")["scores"] == []
+    append(served.root / "b", [task_record(0, 0.5), task_record(20, 0.625)])
+    served.look()
+    query = f"/curves?runs={served.id('b')},{served.id('a-seed1')}&axis=steps&band=1"
+    found = served.json(f"{query}&field=blimp/acc")
+    (series,) = found["series"]
+    assert (series["x"], series["y"]) == ([0, 20], [0.5, 0.625])
+    assert (series["low"], series["high"]) == ([0.4375, 0.5625], [0.5625, 0.6875])
+    assert found["levels"] == [{"y": 0.5, "text": "chance 0.5", "last": True}]
+    assert served.json(f"{query}&field=lambada_openai/perplexity")["levels"] == []
+    blimp, words, perplexity = served.json(f"/run?id={served.id('b')}")["scores"]
+    of_blimp = {"name": "blimp acc", "value": 0.625, "stderr": 0.0625, "chance": 0.5}
+    assert blimp == {**of_blimp, "step": 20}
+    assert (words["value"], words["chance"]) == (0.25, None)
+    assert (perplexity["value"], perplexity["stderr"]) == (60, None)
 
 
 def test_seeds_are_one_curve_with_a_band(served: Served) -> None:

@@ -13,7 +13,14 @@ from quintic.watch import held_locks, metrics_tail
 from quintic.watch.held_locks import is_held
 from quintic.watch.run import WatchedRun
 from quintic.watch.watcher import Watcher
-from tests.watch.runs import STEPS, append, train_record, validation_record, write_run
+from tests.watch.runs import (
+    STEPS,
+    append,
+    task_record,
+    train_record,
+    validation_record,
+    write_run,
+)
 
 
 def look(run: WatchedRun, *, held: bool = False) -> dict[str, Any]:
@@ -82,6 +89,17 @@ def test_a_run_is_stopped_where_all_its_steps_are_saved(
     tmp_path: Path, saved: int | None, state: str
 ) -> None:
     assert look(watched(write_run(tmp_path / "run", 20, saved=saved)))["state"] == state
+
+
+def test_scores_count_for_the_time_left_and_may_take_long(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = watched(write_run(folder, 60, train__eval_tasks="blimp", train__eval_tasks_every=20))
+    assert look(run, held=True)["left_s"] == 20
+    append(run.folder, [{**task_record(59, 0.5), "tasks_s": 1300.0}])
+    age(run.folder)
+    assert look(run, held=True)["left_s"] == 20 + 2 * 1300
+    run = watched(run.folder)  # an hour ago it wrote last, and scores may take as long
+    assert look(run)["state"] == "running"
 
 
 def test_a_run_is_finished_with_the_validation_at_its_end(tmp_path: Path) -> None:

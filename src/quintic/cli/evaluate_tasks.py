@@ -26,7 +26,7 @@ def evaluate_tasks(command: Evaluate, trained: Trained, console: Console, world:
     speaking = Console(quiet=command.json or not world.is_main)
     with world.first_on_each_node():
         data = [load_data(task, command.task_data, speaking, command.limit) for task in tasks]
-    found, step = [], trained.checkpoint.state["step"]
+    found = []
     for task_data in data:
         with ScoringProgress(speaking, task_data.task.name, len(task_data.items)) as bar:
             found.append(score_task(trained.model, tokenizer, task_data, bar.show, world))
@@ -44,18 +44,24 @@ def evaluate_tasks(command: Evaluate, trained: Trained, console: Console, world:
                     f"the model's context of {trained.model.config.context} tokens, which was "
                     "scored in pieces, each behind as much of the item as fits"
                 )
+    _keep(command, trained, found, speaking)
+
+
+def _keep(
+    command: Evaluate, trained: Trained, found: Sequence[TaskScores], console: Console
+) -> None:
     if command.limit is not None:
-        speaking.line("scores of the first items alone are not kept")
+        console.line("scores of the first items alone are not kept")
         return
     for scores in found:
-        folder = save_scores(trained.folder, step, scores)
-    speaking.line(f"kept, item by item, in {folder}; quintic compare tests the difference of two")
+        folder = save_scores(trained.folder, trained.checkpoint.state["step"], scores)
+    console.line(f"kept, item by item, in {folder}; quintic compare tests the difference of two")
 
 
 def _as_json(trained: Trained, found: Sequence[TaskScores]) -> Mapping[str, object]:
     shown = {scores.task: scores.to_dict() for scores in found}
     for content in shown.values():
-        del content["items"]  # which the run's folder keeps
+        del content["items"], content["totals"]  # which the run's folder keeps
     return {"checkpoint": str(trained.checkpoint.path), "tasks": shown}
 
 
@@ -89,7 +95,7 @@ def _cells(scores: Mapping[str, Score], metrics: Sequence[str]) -> list[str]:
 
 
 def evaluate_with_lm_eval(command: Evaluate, trained: Trained, console: Console) -> None:
-    """Print what lm-evaluation-harness finds out about a model."""
+    """Print what lm-evaluation-harness finds out about a model, and keep it in its run's folder."""
     assert command.lm_eval is not None
     names = [name for name in map(str.strip, command.lm_eval.split(",")) if name]
     if not names:
@@ -99,11 +105,14 @@ def evaluate_with_lm_eval(command: Evaluate, trained: Trained, console: Console)
         )
     require_package("lm_eval", "lm-eval", "--lm-eval")
     from quintic.tasks.lm_eval_model import run_lm_eval
+    from quintic.tasks.lm_eval_results import kept_scores
 
     tokenizer = load_tokenizer(trained.tokenizer_spec(console, command.tokenizer))
     table, results = run_lm_eval(trained, tokenizer, names, command.limit)
+    found = kept_scores(results)
     if command.json:
-        print(json.dumps(results, indent=1))
+        print(json.dumps(_as_json(trained, found), indent=1))
     else:
         console.line(f"{trained.checkpoint.path}, by lm-evaluation-harness")
         print(table)
+    _keep(command, trained, found, Console(quiet=command.json))

@@ -156,7 +156,7 @@ class Evaluate(_TrainedOptions):
     lm_eval: str | None = None
     """Tasks of lm-evaluation-harness instead, with commas between them, which it runs itself."""
     json: bool = False
-    """Print one JSON object, with --tasks."""
+    """Print one JSON object, with --tasks or --lm-eval."""
 
 
 @dataclass(frozen=True)

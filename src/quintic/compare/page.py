@@ -57,9 +57,10 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         for result in comparison.results
         if not result.group.imported
     ]
+    target = comparison.target
     return {
         "axis": comparison.axis,
         "axes": {axis: {"label": AXIS_LABELS[axis], "unit": UNITS[axis]} for axis in known},
-        "target": comparison.target,
+        "levels": [] if target is None else [{"y": target, "text": f"target {target:g}"}],
         "series": series,
     }

@@ -113,19 +113,22 @@ def compare_tasks(groups: Sequence[Group]) -> TaskComparison:
         if missing:
             notes.append(f"{' and '.join(missing)} has no scores of {task}")
         chosen = [(g, column) for g, column in zip(groups, columns, strict=True) if column]
-        if len({scores.fingerprint for _, column in chosen for scores in column}) > 1:
+        compared = [scores for _, column in chosen for scores in column]
+        if len({scores.fingerprint for scores in compared}) > 1:
             notes.append(
                 f"the scores of {task} are of different items, and are not compared: score the "
                 "runs again with the same --task-data"
             )
             continue
-        steps = sorted({scores.step for _, column in chosen for scores in column if scores.step})
+        steps = sorted({scores.step for scores in compared if scores.step})
         if len(steps) > 1:
             notes.append(
                 f"the scores of {task} are of different steps, {steps[0]:,} to {steps[-1]:,}"
             )
-        scored = chosen[0][1][0]
-        for metric, part in itertools.product(scored.items, _parts(scored)):
+        for metric, part in itertools.product(compared[0].metrics, _parts(compared[0])):
+            # A release of lm-eval may have other metrics, and not all of them are of parts.
+            if any(metric not in (s.metrics if part is None else s.items) for s in compared):
+                continue
             first = None
             for group, column in chosen:
                 own = column if part is None else [scores.part(part) for scores in column]
@@ -151,12 +154,24 @@ def _result(
     by_items: McNemar | PerplexityRatio | None = None
     by_runs = None
     if first is not None and len(own) == len(first) == 1:
-        items = own[0].items[metric], first[0].items[metric]
-        by_items = perplexity_ratio(*items) if metric == "perplexity" else mcnemar(*items)
+        by_items = _test_by_items(metric, own[0], first[0])
     if first is not None and min(len(own), len(first)) > 1:
         by_runs = difference(values, [_value(scores, metric) for scores in first])
     stderr = own[0].metrics[metric].stderr if len(own) == 1 else None
     return TaskResult(label, own[0].task, part, metric, tuple(values), stderr, by_items, by_runs)
+
+
+def _test_by_items(
+    metric: str, own: TaskScores, first: TaskScores
+) -> McNemar | PerplexityRatio | None:
+    """Return the test of two models by the items of a metric; None where they have none, or they
+    are no answers that are right or wrong, as those of F1."""
+    if metric not in own.items or metric not in first.items:
+        return None
+    items = own.items[metric], first.items[metric]
+    if metric == "perplexity":
+        return perplexity_ratio(*items)
+    return mcnemar(*items) if np.isin(items, (0, 1)).all() else None
 
 
 def _value(scores: TaskScores, metric: str) -> float:

@@ -11,6 +11,7 @@ tensors.py    the tensors of a file against those that its config makes, on the 
 hf_folder.py  the folder that transformers loads
 gguf.py       which architecture of llama.cpp holds a model; its keys and tensors, there and back
 gguf_file.py  the file that llama.cpp loads
+in_llama_cpp.py  that file in llama.cpp
 onnx.py       the graph that onnxruntime loads
 card.py       their README: what the model is, how it was trained, what it scores
 remote_code.py, modeling_quintic.py  the class, and its source, where transformers has none

@@ -25,9 +25,10 @@ from quintic.export.gguf import (
     tokenizer_keys,
     unheld_switches,
 )
+from quintic.export.in_llama_cpp import compare_in_llama_cpp
 from quintic.export.score import validation_sums
 from quintic.export.source import Source, document_note, padding_note
-from quintic.export.verify import compare_logits, quintic_logits, sample_ids
+from quintic.export.verify import LOGIT_BOUND, compare_logits, quintic_logits, sample_ids
 from quintic.model.base import LanguageModel
 from quintic.model.build import build_model
 
@@ -43,13 +44,16 @@ class Storage(NamedTuple):
     """llama.cpp's number for a file whose matrices are stored so."""
     rounding: float
     """The largest difference that it makes, as a share of a tensor's largest entry."""
+    products: float
+    """The largest difference of llama.cpp's logits, as a share of the largest: it rounds what it
+    multiplies such a matrix by to the same type."""
 
 
 STORAGES: dict[Dtype, Storage] = {
-    "f32": Storage("F32", 0, 0.0),
-    "f16": Storage("F16", 1, 2.0**-10),
+    "f32": Storage("F32", 0, 0.0, LOGIT_BOUND),
+    "f16": Storage("F16", 1, 2.0**-10, 0.03),
     # 32 neighbours of a row share a float16 scale, the largest / 127, and have 8 bits each.
-    "q8_0": Storage("Q8_0", 7, 1 / 127),
+    "q8_0": Storage("Q8_0", 7, 1 / 127, 0.3),
 }
 """The values of `--dtype`. Vectors and learned positions are float32 in all, as llama.cpp's own
 converter has them."""
@@ -100,7 +104,11 @@ def write_gguf(
         if not _is_same(read_keys.get(key), value):
             raise QuinticError(f"{path.name} has another {key} than was written: report it")
     log(f"{len(keys) + 1} keys and {len(read_tensors)} tensors read back from {path.name}")
-    for line in verify_gguf(source, (held, tensors), from_gguf(read_keys, read_tensors), dtype):
+    read = from_gguf(read_keys, read_tensors)
+    for line in verify_gguf(source, (held, tensors), read, dtype):
+        log(line)
+    model = replace(source, model=_built(read))
+    for line in compare_in_llama_cpp(model, path, storage.products):
         log(line)
 
 

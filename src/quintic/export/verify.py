@@ -50,10 +50,12 @@ def quintic_logits(source: Source, ids_BT: Tensor) -> Tensor:
     return logits_BTV
 
 
-def compare_logits(expected_BTV: Tensor, found_BTV: Tensor, tool: str) -> str:
+def compare_logits(
+    expected_BTV: Tensor, found_BTV: Tensor, tool: str, bound: float = LOGIT_BOUND
+) -> str:
     """Return in words how far a tool's logits are from quintic's.
 
-    Raises `QuinticError` where that is more than `LOGIT_BOUND` of the largest.
+    Raises `QuinticError` where that is more than `bound`, a share of the largest.
     """
     if expected_BTV.shape != found_BTV.shape:
         raise QuinticError(
@@ -66,7 +68,7 @@ def compare_logits(expected_BTV: Tensor, found_BTV: Tensor, tool: str) -> str:
         f"logits of {tool} on {BATCH} x {expected_BTV.shape[1]} tokens differ from quintic's by "
         f"at most {difference:.1e}, logits up to {largest:.1f}"
     )
-    if not difference <= LOGIT_BOUND * largest:
+    if not difference <= bound * largest:
         raise QuinticError(
             f"{line}, which is more than rounding: the export was removed; report it"
         )

@@ -16,7 +16,7 @@
      skipFirst       the first twelfth of the axis does not count for the range of y
      range           [from, to] of the axis, or null; dragging over the plot sets it, a double click
                      or the key 0 takes it back;  onRange(range) hears of it
-     target          a value of y to mark, or null
+     levels          values of y to mark, [{ y, text, last (where the text is at the right) }, ..]
      format          function of a y that makes the text of a tip; keys: false for no legend
      onToggle        (series) hears of a click in the legend
 
@@ -211,7 +211,7 @@ const Chart = (() => {
       this.host = host;
       this.id = `chart-${++charts}`;
       this.options = { series: [], axes: {}, axis: null, label: "", title: "", logX: false,
-        logY: false, smoothing: 0, skipFirst: false, range: null, target: null, keys: true,
+        logY: false, smoothing: 0, skipFirst: false, range: null, levels: [], keys: true,
         format: y => y.toFixed(4), onRange: () => {}, onToggle: () => {} };
       this.plot = node("svg", { class: "plot", role: "application", tabindex: 0,
         "aria-roledescription": "chart" }, host);
@@ -255,7 +255,7 @@ const Chart = (() => {
     }
 
     ranges(shown) {
-      const { range, target, logX, skipFirst, logY } = this.options;
+      const { range, levels, logX, skipFirst, logY } = this.options;
       if (!shown.length) return [logX ? 1 : 0, 10, logY ? 1 : 0, 10];
       let least = Infinity, most = -Infinity;
       const take = v => {
@@ -274,7 +274,7 @@ const Chart = (() => {
           take(p.y[i]); take(p.low[i]); take(p.high[i]);
         });
       }
-      if (target !== null) take(target);
+      for (const level of levels) take(level.y);
       if (least > most) [least, most] = [logY ? 1 : 0, 10];
       const margin = 0.05 * (most - least) || 0.05 * Math.abs(most) || 0.05;
       const below = least > 0 ? Math.max(least - margin, least / 2) : least - margin;
@@ -316,10 +316,11 @@ const Chart = (() => {
       node("text", { transform: `translate(14 ${(TOP + bottom) / 2}) rotate(-90)`,
         "text-anchor": "middle", class: "label-y" }, plot, options.label);
       const inside = node("g", { "clip-path": `url(#${this.id})` }, plot);
-      if (options.target !== null) {
-        const at = y.place(options.target);
-        node("line", { x1: LEFT, x2: right, y1: at, y2: at, class: "target" }, inside);
-        node("text", { x: LEFT + 6, y: at - 5 }, inside, `target ${options.target}`);
+      for (const level of options.levels) {
+        const at = y.place(level.y);
+        node("line", { x1: LEFT, x2: right, y1: at, y2: at, class: "level" }, inside);
+        node("text", { x: level.last ? right - 6 : LEFT + 6, y: at - 5,
+          "text-anchor": level.last ? "end" : "start" }, inside, level.text);
       }
       for (const p of this.shown) this.drawSeries(p, inside);
     }

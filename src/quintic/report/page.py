@@ -32,6 +32,7 @@ from quintic.report.token_losses import (
 )
 from quintic.report.verdict import verdict
 from quintic.run_dir import SAMPLES
+from quintic.tasks.curves import chance_levels, first_of_each_task, score_curves
 
 POINTS = 1500
 """Of a curve, at most; of a longer run each is the mean of several steps."""
@@ -50,6 +51,7 @@ def write_report(contents: Contents, path: Path) -> None:
         "VERDICT": _items(verdict(contents.config, contents.records, bits_per_byte)),
         "FACTS": _table("what was trained, and on what", ["fact", "value"], [*_facts(contents)]),
         "MISSING": _missing(contents.missing),
+        "SCORES": _scores(contents.records),
         "SAMPLES": _samples(contents.samples),
         "LOSSES": _losses(measured) if measured else "",
         "TEXT": _text(measured) if measured else "",
@@ -111,6 +113,18 @@ def _facts(contents: Contents) -> Iterator[list[str]]:
         yield ["went on from", f"{origin}, step {step:,}"]
     if device := start.get("device"):
         yield ["device", f"{device}, {c.train.precision}"]
+
+
+def _scores(records: Sequence[MetricsRecord]) -> str:
+    """Return the last score of each metric; empty where no task was scored."""
+    rows = []
+    for curve in score_curves(records):
+        chance = "-" if curve.chance is None else f"{curve.chance:.4f}"
+        rows.append([curve.name, curve.last, chance, f"{curve.records[-1]['step']:,}"])
+    if not rows:
+        return ""
+    header = ["task and metric", "score", "chance", "step"]
+    return _table("last scores on tasks ± standard error", header, rows)
 
 
 def _samples(samples: Sequence[dict[str, Any]]) -> str:
@@ -323,6 +337,8 @@ def _data(contents: Contents) -> dict[str, Any]:
     data: dict[str, Any] = {
         "curves": _curves(contents.records),
         "lr": _lr(contents.records),
+        "scores": _score_series(contents.records),
+        "chances": chance_levels(score_curves(contents.records)),
         "diagnostics": contents.heat_maps,
     }
     if measured is not None:
@@ -352,6 +368,21 @@ def _curves(records: Sequence[MetricsRecord]) -> list[dict[str, Any]]:
         {"label": "validation loss", "index": 1, **_series(records, "val_loss")},
     ]
     return [curve for curve in curves if curve["y"]]
+
+
+def _score_series(records: Sequence[MetricsRecord]) -> list[dict[str, Any]]:
+    """Return a curve of accuracy for each task, in a band of one standard error to either side."""
+    series = []
+    for curve in first_of_each_task(score_curves(records)):
+        rows = [
+            {**record, "score": value, "low": low, "high": high}
+            for record, value, low, high in zip(
+                curve.records, curve.values, *curve.band, strict=True
+            )
+        ]
+        edges = {edge: _series(rows, edge)["y"] for edge in ("low", "high")}
+        series.append({"label": curve.name, **_series(rows, "score"), **edges})
+    return series
 
 
 def _lr(records: Sequence[MetricsRecord]) -> list[dict[str, Any]]:

@@ -121,13 +121,13 @@ class QuinticLM(TemplateLM):
 def run_lm_eval(
     trained: Trained, tokenizer: Tokenizer, tasks: Sequence[str], limit: int | None
 ) -> tuple[str, dict[str, Any]]:
-    """Run tasks of lm-evaluation-harness; return its table, and its results by task.
+    """Run tasks of lm-evaluation-harness; return its table and its results, item by item.
 
     Raises `QuinticError` where it has no such tasks, or cannot load their data.
     """
     try:
         results = lm_eval.simple_evaluate(
-            QuinticLM(trained.model, tokenizer), tasks=[*tasks], limit=limit, log_samples=False
+            QuinticLM(trained.model, tokenizer), tasks=[*tasks], limit=limit, log_samples=True
         )
     except (KeyError, ValueError, OSError, ConnectionError) as error:
         raise QuinticError(
@@ -135,4 +135,4 @@ def run_lm_eval(
             "lm-eval ls tasks lists what it has, and their data comes from the hub"
         ) from error
     assert results is not None, "this process is the first"
-    return make_table(results), dict(results["results"])
+    return make_table(results), dict(results)

@@ -3,15 +3,16 @@
 A choice is right where its log-likelihood is the largest (`acc`), or the largest for each of its
 characters (`acc_norm`); of equal ones the first counts. A last word is right where every token of
 it is the model's likeliest; its perplexity is that of the word. A task of subtasks is their
-unweighted mean. All as lm-evaluation-harness 0.4.13 has it (lm_eval/api/task.py).
+unweighted mean. All as lm-evaluation-harness 0.4.13 has it (lm_eval/api/task.py). What that itself
+has computed is kept in the same form (lm_eval_results.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,21 @@ class TaskScores:
     items: Mapping[str, Values]
     """By metric a number for each item, [n]: 1 where it is right, nats for perplexity."""
     chance: float
-    """The accuracy of guessing."""
+    """The accuracy of guessing; 0 where there is none, or it is not known."""
     step: int | None = None
     """Of the checkpoint, where the scores are kept."""
     in_pieces: int = 0
     """Items with a continuation that does not fit into the model's context, and was scored in
     pieces."""
+    totals: Mapping[str, Score] = field(default_factory=dict)
+    """Metrics of the whole task that are no mean over items."""
+    by_size: bool = False
+    """True where the task is the mean of its subtasks weighted by their items."""
 
     @cached_property  # BLiMP's resamples take most of a second
     def metrics(self) -> Mapping[str, Score]:
         """Return the scores of the whole task."""
-        return self._scores(set(self.subtasks))
+        return {**self._scores(set(self.subtasks)), **self.totals}
 
     def by_subtask(self) -> Mapping[str, Mapping[str, Score]]:
         """Return the scores of each subtask."""
@@ -105,6 +110,7 @@ class TaskScores:
             subtasks=[subtask for subtask in self.subtasks if subtask in groups],
             groups=groups,
             items={metric: values[chosen] for metric, values in self.items.items()},
+            totals={},
         )
 
     def count(self, part: str | None = None) -> int:
@@ -116,11 +122,13 @@ class TaskScores:
         found = {}
         for metric, values in self.items.items():
             parts = [values[subtasks == name] for name in sorted(chosen)]
+            weights = [len(part) for part in parts] if self.by_size else None
+            average = partial(np.average, weights=weights, axis=0)
             finish = perplexity if metric == "perplexity" else float
-            value, stderr = finish(float(np.mean([part.mean() for part in parts]))), None
+            value, stderr = finish(float(average([part.mean() for part in parts]))), None
             if min(map(len, parts)) > 1:
                 random = np.random.default_rng(0)
-                drawn = np.mean([resampled_means(part, random) for part in parts], axis=0)
+                drawn = average([resampled_means(part, random) for part in parts])
                 stderr = float(np.std([finish(mean) for mean in drawn], ddof=1))
             found[metric] = Score(value, stderr)
         return found
@@ -144,6 +152,8 @@ class TaskScores:
                 "subtask": list(self.subtasks),
                 **{metric: [round(float(v), 6) for v in vs] for metric, vs in self.items.items()},
             },
+            "totals": {name: asdict(score) for name, score in self.totals.items()},
+            "by_size": self.by_size,
         }
 
     @classmethod
@@ -152,7 +162,8 @@ class TaskScores:
         items = dict(content["items"])
         subtasks = [str(name) for name in items.pop("subtask")]
         values = {name: np.array(vs, dtype=np.float64) for name, vs in items.items()}
-        if not values or any(v.shape != (len(subtasks),) for v in values.values()):
+        totals = {name: Score(**score) for name, score in content.get("totals", {}).items()}
+        if not values | totals or any(v.shape != (len(subtasks),) for v in values.values()):
             raise ValueError("items of unequal number")
         return cls(
             str(content["task"]),
@@ -164,6 +175,8 @@ class TaskScores:
             float(content["chance"]),
             content.get("step"),
             content.get("in_pieces", 0),
+            totals,
+            content.get("by_size", False),
         )
 
 
@@ -285,7 +298,7 @@ def read_scores(run: Path) -> dict[str, TaskScores]:
         except (OSError, QuinticError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise QuinticError(
                 f"{path} cannot be read as scores ({one_line(error)}): remove it, and score the "
-                "run again with quintic evaluate --tasks"
+                "run again with quintic evaluate"
             ) from error
         found[scores.task] = scores
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from quintic.compare.groups import Group, differing_settings, group_runs
 from quintic.diagnostics.heatmaps import HeatMaps, read_heat_maps
 from quintic.errors import QuinticError
+from quintic.tasks.curves import STDERR, chance_field, chance_level, is_metric
 from quintic.watch.curves import Curve, band_of, reduce_curve, within
 from quintic.watch.run import WatchedRun
 
@@ -25,8 +27,10 @@ class BadQueryError(ValueError):
 
 def curves(runs: Mapping[str, WatchedRun], query: Mapping[str, str]) -> dict[str, Any]:
     """Return the curves of a field over an axis, of runs or, `grouped`, of those that differ only
-    in the seed, each of at most `points` points, within `from` and `to` where they are given."""
+    in the seed, each of at most `points` points, within `from` and `to` where they are given; a
+    score has its standard error for a band, and the accuracies of guessing for levels."""
     chosen, axis = _chosen(runs, query), query.get("axis", "tokens")
+    field = query.get("field", "")
     if axis not in AXES:
         raise BadQueryError(f"axis {axis[:40]!r}")
     points = min(MOST_POINTS, max(2, int(_number(query, "points", 1000))))
@@ -34,12 +38,18 @@ def curves(runs: Mapping[str, WatchedRun], query: Mapping[str, str]) -> dict[str
     if "from" in query or "to" in query:
         bounds = (_number(query, "from", -math.inf), _number(query, "to", math.inf))
 
-    def curve(run: WatchedRun) -> Curve:
-        x, y = run.metrics.column(query.get("field", ""), AXES[axis])
+    def column(run: WatchedRun, name: str) -> Curve:
+        x, y = run.metrics.column(name, AXES[axis])
         if axis == "flops":
             x = x * run.flops_per_token if run.flops_per_token is not None else x[:0]
             y = y[: len(x)]
         return reduce_curve(*within(x, y, bounds), points)
+
+    def curve(run: WatchedRun) -> Curve:
+        found = column(run, field)
+        if is_metric(field) and len((error := column(run, field + STDERR)).x) == len(found.x):
+            return replace(found, low=found.y - error.y, high=found.y + error.y)
+        return found
 
     series = []
     for label, members in _members(chosen, grouped=query.get("grouped") == "1"):
@@ -49,7 +59,15 @@ def curves(runs: Mapping[str, WatchedRun], query: Mapping[str, str]) -> dict[str
             band = len(members) > 1 or query.get("band") == "1"
             ids = [run.id for run in members]
             series.append({"ids": ids, "label": label, **whole.to_dict(band=band)})
-    return {"axis": axis, "field": query.get("field"), "series": series}
+    return {"axis": axis, "field": field, "series": series, "levels": _chances(chosen, field)}
+
+
+def _chances(chosen: Sequence[WatchedRun], field: str) -> list[dict[str, Any]]:
+    """Return the accuracies of guessing, for a task's accuracy, as a chart marks them."""
+    name = chance_field(field) if is_metric(field) else None
+    known = [run.metrics.number(name) for run in chosen] if name is not None else []
+    levels = sorted({chance for chance in known if chance is not None})
+    return [chance_level(chance, f"chance {chance:.4g}") for chance in levels]
 
 
 def differences(runs: Mapping[str, WatchedRun], query: Mapping[str, str]) -> dict[str, Any]:

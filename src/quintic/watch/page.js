@@ -12,13 +12,19 @@ const FIELDS = {
   tokens_per_s: "tokens per second", step_ms: "milliseconds of a step", lr: "learning rate",
   grad_norm: "norm of the gradient", memory_gib: "memory (GiB)", mfu: "MFU",
   optimizer_ms: "milliseconds of the optimizer", val_s: "seconds of a validation",
+  tasks_s: "seconds of the scores on tasks",
 };
-const FIRST_SHOWN = ["val_loss", "train_loss"], NO_CURVE = ["elapsed_s"];
+// Of tasks (quintic.tasks.curves) the metrics are curves: their errors are bands, chance is a level.
+const isAccuracy = field => field.endsWith("/acc");
+const firstShown = field => ["val_loss", "train_loss"].includes(field) || isAccuracy(field);
+const isCurve = field => field !== "elapsed_s" && !/\/(chance|.*_stderr)$/.test(field);
+const titleOf = field => FIELDS[field]
+  ?? field.replace("/", " ") + (isAccuracy(field) ? " (share of items right)" : "");
 const POINTS_IN_ALL = 60000, BANDS_UP_TO = 8, REFRESH_MS = 1000, AGES_MS = 5000;
 
 const get = id => document.getElementById(id);
 const runs = new Map(), rows = new Map(), charts = new Map();
-const selected = new Set(), unselected = new Set(), stale = new Set();
+const selected = new Set(), unselected = new Set(), stale = new Set(), offered = new Set();
 let places = new Map();     // style of each run: its place among all, or that of its group
 let range = null, one = null, clockAhead = 0, timer = null, source = null, heatMap = null;
 
@@ -68,11 +74,11 @@ function heard(news) {
     if (!unselected.has(run.id)) selected.add(run.id);
     stale.add(run.id);
   }
-  if (added) showFields();
+  const fresh = showFields() || added;
   // A long file is read bit by bit: its curve is asked for at first, and when all of it is known.
   // Before the rows, which are made while the server makes the curves.
-  const ready = added || news.runs.some(run => run.whole && selected.has(run.id));
-  if (ready) refreshSoon(added ? 0 : REFRESH_MS, added);
+  const ready = fresh || news.runs.some(run => run.whole && selected.has(run.id));
+  if (ready) refreshSoon(fresh ? 0 : REFRESH_MS, fresh);
   news.runs.forEach(showRow);
   if (added) sortRows();
   if (one === null && runs.size) {
@@ -148,21 +154,26 @@ function select(ids, on) {
 
 // --- the curves
 
+// Offer the fields that are new, as scores are some time after a run's start; return whether some
+// is shown at once.
 function showFields() {
+  let drawn = false;
   const known = new Set([...runs.values()].flatMap(run => run.fields));
   const wanted = [...Object.keys(FIELDS), ...[...known].sort()].filter(name => known.has(name));
   for (const name of new Set(wanted)) {
-    if (NO_CURVE.includes(name) || [...get("fields").elements].some(box => box.value === name))
-      continue;
+    if (!isCurve(name) || offered.has(name)) continue;
+    offered.add(name);
     const label = text("label", "", get("fields")), box = document.createElement("input");
     Object.assign(box, { type: "checkbox", name: "field", value: name,
-      checked: FIRST_SHOWN.includes(name) });
+      checked: firstShown(name) });
     box.addEventListener("change", () => { showChart(name, box.checked); refreshSoon(0, true); });
     label.append(box, ` ${name}`);
     if (box.checked) showChart(name, true);
+    drawn ||= box.checked;
   }
   get("axes").querySelector('[value="flops"]').disabled =
     ![...runs.values()].some(run => run.flops);
+  return drawn;
 }
 
 function showChart(field, on) {
@@ -171,8 +182,8 @@ function showChart(field, on) {
     charts.delete(field);
     return;
   }
-  const figure = text("figure", "", get("charts")), name = FIELDS[field] ?? field;
-  text("h2", name.charAt(0).toUpperCase() + name.slice(1), figure);
+  const figure = text("figure", "", get("charts")), name = titleOf(field);
+  text("h2", field.includes("/") ? name : name.charAt(0).toUpperCase() + name.slice(1), figure);
   const chart = new Chart(text("div", "", figure), { axes: AXES, label: name, title: name,
     keys: false, format: field.endsWith("loss") ? y => y.toFixed(4) : y => String(+y.toPrecision(5)),
     onRange: found => { range = found; refreshSoon(0, true); } });
@@ -213,7 +224,8 @@ async function refresh() {
   if (range) [query.from, query.to] = range;
   try {
     await Promise.all([...charts].map(async ([field, drawn]) => {
-      const found = wanted.length ? (await ask("/curves", { ...query, field })).series : [];
+      const { series: found, levels } = wanted.length
+        ? await ask("/curves", { ...query, field }) : { series: [], levels: [] };
       if (whole) drawn.series.clear();
       else wanted.forEach(run => drawn.series.delete(run.id));  // its file may have been cut
       for (const series of found) drawn.series.set(series.ids[0], series);
@@ -223,7 +235,7 @@ async function refresh() {
         const { label, x, y, low, high } = drawn.series.get(id);
         return { label, index: grouped ? i : places.get(id), x: { [query.axis]: x }, y, low, high };
       });
-      drawn.chart.set({ ...look(field), series });
+      drawn.chart.set({ ...look(field), series, ...(levels.length && { levels }) });
     }));
     if (whole) await showDifferences(chosen);
   } catch (error) {
@@ -269,6 +281,7 @@ async function show(id) {
     text("dt", name, facts);
     text("dd", value, facts);
   }
+  showScores(found.scores);
   put(get("sample-step"), sample ? `after step ${number(sample.step)}` : "none yet");
   get("sample").hidden = !sample;
   get("sample").replaceChildren();
@@ -277,6 +290,23 @@ async function show(id) {
     get("sample").append(sample.text);
   }
   await showHeatMaps(run);
+}
+
+function showScores(scores) {
+  const section = get("scores"), host = section.querySelector("div");
+  section.hidden = !scores.length;
+  host.replaceChildren();
+  if (section.hidden) return;
+  const made = text("table", "", host), head = text("tr", "", text("thead", "", made));
+  for (const name of ["task and metric", "score", "± standard error", "chance", "step"])
+    text("th", name, head, { scope: "col" });
+  const body = text("tbody", "", made);
+  for (const score of scores) {
+    const row = text("tr", "", body);
+    text("th", score.name, row, { scope: "row" });
+    for (const value of [score.value, score.stderr, score.chance]) text("td", loss(value), row);
+    text("td", number(score.step), row);
+  }
 }
 
 // The heat maps of a run are asked for again when its file has another size.

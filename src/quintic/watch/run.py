@@ -15,6 +15,7 @@ from quintic.config import Config, flatten, without_effect
 from quintic.diagnostics.record import DIAGNOSTICS
 from quintic.errors import QuinticError, counted
 from quintic.metrics_file import METRICS, STOPPED_EARLY
+from quintic.tasks.curves import STDERR, chance_field, is_metric
 from quintic.watch.held_locks import FileId, is_held
 from quintic.watch.metrics_tail import MetricsTail
 
@@ -141,9 +142,10 @@ class WatchedRun:
         return max(self._grew_at, _modified(self.metrics.path))
 
     def _patience_s(self) -> float:
-        """Return how long it may write nothing: a validation, or many steps."""
+        """Return how long it may write nothing: a validation, scores, or many steps."""
         step_s = (self.metrics.number("step_ms") or 0) / 1000
-        return max(PATIENCE_S, 20 * step_s, 3 * (self.metrics.number("val_s") or 0))
+        pauses_s = [self.metrics.number(name) or 0 for name in ("val_s", "tasks_s")]
+        return max(PATIENCE_S, 20 * step_s, 3 * max(pauses_s))
 
     def _saved_step(self) -> int:
         """Return the step of the newest checkpoint, so many steps being kept; -1 where none is."""
@@ -152,26 +154,48 @@ class WatchedRun:
         return max((int(step) for step in steps if step.isdigit()), default=-1)
 
     def _left_s(self) -> float | None:
-        """Return the seconds to the end, at the pace of the last steps and with the validations
-        between; None where that is not known."""
+        """Return the seconds to the end, at the pace of the last steps and with the validations and
+        scores between; None where that is not known."""
         step_ms = self.metrics.recent("step_ms", RECENT)
         if self.steps is None or not step_ms:
             return None
         left = max(0, self.steps - round(self.metrics.number("step") or 0))
-        every = self.record.settings.get("train.eval_every")
-        validating_s = (self.metrics.number("val_s") or 0) * (left // every) if every else 0
-        return round(left * statistics.median(step_ms) / 1000 + validating_s)
+        pauses_s = 0.0
+        for seconds, setting in (("val_s", "eval_every"), ("tasks_s", "eval_tasks_every")):
+            if every := self.record.settings.get(f"train.{setting}"):
+                pauses_s += (self.metrics.number(seconds) or 0) * (left // every)
+        return round(left * statistics.median(step_ms) / 1000 + pauses_s)
 
     def details(self) -> dict[str, Any]:
-        """Return what the page shows of one run alone: how it was started, on what, and what the
-        model wrote last."""
+        """Return what the page shows of one run alone: how it was started, on what, how it scored,
+        and what the model wrote last."""
         environment = [{}, *run_dir.read_environments(self.folder)][-1]
         shown = ("command", "device", "quintic", "torch", "commit", "date", "processes")
         return {
             "folder": str(self.folder),
             "started": {n: str(environment[n]) for n in shown if environment.get(n) is not None},
+            "scores": self._last_scores(),
             "sample": _last_sample(self.folder / run_dir.SAMPLES),
         }
+
+    def _last_scores(self) -> list[dict[str, Any]]:
+        """Return the newest value of each metric of a task, with its standard error, the accuracy
+        of guessing, and the step; None for what is not known."""
+        found = []
+        for field in filter(is_metric, self.metrics.fields):
+            chance, steps = chance_field(field), self.metrics.column(field, "step")[0]
+            if not len(steps):  # a resume has just cut the file
+                continue
+            found.append(
+                {
+                    "name": field.replace("/", " "),
+                    "value": self.metrics.number(field),
+                    "stderr": self.metrics.number(field + STDERR),
+                    "chance": chance and self.metrics.number(chance),
+                    "step": int(steps[-1]),
+                }
+            )
+        return found
 
 
 def _planned_steps(config: Path) -> int | None:
