@@ -204,6 +204,7 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
     """Gather blocks of bytes until they are enough for a chunk; it ends behind a delimiter."""
     held: list[bytes] = []
     size, wanted = 0, CHUNK_BYTES
+    last: tuple[int, int] | None = None  # the block that has the last delimiter, and its end there
     for block in blocks:
         held.append(block)
         size += len(block)
@@ -213,16 +214,22 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
                 f"cannot be kept in memory: cut it into documents; for text, --separator says "
                 f"where"
             )
-        if size < wanted or delimiter is None:
+        if delimiter is None:
             continue
-        if len(delimiter) == 1 and (end := block.rfind(delimiter) + 1):
-            # Copied once, not twice.
-            yield b"".join([*held[:-1], block[:end]])
-            held, size, wanted = [block[end:]], len(block) - end, CHUNK_BYTES
+        if len(delimiter) == 1:
+            # Nothing is joined before a chunk ends.
+            if end := block.rfind(delimiter) + 1:
+                last = len(held) - 1, end
+            if last is not None and size >= CHUNK_BYTES:
+                index, end = last
+                yield b"".join([*held[:index], held[index][:end]])
+                held, last = [held[index][end:], *held[index + 1 :]], None
+                size = sum(map(len, held))
+            continue
+        if size < wanted:
             continue
         content = b"".join(held)
-        end = _end_of_last(content, delimiter)
-        if end:
+        if end := _end_of_last(content, delimiter):
             yield content[:end]
             held, size, wanted = [content[end:]], size - end, CHUNK_BYTES
         else:
@@ -240,8 +247,6 @@ def split_at(content: bytes, separator: bytes) -> list[bytes]:
 
 def _end_of_last(content: bytes, delimiter: bytes) -> int:
     """Return where the last delimiter ends; 0 if there is none."""
-    if len(delimiter) == 1:
-        return content.rfind(delimiter) + 1
     # From the left, as the reader of the chunk finds them: delimiters could overlap.
     rest = split_at(content, delimiter)[-1]
     return len(content) - len(rest)

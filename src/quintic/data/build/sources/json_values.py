@@ -94,7 +94,7 @@ def json_values(
         found += len(values)
         passed += start
         held, size, scanned = [content[start:]], len(content) - start, max(0, scanned - start)
-        wanted = part_bytes + 2 * size
+        wanted = part_bytes + min(2 * size, max_bytes)
         if values:
             yield values, passed
         if closed and held[0][1:].strip():
