@@ -345,11 +345,20 @@ def test_separator_that_never_occurs_is_said(build: Build, tmp_path: Path) -> No
     said = build("one", source=tmp_path / "in" / "a.txt", separator="##", val_share=0).notes[0]
     assert said == f"--separator '##' is nowhere in {tmp_path}/in/a.txt, which is one document"
     said = build("two", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
+    where = f"({tmp_path}/in/a.txt, {tmp_path}/in/b.txt)"
     assert said == (
-        "--separator '\\n\\n' is nowhere in 2 files of text, each of which is one document"
+        f"--separator '\\n\\n' is nowhere in 2 of 2 files of text {where}, each of which is one "
+        f"document"
     )
-    (tmp_path / "in" / "b.txt").write_bytes(b"some words\r\n\r\n" * 400)
+    # In its last chunk only.
+    (tmp_path / "in" / "b.txt").write_bytes(b"some words\n" * 400 + b"some words\r\n\r\n" * 2)
     said = build("three", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
+    assert said == (
+        f"--separator '\\n\\n' is nowhere in 1 of 2 files of text ({tmp_path}/in/a.txt), which is "
+        f"one document"
+    )
+    (tmp_path / "in" / "a.txt").write_text("one\n\ntwo")
+    said = build("six", source=tmp_path / "in", separator="\n\n", val_share=0).notes[0]
     assert said == "no document is in the val split"
     # Neither is for every kind of file.
     (tmp_path / "a.jsonl").write_text('{"text": "a", "messages": ["b"]}\n')

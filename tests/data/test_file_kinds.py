@@ -8,9 +8,11 @@ import io
 import json
 import lzma
 import random
+import re
 import struct
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,10 @@ import zstandard
 from pyarrow import feather, ipc, parquet
 
 from quintic.data.build import chunks
-from quintic.data.build.documents import BadDocument
+from quintic.data.build.documents import BadDocument, documents
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.sources import packing
+from quintic.data.build.text_files import KINDS, PACKED_SUFFIXES, READABLE, FileKind
 from quintic.data.tokens.find import find_tokens
 from quintic.errors import QuinticError
 from tests.data.reading import read, texts
@@ -183,6 +186,45 @@ def test_packed_by_name_only_is_said(tmp_path: Path, name: str, way: str) -> Non
         f"input {tmp_path / name} cannot be read as {way}: it begins with "
         f'b\'{{"text": "Docume\': rename it if it is not packed'
     )
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, lzma.compress])
+def test_blank_lines_that_pack_well_are_read_in_small_blocks(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(pack(b"\n" * (24 << 20) + LINES))
+    found, _ = find_text_files([str(tmp_path)], leave_out=Path("nowhere"))
+    tracemalloc.start()
+    read_bytes = 0
+    for chunk in chunks.read_chunks(found, chunks.DocumentFormat("text", None)):
+        read_bytes += chunk.size
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read_bytes == (24 << 20) + len(LINES)
+    assert peak < 16 << 20
+
+
+def test_every_form_of_zstd_and_each_way_to_be_cut_short(tmp_path: Path) -> None:
+    content = random.Random(3).randbytes(300_000) + b"\n" * 700_000
+    unsized = zstandard.ZstdCompressor(write_content_size=False)
+    stream = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    skipped = b"\x5a\x2a\x4d\x18\3\0\0\0abc"
+    summed = b"".join([stream.compress(content), stream.flush()])
+    frames = [skipped, summed, b"", zstandard.compress(b"few"), unsized.compress(content), skipped]
+    path, expected = tmp_path / "a", content + b"few" + content
+    for read_bytes, between in ((1 << 15, b""), (7, bytes(9))):
+        path.write_bytes(between.join(frames))
+        with path.open("rb") as file:
+            found = list(packing.unpacked(file, ".zst", "a", 9, read_bytes))
+        assert b"".join(found) == expected
+        assert max(map(len, found)) == 1 << 17
+    for end in (3, 5, 10, len(skipped) + 3, len(skipped) + 5, len(skipped) + len(summed) - 1):
+        path.write_bytes(b"".join(frames)[:end])
+        with path.open("rb") as file, pytest.raises(QuinticError, match=r"is truncated|be read as"):
+            list(packing.unpacked(file, ".zst", "a", 9, 1 << 15))
+    path.write_bytes(bytes(500))
+    with path.open("rb") as file, pytest.raises(QuinticError, match="cannot be read as zstd"):
+        list(packing.unpacked(file, ".zst", "a", 9, 1 << 15))
 
 
 def test_zstd_dictionary_is_named(tmp_path: Path) -> None:
@@ -372,6 +414,101 @@ def test_damaged_warc(tmp_path: Path, content: bytes, message: str) -> None:
         texts(tmp_path / "a.wet")
 
 
+# Names that do not say it ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("part-0001.zst", lambda path: path.write_bytes(zstandard.compress(LINES)), "JSON"),
+        ("data.gz", lambda path: path.write_bytes(gzip.compress(LINES)), "JSON"),
+        ("part-00000", lambda path: path.write_bytes(LINES), "JSON"),
+        ("wide", lambda path: path.write_bytes(LINES.decode().encode("utf-16")), "JSON of UTF-16"),
+        ("pages.bz2", lambda path: path.write_bytes(bz2.compress(b"".join(WARC))), "WARC"),
+        ("rows", lambda path: parquet.write_table(TABLE, path), "parquet"),
+        ("batches", write_file, "Arrow"),
+    ],
+)
+def test_content_says_what_a_name_does_not(
+    tmp_path: Path, name: str, write: Callable[[Path], object], words: str
+) -> None:
+    write(tmp_path / name)
+    (tmp_path / "LICENSE").write_text("some words")
+    (tmp_path / "settings").write_text('{\n  "text": "no document"\n}\n')
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"some words"))
+    note = f"{tmp_path / name} is read as {words}, which its name does not say"
+    _, notes = find_text_files([str(tmp_path / name)], leave_out=Path("nowhere"))
+    assert notes == [note]
+    _, notes = find_text_files([str(tmp_path)], leave_out=Path("nowhere"))
+    assert notes == [
+        f"{tmp_path}: 3 files of other kinds left out: 2 without a suffix (LICENSE), 1 .gz "
+        f"(notes.gz)",
+        note,
+    ]
+    assert texts(tmp_path / name) == texts(tmp_path) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["notes", "notes.gz", "notes.rst"])
+@pytest.mark.parametrize("text", ["some words", "[Verse 1]\nwords", "{words}"])
+def test_text_of_no_known_name_is_read_where_it_is_named_itself(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    content = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    _, notes = find_text_files([str(tmp_path / name)], leave_out=Path("nowhere"))
+    assert notes == [f"{tmp_path / name} is read as text, which its name does not say"]
+    assert texts(tmp_path / name) == [text]
+    with pytest.raises(QuinticError, match="holds nothing that can be read"):
+        texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x05\x95\x10\0\0\0\0\0\0\0\x8c", "is of no kind that can be read: there are .txt,"),
+        (b"", "is of no kind that can be read"),
+        (zipped("a"), "is a zip archive: unpack it and name what is in it"),
+        ("some words of a text".encode("utf-16-le"), "is UTF-16LE and not UTF-8"),
+        (gzip.compress(b"PAR1\x15\4\0PAR1"), "is packed parquet, and a table is read from its end"),
+    ],
+)
+def test_what_is_no_text_is_not_taken_for_it(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "data").write_bytes(content)
+    with pytest.raises(QuinticError, match=message):
+        texts(tmp_path / "data")
+
+
+def test_what_can_be_read_is_listed_whole() -> None:
+    assert {*re.findall(r"\.\w+", READABLE)} == {*KINDS, *PACKED_SUFFIXES}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "warc", "lines", "text"])
+def test_kind_is_named_where_nothing_else_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FileKind
+) -> None:
+    delimiter = "\t" if kind == "tsv" else ","
+    write_csv(tmp_path / "rows.csv", delimiter)
+    content, expected = (tmp_path / "rows.csv").read_bytes(), TEXTS
+    if kind in ("warc", "lines"):
+        content = b"".join(WARC) if kind == "warc" else LINES
+    elif kind == "text":
+        content, expected = LINES, [LINES.decode()]
+    (tmp_path / "part-1.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    for argument in ("-", str(tmp_path / "part-1.gz"), str(tmp_path / "part*"), str(tmp_path)):
+        (tmp_path / "rows.csv").unlink(missing_ok=True)
+        files, _ = find_text_files([argument], Path("nowhere"), kind)
+        format = chunks.DocumentFormat("text", None)
+        read_chunks = chunks.read_chunks(files, format)
+        found = [document for chunk in read_chunks for document in documents(chunk, format)]
+        assert [getattr(document, "text", document) for document in found] == expected
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    with pytest.raises(
+        QuinticError, match="--kind is for standard input and for files whose names"
+    ):
+        find_text_files([str(tmp_path / "a.jsonl")], Path("nowhere"), kind)
+
+
 # Standard input ----------------------------------------------------------------------------------
 
 
@@ -384,6 +521,7 @@ def test_damaged_warc(tmp_path: Path, content: bytes, message: str) -> None:
         ("##".join(TEXTS).encode(), "text"),
         ("##".join(TEXTS).encode("utf-16"), "text of UTF-16"),
         (LINES.decode().encode("utf-16"), "JSON of UTF-16"),
+        (b"".join(WARC), "WARC"),
         (None, "parquet"),
     ],
 )
@@ -443,3 +581,34 @@ def test_text_that_is_no_utf8_is_one_bad_row_and_of_a_message_ends_the_build(
     assert bad.reason == "invalid UTF-8 at byte 0 of the document"
     with pytest.raises(QuinticError, match=r"cannot be read as .*Invalid UTF8 sequence"):
         texts(tmp_path / f"messages{suffix}", field="messages", messages="{content}")
+
+
+def test_damaged_row_group_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(TABLE, path, row_group_size=20, compression="zstd")
+    column = parquet.read_metadata(path).row_group(1).column(1)
+    content = bytearray(path.read_bytes())
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin : begin + 300] = bytes(300)
+    path.write_bytes(content)
+    with pytest.raises(
+        QuinticError,
+        match=r"a\.parquet cannot be read as parquet in its row group 1, counted from 0, of 3 \(",
+    ):
+        texts(path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pyarrow.list_view(pyarrow.string()),
+        pyarrow.large_list_view(pyarrow.string()),
+        pyarrow.list_(pyarrow.string(), 2),
+    ],
+)
+def test_lists_of_every_layout_hold_messages(tmp_path: Path, kind: Any) -> None:
+    table = pyarrow.table({"messages": pyarrow.array([["a", "b"], ["c", "d"]], kind)})
+    with ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    found = texts(tmp_path / "a.arrow", field="messages", messages="{content}|")
+    assert found == ["a|b|", "c|d|"]

@@ -444,6 +444,8 @@ def tree(tmp_path: Path) -> Path:
     ]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r")
+    (tmp_path / "archive.parquet.gz").write_bytes(gzip.compress(b"PAR1\x15\4\0PAR1"))
     return tmp_path
 
 
@@ -514,7 +516,7 @@ def test_patterns(tree: Path) -> None:
         ("*.csv", r"\*\.csv does not exist"),
         ("*.png", r"\*\.png holds nothing that can be read"),
         ("picture.png", "picture.png is of no kind that can be read: there are .txt, .md"),
-        ("archive.parquet.gz", "is of no kind that can be read"),
+        ("archive.parquet.gz", "is packed parquet, and a table is read from its end: unpack it"),
     ],
 )
 def test_arguments_that_name_nothing(tree: Path, argument: str, message: str) -> None:

@@ -5,6 +5,7 @@ The parent reads and cuts, orders what comes back, and writes; it never parses o
 
 import os
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -41,6 +42,8 @@ _BUILD_VERSION = 1
 
 # Progress is kept this often: what is lost when a build is killed.
 COMMIT_EVERY_S = 10.0
+
+_NAMED = 3  # files in a note
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def build_dataset(
     if max_bad < 0:
         raise QuinticError(f"--max-bad is {max_bad}: it must be 0 or more")
     on_progress = on_progress or (lambda status: None)
-    files, notes = find_text_files(settings.inputs, leave_out=out)
+    files, notes = find_text_files(settings.inputs, out, settings.file_kind)
     given = None if settings.trained_size else load_tokenizer(settings.tokenizer)
     if isinstance(given, BpeTokenizer) and given.switched_off:
         switched_off = " and ".join(given.switched_off)
@@ -153,9 +156,10 @@ def build_dataset(
 def _plan(settings: BuildSettings, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Return what must be the same for a build to go on, besides its input."""
     chosen = asdict(settings)
-    # Came later than the others: builds without it have the plan that they always had.
-    if chosen["messages"] is None:
-        del chosen["messages"]
+    # Came later than the others: builds without them have the plan that they always had.
+    for name in ("messages", "kind"):
+        if chosen[name] is None:
+            del chosen[name]
     return {
         "format_version": _BUILD_VERSION,
         **chosen,
@@ -198,7 +202,8 @@ class _Done:
     skipped_bytes: int = 0
     encoders: list[str] = field(default_factory=list)
     only_reference: bool = False
-    separated: bool = False  # by the separator, which was seen
+    # Files of text, by their number, in which the separator was not seen so far.
+    whole: list[int] = field(default_factory=list)
 
 
 class _MistakenError(Exception):
@@ -251,13 +256,18 @@ class _Build:
         notes = []
         if self._settings.messages is not None and texts:
             notes.append(f"--messages is for lists: {texts[0]} is text, which stays as it is")
-        if self._settings.separator is None or self._done.separated:
+        if self._settings.separator is None:
             return notes
         if not texts:
             return [*notes, "--separator is for text (.txt, .md), of which the input has none"]
-        where = texts[0] if len(texts) == 1 else f"{len(texts):,} files of text"
-        whole = "which is one document" if len(texts) == 1 else "each of which is one document"
-        return [*notes, f"--separator {self._settings.separator!r} is nowhere in {where}, {whole}"]
+        whole = [self._files[index].name for index in self._done.whole]
+        if not whole:
+            return notes
+        where = ", ".join(whole[:_NAMED]) + ", ..." * (len(whole) > _NAMED)
+        if len(texts) > 1:
+            where = f"{len(whole):,} of {len(texts):,} files of text ({where})"
+        one = "which is one document" if len(whole) == 1 else "each of which is one document"
+        return [*notes, f"--separator {self._settings.separator!r} is nowhere in {where}, {one}"]
 
     def _read(self, max_tasks: int) -> None:
         """Go from the input to the shards, or to the buckets of the shuffle."""
@@ -287,13 +297,27 @@ class _Build:
         ):
             chunks.append(chunk)
             size += chunk.size
-            if chunk.kind == "text" and not self._done.separated:
-                self._done.separated = is_separated(chunk, self._settings.format)
+            if chunk.kind == "text" and self._settings.separator and not chunk.problem:
+                self._look_for_separator(chunk)
             if size >= CHUNK_BYTES // 2 or len(chunks) >= 1000:
                 yield chunks
                 chunks, size = [], 0
         if chunks:
             yield chunks
+
+    def _look_for_separator(self, chunk: Chunk) -> None:
+        """Note that the separator is in a file, or not in its first chunk."""
+        file, whole = chunk.begin.file, self._done.whole
+        # In order: what is read again after an interruption is noted once.
+        place = bisect_left(whole, file)
+        noted = whole[place : place + 1] == [file]
+        if not noted and chunk.begin.offset:
+            return
+        separated = is_separated(chunk, self._settings.format)
+        if separated and noted:
+            del whole[place]
+        elif not separated and not noted:
+            whole.insert(place, file)
 
     def _write(self, last: Chunk, future: Future[EncodedChunks]) -> None:
         """Write what came of a task that ended with the chunk `last`."""

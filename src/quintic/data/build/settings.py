@@ -3,12 +3,16 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from quintic.data.build.chunks import DocumentFormat
 from quintic.data.build.messages import TEMPLATES, unknown_places
+from quintic.data.build.text_files import FileKind
 from quintic.data.gpt2_tokenizer import GPT2
 from quintic.data.shards import MAX_SHARD_TOKENS
 from quintic.errors import QuinticError
+
+NamedKind = Literal["text", "json", "csv", "tsv", "warc"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class BuildSettings:
     which may also be a name of `TEMPLATES`; `tokenizer` is "gpt2", the path of a `tokenizer.json`,
     or "train:SIZE", with ":gpt2" behind it where text is to be cut as GPT-2 does; `val_share`, 0 to
     1, is the share of the documents that is for validation;
-    `shuffle` is the seed of a shuffle of the documents, None keeps their order.
+    `shuffle` is the seed of a shuffle of the documents, None keeps their order; `kind` is what
+    standard input is, and files whose names do not say it, None for what their first bytes say.
 
     Raises `QuinticError` for a value out of its range.
     """
@@ -34,6 +39,7 @@ class BuildSettings:
     val_share: float = 0.01
     shuffle: int | None = None
     messages: str | None = None
+    kind: NamedKind | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -78,6 +84,11 @@ class BuildSettings:
     @property
     def _template(self) -> str:
         return TEMPLATES.get(self.messages or "", self.messages or "")
+
+    @property
+    def file_kind(self) -> FileKind | None:
+        """The kind, as files have it."""
+        return "lines" if self.kind == "json" else self.kind
 
     @property
     def format(self) -> DocumentFormat:

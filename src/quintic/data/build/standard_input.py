@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quintic.data.build.sources.packing import unpacked
-from quintic.data.build.sources.recognise import recognise
-from quintic.data.build.sources.utf16 import as_utf8, is_utf16
-from quintic.data.build.text_files import TextFile
+from quintic.data.build.sources.recognise import recognise_unnamed
+from quintic.data.build.text_files import FileKind, TextFile
 from quintic.errors import QuinticError
 
 STDIN = "-"
@@ -30,12 +28,11 @@ class StandardInput(TextFile):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def standard_input() -> tuple[TextFile, str]:
+def standard_input(kind: FileKind | None) -> tuple[TextFile, str]:
     """Read standard input to its end and return it as a file, and a note on what it is taken for.
 
-    It has no name that says so: tables and packed files are known by their first bytes, JSON by its
-    bracket, and everything else is text. Raises `QuinticError` where it is closed or holds nothing,
-    and as `recognise` and `unpacked` do.
+    It has no name that says so: its first bytes do, or `kind`. Raises `QuinticError` where it is
+    closed or holds nothing, and as `recognise_unnamed` does.
     """
     if sys.stdin is None:
         raise QuinticError("standard input is closed: pipe the text in, or name a file")
@@ -45,16 +42,6 @@ def standard_input() -> tuple[TextFile, str]:
     size, path, name = spool.tell(), Path(spool.name), "standard input"
     if not size:
         raise QuinticError("standard input is empty: pipe the text in, or name a file")
-    kind, packing, _ = recognise(path, name, "text", "")
-    of = ""
-    if kind == "text":
-        with path.open("rb") as stream:
-            blocks = iter(lambda: stream.read(1 << 16), b"")
-            if packing:
-                blocks = unpacked(stream, packing, name, size, 1 << 16)
-            raw = next(filter(None, blocks), b"")
-        head, of = b"".join(as_utf8(iter([raw]))), " of UTF-16" * is_utf16(raw)
-        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")):
-            kind = "lines"
-    what = {"text": "text", "lines": "JSON", "rows": "parquet", "arrow": "Arrow"}[kind]
-    return StandardInput(name, kind, packing, size, path, spool), f"{name} is read as {what}{of}"
+    found = recognise_unnamed(path, name, kind)
+    file = StandardInput(name, found.kind, found.packing, size, path, spool)
+    return file, f"{name} is read as {found.words}"

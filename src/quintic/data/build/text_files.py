@@ -26,11 +26,12 @@ KINDS: dict[str, FileKind] = {
     ".wet": "warc",
     ".warc": "warc",
 }
-PACKINGS = {".gz": ".gz", ".zst": ".zst", ".zstd": ".zst", ".xz": ".xz", ".bz2": ".bz2"}
+PACKED_SUFFIXES = {".gz": ".gz", ".zst": ".zst", ".zstd": ".zst", ".xz": ".xz", ".bz2": ".bz2"}
 TABLES: tuple[FileKind, ...] = ("rows", "arrow")
 READABLE = (
-    ".txt, .md, .jsonl, .ndjson, .json, .csv, .tsv and .wet, also packed as .gz, .zst, .xz or "
-    ".bz2, and .parquet, .arrow and .feather"
+    f"{', '.join(suffix for suffix, kind in KINDS.items() if kind not in TABLES)}, also packed as "
+    f"{', '.join(PACKED_SUFFIXES)}, and "
+    f"{', '.join(suffix for suffix, kind in KINDS.items() if kind in TABLES)}"
 )
 
 # A larger file is told by pieces of it: a thousand files of many GB are named in seconds.
@@ -47,7 +48,7 @@ class TextFile:
 
     `name` is as messages show it; `kind` is "text", a document or several with separators between,
     "lines", JSON objects, "rows", parquet, or what else KINDS has; `packing` is "" or a value of
-    PACKINGS; `size` is in bytes, as the file lies there.
+    PACKED_SUFFIXES; `size` is in bytes, as the file lies there.
     """
 
     name: str
@@ -82,7 +83,9 @@ class TextFile:
 def kind_and_packing(name: str) -> tuple[FileKind, str] | None:
     """Return the kind and the packing of a file, by its name; None where it cannot be read."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    packing = PACKINGS[suffixes.pop()] if suffixes and suffixes[-1] in PACKINGS else ""
+    packing = (
+        PACKED_SUFFIXES[suffixes.pop()] if suffixes and suffixes[-1] in PACKED_SUFFIXES else ""
+    )
     kind = KINDS.get(suffixes[-1]) if suffixes else None
     # Tables are packed inside, and are read from their end.
     return None if kind is None or (kind in TABLES and packing) else (kind, packing)

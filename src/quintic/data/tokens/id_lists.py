@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from quintic.data.build.sources.arrow import arrow_batches
 from quintic.data.build.sources.columns import holds_ids
-from quintic.data.build.sources.parquet import open_parquet
+from quintic.data.build.sources.parquet import in_row_group, open_parquet
 from quintic.data.tokens import token_file
 from quintic.data.tokens.json_lists import is_json_lines, json_lists, json_lists_schema
 from quintic.data.tokens.token_file import (
@@ -79,7 +79,7 @@ def _find_columns(path: Path) -> list[str]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path, where: str = "") -> Iterator[None]:
     try:
         yield
     # Arrow reports damage as OSError too, and has names that are no UTF-8.
@@ -87,8 +87,8 @@ def _reading(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise
         raise QuinticError(
-            f"{path} cannot be read as {'parquet' if path.suffix == '.parquet' else 'Arrow'} "
-            f"({one_line(error)}): copy or make it again"
+            f"{path} cannot be read as {'parquet' if path.suffix == '.parquet' else 'Arrow'}{where}"
+            f" ({one_line(error)}): copy or make it again"
         ) from error
 
 
@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     if path.suffix == ".parquet":
         with path.open("rb") as stream:
             table = open_parquet(stream, str(path), _READ_BYTES)
-            yield table.schema_arrow, partial(_parquet_batches, table)
+            yield table.schema_arrow, partial(_parquet_batches, path, table)
         return
     with pyarrow.memory_map(str(path)) as source:
         schema, batches = arrow_batches(source, str(path))
@@ -132,15 +132,16 @@ def _values_of(group: Any, column: str) -> int:
     return sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.startswith(f"{column}."))
 
 
-def _parquet_batches(table: Any, columns: list[str]) -> Iterator[Any]:
+def _parquet_batches(path: Path, table: Any, columns: list[str]) -> Iterator[Any]:
     for group in range(table.num_row_groups):
         meta = table.metadata.row_group(group)
         rows = max(
             1, token_file.BLOCK_TOKENS * meta.num_rows // max(1, _values_of(meta, columns[0]))
         )
-        yield from table.iter_batches(
-            batch_size=rows, row_groups=[group], columns=columns, use_threads=False
-        )
+        with _reading(path, in_row_group(group, table)):
+            yield from table.iter_batches(
+                batch_size=rows, row_groups=[group], columns=columns, use_threads=False
+            )
 
 
 def _read(path: Path, columns: list[str]) -> Iterator[TokenBlock]:

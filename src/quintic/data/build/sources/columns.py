@@ -127,7 +127,16 @@ def holds_ids(kind: Any) -> bool:
     )
 
 
+_LIST_TYPES = (
+    pyarrow.ListType,
+    pyarrow.LargeListType,
+    pyarrow.ListViewType,
+    pyarrow.LargeListViewType,
+    pyarrow.FixedSizeListType,
+)
+
+
 def _holds_messages(kind: Any) -> bool:
-    if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
+    if not isinstance(kind, _LIST_TYPES):
         return False
     return _plain(kind.value_type) in _STRINGS or pyarrow.types.is_struct(kind.value_type)

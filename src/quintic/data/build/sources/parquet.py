@@ -36,6 +36,11 @@ def open_parquet(stream: BinaryIO, name: str, read_bytes: int) -> Any:
     return table
 
 
+def in_row_group(group: int, table: Any) -> str:
+    """Return which row group of a table is damaged, as a part of a message."""
+    return f" in its row group {group}, counted from 0, of {table.num_row_groups}"
+
+
 def parquet_rows(
     stream: BinaryIO,
     name: str,
@@ -50,6 +55,7 @@ def parquet_rows(
     `read_bytes` of a column are read at once. Raises `QuinticError` as `find_column` does, and for
     a file that is damaged or no parquet.
     """
+    where = ""
     try:
         table = open_parquet(stream, f"input {name}", read_bytes)
         column = find_column(table.schema_arrow, field, name, messages)
@@ -57,6 +63,7 @@ def parquet_rows(
         leaves = [i for i, p in enumerate(paths) if f"{p}.".startswith(f"{column.path}.")]
         row = 0
         for group in range(table.num_row_groups):
+            where = in_row_group(group, table)
             meta = table.metadata.row_group(group)
             if row + meta.num_rows <= start:
                 row += meta.num_rows
@@ -76,5 +83,6 @@ def parquet_rows(
     # Arrow reports damage as OSError too, and has names that are no UTF-8.
     except (pyarrow.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise QuinticError(
-            f"input {name} cannot be read as parquet ({one_line(error)}): copy or download it again"
+            f"input {name} cannot be read as parquet{where} ({one_line(error)}): copy or download "
+            f"it again"
         ) from error
