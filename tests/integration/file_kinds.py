@@ -672,7 +672,7 @@ CASES = [
         "MDS of bytes",
         _mds("bytes"),
         None,
-        "of bytes nobody knows the type",
+        "do not say the type of the ids: name it with --dtype",
     ),
 ]
 

@@ -94,6 +94,7 @@ def _build(command: DataBuild) -> None:
         shard_tokens=command.shard_tokens,
         val_share=command.val_share,
         shuffle=command.shuffle,
+        kind=command.kind,
     )
     try:
         with BuildProgress(console) as progress:
@@ -150,7 +151,9 @@ def _import(command: DataImport) -> None:
         name=default_name(command.out) if command.name is None else command.name,
         shard_tokens=command.shard_tokens,
         val_share=command.val_share,
+        val_tokens=command.val_tokens,
         rows=command.rows,
+        dtype=command.dtype,
     )
     report = import_tokens(command.source, command.out, settings, console.stage)
     for note in report.notes:

@@ -414,6 +414,9 @@ class DataBuild:
     separator: str | None = None
     r"""What stands between the documents of a text file, \n for a line end, also CR LF; default: a
     file is a document."""
+    kind: Literal["text", "json", "csv", "tsv", "warc"] | None = None
+    """What standard input is, and files whose names do not say it; default what their first bytes
+    say."""
     tokenizer: str = "gpt2"
     """gpt2, a tokenizer.json, or train:SIZE for a new vocabulary, train:SIZE:gpt2 for one that cuts
     text as GPT-2 does, which llama.cpp can; all much faster with pip install 'quintic[fast]'."""
@@ -446,9 +449,13 @@ class DataImport:
     """Tokens of a shard."""
     val_share: float = 0.01
     """Share of the documents for validation, 0 to 1, where no file says what it is for."""
+    val_tokens: int | None = None
+    """Tokens for validation instead: the last documents, of so many or a little more."""
     rows: Literal["documents", "pieces"] | None = None
     """What a row, item or sample is: a document, or a piece of a stream of documents; default
     pieces where all have one length."""
+    dtype: Literal["uint16", "uint32", "int32", "int64"] | None = None
+    """Type of ids that lie as bytes, as a column of MDS may have them."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import numpy.typing as npt
 from quintic.cores import available_cores
 from quintic.data.manifest import SPLITS, ShardRecord, Split
 from quintic.data.shard_stats import TokenCounter, record_shard
-from quintic.data.shards import ShardWriter, open_shard, part_of
+from quintic.data.shards import ShardWriter, TokenStream, open_shard, part_of
 from quintic.data.tokenizer import Tokenizer
+from quintic.errors import QuinticError
 
+_BLOCK_TOKENS = 1 << 20
 _FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 0}  # as llm.c and modded-nanogpt count
 
 
@@ -61,13 +63,49 @@ class ShardSet:
         """
         for split in SPLITS:
             full, tokens = (state[split]["full"], state[split]["tokens"]) if state else (0, 0)
-            number = full + (tokens > 0)
-            while self._drop(split, number):
-                number += 1
-            self._full[split] = full
-            if tokens:
-                path = self._path(split, full)
-                self._open[split] = ShardWriter(path, self._tokenizer.vocab_size, kept=tokens)
+            self._back_to(split, full, tokens)
+
+    def hold_out(self, tokens: int) -> None:
+        """Move the last training documents, of so many tokens or a little more, to validation,
+        which must be empty.
+
+        Raises `QuinticError` where no document would be left for training.
+        """
+        for split in list(self._open):
+            self._end_shard(split)
+        shards = [open_shard(self._path("train", index)) for index in range(self._full["train"])]
+        stream = TokenStream(shards)
+        begin = self._last_start(stream, len(stream) - tokens)
+        if not begin:
+            raise QuinticError(
+                f"--val-tokens is {tokens}: of {len(stream)} tokens in all no document but the "
+                f"first begins so many before the end; name fewer"
+            )
+        for position in range(begin, len(stream), _BLOCK_TOKENS):
+            ids = stream.read(position, min(_BLOCK_TOKENS, len(stream) - position))
+            self.append("val", ids.astype(shards[0].dtype))
+        self._back_to("train", *divmod(begin, self._shard_tokens))
+
+    def _last_start(self, stream: TokenStream, end: int) -> int:
+        """Return where the last document begins that does so at a position up to `end`, 0 where
+        there is none."""
+        while end > 0:
+            first = max(0, end + 1 - _BLOCK_TOKENS)
+            ids = stream.read(first, end + 1 - first)
+            if len(starts := np.flatnonzero(ids == self._tokenizer.eot_id)):
+                return first + int(starts[-1])
+            end = first - 1
+        return 0
+
+    def _back_to(self, split: Split, full: int, tokens: int) -> None:
+        """Keep so many full shards of a split, and so many tokens of the next."""
+        number = full + (tokens > 0)
+        while self._drop(split, number):
+            number += 1
+        self._full[split] = full
+        if tokens:
+            path = self._path(split, full)
+            self._open[split] = ShardWriter(path, self._tokenizer.vocab_size, kept=tokens)
 
     def finish(self, on_counted: Callable[[float], None]) -> tuple[ShardRecord, ...]:
         """End the last shards, read all of them, and return what the manifest says of each.

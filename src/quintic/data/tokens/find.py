@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from quintic.data.tokens.id_lists import find_id_lists
 from quintic.data.tokens.json_index import INDEX
 from quintic.data.tokens.litdata import find_litdata
 from quintic.data.tokens.llmc import find_llmc
-from quintic.data.tokens.mds import find_mds
+from quintic.data.tokens.mds import IdType, find_mds
 from quintic.data.tokens.megatron import find_megatron
 from quintic.data.tokens.nanogpt import find_nanogpt
 from quintic.data.tokens.npy import find_npy
@@ -30,23 +31,26 @@ class TokenKind(NamedTuple):
     note: str = ""
 
 
-# In this order: a .bin that has an index is no stream of ids.
-KINDS = (
-    TokenKind("Megatron", find_megatron),
-    TokenKind(
-        *("litdata", find_litdata),
-        note="litdata's own reader drops the rest of each chunk below its block size",
-    ),
-    TokenKind("MDS", find_mds),
-    TokenKind(
-        *("datatrove", find_datatrove),
-        note="datatrove's own reader drops the tail of each file below its sequence length",
-    ),
-    TokenKind("build-nanogpt", find_npy),
-    TokenKind("llm.c", find_llmc),
-    TokenKind("nanoGPT", find_nanogpt),
-    TokenKind("Hugging Face datasets", find_id_lists),
-)
+def _kinds(dtype: IdType | None = None) -> tuple[TokenKind, ...]:
+    """Return the layouts in the order in which they are looked for: a .bin that has an index is no
+    stream of ids."""
+    return (
+        TokenKind("Megatron", find_megatron),
+        TokenKind(
+            *("litdata", find_litdata),
+            note="litdata's own reader drops the rest of each chunk below its block size",
+        ),
+        TokenKind("MDS", partial(find_mds, dtype=dtype)),
+        TokenKind(
+            *("datatrove", find_datatrove),
+            note="datatrove's own reader drops the tail of each file below its sequence length",
+        ),
+        TokenKind("build-nanogpt", find_npy),
+        TokenKind("llm.c", find_llmc),
+        TokenKind("nanoGPT", find_nanogpt),
+        TokenKind("Hugging Face datasets", find_id_lists),
+    )
+
 
 _LOOKS_LIKE_TOKENS = re.compile(
     r".*\.(bin|idx|npy|mds(\.\w+)?|ds(\.index|\.metadata)?|parquet|arrow|feather)", re.IGNORECASE
@@ -73,18 +77,24 @@ ALL = "all"
 """Stands for the split of files of which none says what it is for."""
 
 
-def find_tokens(source: Path) -> FoundTokens:
+def find_tokens(source: Path, dtype: IdType | None = None) -> FoundTokens:
     """Find the token files in a folder and below, by path; or the one that is named itself.
 
-    Files for testing are left out, and so are files that are plainly none. Raises `QuinticError`
-    where there are none, several kinds, one that is damaged, or one that looks like tokens and is
-    none of the kind.
+    Files for testing are left out, and so are files that are plainly none. `dtype` is the type of
+    ids that lie as bytes. Raises `QuinticError` where there are none, several kinds, one that is
+    damaged, or one that looks like tokens and is none of the kind, and for a `dtype` that the kind
+    has no use for.
     """
     try:
-        kind, files, others = _find(source)
+        kind, files, others = _find(source, dtype)
     except OSError as error:
         where = error.filename or source
         raise QuinticError(f"{where} cannot be read ({reason(error)}): {way_out(error)}") from error
+    if dtype is not None and kind.name != "MDS":
+        raise QuinticError(
+            f"--dtype is for ids that lie as bytes, as in MDS, and {source} has those of "
+            f"{kind.name}: leave it out"
+        )
     notes = [f"{kind.note}; here are all"] if kind.note else []
     if others:
         kinds = counted(len(others), "file of another kind", "files of other kinds")
@@ -108,10 +118,11 @@ def find_tokens(source: Path) -> FoundTokens:
     return FoundTokens(kind, splits, notes)
 
 
-def _find(source: Path) -> tuple[TokenKind, list[TokenFile], list[Path]]:
+def _find(source: Path, dtype: IdType | None) -> tuple[TokenKind, list[TokenFile], list[Path]]:
     """Return the kind, its files, and the other files, of which none looks like tokens."""
     if not source.exists():
         raise QuinticError(f"{source} does not exist: name a folder of token files, or one of them")
+    kinds = _kinds(dtype)
     found: dict[str, list[TokenFile]] = {}
     others: list[Path] = []
     for place, folders, names in os.walk(source if source.is_dir() else source.parent):
@@ -123,7 +134,7 @@ def _find(source: Path) -> tuple[TokenKind, list[TokenFile], list[Path]]:
             folders.clear()
             shards = names = sorted(_with_companions(source.name) & set(names))
         claimed = {INDEX}
-        for kind in KINDS:
+        for kind in kinds:
             if files := kind.find(Path(place), shards):
                 found.setdefault(kind.name, []).extend(files)
                 claimed.update(*(_with_companions(file.path.name) for file in files))
@@ -135,7 +146,7 @@ def _find(source: Path) -> tuple[TokenKind, list[TokenFile], list[Path]]:
         )
     if not found:
         raise QuinticError(_nothing(source, others))
-    kind = next(kind for kind in KINDS if kind.name in found)
+    kind = next(kind for kind in kinds if kind.name in found)
     _refuse_unread(kind, found[kind.name], others)
     return kind, found[kind.name], others
 
@@ -181,8 +192,8 @@ def _nothing(source: Path, files: list[Path]) -> str:
     if any(name.endswith((".jsonl", ".txt")) for name in names):
         return f"{source} has text rather than tokens: quintic data build {source} reads that"
     return (
-        f"{source} has no token files of {', '.join(kind.name for kind in KINDS)}: name the folder "
-        f"that they lie in"
+        f"{source} has no token files of {', '.join(kind.name for kind in _kinds())}: name the "
+        f"folder that they lie in"
     )
 
 

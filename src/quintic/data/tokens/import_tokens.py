@@ -19,6 +19,7 @@ from quintic.data.manifest import SPLITS, Manifest, ShardRecord, Split
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer
 from quintic.data.tokens.find import ALL, find_tokens
+from quintic.data.tokens.mds import IdType
 from quintic.data.tokens.token_file import TokenBlock, TokenFile
 from quintic.errors import QuinticError, counted, reason, way_out
 from quintic.files import new_folder
@@ -38,9 +39,11 @@ class ImportSettings:
 
     `tokenizer` is "gpt2" or the path of a `tokenizer.json`, which made the ids. `name`,
     `shard_tokens` and `val_share` are as in `BuildSettings`; the ids of a document decide about its
-    split, and only where no file says what it is for. `rows` says what a row, an item or a sample
-    is, "documents" or "pieces" of a stream that has end of text between its documents; None for
-    what their lengths say.
+    split, and only where no file says what it is for. With `val_tokens` the last documents are held
+    out instead, so many tokens or a little more, and no file may be for validation. `rows` says
+    what a row, an item or a sample is, "documents" or "pieces" of a stream that has end of text
+    between its documents; None for what their lengths say. `dtype` is the type of ids that lie as
+    bytes.
 
     Raises `QuinticError` for a value out of its range.
     """
@@ -49,10 +52,14 @@ class ImportSettings:
     name: str
     shard_tokens: int = 100_000_000
     val_share: float = 0.01
+    val_tokens: int | None = None
     rows: Rows | None = None
+    dtype: IdType | None = None
 
     def __post_init__(self) -> None:
         check_shards(self.name, self.shard_tokens, self.val_share)
+        if self.val_tokens is not None and self.val_tokens < 1:
+            raise QuinticError(f"--val-tokens is {self.val_tokens}: it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,12 @@ def import_tokens(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QuinticError(f"--out {out} holds other files: name a new or an empty folder")
-    found = find_tokens(source)
+    found = find_tokens(source, settings.dtype)
+    if settings.val_tokens is not None and "val" in found.splits:
+        raise QuinticError(
+            f"--val-tokens holds out of what is for training, and {source} has files for "
+            f"validation: leave it out, or name the training files alone"
+        )
     tokenizer = load_tokenizer(settings.tokenizer)
     try:
         with new_folder(out) as folder:
@@ -89,7 +101,11 @@ def import_tokens(
     for split in SPLITS:
         counts = [shard.documents for shard in shards if shard.split == split]
         if not counts:
-            notes.append(f"no document is in the {split} split, and training needs both")
+            way = "name" if split == "train" else "--val-tokens N holds out the last N of"
+            notes.append(
+                f"no document is in the {split} split, and training needs both: {way} the tokens "
+                f"for training"
+            )
         elif sum(counts) == 1:
             notes.append(f"the {split} split is one document: it has no end of text within")
     return ImportReport(found.kind.name, shards, found.notes + notes)
@@ -121,8 +137,10 @@ class _Import:
                         continue
                     for part in self._end_before(chain([ids], (more for more, _ in blocks))):
                         self._append(split, part)
-                    if split == ALL:
+                    if split == ALL and self._settings.val_tokens is None:
                         self._notes.append("no file says what it is for: all of it is for training")
+            if self._settings.val_tokens is not None:
+                self._shards.hold_out(self._settings.val_tokens)
             if self._empty:
                 self._notes.append(f"{counted(self._empty, 'empty document')} left out")
             return self._write_manifest(), self._notes
@@ -215,7 +233,7 @@ class _Import:
     def _is_val(self, ids: _Ids, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which documents are for validation, [documents], by a hash of their ids."""
         limit = round(self._settings.val_share * 2**64)
-        if not limit:
+        if not limit or self._settings.val_tokens is not None:
             return np.zeros(len(lengths), dtype=bool)
         content, ends = ids.astype("<u4"), np.cumsum(lengths)
         digests = (
