@@ -67,7 +67,7 @@ def opening_lines(run: Run) -> Iterator[str]:
     train, tokens = run.dataset.train, config.tokens
     yield (
         f"data    {run.dataset.path}: {counted(len(train), 'training token')} in "
-        f"{counted(len(train.shards), 'shard')}, {len(run.dataset.val):,} for validation, "
+        f"{counted(train.files, 'shard')}, {len(run.dataset.val):,} for validation, "
         f"{config.data.order} order"
     )
     yield (

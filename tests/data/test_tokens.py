@@ -19,6 +19,7 @@ from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.bpe_tokenizer import train_bpe
+from quintic.data.build import shard_set
 from quintic.data.dataset import open_dataset
 from quintic.data.shards import TokenStream, write_shard
 from quintic.data.tokens import hf_datasets, json_lists, token_file
@@ -48,6 +49,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_file, "BLOCK_TOKENS", 97)
+    monkeypatch.setattr(shard_set, "_BLOCK_TOKENS", 50)
     monkeypatch.setattr(json_lists, "_BATCH_BYTES", 300)
 
 
@@ -117,10 +119,12 @@ def write_litdata(
 def write_mds(
     folder: Path, encoding: str = "ndarray:uint16", compression: str | None = None
 ) -> None:
+    """Bytes are of int64."""
     samples = []
     for document in DOCUMENTS:
         dtype, type_byte = ("<u2", b"") if ":" in encoding else ("<i8", b"\x41")
         shape = type_byte + bytes([1 << 2, len(document)])
+        shape = b"" if encoding == "bytes" else shape
         value, url = shape + np.array(document, dtype).tobytes(), b"http://a"
         # Columns lie by name: one of fixed size, tokens, url.
         sizes = struct.pack("<II", len(value), len(url))
@@ -300,6 +304,116 @@ def _hash(document: list[int]) -> int:
 
 
 HELD_OUT = [index for index, ids in enumerate(DOCUMENTS) if _hash(ids) < 0.3 * 2**64]
+
+
+def test_bytes_of_mds_are_of_the_type_that_is_named(
+    source: Path, tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mds(source, "bytes")
+    options = ["--val-share", "0", "--dtype"]
+    found = run_import(source, tmp_path / "out", vocabulary, *options, "int64")
+    assert found == {"train": STREAM_BEFORE}
+    arguments = ["data", "import", source, "--out", tmp_path / "no", "--tokenizer", vocabulary]
+    assert "do not say the type of the ids: name it with --dtype" in refusal(arguments, capsys)
+    for dtype in ("int32", "uint16"):
+        line = refusal([*arguments, "--dtype", dtype], capsys)
+        assert f"next to 0 as every second id, if the type of its bytes is {dtype}: they" in line
+    for file in source.iterdir():
+        file.unlink()
+    write_mds(source)
+    line = refusal([*arguments, "--dtype", "int64"], capsys)
+    assert "has ndarray:uint16 in its column tokens, and --dtype is for bytes: leave it out" in line
+    write_npy(tmp_path / "source")
+    arguments[2] = source / "edufineweb_train_000001.npy"
+    line = refusal([*arguments, "--dtype", "int64"], capsys)
+    assert "has those of build-nanogpt: leave it out" in line
+
+
+@pytest.mark.parametrize("case", ["nanoGPT", "build-nanogpt", "MDS", "parquet"])
+@pytest.mark.parametrize("tokens", [1, 100, 700])
+def test_the_last_documents_are_held_out(
+    source: Path, tmp_path: Path, vocabulary: Path, case: str, tokens: int
+) -> None:
+    {**WITH_SPLITS, **OF_DOCUMENTS}[case][1](source)
+    for file in source.glob("*val*"):
+        file.unlink()
+    found = run_import(source, tmp_path / "out", vocabulary, "--val-tokens", str(tokens))
+    assert found["train"] + found["val"] == STREAM_BEFORE
+    assert found["val"][0] == EOT
+    second = found["val"].index(EOT, 1) if EOT in found["val"][1:] else len(found["val"])
+    assert len(found["val"]) - second < tokens <= len(found["val"])
+
+
+def test_what_cannot_be_held_out(
+    source: Path, tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nanogpt(source)
+    arguments = ["data", "import", source, "--out", tmp_path / "no", "--tokenizer", vocabulary]
+    line = refusal([*arguments, "--val-tokens", "9"], capsys)
+    assert f"{source} has files for validation: leave it out" in line
+    (source / "val.bin").unlink()
+    for tokens in (len(STREAM_BEFORE) - 1, len(STREAM_BEFORE), 10**9):
+        line = refusal([*arguments, "--val-tokens", tokens], capsys)
+        assert f"of {len(STREAM_BEFORE)} tokens in all no document but the first begins" in line
+    assert "--val-tokens is 0: it must be" in refusal([*arguments, "--val-tokens", 0], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    run_import(source, tmp_path / "out", vocabulary)
+    said = capsys.readouterr().out
+    assert "training needs both: --val-tokens N holds out the last N of the tokens for" in said
+
+
+# Read where they lie -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["nanoGPT", "nanoGPT, 32 bits", "build-nanogpt"])
+@pytest.mark.parametrize("end", ["as it is written", "within a document"])
+def test_files_without_a_header_are_read_in_place_as_they_are_imported(
+    source: Path, tmp_path: Path, vocabulary: Path, case: str, end: str
+) -> None:
+    WITH_SPLITS[case][1](source)
+    if end == "within a document":
+        for path in source.glob("*train*"):
+            if path.suffix == ".npy":
+                np.save(path, np.load(path)[1:-1])
+            else:
+                path.write_bytes(path.read_bytes()[:-8])
+    imported = run_import(source, tmp_path / "out", vocabulary)
+    dataset = open_dataset(source, str(vocabulary))
+    streams = dataset.for_model(300).streams
+    found = {split: stream.read(0, len(stream)).tolist() for split, stream in streams.items()}
+    assert found == imported
+    report = check_dataset(source, str(vocabulary))
+    assert (report.problems, report.shards) == ([], len(list(source.iterdir())))
+    assert report.notes == ["no manifest: checksums and counts cannot be checked"]
+
+
+def test_what_cannot_be_read_in_place_names_the_import(
+    source: Path, tmp_path: Path, vocabulary: Path
+) -> None:
+    def message(tokenizer: Path | None = vocabulary) -> str:
+        with pytest.raises(QuinticError) as error:
+            open_dataset(source, str(tokenizer) if tokenizer else None)
+        return str(error.value)
+
+    write_npy(source)
+    assert "which do not say which tokenizer made them: name it, gpt2 or the path" in message(None)
+    way_out = f"quintic data import {source} --out OUT --tokenizer gpt2"
+    np.save(source / "edufineweb_val_000000.npy", np.array([1, 2, 3], np.uint16))
+    assert f"has no end of text, {EOT}, so it cannot be read where it lies: {way_out}" in message()
+    np.save(source / "edufineweb_val_000000.npy", np.array([EOT, 2, 3], np.int64))
+    assert (
+        f"holds ids of the type int64, so it cannot be read where it lies: {way_out}" in message()
+    )
+    (source / "edufineweb_val_000000.npy").unlink()
+    assert "has no val shards: expected files named *_val_*.bin; name a folder" in message()
+    assert message().endswith(f"{way_out} (or its tokenizer.json) --val-tokens N")
+    (source / "edufineweb_val_000000.npy").write_bytes(b"")
+    assert "cannot be read as .npy" in message()
+    for path in source.iterdir():
+        path.unlink()
+    write_nanogpt(source)
+    (source / "meta.pkl").touch()
+    assert "a vocabulary of its own, of characters, in meta.pkl" in message()
 
 
 def test_end_of_text_is_once_before_each_document(

@@ -1,6 +1,7 @@
 """A dataset is a folder of token shards, as docs/data.md lists its files.
 
-Folders made by llm.c or modded-nanogpt are foreign: they have neither manifest nor tokenizer.
+Folders made by llm.c or modded-nanogpt are foreign: they have neither manifest nor tokenizer; nor
+have those of nanoGPT and build-nanogpt, whose files are read where they lie.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from quintic.data.load_tokenizer import load_tokenizer, tokenizer_info
 from quintic.data.manifest import MANIFEST_FILE, SPLITS, UNFINISHED, Manifest, Split
 from quintic.data.shards import Shard, TokenStream, open_shard
 from quintic.data.tokenizer import Tokenizer
+from quintic.data.tokens.in_place import shards_in_place
+from quintic.data.tokens.nanogpt import refuse_characters
 from quintic.errors import QuinticError
 
 
@@ -123,12 +126,22 @@ def open_dataset(
             f"dataset {path} is not finished: run the quintic data build that began it again, and "
             f"it continues"
         )
-    shards = _open_shards(path, splits)
+    shards = _open_shards(path)
     manifest = Manifest.read(path) if (path / MANIFEST_FILE).exists() else None
     if manifest is not None:
         _check_against_manifest(path, manifest, shards)
     spec = tokenizer if tokenizer is not None else _own_tokenizer(path, manifest)
     info = tokenizer_info(spec) if spec is not None else None
+    if not any(shards.values()) and (others := _token_files(path)):
+        if info is None:
+            raise QuinticError(
+                f"dataset {path} has token files of another tool, such as "
+                f"{next(iter(others.values()))[0].name}, which do not say which tokenizer made "
+                f"them: name it, gpt2 or the path of its {TOKENIZER_FILE}, with --data.tokenizer "
+                f"when training, with --tokenizer in other commands"
+            )
+        shards |= {split: shards_in_place(files, info.eot_id) for split, files in others.items()}
+    _check_splits(path, splits, shards)
     same = info and (info.fingerprint, info.fingerprint_0_1)
     if manifest and info and same and manifest.tokenizer_fingerprint not in same:
         raise QuinticError(
@@ -156,19 +169,37 @@ def tokenizer_or_note(dataset: Dataset, notes: list[str]) -> Tokenizer | None:
         return None
 
 
-def _open_shards(path: Path, splits: Sequence[Split]) -> dict[Split, list[Shard]]:
+def _open_shards(path: Path) -> dict[Split, list[Shard]]:
     shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
     for file in sorted(path.glob("*.bin")):
         if (split := split_of(file.name)) is not None:
             shards[split].append(open_shard(file))
+    return shards
+
+
+def _token_files(path: Path) -> dict[Split, list[Path]]:
+    """Return the files of build-nanogpt, or else of nanoGPT, for each split that has some."""
+    names = sorted(file.name for file in path.iterdir())
+    found: dict[Split, list[Path]] = {}
+    for name in names:
+        if name.endswith(".npy") and (split := split_of(name)) is not None:
+            found.setdefault(split, []).append(path / name)
+    if not found and "train.bin" in names:
+        refuse_characters(path, names)
+        found = {split: [path / f"{split}.bin"] for split in SPLITS if f"{split}.bin" in names}
+    return found
+
+
+def _check_splits(path: Path, splits: Sequence[Split], shards: dict[Split, list[Shard]]) -> None:
+    hold_out = " --val-tokens N" * (bool(shards["train"]) and not shards["val"])
     for split, found in shards.items():
         if not found and (split in splits or not any(shards.values())):
             raise QuinticError(
                 f"dataset {path} has no {split} shards: expected files named *_{split}_*.bin; "
-                f"name a folder with both *_train_*.bin and *_val_*.bin, or let quintic "
-                f"data import make one of the token files of another tool"
+                f"name a folder with both *_train_*.bin and *_val_*.bin; of the token files of "
+                f"other tools, or without those for validation, one is made by quintic data import "
+                f"{path} --out OUT --tokenizer gpt2 (or its {TOKENIZER_FILE}){hold_out}"
             )
-    return shards
 
 
 def split_of(name: str) -> Split | None:

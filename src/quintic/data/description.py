@@ -253,7 +253,7 @@ def _split_summary(
         bytes_per_token = float(np.average(tokenizer.byte_lengths, weights=counts_V))
     order = np.argsort(-counts_V, kind="stable")[:_FREQUENT].tolist()
     return SplitSummary(
-        shards=len(stream.shards),
+        shards=stream.files,
         tokens=len(stream),
         documents=documents,
         read_tokens=survey.read_tokens,
@@ -314,7 +314,7 @@ def _sources(dataset: Dataset) -> list[Source]:
     found: dict[tuple[str, Split], list[int]] = {}
     for split, stream in dataset.streams.items():
         for shard in stream.shards:
-            name = f"{shard.path.stem}_".rpartition(f"_{split}_")[0]
+            name = f"{shard.path.stem}_".rpartition(f"_{split}_")[0] or shard.path.stem
             found.setdefault((name, split), []).append(shard.count)
     sources = [Source(*key, len(counts), sum(counts)) for key, counts in found.items()]
     return sorted(sources, key=lambda source: -source.tokens)

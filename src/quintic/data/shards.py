@@ -42,18 +42,20 @@ _OPEN_MAPS = 64
 class Shard:
     """A shard whose header and size were found right, with at least one token.
 
-    The tokens are little-endian uint16 or uint32.
+    The tokens are little-endian uint16 or uint32, and lie from `offset` bytes on: behind the
+    header, or anywhere in a file of another tool that has none.
     """
 
     path: Path
     count: int
     dtype: TokenDtype
+    offset: int = HEADER_BYTES
 
     @property
     def tokens(self) -> npt.NDArray[np.unsignedinteger]:
         """The tokens, [count], as a fresh memory map: nothing is read before it is indexed."""
         return np.memmap(
-            self.path, dtype=self.dtype, mode="r", offset=HEADER_BYTES, shape=(self.count,)
+            self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.count,)
         )
 
     def blocks(
@@ -61,14 +63,17 @@ class Shard:
     ) -> Iterator[tuple[memoryview, npt.NDArray[np.unsignedinteger]]]:
         """Iterate once over the whole file: bytes, and the tokens in them, [at most block_tokens].
 
-        The first bytes are the header's, without tokens. Both are valid until the next step. Raises
-        OSError where the file cannot be read, or has become shorter.
+        The first bytes are the header's, without tokens, if it has one. Both are valid until the
+        next step. Raises OSError where the file cannot be read, or has become shorter.
         """
         itemsize = self.dtype.itemsize
         buffer = memoryview(bytearray(max(HEADER_BYTES, block_tokens * itemsize)))
         ends = range(block_tokens, self.count + block_tokens, block_tokens)
         counts = [0, *(min(block_tokens, self.count - end + block_tokens) for end in ends)]
         with self.path.open("rb") as file:
+            if self.offset != HEADER_BYTES:
+                file.seek(self.offset)
+                del counts[0]
             for count in counts:
                 block = buffer[: count * itemsize or HEADER_BYTES]
                 if hasattr(os, "posix_fadvise"):  # the disk reads on while this block is worked on
@@ -250,6 +255,11 @@ class TokenStream:
     def __len__(self) -> int:
         """Return the number of tokens of all shards."""
         return int(self._starts[-1])
+
+    @property
+    def files(self) -> int:
+        """The number of files that the shards lie in."""
+        return len({shard.path for shard in self.shards})
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Copy the `count` tokens from position `start` on, [count], across shard ends.

@@ -85,7 +85,8 @@ def check_dataset(
         if dataset.eot_id is not None and stream.read(0, 1)[0] != dataset.eot_id:
             line = f"the {split} split begins in the middle of a document"
             (problems if dataset.manifest else notes).append(line)
-    return CheckReport(path, len(shards), total, problems, notes)
+    files = sum(stream.files for stream in dataset.streams.values())
+    return CheckReport(path, files, total, problems, notes)
 
 
 def _problems(

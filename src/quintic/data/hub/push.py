@@ -10,6 +10,7 @@ from quintic.data.hub.catalog import DATA_FOLDER
 from quintic.data.hub.client import HubRepo, Transfer
 from quintic.data.hub.upload import Pushed, repo_to_push, upload
 from quintic.data.manifest import MANIFEST_FILE, Split
+from quintic.data.shards import has_header
 from quintic.data.verify import check_dataset
 from quintic.errors import QuinticError
 
@@ -36,6 +37,11 @@ def push(
     repo = repo_to_push(target, "dataset")
     _refuse_damaged(folder, tokenizer)
     dataset = open_dataset(folder, tokenizer)
+    if any(not has_header(shard.path) for s in dataset.streams.values() for shard in s.shards):
+        raise QuinticError(
+            f"{folder} has token files of another tool: make a dataset of them with quintic data "
+            f"import {folder} --out OUT, and push that"
+        )
     files = _files(dataset)
     names = {file.name for file in files}
 

@@ -2,8 +2,10 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quintic.data.tokens.token_file import TokenFile, stream_blocks
 from quintic.errors import QuinticError, one_line
@@ -18,8 +20,14 @@ def find_npy(folder: Path, names: list[str]) -> list[TokenFile]:
 
 
 def _token_file(path: Path) -> TokenFile:
+    ids = npy_ids(path)
+    return TokenFile(path, len(ids), partial(stream_blocks, ids))
+
+
+def npy_ids(path: Path) -> npt.NDArray[Any]:
+    """Return the ids of a shard, [tokens], mapped; raises `QuinticError` as `find_npy` does."""
     try:
-        ids = np.load(path, mmap_mode="r")
+        ids: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except OSError:
         raise
     # NumPy reads the header as Python, whose tokenizer and parser have errors of their own.
@@ -31,4 +39,4 @@ def _token_file(path: Path) -> TokenFile:
         raise QuinticError(
             f"{path} has {ids.dtype} of shape {ids.shape}: token ids are a list of integers"
         )
-    return TokenFile(path, len(ids), partial(stream_blocks, ids))
+    return ids
