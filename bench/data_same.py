@@ -5,7 +5,8 @@ docs_sample.jsonl.zst and docs_val.jsonl.zst in the folder that QUINTIC_BENCH_DA
 processes, and with 2 that are killed (SIGKILL to the parent) five times, each when it is a sixth
 further than the one before, and started again; all of this with the packages of quintic[fast],
 which must be there, and without. Progress is kept after every task instead of every ten seconds, so
-that what is killed has some to go on from.
+that what is killed has some to go on from. What was compared is deleted: one dataset is there at
+once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,12 +94,14 @@ def measure(folder: Path, commit: str, processes: Sequence[int]) -> dict[str, An
         finish(start("before", before, 1, source))
     wanted = contents(before)
     tokens = sum(record.tokens for record in Manifest.read(before).shards)
+    shutil.rmtree(before)
     builds = []
 
     def compare(name: str, out: Path, **facts: Any) -> None:
         if contents(out) != wanted:
             raise SystemExit(f"other files than {commit}'s: {name}, in {out}")
         builds.append({"build": name, "encoder": Manifest.read(out).encoder, **facts})
+        shutil.rmtree(out)
 
     for kind in ("fast", "reference"):
         for count in processes:

@@ -76,7 +76,7 @@ def _draw_lengths(axes: Any, summary: DatasetSummary) -> None:
     )
     axes.set_title("lengths of documents" + ("" if groups else ": not known"), fontsize=10)
     if groups:
-        axes.legend(frameon=False)
+        _legend_above(axes, columns=2 * len(summary.splits))
     finish_axes(axes)
 
 
@@ -94,13 +94,20 @@ def _draw_token_bytes(axes: Any, summary: DatasetSummary) -> None:
                 color=SPLIT_COLOURS[name],
                 label=f"{name}, mean {split.bytes_per_token:.3f}",
             )
-            axes.legend(frameon=False)
     names = [*(str(bytes_) for bytes_ in range(_BARS)), f"{_BARS}+"]
     axes.set_xticks([place + 0.4 for place in range(len(names))], names, fontsize=8)
     known = any(split.token_bytes for split in summary.splits.values())
+    if known:
+        _legend_above(axes, columns=len(summary.splits))
     axes.set(xlabel="bytes of text of a token", ylabel="share of the tokens (%)")
     axes.set_title("bytes per token" + ("" if known else ": not known"), fontsize=10)
     finish_axes(axes)
+
+
+def _legend_above(axes: Any, columns: int) -> None:
+    """Show the legend above the bars, however high they are."""
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])
+    axes.legend(frameon=False, loc="upper right", ncols=columns, fontsize=9)
 
 
 def _draw_bars(
