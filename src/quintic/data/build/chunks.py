@@ -153,6 +153,7 @@ def _byte_chunks(
             if position.offset == 0:
                 content = content.removeprefix(codecs.BOM_UTF8)  # a byte order mark is no text
             yield Chunk(file.kind, content, position, end, stream.tell())
+            del content
             position = end
 
 
@@ -222,9 +223,11 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
                 last = len(held) - 1, end
             if last is not None and size >= CHUNK_BYTES:
                 index, end = last
-                yield b"".join([*held[:index], held[index][:end]])
+                content = b"".join([*held[:index], held[index][:end]])
                 held, last = [held[index][end:], *held[index + 1 :]], None
                 size = sum(map(len, held))
+                yield content
+                del content  # a long document is not held while the next is read
             continue
         if size < wanted:
             continue
@@ -235,7 +238,9 @@ def _cut(blocks: Iterator[bytes], delimiter: bytes | None, name: str) -> Iterato
         else:
             held, wanted = [content], 2 * size
     if size or delimiter is None:
-        yield b"".join(held)
+        content = b"".join(held)
+        del held
+        yield content
 
 
 def split_at(content: bytes, separator: bytes) -> list[bytes]:

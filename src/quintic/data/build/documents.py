@@ -138,15 +138,23 @@ def _way(value: Any) -> str:
     return ""
 
 
+def _integer(digits: str) -> float:
+    """Return a number, infinity where it has more digits than Python reads as an integer."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
 def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
         pass
     # Half as fast, but reads what Python itself writes and JSON does not know, NaN and halves of
-    # surrogate pairs; and tells what is wrong with the line.
+    # surrogate pairs, and numbers of any size; and tells what is wrong with the line.
     try:
-        return json.loads(_decoded(line.removesuffix(b"\n")))
+        return json.loads(_decoded(line.removesuffix(b"\n")), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         if b"\0\0" in line:
             raise _UnusableError(_ZEROS) from error

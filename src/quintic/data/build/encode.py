@@ -33,6 +33,8 @@ from quintic.data.tokenizer import Tokenizer, without_lone_surrogates
 _COMPARED_EVERY = 256
 _COMPARED_TOKENS = 1024
 
+_BLOCK_TOKENS = 1 << 20
+
 # The fast encoder's ids are compared with the reference's for the first document of every process,
 # and for one in so many, chosen by the hash of its text.
 _REFERENCE_EVERY = 2048
@@ -112,14 +114,40 @@ class Encoder:
 
     def encode(self, chunks: Sequence[Chunk]) -> EncodedChunks:
         """Split into documents, tokenize and sort into splits."""
+        bad: list[BadDocument] = []
+        splits: dict[Split, list[_Encoded]] = {split: [] for split in SPLITS}
+        changed: list[_Encoded] = []
+        mistaken = self._encode_each(chunks, bad, splits, changed)
+        if mistaken is not None:
+            return EncodedChunks({}, [], None, mistaken)
+        joined = {split: self._joined(documents) for split, documents in splits.items()}
+        for split, documents_ in splits.items():
+            changed += self._of_another_length(documents_, joined[split])
+        first = min(changed, key=lambda encoded: encoded.number).place if changed else None
+        return EncodedChunks(
+            joined,
+            sorted(bad, key=lambda bad: (bad.file, bad.line)),
+            changed=None if self._use_fast else first,
+            mistaken=first if self._use_fast else None,
+        )
+
+    def _encode_each(
+        self,
+        chunks: Sequence[Chunk],
+        bad: list[BadDocument],
+        splits: dict[Split, list[_Encoded]],
+        changed: list[_Encoded],
+    ) -> tuple[int, int] | None:
+        """Add the documents to the lists that they belong to, and return the place of the one that
+        the fast encoder is wrong about, None where there is none.
+
+        No text is held any longer when this returns, which a long document needs.
+        """
         found = (
             (chunk.begin.file, document)
             for chunk in chunks
             for document in documents(chunk, self._settings.format)
         )
-        bad: list[BadDocument] = []
-        splits: dict[Split, list[_Encoded]] = {split: [] for split in SPLITS}
-        changed: list[_Encoded] = []
         for index, (file, document) in enumerate(found):
             if isinstance(document, BadDocument):
                 bad.append(document)
@@ -140,23 +168,14 @@ class Encoder:
                 bad.append(BadDocument(*place, f"cannot be tokenized ({reason})"))
                 continue
             except _MistakeError:
-                return EncodedChunks({}, [], None, place)
+                return place
             encoded = _Encoded(index, place, len(content), ids)
             splits[_split(digest, self._settings.val_share)].append(encoded)
             if index % _COMPARED_EVERY == 0 and not content.startswith(
                 self._tokenizer.decode_bytes(ids[:_COMPARED_TOKENS].tolist())
             ):
                 changed.append(encoded)
-        joined = {split: self._joined(documents) for split, documents in splits.items()}
-        for split, documents_ in splits.items():
-            changed += self._of_another_length(documents_, joined[split])
-        first = min(changed, key=lambda encoded: encoded.number).place if changed else None
-        return EncodedChunks(
-            joined,
-            sorted(bad, key=lambda bad: (bad.file, bad.line)),
-            changed=None if self._use_fast else first,
-            mistaken=first if self._use_fast else None,
-        )
+        return None
 
     def _ids(self, text: str, content: bytes, digest: bytes) -> npt.NDArray[np.uint32]:
         if not self._use_fast:
@@ -196,8 +215,12 @@ class Encoder:
         if not documents:
             return []
         tokens, lengths = joined
-        # At once rather than one by one, which took three times as long.
-        bytes_by_token = self._byte_lengths.take(tokens, mode="clip")
+        # Of all documents at once rather than one by one, which took three times as long; but not of
+        # all tokens, which NumPy widens to eight bytes each.
+        bytes_by_token = np.empty(len(tokens), dtype=np.uint32)
+        for start in range(0, len(tokens), _BLOCK_TOKENS):
+            part = slice(start, start + _BLOCK_TOKENS)
+            bytes_by_token[part] = self._byte_lengths.take(tokens[part], mode="clip")
         found = np.add.reduceat(bytes_by_token, np.cumsum(lengths) - lengths, dtype=np.uint32)
         expected = np.array([document.text_bytes for document in documents])
         return [documents[index] for index in np.flatnonzero(found != expected).tolist()]

@@ -275,6 +275,7 @@ class _Build:
         for chunks in self._tasks():
             # Only what is needed of the last chunk is kept, not its text.
             tasks.append((chunks[-1]._replace(content=b""), self._pool.encode(chunks)))
+            del chunks
             while tasks and (tasks[0][1].done() or len(tasks) > max_tasks):
                 self._write(*tasks.popleft())
         while tasks:
@@ -299,6 +300,7 @@ class _Build:
             size += chunk.size
             if chunk.kind == "text" and self._settings.separator and not chunk.problem:
                 self._look_for_separator(chunk)
+            del chunk
             if size >= CHUNK_BYTES // 2 or len(chunks) >= 1000:
                 yield chunks
                 chunks, size = [], 0

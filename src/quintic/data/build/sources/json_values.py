@@ -125,7 +125,7 @@ def _apart(value: bytes) -> list[bytes]:
     if len(parts) == 1 + first:
         return [value]
     try:
-        json.loads(value)
+        json.loads(value, parse_int=float)  # which has no limit to the digits
     except (ValueError, RecursionError):
         return parts[first:]
     return [value]
