@@ -436,12 +436,13 @@ def test_content_says_what_a_name_does_not(
     (tmp_path / "LICENSE").write_text("some words")
     (tmp_path / "settings").write_text('{\n  "text": "no document"\n}\n')
     (tmp_path / "notes.gz").write_bytes(gzip.compress(b"some words"))
+    parquet.write_table(TABLE, tmp_path / "_metadata")
     note = f"{tmp_path / name} is read as {words}, which its name does not say"
     _, notes = find_text_files([str(tmp_path / name)], leave_out=Path("nowhere"))
     assert notes == [note]
     _, notes = find_text_files([str(tmp_path)], leave_out=Path("nowhere"))
     assert notes == [
-        f"{tmp_path}: 3 files of other kinds left out: 2 without a suffix (LICENSE), 1 .gz "
+        f"{tmp_path}: 4 files of other kinds left out: 3 without a suffix (LICENSE), 1 .gz "
         f"(notes.gz)",
         note,
     ]

@@ -217,6 +217,24 @@ def test_bad_lines_are_named_with_line_and_reason(tmp_path: Path) -> None:
     assert "broken JSON" in reasons[13]
 
 
+@pytest.mark.parametrize("between", ["\n", ",\n"])
+def test_numbers_of_any_size_are_numbers(tmp_path: Path, between: str) -> None:
+    """Python reads integers of 4,300 digits and no more; of a text none is needed."""
+    number = "1" * 6000
+    values = [
+        f'{{"text": "one", "n": {number}}}',
+        f'{{"text": "two", "n": -{number}, "x": NaN}}',
+        f'{{"text": {number}}}',
+        f'{{"n": {number},\n"text":\n"three"}}',
+    ]
+    # The last goes over several lines, which an array may.
+    content = between.join(values if "," in between else values[:3])
+    (tmp_path / "a.json").write_text(f"[{content}]" if "," in between else content)
+    bad = BadDocument(0, 3, "field 'text' is no text but Infinity")
+    expected = ["one", "two", bad, "three"]
+    assert texts(tmp_path / "a.json") == (expected if "," in between else expected[:3])
+
+
 def test_bad_rows_are_named_with_row_and_reason(tmp_path: Path) -> None:
     values = [b"good", None, b"", b"caf\xe9", *[b"x"] * 20]
     write_column(tmp_path / "a.parquet", pyarrow.array(values, pyarrow.binary()))

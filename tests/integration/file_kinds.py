@@ -697,13 +697,13 @@ def problem(case: Case, folder: Path) -> str | None:
     is."""
     path = folder / case.name
     case.write(path)
+    expected: list[Any] = TEXTS
+    if case.options is None:
+        expected = [token for ids in IDS for token in (EOT, *ids)]
+    elif "messages" in case.options:
+        expected = [f"{text}|{REPLY}|" for text in TEXTS]
     try:
         found = _import(path, folder) if case.options is None else texts(path, **case.options)
-        expected: list[Any] = TEXTS
-        if case.options is None:
-            expected = [token for ids in IDS for token in (EOT, *ids)]
-        elif "messages" in case.options:
-            expected = [f"{text}|{REPLY}|" for text in TEXTS]
     except QuinticError as error:
         line = str(error)
         found = []

@@ -166,14 +166,13 @@ def _among_others(file: Path, kind: FileKind | None) -> Unnamed | None:
     """Return what a file of a folder or a pattern is whose name says nothing but how it is packed.
 
     None where it is text, unless `kind` says so: there are notes and scripts without a suffix; nor
-    is an object over many lines taken for documents, which is more often settings.
+    is an object over many lines taken for documents, which is more often settings, or what begins
+    with _, as Spark, Dask and fastparquet name what they keep beside tables (_metadata).
     """
     suffix = file.suffix.lower()
-    if (
-        (suffix and suffix not in PACKED_SUFFIXES)
-        or kind_and_packing(file.name)
-        or not file.is_file()
-    ):
+    if (suffix and suffix not in PACKED_SUFFIXES) or file.name.startswith("_"):
+        return None
+    if kind_and_packing(file.name) or not file.is_file():
         return None
     try:
         found = recognise_unnamed(file, str(file), kind)
