@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copytree
 
+import numpy as np
 import pytest
 
 from quintic.cli.main import main
@@ -11,6 +12,7 @@ from quintic.data.hub.client import Transfer
 from quintic.data.hub.fetch import fetch
 from quintic.data.hub.push import push
 from quintic.data.shards import write_shard
+from quintic.errors import QuinticError
 from tests.conftest import refusal
 from tests.data.hub_server import HubServer, Repo
 
@@ -59,6 +61,14 @@ def test_a_folder_without_a_manifest_is_pushed_with_its_tokenizer_named(
     assert "--data.path data/mine --data.tokenizer gpt2\n" in card
     assert "| train | 1 | 1,001 | unknown | unknown |" in card
     assert "GPT-2's (tiktoken's `r50k_base`), 50,257 ids" in card
+
+
+@pytest.mark.usefixtures("login")
+def test_token_files_of_another_tool_are_no_shards_to_push(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        np.array([1, 2, 50256], np.uint16).tofile(tmp_path / f"{split}.bin")
+    with pytest.raises(QuinticError, match=f"quintic data import {tmp_path} --out OUT, and push"):
+        push(tmp_path, REPO, tokenizer="gpt2")
 
 
 def test_nothing_is_visible_before_everything_is_and_an_interrupted_push_sends_the_rest(

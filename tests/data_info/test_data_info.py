@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from quintic.cli.main import main
 from quintic.data.bpe_tokenizer import train_bpe
@@ -160,3 +161,17 @@ def test_files_of_other_names_are_refused_before_anything_is_read(
         assert f"{option} a.jpg: the file's name must end in {suffix}" in line
     line = refusal(["data", "info", "absent", "--figure", tmp_path / "no" / "a.png"], capsys)
     assert "there is no folder" in line
+
+
+@pytest.mark.parametrize("heights", [[1] * 9, [9, *[1] * 8], [*[1] * 8, 9], [0, 0]])
+def test_a_legend_covers_no_bar(heights: list[int]) -> None:
+    drawn = Figure(figsize=(5, 3.5), dpi=130)
+    axes = drawn.subplots()
+    for name in ("train", "val"):
+        axes.bar(range(len(heights)), heights, label=f"{name}, mean 3.770")
+    figure._legend_above(axes, columns=2)
+    drawn.draw_without_rendering()
+    legend = axes.get_legend()
+    assert legend is not None
+    bottom = legend.get_window_extent().y0
+    assert all(bar.get_window_extent().y1 <= bottom for bar in axes.patches)
