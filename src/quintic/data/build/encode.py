@@ -215,8 +215,8 @@ class Encoder:
         if not documents:
             return []
         tokens, lengths = joined
-        # Of all documents at once rather than one by one, which took three times as long; but not of
-        # all tokens, which NumPy widens to eight bytes each.
+        # All documents at once rather than one by one, which took three times as long; but not all
+        # tokens, which NumPy widens to eight bytes each.
         bytes_by_token = np.empty(len(tokens), dtype=np.uint32)
         for start in range(0, len(tokens), _BLOCK_TOKENS):
             part = slice(start, start + _BLOCK_TOKENS)
