@@ -288,6 +288,10 @@ def test_the_table_lists_every_name(capsys: Capture) -> None:
         (["--form", "torch", "--shape", "2x2"], "did you mean --from?"),
         (["--from", "muon-fsdp2", "--shape", "2x2"], "the names are quintic, max_dim"),
         (["--from", "torch", "--groups", "absent", "--shape", "2x2"], "absent"),
+        (["--from", "torch", "--shape", f"2x{'9' * 400}"], "--shape is '2x999"),
+        (["--from", "torch", "--shape", f"2x{'9' * 5000}"], "--shape is '2x999"),
+        (["--from", "keras", "--lr", "1e308", "--shape", "8x2048"], "have no equal in floating"),
+        (["--from", "keras", "--lr", "5e-324", "--shape", "8x8"], "have no equal in floating"),
     ],
 )
 def test_what_cannot_be_converted_is_named(
@@ -310,6 +314,11 @@ def test_what_cannot_be_converted_is_named(
         ('[{"lr": 1, "nesterov": "x"}]', "nesterov 'x'"),
         ('[{"lr": 1, "ns_steps": "x"}]', "group 0 has ns_steps 'x'"),
         ('[{"lr": Infinity}]', "group 0 has lr inf"),
+        (f'[{{"lr": {"9" * 400}}}]', "group 0 has lr 999"),
+        (f'[{{"lr": 1, "ns_steps": {"9" * 400}}}]', "group 0 has ns_steps 999"),
+        ('[{"lr": "tensor(0.0004)"}]', "a tensor as text, which is rounded: write the groups as"),
+        ('[{"lr": 1, "initial_lr": "tensor(.)"}]', "initial_lr 'tensor(.)', a tensor as text"),
+        ('[{"lr": 1, "momentum": 1.5}]', "momentum 1.5: it must be at least 0 and below 1"),
         ("\x80", "is not JSON"),
     ],
 )
@@ -333,17 +342,20 @@ def test_the_names_of_polynomials_are_those_of_the_record() -> None:
     assert {one.polynomial for one in implementations().values()} <= set(muons.POLYNOMIALS)
 
 
-def test_the_snippet_of_the_page_writes_groups_that_hold_dtypes_and_tensors() -> None:
+@pytest.mark.parametrize("lr", [torch.tensor(0.0123456), torch.tensor([3.6e-4])])
+def test_the_snippet_of_the_page_writes_groups_that_hold_dtypes_and_tensors(
+    lr: torch.Tensor,
+) -> None:
     page = (ROOT / "docs/muons.md").read_text()
     snippet = re.search(r"    (groups = .*)\n    (json.dump\(.*)\n", page)
     assert snippet is not None
     optimizer = Muon(
-        [torch.nn.Parameter(torch.zeros(2, 2))], lr=torch.tensor(0.0625), ns_dtype=torch.bfloat16
+        [torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, ns_dtype=torch.bfloat16
     )
     file = io.StringIO()
     exec("\n".join(snippet.groups()), {"json": json, "optimizer": optimizer, "file": file})
     (group,) = muons.parse_groups(file.getvalue().encode(), implementation("max_dim"))
-    assert group.lr == 0.0625 and json.loads(file.getvalue())[0]["ns_dtype"] == "torch.bfloat16"
+    assert group.lr == lr.item() and json.loads(file.getvalue())[0]["ns_dtype"] == "torch.bfloat16"
 
 
 @pytest.mark.parametrize("text", ["{}", "[{}]", '[{"lr": 0.1}, {"weight_decay": 0.1}]'])
@@ -361,6 +373,22 @@ def test_groups_of_quintics_own_say_their_scale_and_those_of_adamw_are_left_out(
     )
     (group,) = muons.parse_groups(text.encode(), implementation("max_dim"))
     assert (group.source.name, group.source.polynomial, group.lr) == ("aspect", "jordan", 0.02)
+
+
+def test_groups_of_quintics_own_say_cautious_and_normuon(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "groups.json"
+    own = {"lr": 0.02, "scale": "aspect", "weight_decay": 0.1, "cautious": True, "normuon": True}
+    path.write_text(json.dumps([own]))
+    arguments = ["--from", "quintic", "--groups", str(path), "--shape", "64x256"]
+    settings, _ = settings_from(capsys, *arguments)
+    assert settings["cautious"] and settings["normuon"] and settings["scale"] == "aspect"
+    out = convert_line(capsys, *arguments, "--to", "torch")
+    assert "NorMuon: quintic divides rows" in out
+    assert "quintic decays only where the update makes a weight smaller too" in out
+    path.write_text(json.dumps([{**own, "normuon": "x"}]))
+    assert "group 0 has normuon 'x': it must be true" in refusal(
+        ["muon", "convert", *arguments], capsys
+    )
 
 
 @pytest.mark.parametrize(

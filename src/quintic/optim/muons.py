@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -39,9 +39,6 @@ NAMED_ELSEWHERE = {
     "quintic": {name: polynomial for polynomial, name in NAMED.items()},
 }
 """What implementations call those polynomials in their options, where it is known."""
-
-TENSOR = re.compile(r"tensor\(([-+.\de]+)(?:, .*)?\)")
-"""How PyTorch writes a tensor of one number, such as a learning rate, as text."""
 
 VARIANTS = {"original": "aspect", "match_rms_adamw": "rms"}
 """The scales that the values of PyTorch's `adjust_lr_fn` stand for, in most that have it."""
@@ -228,13 +225,21 @@ def convert(
 
     The update is lr * scale(shape) in both. Decoupled decay multiplies weights by 1 - lr *
     weight_decay a step, so that product stays: where the learning rate doubles, the decay halves.
+    Raises `QuinticError` where a float cannot hold a converted rate.
     """
     update = lr * source.scale_of(shape)
     converted = update / target.scale_of(shape)
-    here, there = source.decay_rate(shape, lr), target.decay_rate(shape, converted)
     decay: float | None = 0.0
-    if weight_decay and lr:
-        decay = None if here is None or there is None else weight_decay * here / there
+    if weight_decay and lr and sys.float_info.min < converted < math.inf:
+        here, there = source.decay_rate(shape, lr), target.decay_rate(shape, converted)
+        decay = None if here is None or there is None else weight_decay * (here / there)
+    if not all(math.isfinite(rate) for rate in (update, converted, decay or 0.0)) or (
+        lr and converted <= sys.float_info.min
+    ):
+        raise QuinticError(
+            f"the rates {lr:g} and {weight_decay:g} of a matrix of {shape[0]} x {shape[1]} have no "
+            "equal in floating point: give some of ordinary size"
+        )
     return Rates(shape, update, converted, decay)
 
 
@@ -389,17 +394,29 @@ def parse_groups(text: bytes, source: Implementation) -> list[Group]:
 def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
     def setting(name: str, default: float | None) -> float:
         value = group.get(name, default)
-        if isinstance(value, str) and (tensor := TENSOR.fullmatch(value)):
-            value = float(tensor[1])
+        if isinstance(value, str) and value.startswith("tensor("):
+            raise QuinticError(
+                f"--groups: group {number} has {name} {value!r:.60}, a tensor as text, which is "
+                "rounded: write the groups as docs/muons.md does, by json.dump(groups, file, "
+                "default=lambda v: v.item() if hasattr(v, 'item') else str(v))"
+            )
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not 0 <= value < math.inf
+            or not 0 <= value <= sys.float_info.max
         ):
             raise QuinticError(
-                f"--groups: group {number} has {name} {value!r}: it must be a number from 0 up"
+                f"--groups: group {number} has {name} {value!r:.60}: it must be a number from 0 up"
             )
         return float(value)
+
+    def flag(name: str, default: bool) -> bool:
+        value = group.get(name, default)
+        if not isinstance(value, bool):
+            raise QuinticError(
+                f"--groups: group {number} has {name} {value!r:.60}: it must be true or false"
+            )
+        return value
 
     if "lr" not in group:
         raise QuinticError(
@@ -411,14 +428,22 @@ def _group(number: int, group: dict[str, Any], source: Implementation) -> Group:
     if "initial_lr" in group:
         notes.append(f"the learning rate is initial_lr, before the schedule; now {lr:g}")
         lr = setting("initial_lr", None)
-    if source.name in SCALES and (scale := group.get("scale", source.scale)) != source.scale:
-        source = implementation(str(scale), "--groups")  # quintic's own groups say which
+    if source.name in SCALES:  # quintic's own groups say which, and what changes an update
+        source = replace(
+            implementation(str(group.get("scale", source.scale)), "--groups"),
+            cautious=flag("cautious", source.cautious),
+            normuon=flag("normuon", source.normuon),
+        )
     if variant := group.get("adjust_lr_fn") or (group.get("use_adjusted_lr") and "use_adjusted_lr"):
         base = implementation(source.name.partition(":")[0])
         name = f"{base.name}:{variant}"
         own = name not in implementations() and base.scale == VARIANTS.get(str(variant))
         source = base if own else implementation(name, "--groups")
     momentum, steps = setting("momentum", source.momentum), setting("ns_steps", 5)
+    if momentum >= 1:
+        raise QuinticError(
+            f"--groups: group {number} has momentum {momentum:g}: it must be at least 0 and below 1"
+        )
     nesterov = group.get("nesterov", source.nesterov)
     if not (steps >= 1 and steps.is_integer() and nesterov in (True, False, None)):
         raise QuinticError(
@@ -456,13 +481,15 @@ def parse_shape(text: str, axes: str) -> Shape:
 
     Raises `QuinticError` unless it is two positive integers.
     """
-    parts = text.replace(",", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    parts = [part.strip() for part in text.replace(",", "x").split("x")]
+    # No tensor has a size of more digits.
+    sizes = [int(part) for part in parts if part.isdecimal() and len(part) <= 18]
+    if not (len(parts) == len(sizes) == 2 and all(sizes)):
         raise QuinticError(
-            f"--shape is {text!r}: it must be a matrix's two sizes, such as 768x3072; "
+            f"--shape is {text!r:.60}: it must be a matrix's two sizes, such as 768x3072; "
             "Muon takes matrices only"
         )
-    first, second = map(int, parts)
+    first, second = sizes
     return (first, second) if axes == "out, in" else (second, first)
 
 
