@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import pytest
@@ -176,6 +177,151 @@ def test_both_projections_of_clip_are_heads() -> None:
     assert {n for n, o in found.items() if o == "muon"} == {"up.weight"}
 
 
+class Predictor(nn.Module):
+    """As DETR predicts boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 4)])
+
+
+class Single(nn.Module):
+    """One head of an attention, as in lectures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(8, 4) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads"),
+    [
+        ({"policy": nn.Linear(8, 3), "value": nn.Linear(8, 1)}, {"policy", "value"}),
+        ({"policy_head": nn.Linear(8, 3), "value_head": layers()}, {"policy_head", "value_head.3"}),
+        ({"heads": nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 1)])}, {"heads.0", "heads.1"}),
+        ({"class_labels_classifier": nn.Linear(8, 5), "bbox_predictor": Predictor()},
+         {"class_labels_classifier", "bbox_predictor.layers.1"}),
+        ({"cls": Other(seq_relationship=nn.Linear(8, 2)), "lm_head": nn.Linear(8, 9)},
+         {"cls.seq_relationship", "lm_head"}),
+        ({"attention": Other(heads=nn.ModuleList([Single(), Single()])), "fc": nn.Linear(8, 3)},
+         {"fc"}),
+        ({"head": torch.compile(nn.Linear(8, 3)), "last": nn.Linear(8, 8)}, {"head"}),
+        ({"predictor": nn.TransformerEncoderLayer(8, 2, 8), "fc": nn.Linear(8, 2)}, {"fc"}),
+    ],
+)  # fmt: skip
+def test_heads_are_told_by_their_name_or_that_of_the_module_which_they_end(
+    layers: dict[str, nn.Module], heads: set[str]
+) -> None:
+    trunk = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    found = route(Other(trunk=trunk, **layers))
+    adamws = {n for n, o in found.items() if o == "adamw" and "norm" not in n}
+    assert {n.removesuffix(".weight") for n in adamws if n.endswith("weight")} == heads
+
+
+def test_a_head_that_is_defined_first_is_told_by_its_name() -> None:
+    found = route(Other(out=nn.Linear(8, 5), a=nn.Linear(8, 8), b=nn.Linear(8, 8)))
+    assert [found[f"{n}.weight"] for n in ("out", "a", "b")] == ["adamw", "muon", "muon"]
+    assert route(nn.Linear(4, 3))["weight"] == "adamw"
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_what_a_parametrization_keeps_goes_where_its_layers_weight_goes(norm: str) -> None:
+    model = Model()
+    for layer in (model.head, model.tokens, model.up):
+        getattr(nn.utils.parametrizations, norm)(layer)
+    found = {n: o for n, o in route(model).items() if n.endswith(("original", "original1"))}
+    assert {n.split(".")[0]: o for n, o in found.items()} == {
+        **dict.fromkeys(("head", "tokens"), "adamw"),
+        "up": "muon",
+    }
+
+
+def test_factors_of_an_unknown_parametrization_must_be_named() -> None:
+    class Factors(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a @ b
+
+        def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return weight[:, :2], weight[:2]
+
+    model = Model()
+    nn.utils.parametrize.register_parametrization(model.up, "weight", Factors())
+    with pytest.raises(QuinticError, match=r"up\.\S+\.original0 has the shape \[16, 2\]: name it"):
+        route(model)
+
+
+def test_weight_decay_leaves_out_vectors_and_biases_of_any_number_of_axes() -> None:
+    model = Other(
+        cls_token=matrix(1, 1, 8), gamma=matrix(8, 1, 1), experts_bias=matrix(4, 8),
+        normed=nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), value=nn.Linear(8, 1),
+    )  # fmt: skip
+    groups = param_groups(
+        model, lr=0.1, adamw_lr=0.1, adamw_weight_decay=0.1, adamw=["gamma"], verbose=False
+    )
+    decays = {name: g["weight_decay"] for g in groups for name, _ in g["params"]}
+    assert {name for name, decay in decays.items() if decay} == {"value.weight"}
+
+
+def test_a_pattern_for_experts_leaves_their_biases_to_adamw() -> None:
+    experts = Other(up=matrix(2, 4, 6), up_bias=matrix(2, 6), each=nn.ModuleList([nn.Linear(4, 6)]))
+    model = Other(experts=experts)
+    found = route(model, muon=["experts.*"])
+    assert {n for n, o in found.items() if o == "muon"} == {"experts.up", "experts.each.0.weight"}
+    with pytest.raises(QuinticError, match=r"muon names experts.up_bias, which AdamW updates$"):
+        route(model, muon=["experts.up", "*_bias"])
+
+
+def test_rates_that_are_tensors_are_each_groups_own(capsys: pytest.CaptureFixture[str]) -> None:
+    lr = torch.tensor([0.02])
+    groups = param_groups(Model(), lr=lr, adamw_lr=lr, split={"*.qkv.weight": 3})  # type: ignore[arg-type]
+    assert len({g["lr"].data_ptr() for g in groups} | {lr.data_ptr()}) == len(groups) + 1 > 3
+    assert all(g["lr"] == lr for g in groups)
+    assert "0.02" in capsys.readouterr().out
+
+
+def test_the_table_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    param_groups(Model(), lr=0.02, adamw_lr=3e-4, adamw=["blocks.0.output.*"])
+    lines = capsys.readouterr().out.splitlines()
+    why = {line.split()[0]: re.split(r"\s{2,}", line)[3] for line in lines}
+    assert why["head.weight"] == "output head, by the name head"
+    assert (why["tokens.weight"], why["up.weight"]) == ("embedding", "matrix")
+    assert (why["blocks.0.output.weight"], why["up.bias"]) == ("named", "vector or scalar")
+
+
+def test_patterns_of_split_take_what_is_muons() -> None:
+    groups = param_groups(
+        Model(tie=True), lr=0.1, adamw_lr=0.1, muon=["tokens.weight"], verbose=False,
+        split={"blocks.0.*": 2, "head.weight": 4},
+    )  # fmt: skip
+    splits = {name: g.get("split") for g in groups for name, _ in g["params"]}
+    assert splits["blocks.0.qkv.weight"] == 2 and splits["blocks.0.qkv.bias"] is None
+    assert splits["tokens.weight"] == 4  # by its other name
+
+
+def test_a_transposed_convolution_is_adamws_and_a_normed_one_the_matrix_that_it_multiplies_by() -> (
+    None
+):
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 2))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = nn.utils.weight_norm(nn.Conv1d(3, 6, 2))
+    model = Other(up=nn.ConvTranspose2d(6, 4, 2), normed=normed, old=old, odd=matrix(2, 3, 2, 2))
+    with pytest.raises(QuinticError, match=r"odd has the shape \[2, 3, 2, 2\]: name it in adamw$"):
+        route(model)
+    found = route(model, flatten=True, adamw=["odd"])
+    assert {n for n, o in found.items() if o == "muon"} == {
+        "normed.parametrizations.weight.original1",
+        "old.weight_v",
+    }
+    assert route(model, adamw=["odd"])["normed.parametrizations.weight.original1"] == "adamw"
+    with pytest.raises(QuinticError, match=r"up\.weight is a transposed convolution's"):
+        route(model, flatten=True, adamw=["odd"], muon=["up.weight"])
+
+
+def test_a_layer_without_a_shape_is_refused() -> None:
+    with pytest.raises(QuinticError, match=r"0\.weight has no shape yet: run the model once"):
+        route(nn.Sequential(nn.LazyLinear(3)))
+
+
 def test_groups_have_the_rates_and_print_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     groups = param_groups(
         Model(), lr=0.02, adamw_lr=3e-4, scale="aspect", weight_decay=0.1, adamw_weight_decay=0.2,
@@ -232,7 +378,7 @@ def test_a_tied_parameter_that_both_claim_is_refused_until_it_is_named() -> None
         route(model)
     assert str(caught.value) == (
         "one tied parameter goes to both optimizers: a.weight (muon: matrix) = "
-        "score.weight (adamw: output head); name it in one"
+        "score.weight (adamw: output head, by the name score); name it in one"
     )
     assert route(model, muon=["a.weight"])["a.weight"] == "muon"
     with pytest.raises(QuinticError, match="both optimizers"):
@@ -252,6 +398,7 @@ def test_a_tied_parameter_that_both_claim_is_refused_until_it_is_named() -> None
         ({"muon": 3}, "muon is 3 and must be a list of patterns"),
         ({"muon": iter(["up.weight"])}, "muon is .* and must be a list of patterns"),
         ({"split": {"head.weight": 2}}, "split names head.weight, which AdamW updates"),
+        ({"transposed": ["head.weight"]}, "transposed names head.weight, which AdamW updates"),
         ({"transposed": ["nothing"]}, "transposed: nothing matches no parameter"),
         ({"adamw_lr": float("nan")}, "AdamW: lr is nan and must be 0 or more"),
         ({"adamw_weight_decay": -1}, "AdamW: weight_decay is -1 and must be 0 or more"),

@@ -349,9 +349,7 @@ def test_the_snippet_of_the_page_writes_groups_that_hold_dtypes_and_tensors(
     page = (ROOT / "docs/muons.md").read_text()
     snippet = re.search(r"    (groups = .*)\n    (json.dump\(.*)\n", page)
     assert snippet is not None
-    optimizer = Muon(
-        [torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, ns_dtype=torch.bfloat16
-    )
+    optimizer = Muon([torch.nn.Parameter(torch.zeros(2, 2))], lr=lr, ns_dtype=torch.bfloat16)
     file = io.StringIO()
     exec("\n".join(snippet.groups()), {"json": json, "optimizer": optimizer, "file": file})
     (group,) = muons.parse_groups(file.getvalue().encode(), implementation("max_dim"))

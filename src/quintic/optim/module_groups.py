@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -23,17 +23,37 @@ from quintic.optim.muon_checks import check_options
 from quintic.optim.param_groups import ParamSpec, param_groups_table
 
 HEADS = {
-    *("classifier", "decoder", "embed_out", "head", "lm_head", "logits", "out_head", "output"),
-    *("output_projection", "score", "to_logits", "unembed", "unembedding"),
+    *("action_net", "bbox_pred", "decoder", "embed_out", "output", "output_projection"),
+    *("qa_outputs", "seq_relationship", "unembed", "unembedding", "value_net"),
     # Both of CLIP's, one at the end of each of its encoders.
     *("text_projection", "visual_projection"),
 }
 """Names of a model's last layer, where it is in no list of layers."""
 
+HEAD_WORDS = {
+    *("actor", "classifier", "classifiers", "critic", "head", "heads", "logit", "logits", "policy"),
+    *("predictor", "predictors", "score", "scores"),
+}
+"""Last words in the name of a last layer, of a module that ends with one, or of a list of these."""
+
+HEAD_MODULES = {"bbox_embed", "class_embed", "value"}
+"""Whole names of the same."""
+
+OUTERMOST_HEADS = {"fc_out", "final", "out", "proj_out"}
+"""Names of a last layer that is an attribute of the model itself."""
+
+ATTENTION = {
+    *("in_proj", "k", "k_proj", "key", "keys", "kv", "q", "q_proj", "qkv", "queries", "query"),
+    *("to_kv", "to_q", "to_qkv", "wk", "wq"),
+}
+"""Names of layers beside which one called `value` or `out` is a part of an attention too."""
+
 TABLES = {"emb", "embs", "pos", "position", "positions", "positional", "wpe", "wte"}
 """Words in the name of a bare parameter whose rows are looked up or added, one by one."""
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+TRANSPOSED_CONVOLUTIONS = (nn.modules.conv._ConvTransposeNd,)
+"""Their weights are [in, out, ...]."""
 
 MATRIX_LAYERS = (nn.Linear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 """Layers of PyTorch whose weights of two axes are matrices that vectors are multiplied by."""
@@ -44,6 +64,17 @@ PARTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecode
 EMBEDDING = "embedding"
 DECIDES = ("named", EMBEDDING)
 """Reasons before which the others of a tied parameter give way."""
+
+
+class _Owner(NamedTuple):
+    """Says which module a parameter belongs to, under one of its names."""
+
+    module: nn.Module
+    """Where it is parametrized, the layer that is, and not the `ParametrizationList` inside."""
+    attribute: str
+    parametrized: ParametrizationList | None = None
+    part: str = ""
+    """What the `ParametrizationList` calls it: original, original0, ..."""
 
 
 class _Claim(NamedTuple):
@@ -72,23 +103,28 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Return the groups of a model's parameters for `MuonWithAdamW`, and print them as a table.
 
-    To AdamW go embeddings, the output head, vectors, scalars and biases, and convolutions unless
-    `flatten` is set; to Muon all other matrices, at `lr` times their `scale`. Frozen parameters are
-    in no group. A head is what `get_output_embeddings` returns (transformers), what is tied to an
-    embedding, and a `Linear` in no list of layers that is called so; where there is none of these,
-    the model's last `Linear`, unless it is in a list or in a transformer layer of PyTorch.
-    Parameters that are no weight of a layer that is known to multiply by a matrix must be named,
-    unless all axes but one are 1, which makes a vector.
+    To AdamW go embeddings, the output head, vectors, scalars and biases, transposed convolutions,
+    and others unless `flatten` is set; to Muon all other matrices, at `lr` times their `scale`. The
+    table says why. Frozen parameters are in no group. A head is what `get_output_embeddings`
+    returns (transformers), what is tied to an embedding, and, outside lists of layers, a layer that
+    is called so (`HEADS`, `HEAD_WORDS`) and the last `Linear` of a module or of each in a list that
+    is, such as policy_head or heads; where there is none of these, the model's last `Linear`,
+    unless it is in a list or in a transformer layer of PyTorch. Parameters that are no weight of a
+    layer that is known to multiply by a matrix must be named, unless all axes but one are 1, which
+    makes a vector. What a parametrization such as weight_norm keeps goes where its layer's goes.
 
     `muon` and `adamw` name parameters that the rules would give to the other, `split` those of
     which parts of the rows are orthogonalised apart, and `transposed` those that are stored as
-    [in, out] (transformers' `Conv1D` is known), all as patterns of `fnmatch` such as `*.experts.*`;
-    names are without what torch.compile and DDP put before them. Weight decay leaves out vectors
-    and scalars. Each group has the key `optimizer`, muon or adamw, and its parameters with their
-    names, as (name, parameter) pairs.
+    [in, out], or [e, in, out] (transformers' `Conv1D` is known), all as patterns of `fnmatch` such
+    as `*.experts.*`; names are without what torch.compile and DDP put before them. Vectors and
+    biases, also those of experts, [e, out], that a pattern matches remain AdamW's. Weight decay
+    leaves out vectors, scalars and biases. Each group has the key `optimizer`, muon or adamw, and
+    its parameters with their names, as (name, parameter) pairs; rates that are tensors are copied
+    for each.
 
-    Raises `QuinticError`, a `ValueError`, for a parameter that both or neither claim, and for a
-    pattern that no parameter matches.
+    Raises `QuinticError`, a `ValueError`, for a parameter that both or neither claim, for a pattern
+    that no parameter matches, and for one of `muon`, `split` or `transposed` that matches none of
+    Muon's.
     """
     if not isinstance(model, nn.Module):
         raise QuinticError(f"param_groups: the model is {model!r:.60} and must be an nn.Module")
@@ -113,17 +149,19 @@ def param_groups(
     specs = []
     for p, same in names_of.items():
         name = same[0]
-        optimizer = _agreed([rules.claim(n, *owners[n], p) for n in same], p)
-        cut = next((s for pattern, s in (split or {}).items() if fnmatchcase(name, pattern)), None)
-        decay, factor = adamw_weight_decay if p.ndim >= 2 else 0.0, 1.0
-        setting: dict[str, Any] = {"lr": adamw_lr, "weight_decay": decay}
+        owner = owners[name]
+        optimizer, reason = _agreed([rules.claim(n, owners[n], p) for n in same], p)
+        factor = 1.0
+        setting: dict[str, Any] = {
+            "lr": adamw_lr,
+            "weight_decay": 0.0 if _not_matrix(owner, p) else adamw_weight_decay,
+        }
         if optimizer == "muon":
-            layer = owners[name][0]
-            turned = _is_conv1d(layer) or any(fnmatchcase(name, t) for t in transposed)
+            cuts = [s for pattern, s in (split or {}).items() if _matches(same, [pattern])]
             axes: dict[str, Any] = {
-                "flatten": isinstance(layer, CONVOLUTIONS),
-                "split": cut,
-                "transposed": turned,
+                "flatten": isinstance(owner.module, CONVOLUTIONS),
+                "split": cuts[0] if cuts else None,
+                "transposed": _is_conv1d(owner.module) or _matches(same, transposed),
             }
             setting = {**muons, **axes}
             try:
@@ -131,15 +169,16 @@ def param_groups(
             except ValueError as error:
                 raise QuinticError(f"{name} has the shape {list(p.shape)}: {error}") from None
             factor = update_scale(scale, parts.rows[0], parts.columns)
-        elif cut is not None:
-            raise QuinticError(f"split names {name}, which AdamW updates: name it in muon too")
         group = {"params": [], "optimizer": optimizer, **setting}
-        groups.setdefault(str(group), group)["params"].append((name, p))
-        specs.append(
-            ParamSpec(
-                name, tuple(p.shape), optimizer, setting["lr"], factor, setting["weight_decay"]
-            )
-        )
+        if str(group) not in groups:
+            copies = {k: v.detach().clone() for k, v in group.items() if isinstance(v, Tensor)}
+            groups[str(group)] = group | copies
+        groups[str(group)]["params"].append((name, p))
+        rates = float(setting["lr"]), factor, float(setting["weight_decay"])
+        specs.append(ParamSpec(name, tuple(p.shape), optimizer, *rates, reason))
+    orthogonalised = {spec.name for spec in specs if spec.optimizer == "muon"}
+    for option in ("muon", "split", "transposed"):
+        _check_muons(option, given[option], list(names_of.values()), orthogonalised)
     if verbose:
         print(param_groups_table(specs), end="")
     return sorted(groups.values(), key=lambda group: group["optimizer"] != "muon")
@@ -158,24 +197,38 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _is_conv1d(module: nn.Module) -> bool:
     """Return whether a layer is transformers' `Conv1D`, a linear one whose weight is [in, out]."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    return named and hasattr(module, "nf")
 
 
-def _is_weight(module: nn.Module, attribute: str) -> bool:
+def _is_weight(owner: _Owner) -> bool:
     """Return whether a parameter is the weight, or a part of it, of a layer that multiplies by it.
 
-    Of weight_norm it is the direction, and not the length [out, 1] of each row.
+    Of weight_norm it is the direction, and not the length [out, 1] of each row; of several parts
+    of another parametrization, which may be factors, none is known to be.
     """
-    if isinstance(module, ParametrizationList):
-        return attribute != "original0"
-    known = isinstance(module, MATRIX_LAYERS) or _is_conv1d(module)
+    module, attribute, parametrized, part = owner
+    if part not in ("", "original") and not (
+        part == "original1" and type(parametrized[0]).__name__ == "_WeightNorm"  # type: ignore[index]
+    ):
+        return False
+    known = isinstance(module, (*MATRIX_LAYERS, *CONVOLUTIONS)) or _is_conv1d(module)
     return known and "weight" in attribute.split("_") and attribute != "weight_g"
+
+
+def _not_matrix(owner: _Owner, p: nn.Parameter) -> str | None:
+    """Return what a parameter is where it has one axis that counts, or adds to outputs."""
+    if p.ndim < 2:
+        return "vector or scalar"
+    if owner.attribute.startswith("bias") or owner.attribute.endswith("_bias"):
+        return "bias"
+    return "vector" if p.numel() == max(p.shape) and not _is_weight(owner) else None
 
 
 def _trained_parameters(
     model: nn.Module,
-) -> tuple[dict[nn.Parameter, list[str]], dict[str, tuple[nn.Module, str]]]:
-    """Return the names of every parameter that is not frozen, and of a name module and attribute.
+) -> tuple[dict[nn.Parameter, list[str]], dict[str, _Owner]]:
+    """Return the names of every parameter that is not frozen, and whose each name is.
 
     Names are without the prefixes of submodules that torch.compile compiled by themselves.
     """
@@ -185,10 +238,33 @@ def _trained_parameters(
         for attribute, p in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{path}.{attribute}" if path else attribute
             name = name.replace("_orig_mod.", "")
-            if p.requires_grad:
-                names_of.setdefault(p, []).append(name)
-                owners[name] = module, attribute
+            if not p.requires_grad:
+                continue
+            if isinstance(p, nn.UninitializedParameter):
+                raise QuinticError(f"{name} has no shape yet: run the model once before")
+            names_of.setdefault(p, []).append(name)
+            owners[name] = _Owner(module, attribute)
+            if isinstance(module, ParametrizationList):
+                *layer, _, parametrized = path.split(".")
+                owner = model.get_submodule(".".join(layer))
+                owners[name] = _Owner(owner, parametrized, module, attribute)
     return names_of, owners
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _check_muons(
+    option: str, patterns: Sequence[str], names: Sequence[list[str]], orthogonalised: set[str]
+) -> None:
+    """Raise `QuinticError` for a pattern that matches parameters of AdamW's only; `names` has all
+    of each parameter, and `orthogonalised` the first of Muon's."""
+    for pattern in patterns:
+        matched = [same[0] for same in names if _matches(same, [pattern])]
+        if not orthogonalised & set(matched):
+            hint = "" if option == "muon" else ": name it in muon too, if it is a matrix"
+            raise QuinticError(f"{option} names {matched[0]}, which AdamW updates{hint}")
 
 
 def _check_patterns(option: str, patterns: Sequence[str], names: list[str]) -> None:
@@ -211,9 +287,9 @@ class _Rules:
     ) -> None:
         self._named = {"muon": muon, "adamw": adamw}
         self._flatten = flatten
-        self._head = _head_of(model)
+        self._heads = _heads_of(model)
 
-    def claim(self, name: str, module: nn.Module, attribute: str, p: nn.Parameter) -> _Claim:
+    def claim(self, name: str, owner: _Owner, p: nn.Parameter) -> _Claim:
         named = [
             optimizer
             for optimizer, patterns in self._named.items()
@@ -221,71 +297,103 @@ class _Rules:
         ]
         if len(named) == 2:
             raise QuinticError(f"{name} is named in muon and in adamw: name it in one")
-        if named:
+        turned = isinstance(owner.module, TRANSPOSED_CONVOLUTIONS)
+        reason = _not_matrix(owner, p)
+        if named == ["muon"] and turned and not reason:
+            raise QuinticError(
+                f"{name} is a transposed convolution's, [in, out, ...], of which Muon makes no "
+                "matrix: leave it to AdamW"
+            )
+        # A pattern takes the matrices of what it matches.
+        if named and not (named == ["muon"] and reason and name not in self._named["muon"]):
             return _Claim(name, named[0], "named")
-        if reason := self._not_hidden(name, module, attribute, p):
+        if reason := reason or self._not_hidden(owner):
             return _Claim(name, "adamw", reason)
-        if isinstance(module, CONVOLUTIONS):
+        if turned:
+            return _Claim(name, "adamw", "transposed convolution")
+        if isinstance(owner.module, CONVOLUTIONS) and _is_weight(owner):
             return _Claim(name, "muon" if self._flatten else "adamw", "convolution")
-        hidden = p.ndim == 2 and _is_weight(module, attribute)
+        hidden = p.ndim == 2 and _is_weight(owner)
         return _Claim(name, "muon" if hidden else None, "matrix")
 
-    def _not_hidden(
-        self, name: str, module: nn.Module, attribute: str, p: nn.Parameter
-    ) -> str | None:
-        """Return what a parameter is, unless it is a matrix of a hidden layer."""
-        if p.ndim < 2:
-            return "vector or scalar"
-        if attribute.startswith("bias"):
-            return "bias"
-        layer = isinstance(module, CONVOLUTIONS) or _is_weight(module, attribute)
-        if p.numel() == max(p.shape) and not layer:
-            return "vector"
+    def _not_hidden(self, owner: _Owner) -> str | None:
+        """Return what a matrix is, unless it is one of a hidden layer."""
+        module, attribute = owner.module, owner.attribute
         looked_up = "embed" in attribute or TABLES & set(attribute.split("_"))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) or looked_up:
             return EMBEDDING
-        return "output head" if module in self._head or attribute in HEADS else None
+        return self._heads.get(module) or ("output head" if attribute in HEADS else None)
 
 
-def _head_of(model: nn.Module) -> set[nn.Module]:
-    """Return the last layer or layers: as the model says, by their name, or by their place."""
+def _heads_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the last layer or layers, each with what tells it: the model, its name, or its
+    place."""
+    # Paths are without what torch.compile puts between.
+    modules = {
+        tuple(part for part in name.split(".") if part not in ("", "_orig_mod")): module
+        for name, module in model.named_modules()
+    }
+    layers = {p: m for p, m in modules.items() if isinstance(m, (nn.Linear, *CONVOLUTIONS))}
+    linear = [path for path, layer in layers.items() if isinstance(layer, nn.Linear)]
+
+    def may_be(path: tuple[str, ...], named: tuple[str, ...] = ()) -> bool:
+        """Return whether a layer, inside a module that is named as a head if any, is in no list of
+        blocks, no transformer layer and no attention."""
+        lists = (nn.Sequential, nn.ModuleList) if named else nn.Sequential
+        # One that lies in no list itself ends with the last layer that it numbers.
+        numbered = isinstance(modules[path[:-1]], lists)
+        outside = _in_no_list(path[len(named) : -1 if numbered else None])
+        parts = (modules[path[:end]] for end in range(len(path)))
+        attention = named and any((*path[:-1], other) in modules for other in ATTENTION)
+        return outside and not attention and not any(isinstance(part, PARTS) for part in parts)
+
+    heads: dict[nn.Module, str] = {}
     get = getattr(model, "get_output_embeddings", None)
     told = get() if callable(get) else None
-    linear = [(n.split("."), m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    heads: set[nn.Module] = {m for path, m in linear if _in_no_list(path) and path[-1] in HEADS}
     if isinstance(told, nn.Module):
-        heads.add(told)
-    if not heads and linear:
-        path, last = linear[-1]
-        inside = [".".join(path[:end]) for end in range(len(path))]
-        if any(isinstance(model.get_submodule(name), PARTS) for name in inside):
-            return heads
-        # A Sequential numbers its layers too; one that lies in no list ends with the last.
-        sequential = isinstance(model.get_submodule(".".join(path[:-1])), nn.Sequential)
-        if _in_no_list(path[:-1] if sequential else path):
-            heads.add(last)
+        heads[_unwrapped(told)] = "output head, by get_output_embeddings"
+    for path, module in modules.items():
+        if not (path and _in_no_list(path) and _is_called_head(path, module in layers.values())):
+            continue
+        lists = isinstance(module, nn.ModuleList | nn.ModuleDict)
+        for end in [(*path, name) for name, _ in module.named_children()] if lists else [path]:
+            inside = [p for p in layers if p[: len(end)] == end]
+            if inside and may_be(inside[-1], end):
+                heads.setdefault(layers[inside[-1]], f"output head, by the name {'.'.join(path)}")
+    if not heads and linear and may_be(linear[-1]):
+        heads[layers[linear[-1]]] = "output head, as the last Linear"
     return heads
+
+
+def _is_called_head(path: Sequence[str], layer: bool) -> bool:
+    """Return whether the name of a layer says that it is a last one, or that of another module that
+    its last layer is."""
+    *outer, name = path
+    words = name.lower().split("_")
+    if words[-1] in HEAD_WORDS or words[0] == "head" or name in HEAD_MODULES:
+        return True
+    return layer and (name in HEADS or (not outer and name in OUTERMOST_HEADS))
 
 
 def _in_no_list(path: Sequence[str]) -> bool:
     return not any(part.isdigit() for part in path)
 
 
-def _agreed(claims: Sequence[_Claim], p: nn.Parameter) -> str:
-    """Return what the claims on a parameter under all its names come to."""
+def _agreed(claims: Sequence[_Claim], p: nn.Parameter) -> tuple[str, str]:
+    """Return whose a parameter is by the claims under all its names, and why."""
     # What is named decides; and a matrix that is tied to an embedding is its head.
     known = next(filter(None, ([c for c in claims if c.reason == r] for r in DECIDES)), claims)
-    optimizers = {claim.optimizer for claim in known}
-    if len(optimizers) > 1:
+    if len({claim.optimizer for claim in known}) > 1:
         tied = " = ".join(f"{c.name} ({c.optimizer}: {c.reason})" for c in claims)
         raise QuinticError(f"one tied parameter goes to both optimizers: {tied}; name it in one")
-    (optimizer,) = optimizers
+    optimizer, reason = known[0][1:]
     if optimizer is None:
-        matrices = (
-            "a matrix that vectors are multiplied by" if p.ndim == 2 else "a batch of matrices"
-        )
+        matrices = {
+            2: "in muon, where it is a matrix that vectors are multiplied by, or ",
+            3: "in muon, where it is a batch of matrices, or ",
+        }
         raise QuinticError(
-            f"{claims[0].name} has the shape {list(p.shape)}: name it in muon, where it is "
-            f"{matrices}, or in adamw"
+            f"{claims[0].name} has the shape {list(p.shape)}: name it "
+            f"{matrices.get(p.ndim, '')}in adamw"
         )
-    return optimizer
+    return optimizer, reason

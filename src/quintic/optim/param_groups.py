@@ -41,6 +41,8 @@ class ParamSpec:
     scale: float
     """Factor of the update that depends on the shape; 1 for all but Muon."""
     weight_decay: float
+    reason: str = ""
+    """Why it is that optimizer's, where rules told it."""
 
     @property
     def effective_lr(self) -> float:
@@ -167,12 +169,15 @@ def _groups(specs: Iterable[ParamSpec], parameters: Mapping[str, nn.Parameter]) 
 
 def param_groups_table(specs: Sequence[ParamSpec]) -> str:
     """Return the specs as aligned text, a line for each parameter."""
-    rows = [("parameter", "shape", "optimizer", "lr", "scale", "effective lr", "weight decay")]
+    why = any(spec.reason for spec in specs)
+    rates = ("lr", "scale", "effective lr", "weight decay")
+    rows = [("parameter", "shape", "optimizer", *["why"] * why, *rates)]
     rows += [
         (
             spec.name,
             " x ".join(map(str, spec.shape)),
             spec.optimizer,
+            *[spec.reason] * why,
             f"{spec.lr:g}",
             f"{spec.scale:.4g}",
             f"{spec.effective_lr:.4g}",
