@@ -267,6 +267,7 @@ def test_a_pattern_for_experts_leaves_their_biases_to_adamw() -> None:
     model = Other(experts=experts)
     found = route(model, muon=["experts.*"])
     assert {n for n, o in found.items() if o == "muon"} == {"experts.up", "experts.each.0.weight"}
+    assert route(model, muon=["experts.up", "experts.up_bias"])["experts.up_bias"] == "muon"
     with pytest.raises(QuinticError, match=r"muon names experts.up_bias, which AdamW updates$"):
         route(model, muon=["experts.up", "*_bias"])
 

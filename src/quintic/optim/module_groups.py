@@ -117,10 +117,10 @@ def param_groups(
     which parts of the rows are orthogonalised apart, and `transposed` those that are stored as
     [in, out], or [e, in, out] (transformers' `Conv1D` is known), all as patterns of `fnmatch` such
     as `*.experts.*`; names are without what torch.compile and DDP put before them. Vectors and
-    biases, also those of experts, [e, out], that a pattern matches remain AdamW's. Weight decay
-    leaves out vectors, scalars and biases. Each group has the key `optimizer`, muon or adamw, and
-    its parameters with their names, as (name, parameter) pairs; rates that are tensors are copied
-    for each.
+    biases, also those of experts, [e, out], remain AdamW's unless `muon` has their whole name.
+    Weight decay leaves out vectors, scalars and biases. Each group has the key `optimizer`, muon or
+    adamw, and its parameters with their names, as (name, parameter) pairs; rates that are tensors
+    are copied for each.
 
     Raises `QuinticError`, a `ValueError`, for a parameter that both or neither claim, for a pattern
     that no parameter matches, and for one of `muon`, `split` or `transposed` that matches none of
