@@ -176,7 +176,7 @@ def test_ddp_without_sharing_is_right_too() -> None:
 def under_fsdp(world: World, shape: tuple[int, ...]) -> Weights:
     net, names = Net(), ("replicate", "shard")[-len(shape) :]
     fully_shard(net, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
-    muon = muon_of(net, nonfinite="raise")
+    muon = muon_of(net, nonfinite="raise", momentum_dtype=torch.float64)
     train(net, muon, world, 0, 1)
     # Another process set continues from PyTorch's own checkpoint of the state.
     options = StateDictOptions(full_state_dict=True)
@@ -186,6 +186,7 @@ def under_fsdp(world: World, shape: tuple[int, ...]) -> Weights:
     set_optimizer_state_dict(
         net, muon, state, options=StateDictOptions(full_state_dict=True, strict=False)
     )
+    assert muon.param_groups[0]["momentum_dtype"] is torch.float64
     train(net, muon, world, 1, STEPS)
     momentum = muon.state[net.up]["momentum"]
     assert isinstance(momentum, DTensor) and isinstance(net.up, DTensor)

@@ -524,6 +524,8 @@ class Muon(torch.optim.Optimizer):
         )
         if stack.moments:
             moment_nr1 = torch.stack(stack.moments)
+            if moment_nr1.dtype is torch.float16:  # in which squares and the eps would be zero
+                moment_nr1, update_nrc = moment_nr1.float(), update_nrc.float()
             sums = {} if whole is None else {"norm": whole.norm, "row_mean": whole.row_mean}
             update_nrc = normalize_neurons(update_nrc, moment_nr1, beta2=group["beta2"], **sums)
             torch._foreach_copy_(stack.moments, moment_nr1.unbind())
