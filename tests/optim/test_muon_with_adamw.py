@@ -372,3 +372,13 @@ def test_what_has_no_shape_yet_is_refused_of_adamws_too() -> None:
     named = list(nn.LazyLinear(3).named_parameters())
     with pytest.raises(QuinticError, match="AdamW: weight has no shape yet: call its module once"):
         MuonWithAdamW([{"params": named, "optimizer": "adamw"}])
+
+
+def test_what_pytorch_alone_refuses_of_adamws_options_moves_nothing() -> None:
+    net = Net()
+    optimizer = make(net)
+    optimizer.param_groups[1].update(foreach=True, lr=torch.tensor(0.1))
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match="lr as a Tensor is not supported for capturable=False"):
+        steps(net, [optimizer], 0, 1)
+    assert equal([p.detach() for p in net.parameters()], before)

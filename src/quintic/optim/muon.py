@@ -420,6 +420,7 @@ class Muon(torch.optim.Optimizer):
     def _step(self) -> None:
         self._check_gradients()
         if self._may_step():
+            self._update_others()  # first, since PyTorch has rules of its own that refuse
             whole = self._outside_groups["whole"] or shared_work(
                 self._outside_groups["process_group"]
             )
@@ -434,7 +435,6 @@ class Muon(torch.optim.Optimizer):
                         update()
             if alone:
                 _update_alone(alone)
-            self._update_others()
 
     def _check_gradients(self) -> None:
         """Raise `QuinticError` for a gradient or an option that no step can be made of, before one
