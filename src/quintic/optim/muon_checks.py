@@ -109,7 +109,7 @@ FOREIGN = {
 def check_foreign_options(group: Group) -> None:
     """Raise `QuinticError` for an option of another Muon that this one would not follow."""
     for key, (neutral, hint) in FOREIGN.items():
-        if key in group and group[key] is not neutral:
+        if key in group and group[key] != neutral:
             raise QuinticError(
                 f"Muon: a group has {key}={group[key]!r:.60}, which Muon does not follow: {hint}"
             )
@@ -118,7 +118,8 @@ def check_foreign_options(group: Group) -> None:
 def check_complete(group: Group, options: Iterable[str], *, whose: str = "Muon") -> None:
     """Raise `QuinticError` where a group has lost one of these options since it was added."""
     # PyTorch adds differentiable to the defaults of any optimizer that has loaded a state.
-    if missing := [name for name in options if name not in {*group, "differentiable"}]:
+    here = group.keys() | {"differentiable"}
+    if missing := [name for name in options if name not in here]:
         raise QuinticError(
             f"{whose}: a group has no {', '.join(missing)} and must keep all options"
         )
