@@ -176,7 +176,7 @@ def test_ddp_without_sharing_is_right_too() -> None:
 def under_fsdp(world: World, shape: tuple[int, ...]) -> Weights:
     net, names = Net(), ("replicate", "shard")[-len(shape) :]
     fully_shard(net, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
-    muon = muon_of(net, nonfinite="raise")
+    muon = muon_of(net, nonfinite="raise", momentum_dtype=torch.float64)
     train(net, muon, world, 0, 1)
     # Another process set continues from PyTorch's own checkpoint of the state.
     options = StateDictOptions(full_state_dict=True)
@@ -186,6 +186,7 @@ def under_fsdp(world: World, shape: tuple[int, ...]) -> Weights:
     set_optimizer_state_dict(
         net, muon, state, options=StateDictOptions(full_state_dict=True, strict=False)
     )
+    assert muon.param_groups[0]["momentum_dtype"] is torch.float64
     train(net, muon, world, 1, STEPS)
     momentum = muon.state[net.up]["momentum"]
     assert isinstance(momentum, DTensor) and isinstance(net.up, DTensor)
@@ -210,11 +211,15 @@ def placed(
 ) -> Any:
     """Weights after steps with given gradients."""
     mesh = init_device_mesh("cpu", shape)
-    p = nn.Parameter(distribute_tensor(start(sizes), mesh, placements))
+    start_here = distribute_tensor(start(sizes), mesh, placements)
+    p = nn.Parameter(start_here)
     muon = Muon([p], **{**PLACED, **options})
     for step in range(2):
         p.grad = distribute_tensor(start(sizes, step + 1), mesh, [Replicate()] * len(shape))
         muon.step()
+    state = muon.state[p]
+    assert state["momentum"].placements == start_here.placements
+    assert "second_moment" not in state or state["second_moment"].to_local().shape[-1] == 1
     return array(p)
 
 
@@ -229,6 +234,9 @@ def test_any_placement_equals_one_process() -> None:
     cases: list[Any] = [
         ((4,), [Shard(0)], (5, 3), {}),  # the last rank has none
         ((4,), [Shard(1)], (4, 7), {}),
+        ((4,), [Shard(1)], (5, 9), {}),  # here too
+        ((4,), [Shard(2)], (3, 3, 9), {}),
+        ((4,), [Shard(1)], (3, 1), {}),
         ((4,), [Replicate()], (4, 7), {}),
         ((2, 2), [Shard(0), Shard(1)], (5, 7), {}),
         ((2, 2), [Shard(1), Shard(0)], (7, 3), {}),

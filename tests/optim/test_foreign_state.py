@@ -104,6 +104,7 @@ def test_arrays_of_keras_and_optax_are_transposed(kind: str, recorded: list[list
     ("state", "kind", "message"),
     [
         ({}, "adam", "kind is 'adam' and must be one of torch, muon-optimizer, keras, optax"),
+        ({}, ["torch"], r"kind is \['torch'\] and must be one of torch, muon-optimizer"),
         ({}, "torch", "this is no state dict of torch.optim.Muon"),
         ({"b": [[0.0]]}, "keras", "state of keras.optimizers.Muon has no momentum for a$"),
         ({"a": torch.zeros(6, 4), "b": torch.zeros(4, 6)}, "keras", r"for b has .* \[6, 4\] and"),
@@ -120,7 +121,7 @@ def test_arrays_of_keras_and_optax_are_transposed(kind: str, recorded: list[list
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_loaded(
-    state: Any, kind: str, message: str
+    state: Any, kind: Any, message: str
 ) -> None:
     params = [nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
     muon = Muon(zip("ab", params, strict=True), lr=0.1)
@@ -197,3 +198,22 @@ def test_names_in_another_order_are_refused() -> None:
     with pytest.raises(QuinticError, match="the other state dict has x in the place of y"):
         ours.load_foreign(theirs.state_dict(), "torch")
     assert not ours.state
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3)])
+def test_arrays_of_keras_are_taken_as_they_are_by_what_is_stored_as_they_are(
+    shape: tuple[int, int],
+) -> None:
+    p = nn.Parameter(torch.zeros(shape))
+    kernel = torch.arange(float(p.numel())).view(shape)
+    muon = Muon([("w", p)], lr=0.1, transposed=True)
+    assert muon.load_foreign({"w": kernel}, "keras").endswith("buffers of keras.optimizers.Muon")
+    assert torch.equal(muon.state[p]["momentum"], kernel)
+
+
+def test_arrays_by_name_are_refused_where_two_parameters_have_one_name() -> None:
+    pairs = [("w", nn.Parameter(torch.zeros(2, 2))) for _ in range(2)]
+    muon = Muon(pairs, lr=0.1)
+    with pytest.raises(QuinticError, match="Muon: w is the name of 2 parameters here"):
+        muon.load_foreign({"w": torch.ones(2, 2)}, "keras")
+    assert not muon.state

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 import quintic
 import quintic.optim
 from quintic.errors import QuinticError
-from quintic.optim.muon import Muon
+from quintic.optim.muon import Muon, muon_update
+from quintic.optim.newton_schulz import newton_schulz
 
 Kind = torch.dtype
 
@@ -392,3 +393,87 @@ def test_a_gradient_that_is_not_finite_does_what_the_switch_says(nonfinite: str)
     else:
         assert_equal([p.detach() for p in net.parameters()], before)
         assert torch.equal(muon.state[net.up]["momentum"], momentum)
+
+
+def test_dtypes_among_the_options_pass_pytorchs_gatherers() -> None:
+    net = Net()
+    dtypes = {"ns_dtype": torch.bfloat16, "momentum_dtype": torch.float64}
+    muon = optimizer_of(net, **dtypes)
+    steps(net, muon, 0, 1)
+    for options in (StateDictOptions(full_state_dict=True), StateDictOptions(cpu_offload=True)):
+        state = get_optimizer_state_dict(net, muon, options=options)
+        other = optimizer_of(net)
+        net.zero_grad()
+        set_optimizer_state_dict(net, other, state, options=options)
+        assert {key: other.param_groups[0][key] for key in dtypes} == dtypes
+        found, expected = (o.state[net.up]["momentum"] for o in (other, muon))
+        assert found.dtype is torch.float64 and torch.equal(found, expected)
+
+
+def test_a_state_dict_of_before_dtypes_had_names_is_loaded() -> None:
+    saved = optimizer_of(Net(), ns_dtype=torch.bfloat16).state_dict()
+    assert saved["param_groups"][0]["ns_dtype"] == "torch.bfloat16"
+    saved["param_groups"][0]["ns_dtype"] = torch.float16
+    muon = optimizer_of(Net())
+    muon.load_state_dict(saved)
+    assert muon.param_groups[0]["ns_dtype"] is torch.float16
+    saved["param_groups"][0]["ns_dtype"] = "torch.nn"
+    with pytest.raises(QuinticError, match=r"ns_dtype is .* and must be a floating-point"):
+        muon.load_state_dict(saved)
+
+
+def test_options_may_be_tensors_of_one_element_with_axes() -> None:
+    net, other = Net(), Net()
+    muon = optimizer_of(
+        net,
+        lr=torch.tensor([[[0.02]]]),
+        momentum=torch.full((1, 1, 1, 1), 0.95),
+        weight_decay=torch.full((1, 1, 1), 0.1),
+    )
+    plain = optimizer_of(other, lr=0.02, weight_decay=0.1)
+    for p, q in zip(steps(net, muon, 0, 2), steps(other, plain, 0, 2), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_autocast_and_a_default_device_around_a_step_change_nothing() -> None:
+    found = []
+    for around in (False, True):
+        params = [nn.Parameter(torch.zeros(64, 64)), nn.Parameter(torch.zeros(260, 260))]
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+        muon = Muon(params, lr=0.02)
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            if around:
+                with torch.device("meta"):
+                    muon.step()
+            else:
+                muon.step()
+        found.append([p.detach() for p in params])
+    assert_equal(*found)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float16), (torch.float16, torch.float32)])
+def test_large_matrices_of_any_size_have_room_in_any_precision(dtypes: tuple[Kind, Kind]) -> None:
+    weights, ns_dtype = dtypes  # 257 * 257 numbers of 16 bits end in the middle of wider ones
+    p = nn.Parameter(torch.zeros(257, 257, dtype=weights))
+    p.grad = torch.randn(257, 257, generator=torch.Generator().manual_seed(0)).to(weights)
+    Muon([p], lr=1.0, scale="none", ns_dtype=ns_dtype).step()
+    exact = newton_schulz(p.grad.double())
+    assert (-p.detach().double() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_float16_that_travels_is_divided_first() -> None:
+    gradient = 1e5 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    alone, travelled = (
+        muon_update(
+            [gradient],
+            [torch.zeros(6, 4)],
+            momentum=0.95,
+            nesterov=True,
+            ns_steps=5,
+            ns_dtype=torch.float16,
+            on_whole=on_whole,
+        )
+        for on_whole in (None, lambda function, part: function(part))
+    )
+    assert torch.equal(alone, travelled) and alone.norm() > 1

@@ -174,10 +174,15 @@ def test_parameters_given_twice_or_not_at_all_are_refused() -> None:
         ({"cautious": 1}, "cautious is 1 and must be True or False"),
         ({"momentum": 1.0}, "momentum is 1.0 and must be at least 0 and below 1"),
         ({"momentum": -0.5}, "momentum is -0.5"),
+        ({"momentum": torch.tensor(1.5)}, r"momentum is tensor\(1.5000\) and must be at least 0"),
+        ({"momentum": torch.tensor(torch.nan)}, r"momentum is tensor\(nan\)"),
+        ({"momentum": torch.tensor([0.5, 0.9])}, r"momentum is tensor\(\[0.5000, 0.9000\]\)"),
+        ({"lr": torch.tensor(1j)}, r"lr is tensor\(0.\+1.j\)"),
         ({"weight_decay": -1}, "weight_decay is -1"),
         ({"beta2": 1.5}, "beta2 is 1.5"),
         ({"ns_steps": 0}, "ns_steps is 0"),
         ({"scale": "spectral"}, "scale is 'spectral' .* one of max_dim, aspect, rms, none"),
+        ({"ns_coefficients": [1]}, r"ns_coefficients is \[1\] .* quintic, polar_express, dion"),
         ({"ns_coefficients": "x"}, "ns_coefficients is 'x' .* quintic, polar_express, dion"),
         ({"ns_dtype": "bfloat16"}, "ns_dtype is 'bfloat16' and must be a floating-point"),
         ({"momentum_dtype": torch.int8}, "momentum_dtype is torch.int8"),
@@ -318,3 +323,44 @@ def test_a_state_dict_of_a_version_with_fewer_options_keeps_the_others() -> None
         del saved["param_groups"][0][option]
     muon.load_state_dict(saved)
     assert muon.param_groups[0]["ns_steps"] == 7 and muon.param_groups[0]["split"] is None
+
+
+@pytest.mark.parametrize("state", [{"0": {}}, {7: {}}])
+def test_a_state_of_no_parameter_is_refused(state: dict[Any, Any]) -> None:
+    muon = stepped()
+    saved = muon.state_dict()
+    key = next(iter(state))
+    with pytest.raises(QuinticError, match=f"the state dict has a state for {key!r}, which its"):
+        muon.load_state_dict({**saved, "state": {key: saved["state"][0]}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_muon": False, "eps": 1e-10}, "use_muon=False, .* MuonWithAdamW with optimizer=adam"),
+        ({"maximize": True}, "maximize=True, which Muon does not follow"),
+        ({"adjust_lr_fn": "match_rms_adamw"}, "adjust_lr_fn='match_.*match_rms_adamw is rms"),
+    ],
+)
+def test_options_of_other_muons_are_refused_where_they_would_change_something(
+    options: dict[str, Any], message: str
+) -> None:
+    p = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(QuinticError, match=message):
+        Muon([{"params": [p], **options}], lr=LR)
+    Muon([{"params": [p], "use_muon": True, "maximize": False, "adjust_lr_fn": None}], lr=LR)
+
+
+def test_a_group_that_lost_an_option_is_refused_before_anything_moves() -> None:
+    first, second = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    muon = Muon([{"params": [first]}, {"params": [second]}], lr=LR)
+    first.grad = second.grad = torch.eye(2)
+    del muon.param_groups[1]["scale"]
+    with pytest.raises(QuinticError, match="Muon: a group has no scale and must keep all options"):
+        muon.step()
+    assert not first.any()
+
+
+def test_what_has_no_shape_yet_is_refused() -> None:
+    with pytest.raises(QuinticError, match="Muon: parameter 0 has no shape yet: call its module"):
+        Muon(nn.LazyLinear(3, bias=False).parameters(), lr=LR)

@@ -306,3 +306,79 @@ def test_an_option_that_was_changed_to_what_cannot_be_is_refused_before_anything
 def test_muon_alone_does_not_take_the_groups_of_adamw() -> None:
     with pytest.raises(QuinticError, match="Muon: a group says optimizer=adamw: give the groups"):
         Muon(groups_of(Net()), lr=0.1)
+
+
+def test_what_is_frozen_of_adamws_stays_as_it_is_with_a_gradient_too() -> None:
+    net = Net()
+    optimizer = make(net)
+    steps(net, [optimizer], 0, 1)
+    net.words.weight.requires_grad_(False)
+    before, moment = net.words.weight.clone(), optimizer.state[net.words.weight]["exp_avg"].clone()
+    bias = net.up.bias.detach().clone()
+    steps(net, [optimizer], 1, 2)
+    assert torch.equal(net.words.weight, before) and not torch.equal(net.up.bias, bias)
+    assert torch.equal(optimizer.state[net.words.weight]["exp_avg"], moment)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "message"),
+    [
+        (1, {"amsgrad": True}, r"state of words.weight has step, .* and not .*, max_exp_avg_sq"),
+        (1, {"optimizer": "muon"}, "Muon: a group has no momentum, .* and must keep all options"),
+        (0, {"optimizer": "adamw"}, "AdamW: a group has no betas, .* and must keep all options"),
+        (1, {"optimizer": "x"}, "a group says optimizer='x' and must say muon or adamw"),
+    ],
+)
+def test_an_option_that_the_state_does_not_suit_is_refused_before_anything_moves(
+    place: int, options: dict[str, Any], message: str
+) -> None:
+    net = Net()
+    optimizer = make(net)
+    before = steps(net, [optimizer], 0, 1)
+    optimizer.param_groups[place].update(options)
+    with pytest.raises(QuinticError, match=message):
+        steps(net, [optimizer], 1, 2)
+    assert equal([p.detach() for p in net.parameters()], before)
+
+
+def test_the_state_of_both_follows_the_precision_of_the_weights() -> None:
+    net, other = Net(), Net()
+    optimizer = make(net)
+    steps(net, [optimizer], 0, 2)
+    net.double()
+    found, near = steps(net, [optimizer], 2, 3), steps(other, [make(other)], 0, 3)
+    for p, q in zip(found, near, strict=True):
+        torch.testing.assert_close(p, q.double(), rtol=0, atol=1e-6)
+    assert {t.dtype for s in optimizer.state.values() for k, t in s.items() if k != "step"} == {
+        torch.float64
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "a"}, "AdamW: lr is 'a' and must be 0 or more"),
+        ({"eps": "a"}, "AdamW: eps is 'a' and must be 0 or more"),
+        ({"betas": None}, "AdamW: betas is None and must be two numbers"),
+        ({"fused": True}, "fused is AdamW's alone: give it to the groups that say optimizer=adamw"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(QuinticError, match=message):
+        make(Net(), **options)
+
+
+def test_what_has_no_shape_yet_is_refused_of_adamws_too() -> None:
+    named = list(nn.LazyLinear(3).named_parameters())
+    with pytest.raises(QuinticError, match="AdamW: weight has no shape yet: call its module once"):
+        MuonWithAdamW([{"params": named, "optimizer": "adamw"}])
+
+
+def test_what_pytorch_alone_refuses_of_adamws_options_moves_nothing() -> None:
+    net = Net()
+    optimizer = make(net)
+    optimizer.param_groups[1].update(foreach=True, lr=torch.tensor(0.1))
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match="lr as a Tensor is not supported for capturable=False"):
+        steps(net, [optimizer], 0, 1)
+    assert equal([p.detach() for p in net.parameters()], before)

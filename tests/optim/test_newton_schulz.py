@@ -87,7 +87,7 @@ def test_rank_deficient_matrices_stay_in_their_span() -> None:
     torch.testing.assert_close(exact @ exact.T @ found, found)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_zero_stays_zero(dtype: torch.dtype) -> None:
     zero = torch.zeros(3, 8, 16, dtype=dtype)
     assert torch.equal(newton_schulz(zero), zero)
@@ -124,6 +124,16 @@ def test_bfloat16_stays_close_to_float64() -> None:
 
 
 # Polar Express ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 250.0, 1e5])
+@pytest.mark.parametrize("shape", [(48, 64), (300, 260), (256, 520)])  # large ones one at a time
+def test_float16_stays_close_where_it_has_no_number_for_entries_or_their_norm(
+    shape: tuple[int, int], scale: float
+) -> None:
+    G = scale * torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    exact, found = newton_schulz(G.double()), newton_schulz(G, dtype=torch.float16).double()
+    assert (found - exact).norm() / exact.norm() < 0.005
 
 
 def apply(coefficients: Coefficients, x: np.ndarray) -> np.ndarray:

@@ -91,3 +91,18 @@ def test_the_optimizer_applies_it_to_the_orthogonal_update_with_a_moment_for_eac
     torch.testing.assert_close(torch.stack(list(parameters)).detach(), expected)
     found = torch.stack([optimizer.state[p]["second_moment"] for p in parameters])
     torch.testing.assert_close(found, moment)
+
+
+def test_float16_weights_with_rows_that_have_no_gradient_stay_finite() -> None:
+    gradient = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    gradient[3] = 0
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        p = nn.Parameter(torch.zeros(32, 16, dtype=dtype))
+        muon = Muon([p], lr=1.0, scale="none", normuon=True)
+        for _ in range(2):
+            p.grad = gradient.to(dtype)
+            muon.step()
+        found.append(p.detach().float())
+    assert not found[0][3].any()
+    assert (found[0] - found[1]).norm() < 0.01 * found[1].norm()

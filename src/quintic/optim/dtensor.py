@@ -42,19 +42,22 @@ def gradient_here(gradient: Tensor, p: Tensor) -> Tensor:
     return gradient
 
 
-def zeros(p: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return zeros that lie as a parameter does: with its shape, or with one column only."""
-    sizes = zip(shape, p.shape, local(p).shape, strict=False)
-    here = [own if size == whole else size for size, whole, own in sizes]
+def zeros(p: Tensor, dtype: torch.dtype, column_of: Sequence[int] | None = None) -> Tensor:
+    """Return zeros that lie as a parameter does: of its shape, or one column of `column_of`, the
+    sizes [..., r, 1], with the rows that the process has and whole where its columns are cut."""
+    shape, here = tuple(p.shape), tuple(local(p).shape)
+    placements = p.placements if isinstance(p, DTensor) else ()
+    if column_of is not None:
+        shape, last = tuple(column_of), len(column_of) - 1
+        here = (*here[:last], 1)
+        placements = tuple(
+            Replicate() if getattr(placement, "dim", None) == last else placement
+            for placement in placements
+        )
     found = torch.zeros(here, dtype=dtype, device=p.device)
     if not isinstance(p, DTensor):
         return found
-    last = len(shape) - 1
-    placements = [
-        Replicate() if getattr(placement, "dim", None) == last and shape[last] == 1 else placement
-        for placement in p.placements
-    ]
-    meta = torch.empty(tuple(shape), device="meta")
+    meta = torch.empty(shape, device="meta")
     return DTensor.from_local(
         found, p.device_mesh, placements, run_check=False, shape=meta.size(), stride=meta.stride()
     )

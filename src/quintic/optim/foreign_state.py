@@ -6,6 +6,7 @@ buffer = m buffer + gradient. `docs/muons.md` has what else differs between them
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def momenta_of(
 
     Raises `QuinticError` where a parameter has none or one of another shape.
     """
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise QuinticError(f"Muon: kind is {kind!r} and must be one of {', '.join(KINDS)}")
     of = KINDS[kind]
     if not isinstance(state, Mapping):
@@ -60,7 +61,7 @@ def momenta_of(
         raise QuinticError(f"Muon: the state of {of.label} is {state!r:.60} and must be {form}")
     parameters = [(p, group) for group in groups for p in group["params"]]
     given = _from_state_dict(state, of, parameters) if of.key else _by_name(state, groups)
-    found, factors = {}, set()
+    found, factors, turned = {}, set(), False
     for p, group in parameters:
         name = name_of(p, groups)
         if p not in given:
@@ -76,7 +77,8 @@ def momenta_of(
                 f"Muon: the momentum of {of.label} for {name} is {value!r:.60} and must be an "
                 "array of real numbers"
             )
-        value = value.mT if of.transposed and value.ndim == 2 else value
+        if of.transposed and value.ndim == 2 and not group["transposed"]:
+            value, turned = value.mT, True
         if value.shape != p.shape:
             raise QuinticError(
                 f"Muon: the momentum of {of.label} for {name} has the shape {list(value.shape)} "
@@ -92,7 +94,7 @@ def momenta_of(
     if of.averages:
         divisors = ", ".join(f"{1 - m:g}" for m in sorted(factors))
         words += f", averages divided by 1 - momentum = {divisors} into sums"
-    if of.transposed:
+    if turned:
         words += ", (in, out) transposed"
     if not of.key and (extra := [str(n) for n in state if n not in _names(groups)]):
         words += f"; no matrix here is named {', '.join(extra)}, so left out"
@@ -151,6 +153,9 @@ def _by_name(
     arrays: Mapping[str, Any], groups: list[Group]
 ) -> dict[Tensor, tuple[Tensor, float | None]]:
     found: dict[Tensor, tuple[Tensor, float | None]] = {}
+    names = Counter(name for name in _names(groups) if name is not None)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise QuinticError(f"Muon: {twice[0]} is the name of {names[twice[0]]} parameters here")
     for group in groups:
         for p in group["params"]:
             if (array := arrays.get(name_of(p, groups))) is not None:

@@ -46,7 +46,8 @@ def matrices_of(
     """Return the matrices of a parameter of this shape.
 
     (r, c) is one matrix and (e, r, c) a batch of e, such as experts. With `flatten` an (out, in,
-    ...) of three axes or more is the one matrix (out, the rest): a convolution. `split` cuts the
+    ...) of three axes or more is the one matrix (out, the rest): a convolution, but no transposed
+    one, which has (in, out, ...). `split` cuts the
     rows of each matrix, such as those of a fused q, k, v, or of its heads. `transposed` is for
     weights that are stored as [in, out], whose columns are the rows meant here.
 
@@ -58,7 +59,10 @@ def matrices_of(
     if 0 in shape:
         raise ValueError("it is empty")
     if transposed and flatten:
-        raise ValueError("transposed=True is for matrices, and flatten=True for convolutions")
+        raise ValueError(
+            "transposed=True is for matrices, and flatten=True for convolutions [out, in, ...]; a "
+            "transposed one, [in, out, ...], is AdamW's"
+        )
     batch, rows, columns = None, shape[0], math.prod(shape[1:])
     if len(shape) == 3 and not flatten:
         batch, rows, columns = shape

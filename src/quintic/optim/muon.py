@@ -17,7 +17,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, Self
@@ -34,13 +35,18 @@ from quintic.optim.matrices import Split
 from quintic.optim.matrix_optimizer import Groups, Placement
 from quintic.optim.muon_checks import (
     NONFINITE,
+    check_complete,
+    check_foreign_options,
     check_gradient,
+    check_groups,
     check_matrices,
     check_members,
     check_names,
     check_options,
     check_shape_of,
     check_state_dict,
+    dtypes_named,
+    dtypes_read,
     name_of,
     second_moment_shape,
 )
@@ -110,14 +116,16 @@ def muon_update(
         torch._foreach_add_(direction_nrc.unbind(), gradients)
     orthogonalize = partial(
         newton_schulz,
+        dtype=ns_dtype,
         steps=ns_steps,
         coefficients=COEFFICIENTS[ns_coefficients],
         polynomial=polynomial,
     )
     if on_whole is None:
-        return orthogonalize(direction_nrc, dtype=ns_dtype, overwrite=True, work=work)
-    # Rounded before it travels.
-    return on_whole(orthogonalize, direction_nrc.to(ns_dtype)).to(direction_nrc.dtype)
+        return orthogonalize(direction_nrc, overwrite=True, work=work)
+    # Rounded before it travels, but to float16, which has to be divided by its norm first.
+    travels_nrc = direction_nrc if ns_dtype is torch.float16 else direction_nrc.to(ns_dtype)
+    return on_whole(orthogonalize, travels_nrc).to(direction_nrc.dtype)
 
 
 NORMUON_EPS = 1e-10
@@ -181,6 +189,11 @@ def decay_cautiously(
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def scalar(option: float | Tensor) -> float | Tensor:
+    """Return an option's number, or its tensor of one element without axes."""
+    return option.reshape(()) if isinstance(option, Tensor) else option
 
 
 def multiply(tensors: Tensors, factor: float | Tensor) -> None:
@@ -337,10 +350,17 @@ class Muon(torch.optim.Optimizer):
                 f"Muon: a group says optimizer={group['optimizer']}: give the groups to "
                 "MuonWithAdamW, or that one to another optimizer"
             )
+        check_foreign_options(group)
         check_names(group, self.defaults)
         check_options(group)
         check_members(group, others)
         check_matrices(group, others)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the options of the groups, with a `torch.dtype` as its name, since
+        `torch.distributed.checkpoint` takes none."""
+        state = super().state_dict()
+        return {**state, "param_groups": [dtypes_named(group) for group in state["param_groups"]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, to any device; options of the groups are loaded too.
@@ -355,6 +375,9 @@ class Muon(torch.optim.Optimizer):
         saved: dict[str, Any] = {}
 
         def check(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            check_groups(found, self.param_groups)
+            groups = [dtypes_read(group) for group in found["param_groups"]]
+            found = {**found, "param_groups": groups}
             self._check_state_dict(found)
             pairs = zip(self.param_groups, found["param_groups"], strict=True)
             saved.update(found, param_groups=[{**group, **loaded} for group, loaded in pairs])
@@ -390,8 +413,14 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with without_autocast(p.device.type for g in self.param_groups for p in g["params"]):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
         self._check_gradients()
         if self._may_step():
+            self._update_others()  # first, since PyTorch has rules of its own that refuse
             whole = self._outside_groups["whole"] or shared_work(
                 self._outside_groups["process_group"]
             )
@@ -406,14 +435,13 @@ class Muon(torch.optim.Optimizer):
                         update()
             if alone:
                 _update_alone(alone)
-            self._update_others()
-        return loss
 
     def _check_gradients(self) -> None:
         """Raise `QuinticError` for a gradient or an option that no step can be made of, before one
         is begun."""
         for group in self._orthogonalized():
             if not torch.compiler.is_compiling():
+                check_complete(group, self.defaults)
                 check_options(group)
             for p, gradient, shape in to_update(group):
                 check_gradient(gradient, p, self.param_groups)
@@ -440,11 +468,11 @@ class Muon(torch.optim.Optimizer):
         state: dict[str, Tensor] = self.state[p]
         dtype = group["momentum_dtype"] or p.dtype
         if "momentum" not in state:
-            state["momentum"] = zeros(p, p.shape, dtype)
+            state["momentum"] = zeros(p, dtype)
         if group["normuon"]:
             shape = second_moment_shape(p, group)
             if "second_moment" not in state or state["second_moment"].shape != shape:
-                state["second_moment"] = zeros(p, shape, dtype)
+                state["second_moment"] = zeros(p, dtype, shape)
         for name in STATE:  # the option may have been changed
             if name in state and state[name].dtype != dtype:
                 state[name] = state[name].to(dtype)
@@ -473,10 +501,12 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         """Update matrices of one whole shape; one that is alone needs the memory of its `Room`."""
         (rows, columns), whole, weights = stack.shape, stack.whole, stack.weights
-        update, momentum = muon_update, group["momentum"]
+        update, momentum = muon_update, scalar(group["momentum"])
         if self._outside_groups["compile"] and whole is None and not stack.alone:
             # As a tensor, since a compiled function is compiled again for every new number.
-            update, momentum = _compiled_update(), torch.as_tensor(momentum, dtype=torch.float64)
+            home = momentum.device if isinstance(momentum, Tensor) else torch.device("cpu")
+            momentum = torch.as_tensor(momentum, dtype=torch.float64, device=home)
+            update = _compiled_update()
         room = _room_of(group, stack)
         out, work = (None, None) if memory_u8 is None else room.within(memory_u8)
         update_nrc = update(
@@ -494,13 +524,15 @@ class Muon(torch.optim.Optimizer):
         )
         if stack.moments:
             moment_nr1 = torch.stack(stack.moments)
+            if moment_nr1.dtype is torch.float16:  # in which squares and the eps would be zero
+                moment_nr1, update_nrc = moment_nr1.float(), update_nrc.float()
             sums = {} if whole is None else {"norm": whole.norm, "row_mean": whole.row_mean}
             update_nrc = normalize_neurons(update_nrc, moment_nr1, beta2=group["beta2"], **sums)
             torch._foreach_copy_(stack.moments, moment_nr1.unbind())
         updates = [u.view(w.shape) for w, u in zip(weights, update_nrc.unbind(), strict=True)]
-        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+        lr = scalar(group["lr"])
         if group["weight_decay"]:
-            decay = lr * group["weight_decay"]
+            decay = lr * scalar(group["weight_decay"])
             if group["cautious"]:
                 decay_cautiously(weights, updates, factor=decay)
             else:
@@ -515,7 +547,8 @@ class Muon(torch.optim.Optimizer):
         `kind` is torch or muon-optimizer, with `state` a state dict of theirs over the same
         matrices, or keras or optax, with the momentum arrays by the names of the parameters here.
         Averages become sums by a division by 1 - `momentum`, by default that of the other's groups
-        or else of these; kernels (in, out) are transposed. Options are not taken over.
+        or else of these; kernels (in, out) are transposed, but for what is `transposed` here too.
+        Options are not taken over.
 
         Raises `QuinticError`, and loads nothing, where a parameter has none or another shape.
         """
@@ -528,6 +561,16 @@ class Muon(torch.optim.Optimizer):
         return words
 
 
+@contextmanager
+def without_autocast(device_types: Iterable[str]) -> Iterator[None]:
+    """Compute in the precisions that the tensors have, also where a caller is in autocast."""
+    with ExitStack() as stack:
+        for kind in dict.fromkeys(device_types):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def _room_of(group: dict[str, Any], stack: Stack) -> Room:
     weight = stack.weights[0]
     ns_dtype = group["ns_dtype"] or newton_schulz_dtype("auto", weight.device, weight.dtype)
@@ -538,7 +581,10 @@ def _update_alone(updates: list[tuple[Room, Callable[[Tensor], None]]]) -> None:
     """Do the updates of large matrices side by side; each thread has memory for one at a time."""
     memory_bytes = max(room.bytes for room, _ in updates)
     # Here, since what a thread of its own allocates the C library keeps for that thread.
-    free = [torch.empty(memory_bytes, dtype=torch.uint8) for _ in range(workers_for(updates))]
+    free = [
+        torch.empty(memory_bytes, dtype=torch.uint8, device="cpu")
+        for _ in range(workers_for(updates))
+    ]
 
     def do(update: Callable[[Tensor], None]) -> None:
         memory_u8 = free.pop()

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 
 from quintic.config import MuonConfig
 from quintic.errors import QuinticError
@@ -37,7 +38,8 @@ def name_of(parameter: Tensor, groups: Iterable[Group]) -> str:
         names = group.get("param_names") or group.get("names")
         for place, p in enumerate(group["params"]):
             if p is parameter:
-                return str(names[place]) if names else f"parameter {number} {list(p.shape)}"
+                shape = "" if is_lazy(p) else f" {list(p.shape)}"
+                return str(names[place]) if names else f"parameter {number}{shape}"
             number += 1
     raise KeyError("the optimizer does not have this parameter")
 
@@ -64,8 +66,8 @@ def _rules() -> dict[str, tuple[Callable[[Any], bool], str]]:
         "betas": (_are_betas, "two numbers, each at least 0 and below 1"),
         "eps": (_is_rate, "0 or more"),
         "ns_steps": (_is_count, "a whole number, 1 or more"),
-        "scale": (lambda scale: scale in SCALES, f"one of {', '.join(SCALES)}"),
-        "ns_coefficients": (lambda name: name in COEFFICIENTS, f"one of {', '.join(COEFFICIENTS)}"),
+        "scale": (_is_one_of(SCALES), f"one of {', '.join(SCALES)}"),
+        "ns_coefficients": (_is_one_of(COEFFICIENTS), f"one of {', '.join(COEFFICIENTS)}"),
         "ns_dtype": (_is_dtype, dtypes),
         "momentum_dtype": (_is_dtype, dtypes),
         **dict.fromkeys(FLAGS, (lambda flag: isinstance(flag, bool), "True or False")),
@@ -96,6 +98,50 @@ def check_names(group: Group, options: Collection[str], *, whose: str = "Muon") 
             )
 
 
+FOREIGN = {
+    "use_muon": (True, "give the group to MuonWithAdamW with optimizer=adamw"),
+    "maximize": (False, "give it negative gradients"),
+    "adjust_lr_fn": (None, "scale says it here: original is aspect, match_rms_adamw is rms"),
+}
+"""Options of other Muons' groups: the value that changes nothing here, and the way out else."""
+
+
+def check_foreign_options(group: Group) -> None:
+    """Raise `QuinticError` for an option of another Muon that this one would not follow."""
+    for key, (neutral, hint) in FOREIGN.items():
+        if key in group and group[key] != neutral:
+            raise QuinticError(
+                f"Muon: a group has {key}={group[key]!r:.60}, which Muon does not follow: {hint}"
+            )
+
+
+def check_complete(group: Group, options: Iterable[str], *, whose: str = "Muon") -> None:
+    """Raise `QuinticError` where a group has lost one of these options since it was added."""
+    # PyTorch adds differentiable to the defaults of any optimizer that has loaded a state.
+    here = group.keys() | {"differentiable"}
+    if missing := [name for name in options if name not in here]:
+        raise QuinticError(
+            f"{whose}: a group has no {', '.join(missing)} and must keep all options"
+        )
+
+
+DTYPES = ("ns_dtype", "momentum_dtype")
+"""Options that are a `torch.dtype`."""
+
+
+def dtypes_named(group: Mapping[str, Any]) -> Group:
+    """Return a group with the names of dtypes, such as torch.float32, in the place of these."""
+    dtypes = {key: group[key] for key in DTYPES if isinstance(group.get(key), torch.dtype)}
+    return {**group, **{key: str(dtype) for key, dtype in dtypes.items()}}
+
+
+def dtypes_read(group: Mapping[str, Any]) -> Group:
+    """Return a group as `dtypes_named` was given it; what is no dtype's name stays as it is."""
+    names = {key: group[key] for key in DTYPES if isinstance(group.get(key), str)}
+    found = {key: getattr(torch, name.removeprefix("torch."), name) for key, name in names.items()}
+    return {**group, **found}
+
+
 def check_members(group: Group, others: list[Group], *, whose: str = "Muon") -> None:
     """Raise `QuinticError` for a group without parameters, and for one that is given twice or whose
     numbers have eight bits."""
@@ -103,6 +149,10 @@ def check_members(group: Group, others: list[Group], *, whose: str = "Muon") -> 
         raise QuinticError(f"{whose}: a parameter group is empty (was its generator used before?)")
     groups = [*others, group]
     for p in group["params"]:
+        if is_lazy(p):
+            raise QuinticError(
+                f"{whose}: {name_of(p, groups)} has no shape yet: call its module once before"
+            )
         if p.is_floating_point() and p.dtype.itemsize < 2:
             raise QuinticError(
                 f"{whose}: {name_of(p, groups)} is {p.dtype}, which no step can be computed in: "
@@ -171,8 +221,8 @@ def _not_real_and_dense(tensor: Tensor) -> str | None:
 
 
 def check_groups(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
-    """Raise `QuinticError` where a state dict has not a state dict's form, or not as many
-    parameters in as many groups."""
+    """Raise `QuinticError` where a state dict has not a state dict's form, not as many parameters
+    in as many groups, or the state of none of them."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise QuinticError("Muon: a state dict has the keys state and param_groups")
     state, saved_groups = state_dict["state"], state_dict["param_groups"]
@@ -194,6 +244,12 @@ def check_groups(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
         raise QuinticError(
             f"Muon: the state dict has groups of {saved} parameters, and this optimizer of {own}"
         )
+    keys = {key for group in saved_groups for key in group["params"]}
+    if strange := [key for key in state if key not in keys]:
+        raise QuinticError(
+            f"Muon: the state dict has a state for {strange[0]!r:.60}, which its groups do not "
+            "have as a parameter"
+        )
 
 
 def _entries(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -201,8 +257,8 @@ def _entries(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def check_state_dict(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
-    """Raise `QuinticError` where a state dict is not one of Muon's over these parameters."""
-    check_groups(state_dict, groups)
+    """Raise `QuinticError` where a state dict that has passed `check_groups` is not one of Muon's
+    over these parameters."""
     for saved, group in zip(state_dict["param_groups"], groups, strict=True):
         if not {"lr", "momentum", "nesterov", "scale"} <= saved.keys():
             raise QuinticError(
@@ -275,15 +331,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_rate(value: Any) -> bool:
+def _is_one_of(names: Collection[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in names
+
+
+def _is_below(value: Any, bound: float) -> bool:
     if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            return False
         # One on a GPU is not waited for.
-        return value.numel() == 1 and (value.device.type != "cpu" or 0 <= value.item() < math.inf)
-    return _is_number(value) and 0 <= float(value) < math.inf
+        return value.device.type != "cpu" or 0 <= value.item() < bound
+    return _is_number(value) and 0 <= float(value) < bound
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_below(value, math.inf)
 
 
 def _is_beta(value: Any) -> bool:
-    return isinstance(value, Tensor) or (_is_number(value) and 0 <= float(value) < 1)
+    return _is_below(value, 1)
 
 
 def _are_betas(value: Any) -> bool:

@@ -17,8 +17,8 @@ from quintic.optim.dtensor import like
 from quintic.optim.foreign_state import ADAM_MOMENTS, adam_states_of
 from quintic.optim.muon import Muon
 from quintic.optim.muon_checks import (
+    check_complete,
     check_dense_gradient,
-    check_groups,
     check_members,
     check_names,
     check_options,
@@ -28,8 +28,11 @@ from quintic.optim.muon_checks import (
 )
 from quintic.optim.stacks import to_update
 
-ADAMW_STATE = dict.fromkeys(("step", "exp_avg", "exp_avg_sq")).keys()
+ADAMW_STATE = ("step", *ADAM_MOMENTS)
 """What a parameter's state has after a step of AdamW."""
+
+ADAMW_TENSORS = (*ADAM_MOMENTS, "max_exp_avg_sq")
+"""What a parameter's state may have of the parameter's shape; the last is that of `amsgrad`."""
 
 
 class MuonWithAdamW(Muon):
@@ -52,11 +55,16 @@ class MuonWithAdamW(Muon):
         weight_decay: float = 0.0,
         **muon: Any,
     ) -> None:
+        own: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        check_options(own, whose="AdamW")
         # It has no parameters of its own, but those of a step while that lasts.
-        self._adamw = torch.optim.AdamW(
-            [torch.zeros(1)], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-        )
+        self._adamw = torch.optim.AdamW([torch.zeros(1)], **own)
         self._adamw.param_groups = []
+        if of_groups := [name for name in muon if name in self._adamw.defaults]:
+            raise QuinticError(
+                f"MuonWithAdamW: {', '.join(of_groups)} is AdamW's alone: give it to the groups "
+                "that say optimizer=adamw"
+            )
         super().__init__(params, lr, weight_decay=weight_decay, **muon)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,16 +113,35 @@ class MuonWithAdamW(Muon):
         return [group for group in self.param_groups if group["optimizer"] == "muon"]
 
     def _check_gradients(self) -> None:
+        kinds = [group.get("optimizer") for group in self.param_groups]
+        if strange := [kind for kind in kinds if kind not in ("muon", "adamw")]:
+            raise QuinticError(
+                f"MuonWithAdamW: a group says optimizer={strange[0]!r:.60} and must "
+                "say muon or adamw"
+            )
         super()._check_gradients()
         for group in self.param_groups:
             if group["optimizer"] == "adamw":
                 if not torch.compiler.is_compiling():
+                    check_complete(group, self._adamw.defaults, whose="AdamW")
                     check_options(group, whose="AdamW")
+                    for p, _, _ in to_update(group):
+                        self._check_adamw_state(p, group, self.state.get(p, {}))
                 for p, gradient, _ in to_update(group):
                     check_dense_gradient(gradient, p, self.param_groups)
 
+    def _check_adamw_state(
+        self, p: torch.Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> None:
+        """Raise `QuinticError` where a state lacks what AdamW needs under a group's options."""
+        needed = [*ADAMW_STATE, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
+        if state and any(key not in state for key in needed):
+            raise QuinticError(
+                f"MuonWithAdamW: the state of {name_of(p, self.param_groups)} has "
+                f"{', '.join(map(str, state))} and not {', '.join(needed)}"
+            )
+
     def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        check_groups(state_dict, self.param_groups)
         saved, own = state_dict["param_groups"], self.param_groups
         if [g.get("optimizer") for g in saved] != [g["optimizer"] for g in own]:
             raise QuinticError("MuonWithAdamW: the state dict's groups are of other optimizers")
@@ -125,12 +152,8 @@ class MuonWithAdamW(Muon):
                 check_options(saved_group, whose="AdamW")
                 for key, p in zip(saved_group["params"], group["params"], strict=True):
                     state = state_dict["state"].get(key, {})
-                    if state and not state.keys() >= ADAMW_STATE:
-                        raise QuinticError(
-                            f"MuonWithAdamW: the state of {name_of(p, own)} has "
-                            f"{', '.join(map(str, state))} and not {', '.join(ADAMW_STATE)}"
-                        )
-                    for tensor in (*ADAM_MOMENTS, "max_exp_avg_sq"):
+                    self._check_adamw_state(p, {**group, **saved_group}, state)
+                    for tensor in ADAMW_TENSORS:
                         check_tensor(name_of(p, own), p, state, tensor, whose="AdamW")
                     if state and not _is_step(state["step"]):
                         raise QuinticError(
@@ -140,7 +163,16 @@ class MuonWithAdamW(Muon):
 
     def _update_others(self) -> None:
         adamw = self._adamw
-        adamw.param_groups = [g for g in self.param_groups if g["optimizer"] == "adamw"]
+        adamw.param_groups = []
+        for group in self.param_groups:
+            if group["optimizer"] == "adamw":
+                params = [p for p, _, _ in to_update(group)]  # it would move frozen ones
+                adamw.param_groups.append({**group, "params": params})
+                for p in params:
+                    state = self.state.get(p, {})
+                    for key in ADAMW_TENSORS:  # the precision of the weights may have been changed
+                        if key in state and state[key].dtype != p.dtype:
+                            state[key] = state[key].to(p.dtype)
         adamw.state = self.state
         try:
             # As it is without hooks: those for all optimizers are called for this one.

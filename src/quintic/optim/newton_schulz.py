@@ -119,26 +119,30 @@ def newton_schulz(
 
     Dividing by the Frobenius norm puts every singular value into [0, 1], where the iteration
     X <- a X + (b A + c A A) X with A = X X^T moves them towards 1. It works on the wide
-    orientation, where A is the smaller of the two Gram matrices. A zero matrix stays zero.
+    orientation, where A is the smaller of the two Gram matrices. A zero matrix stays zero. The
+    division is done in `dtype`, but before float16 in float32, since float16 has no number for the
+    norm of a large gradient, nor for the entries of a small one.
     Large matrices on a CPU go another way to the same result (`newton_schulz_cpu`).
     Source: Bernstein & Newhouse, https://arxiv.org/abs/2409.20325, and the Muon post above.
     """
     dtype = dtype or G_nrc.dtype
+    dividing = torch.float32 if dtype is torch.float16 else dtype
     tall = G_nrc.shape[-2] > G_nrc.shape[-1]
     X = G_nrc.mT if tall else G_nrc
     X_nRC = X.reshape(-1, *X.shape[-2:])
     sequence = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
     by_strips = polynomial is gram_polynomial  # of which they are another form
     if by_strips and newton_schulz_cpu.one_at_a_time(X_nRC.shape[1:], X_nRC.device):
-        X_nRC = X_nRC.to(newton_schulz_cpu.product_dtype(dtype), copy=not overwrite)
+        X_nRC = X_nRC.to(newton_schulz_cpu.product_dtype(dividing), copy=not overwrite)
         X_nRC.div_(X_nRC.norm(dim=(-2, -1), keepdim=True) + EPS)
+        X_nRC = X_nRC.to(newton_schulz_cpu.product_dtype(dtype))
         newton_schulz_cpu.iterate_in_place(X_nRC, sequence, dtype, work)
     else:
-        X_nRC = X_nRC.to(dtype)
+        X_nRC = X_nRC.to(dividing)
         norm_n11 = X_nRC.norm(dim=(-2, -1), keepdim=True)
         # Contiguous, since products of a stack of transposed views are up to a third slower.
         room_nRC = torch.empty_like(X_nRC, memory_format=torch.contiguous_format)
-        X_nRC = torch.div(X_nRC, norm_n11 + EPS, out=room_nRC)
+        X_nRC = torch.div(X_nRC, norm_n11 + EPS, out=room_nRC).to(dtype)
         for a, b, c in sequence:
             B_nRR = polynomial(X_nRC, b, c)
             X_nRC = torch.baddbmm(X_nRC, B_nRR, X_nRC, beta=a)

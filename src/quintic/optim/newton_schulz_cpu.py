@@ -78,8 +78,8 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
 def gram_iterations(shape: Sequence[int], dtype: torch.dtype) -> int:
     """Return how many iterations in `dtype` share a Gram matrix."""
     wide = max(shape) >= GRAM_RATIO * min(shape)
-    # bfloat16 has too few bits for a Gram matrix of more than one iteration.
-    return GRAM_ITERATIONS if wide and dtype is not torch.bfloat16 else 1
+    # bfloat16 and float16 have too few bits for a Gram matrix of more than one iteration.
+    return GRAM_ITERATIONS if wide and dtype.itemsize > 2 else 1
 
 
 def work_elements(shape: Sequence[int], dtype: torch.dtype) -> int:
@@ -102,15 +102,18 @@ class Room:
         return work_elements(self.shape, self.ns_dtype) * product_dtype(self.ns_dtype).itemsize
 
     @property
+    def _matrix_start(self) -> int:
+        """The byte at which the matrix begins: a number of any precision may lie there."""
+        return -(-self.work_bytes // 8) * 8
+
+    @property
     def bytes(self) -> int:
         """Bytes of all of it."""
-        return self.work_bytes + math.prod(self.shape) * self.momentum_dtype.itemsize
+        return self._matrix_start + math.prod(self.shape) * self.momentum_dtype.itemsize
 
     def within(self, memory_u8: Tensor) -> tuple[Tensor, Tensor]:
         """Return the matrix [1, r, c] and the room to compute in, as views of bytes."""
-        work, matrix = memory_u8[: self.bytes].split_with_sizes(
-            [self.work_bytes, self.bytes - self.work_bytes]
-        )
+        work, matrix = memory_u8[: self.work_bytes], memory_u8[self._matrix_start : self.bytes]
         matrix_1rc = matrix.view(self.momentum_dtype).view(1, *self.shape)
         return matrix_1rc, work.view(product_dtype(self.ns_dtype))
 

@@ -147,7 +147,8 @@ class Layout:
 
     def row_mean(self, part: Tensor) -> Tensor:
         """Return the mean of each whole row, [n, l, 1]."""
-        columns = self._sum(torch.full_like(part[:1, :1, :1], part.shape[-1]), axes=(2,))
+        # A rank without a column adds zero: all of a group take part in each sum.
+        columns = self._sum(part.new_full((1, 1, 1), part.shape[-1]), axes=(2,))
         return self._sum(part.sum(dim=-1, keepdim=True), axes=(2,)) / columns
 
     def _sum(self, sums: Tensor, axes: tuple[int, ...]) -> Tensor:
