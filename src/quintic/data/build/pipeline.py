@@ -1,6 +1,7 @@
 """Text to a dataset: documents are found, tokenized in many processes, and written to shards.
 
-The parent reads and cuts, orders what comes back, and writes; it never parses or tokenizes.
+The parent reads and cuts, orders what comes back, and writes; it parses and tokenizes only what the
+other processes have no room for.
 """
 
 import os
