@@ -21,10 +21,10 @@ class Curve:
         """Return the power with the lowest loss of a seed."""
         return min(self.losses, key=lambda power: self.losses[power].get(seed, math.inf))
 
-    def vertex(self, seed: int, centre: int) -> float | None:
-        """Return the power, a real number, at which the parabola through the losses of a seed at
-        `centre` and one to either side is lowest; None where they have no lowest point or one is
-        missing."""
+    def vertex(self, seed: int) -> float | None:
+        """Return the power, a real number, at which the parabola through the lowest loss of a seed
+        and one to either side is lowest; None where one of them is missing or infinite."""
+        centre = self.best(seed)
         found = [self.losses.get(centre + step, {}).get(seed, math.inf) for step in (-1, 0, 1)]
         low, middle, high = found
         curvature = low - 2 * middle + high
@@ -34,8 +34,7 @@ class Curve:
 
     def optimum(self, seeds: Sequence[int]) -> tuple[float, float] | None:
         """Return the mean over seeds of the power that is best, and its standard error."""
-        centre = self.best(seeds[0])
-        found = [v for seed in seeds if (v := self.vertex(seed, centre)) is not None]
+        found = [v for seed in seeds if (v := self.vertex(seed)) is not None]
         if len(found) < max(2, len(seeds)):
             return None
         return statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found))
@@ -54,22 +53,19 @@ class Curve:
 
 def search(train: Train, begin: int, seeds: Sequence[int], curve: Curve) -> None:
     """Fill a curve: with the first seed from `begin` downhill until the lowest point has two points
-    on either side, then the three points in the middle with all seeds.
+    on either side, then with every other seed from there until its own lowest has one.
     """
-    first = seeds[0]
 
-    def loss(power: int, seed: int) -> None:
-        if seed not in curve.losses.get(power, {}):
-            found = train(power, seed)  # may be stopped, and then leaves no trace
-            curve.losses.setdefault(power, {})[seed] = found
+    def walk(seed: int, begin: int, sides: int) -> None:
+        power: int | None = begin
+        while power is not None:
+            if seed not in curve.losses.get(power, {}):
+                found = train(power, seed)  # may be stopped, and then leaves no trace
+                curve.losses.setdefault(power, {})[seed] = found
+            best = curve.best(seed)
+            near = (best + sign * far for far in range(1, sides + 1) for sign in (-1, 1))
+            power = next((p for p in near if seed not in curve.losses.get(p, {})), None)
 
-    loss(begin, first)
-    while True:
-        best = curve.best(first)
-        near = (best - 1, best + 1, best - 2, best + 2)
-        if (power := next((p for p in near if first not in curve.losses.get(p, {})), None)) is None:
-            break
-        loss(power, first)
+    walk(seeds[0], begin, 2)
     for seed in seeds[1:]:
-        for step in (-1, 0, 1):
-            loss(best + step, seed)
+        walk(seed, curve.best(seeds[0]), 1)

@@ -43,6 +43,16 @@ def test_search_walks_to_the_lowest_point_from_afar() -> None:
     assert optimum[1] == pytest.approx(0.1 / math.sqrt(3))
 
 
+def test_each_seed_is_searched_down_to_its_own_lowest_point() -> None:
+    curve, lowest = Curve(), {1: 0.2, 2: 1.9, 3: -0.7}
+    search(lambda power, seed: 3 + (power - lowest[seed]) ** 2, 0, SEEDS, curve)
+    assert {power for power, by in curve.losses.items() if 2 in by} == {-1, 0, 1, 2, 3}
+    assert {power for power, by in curve.losses.items() if 3 in by} == {-2, -1, 0}
+    optimum = curve.optimum(SEEDS)
+    assert optimum is not None
+    assert optimum[0] == pytest.approx(sum(lowest.values()) / 3)
+
+
 def test_a_rate_that_diverges_is_the_worst() -> None:
     curve = Curve()
     search(lambda power, seed: math.inf if power > 1 else 3 - power / 10, 0, SEEDS, curve)
