@@ -50,7 +50,7 @@ https://arxiv.org/abs/2409.19913)."""
 MUON_SCALE, MUON_LR_OF_WIDTH = "aspect", 0.0
 """Muon's scale, and the exponent of its learning rate in the width: with updates of spectral norm
 sqrt(out / in) the best should stay (https://arxiv.org/abs/2310.17813), and from width 64 to 256 it
-does, as from 2 to 8 layers (docs/scaling.md: -0.25, 95% from -0.59 to 0.10)."""
+does, as from 2 to 8 layers (docs/scaling.md: -0.20, 95% from -0.46 to 0.07)."""
 ADAMW_LR_OF_WIDTH = -0.5
 """Exponent of AdamW's learning rate, which the tied matrix has, in the width, as nanochat's."""
 TOTAL_DECAY = 0.6
