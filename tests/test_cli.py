@@ -791,6 +791,22 @@ def test_eight_bits_are_refused_where_the_processor_has_no_products_for_them(
     )
 
 
+def test_guesses_ahead_leave_what_is_generated_as_it_is(text_run: Path, capsys: Capture) -> None:
+    command = ("--prompt", "x = x\n" * 3, "--tokens", "40")
+    assert generated(text_run, capsys, *command, "--draft", "ngram") == (
+        generated(text_run, capsys, *command)
+    )
+    several = ("--samples", "2", "--json", "--logprobs")
+    alone = generated(text_run, capsys, *command, *several, "--batch", "1")
+    guessed = generated(text_run, capsys, *command, *several, "--batch", "1", "--draft", "ngram")
+    for line, expected in zip(guessed.splitlines(), alone.splitlines(), strict=True):
+        assert json.loads(line)["ids"] == json.loads(expected)["ids"]
+    assert refusal(["generate", str(text_run), *command, *several, "--draft", "ngram"], capsys) == (
+        "--draft is for one text at a time, and 2 come at once: leave it out, which is faster for "
+        "several, or add --batch 1"
+    )
+
+
 def test_generate_continues_the_prompts_of_a_file(
     text_run: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -1,6 +1,6 @@
 """Generation of text, a token at a time for several texts at once, with a key-value cache.
 
-Shapes: B texts, T new positions, V vocabulary.
+Shapes: B texts, T new positions, S new positions whose next token is drawn, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError
 from quintic.model.base import KVCache, LanguageModel
 from quintic.model.decoding import DecodingParts
+from quintic.ngram_draft import DRAFTED, NgramDraft
 from quintic.sampling import Sampling
 
 
@@ -43,6 +44,7 @@ def generate_rows(
     ended: Collection[int] = (),
     logprobs: bool = False,
     parts: DecodingParts | None = None,
+    draft: Literal["ngram"] | None = None,
 ) -> Iterator[Drawn]:
     """Yield up to `tokens` ids that continue each prompt, all texts a token further in turn.
 
@@ -57,7 +59,15 @@ def generate_rows(
     `vocab_size` keeps padding rows of the embedding from being drawn. Draws are made on the CPU
     with a seed for each text, so that a text is the same on every device and beside any others, up
     to rounding. `parts` are those that the model is to compute by, as `int8_parts` makes them;
-    None: those that suit so many texts. Raises `QuinticError` on settings out of range.
+    None: those that suit so many texts.
+
+    With a `draft`, which is for one text alone, up to `DRAFTED` tokens are guessed ahead. The model
+    computes the logits behind all of them in one pass, which reads its weights once, and draws from
+    these as without guesses, to the first token that was guessed wrong. So the text and its random
+    numbers are the same, up to rounding, where speculative sampling
+    (https://arxiv.org/abs/2211.17192) keeps the distribution.
+
+    Raises `QuinticError` on settings out of range.
     """
     sampling = sampling or Sampling()
     seeds = range(len(prompts)) if seeds is None else seeds
@@ -65,6 +75,11 @@ def generate_rows(
     sampling.check()
     if not all(prompts):
         raise QuinticError("the prompt has no tokens: begin with the end-of-text token")
+    if draft is not None and len(prompts) > 1:
+        raise QuinticError(
+            f"--draft is for one text at a time, and {len(prompts)} come at once: leave it out, "
+            f"which is faster for several, or add --batch 1"
+        )
     device, context = model.embed.weight.device, model.config.context
     texts = [list(prompt) for prompt in prompts]
     left = [tokens] * len(texts)
@@ -74,34 +89,54 @@ def generate_rows(
     """What the cache has of a text, or is to get next."""
     room = min(context, max(map(len, fed), default=0) + tokens)
     cache = _empty_cache(model, len(rows), room)
-    parts = parts or DecodingParts(model, texts=len(rows), tokens=tokens)
+    ahead = None if draft is None else NgramDraft()
+    several = parts or DecodingParts(
+        model, texts=len(rows) if ahead is None else 1 + DRAFTED, tokens=tokens
+    )
+    one = parts or (several if ahead is None else DecodingParts(model, texts=1, tokens=tokens))
     while rows:
         start, new = cache.length, min(len(fed[row]) for row in rows) - cache.length
         if start + new > context:
             half = max(1, context // 2)
             fed = [text[-half:] for text in texts]
             cache, start, new = _empty_cache(model, len(rows), room), 0, half
-        new_BT = torch.tensor([fed[row][start : start + new] for row in rows], device=device)
-        with parts.used():
-            logits_BV = model.next_logits(new_BT, cache)[:, :vocab_size].cpu()
-        kept = []
+        guesses: list[int] = []
+        if ahead is not None and new == 1:
+            guesses = ahead.guess(texts[0], min(DRAFTED, left[0] - 1, room - start - new))
+        new_BT = torch.tensor(
+            [[*fed[row][start : start + new], *guesses] for row in rows], device=device
+        )
+        with (several if guesses else one).used():
+            if guesses:
+                logits_BSV = model(new_BT, cache)
+            else:
+                logits_BSV = model.next_logits(new_BT, cache).unsqueeze(1)
+        logits_BSV = logits_BSV[..., :vocab_size].cpu()
+        done = set()
         for place, row in enumerate(rows):
-            if len(fed[row]) > cache.length:  # its prompt goes on
-                kept.append(place)
+            if len(fed[row]) > start + new:  # its prompt goes on
                 continue
-            token = sampling.draw(logits_BV[place], texts[row], random[row])
-            if token == stop_id:
-                continue
-            texts[row].append(token)
-            fed[row].append(token)
-            left[row] -= 1
-            logprob = None
-            if logprobs:
-                logprob = float(logits_BV[place].double().log_softmax(0)[token])
-            yield Drawn(row, token, logprob)
-            if left[row] and row not in ended:
-                kept.append(place)
-        if len(kept) < len(rows):
+            for logits_V, guess in zip(logits_BSV[place], [*guesses, None], strict=True):
+                token = sampling.draw(logits_V, texts[row], random[row])
+                if token == stop_id:
+                    done.add(row)
+                    break
+                texts[row].append(token)
+                fed[row].append(token)
+                left[row] -= 1
+                logprob = None
+                if logprobs:
+                    logprob = float(logits_V.double().log_softmax(0)[token])
+                yield Drawn(row, token, logprob)
+                if not left[row] or row in ended:
+                    done.add(row)
+                    break
+                if token != guess:
+                    break
+        if guesses:  # of which some may be wrong
+            cache.length = len(fed[0]) - 1
+        if done:
+            kept = [place for place, row in enumerate(rows) if row not in done]
             rows = [rows[place] for place in kept]
             cache.keep(kept)
 
@@ -232,12 +267,13 @@ def generate_samples(
     batch: int = 16,
     logprobs: bool = False,
     parts: DecodingParts | None = None,
+    draft: Literal["ngram"] | None = None,
 ) -> Iterator[Sample]:
     """Yield `samples` continuations of each prompt, in the order of the prompts, `batch` at a time.
 
     A document begins with end of text, and so does a prompt, which is the beginning of one. Sample
     i has the seed `seed` + i, so that it is the same whatever else is asked for, up to rounding.
-    `parts` are as in `generate_rows`. Raises `QuinticError` on settings out of range.
+    `parts` and `draft` are as in `generate_rows`. Raises `QuinticError` on settings out of range.
     """
     check_text(samples=samples, stop=stop, batch=batch)
     given = [prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -260,6 +296,7 @@ def generate_samples(
             ended=ended,
             logprobs=logprobs,
             parts=parts,
+            draft=draft,
         ):
             sample, stream = together[row], streams[row]
             sample.ids.append(token)

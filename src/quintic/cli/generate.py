@@ -73,6 +73,7 @@ def run(command: Generate, _arguments: Sequence[str]) -> None:
         batch=command.batch,
         logprobs=command.logprobs,
         parts=parts,
+        draft=command.draft,
     )
     for line in _json_lines(prompts, found) if command.json else _blocks(prompts, found):
         print(line, flush=True)
@@ -131,6 +132,7 @@ def _stream(
         vocab_size=tokenizer.vocab_size,
         stop_id=tokenizer.eot_id,
         parts=parts,
+        draft=command.draft,
     ):
         print(stream.feed(drawn.token), end="", flush=True)
         if stream.stopped:

@@ -192,6 +192,9 @@ class Generate(_TrainedOptions):
     """Continuations made at once."""
     weights: Literal["int8"] | None = None
     """int8: matrices in eight bits, on a CPU with AVX-512 VNNI; None: as the model has them."""
+    draft: Literal["ngram"] | None = None
+    """ngram: guess that the text goes on as it did before and let the model check several tokens
+    at once, which gives the same text sooner; for one text at a time."""
     json: bool = False
     """Print a JSON object a line for each continuation."""
     logprobs: bool = False

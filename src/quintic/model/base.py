@@ -31,7 +31,7 @@ class KVCache:
 
     It has room for R positions, a context unless told, [layers, B, H, R, K] twice, and for their
     tokens, which masks are made of. `length` counts the positions filled, which is the position of
-    the next token.
+    the next token; made less, it takes the newest positions back.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.tokens = torch.zeros((batch, room), dtype=torch.int64, device=device)
-        self.last_vectors: dict[str, Tensor] = {}
-        """Vectors of the last position, [B, 1, D], where the next is given some by name."""
+        self.vectors: dict[str, Tensor] = {}
+        """Vectors by name, [B, 1 + R, D] each, where a position is given that of the one before."""
         self.length = 0
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +67,22 @@ class KVCache:
         self.tokens[:, self.length : end] = tokens_BT
         return self.tokens[:, :end]
 
+    def append_vectors(self, name: str, x_BTD: Tensor) -> Tensor:
+        """Store vectors of the new positions; return those of the position before each, zeros where
+        there is none."""
+        if name not in self.vectors:
+            # The first row stands before the first position.
+            shape = (len(x_BTD), 1 + self.tokens.shape[1], x_BTD.shape[2])
+            self.vectors[name] = torch.zeros(shape, dtype=x_BTD.dtype, device=x_BTD.device)
+        vectors_BRD, new = self.vectors[name], x_BTD.shape[1]
+        vectors_BRD.narrow(1, self.length + 1, new).copy_(x_BTD)
+        return vectors_BRD.narrow(1, self.length, new)
+
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows of the batch, in this order."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.tokens = self.tokens[rows]
-        self.last_vectors = {name: x[rows] for name, x in self.last_vectors.items()}
+        self.vectors = {name: x[rows] for name, x in self.vectors.items()}
 
     def require_room(self, new: int) -> None:
         """Raise `QuinticError` where it has no room for so many new positions."""

@@ -64,11 +64,7 @@ class Previous:
         """Return the vector of the position before each, zeros where there is none; `name` tells
         these vectors apart from others of the pass."""
         if self.cache is not None:
-            first_B1D = self.cache.last_vectors.get(name)
-            if first_B1D is None:
-                first_B1D = torch.zeros_like(x_BTD[:, :1])
-            before_BTD = torch.cat((first_B1D, x_BTD[:, :-1]), dim=1)
-            self.cache.last_vectors[name] = x_BTD[:, -1:]
+            before_BTD = self.cache.append_vectors(name, x_BTD)
         elif self.parent_BT is not None:
             parent_BT1 = self.parent_BT.unsqueeze(-1)
             found_BTD = x_BTD.gather(1, parent_BT1.clamp(min=0).expand_as(x_BTD))
