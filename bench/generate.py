@@ -3,6 +3,7 @@
     python -m bench.generate              # writes docs/results/generate-DEVICE-Nthreads.json
     python -m bench.generate --products   # the matrices alone, by the rows they are multiplied with
     python -m bench.generate --int8-loss RUN   # what eight bits add to the validation loss
+    python -m bench.generate --drafts RUN      # a trained model with tokens guessed ahead
 
 A model of GPT-2's size with drawn weights continues a prompt of 32 tokens by 64, in float32 on a
 CPU, greedily unless the case is "drawn": at temperature 1, as `quintic generate` comes. One text
@@ -24,7 +25,8 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,6 +258,54 @@ def measure_int8_loss(folder: Path, sequences: int) -> dict[str, Any]:
     }
 
 
+def measure_drafts(folder: Path, rounds: int, clock: Callable[[], float]) -> list[list[object]]:
+    """Return rows of how a run continues pieces of its validation text, one text at a time, with
+    guesses and without: tokens a pass of the model, tokens per second, and what these are times."""
+    trained = load_trained(folder, device="cpu")
+    ids = trained.open_data(Console(quiet=True)).val.read(0, 8 * 4096)
+    given = [ids[start : start + PROMPT].tolist() for start in range(0, len(ids), 4096)]
+    model, tokens = trained.model, min(200, trained.config.model.context - PROMPT)
+    passes = 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    model.embed.register_forward_hook(counted)
+
+    def texts(sampling: Sampling, draft: Literal["ngram"] | None) -> list[int]:
+        return [
+            drawn.token
+            for prompt in given
+            for drawn in generate_rows(
+                model, [prompt], tokens=tokens, sampling=sampling, draft=draft
+            )
+        ]
+
+    rows: list[Sequence[object]] = []
+    for name, sampling in {
+        "greedy": GREEDY,
+        "temperature 0.8, top-p 0.9": Sampling(0.8, top_p=0.9),
+        "temperature 1": Sampling(),
+    }.items():
+        alone = texts(sampling, None)
+        passes = 0
+        same = sum(a == b for a, b in zip(texts(sampling, "ngram"), alone, strict=True))
+        a_pass = len(alone) / passes
+        seconds = interleaved(
+            {
+                "alone": partial(texts, sampling, None),
+                "guessed": partial(texts, sampling, "ngram"),
+            },
+            rounds=rounds,
+            clock=clock,
+        )
+        speeds = (f"{len(alone) / statistics.median(s):,.0f}" for s in seconds.values())
+        ratio = median_ratio(seconds["alone"], seconds["guessed"])
+        rows.append([name, f"{same / len(alone):.1%}", f"{a_pass:.2f}", *speeds, f"{ratio:.2f}"])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -264,6 +314,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--products", action="store_true")
     parser.add_argument("--int8-loss", type=Path, metavar="RUN")
+    parser.add_argument("--drafts", type=Path, metavar="RUN")
     parser.add_argument("--sequences", type=int, default=128, help="of --int8-loss")
     options = parser.parse_args()
     clock = time.process_time if options.processor_time else time.perf_counter
@@ -272,6 +323,12 @@ def main() -> None:
         return
     if options.int8_loss is not None:
         print(measure_int8_loss(options.int8_loss, options.sequences))
+        return
+    if options.drafts is not None:
+        print_table(
+            ["draw", "same tokens", "tokens a pass", "tokens/s", "with guesses", "times"],
+            measure_drafts(options.drafts, options.rounds, clock),
+        )
         return
     device = choose_device(options.device)
     rows = [measure(name, device, options.rounds, options.batch, clock) for name in ("gpt2", "gpt")]
