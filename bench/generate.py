@@ -258,7 +258,7 @@ def measure_int8_loss(folder: Path, sequences: int) -> dict[str, Any]:
     }
 
 
-def measure_drafts(folder: Path, rounds: int, clock: Callable[[], float]) -> list[list[object]]:
+def measure_drafts(folder: Path, rounds: int, clock: Callable[[], float]) -> list[Sequence[object]]:
     """Return rows of how a run continues pieces of its validation text, one text at a time, with
     guesses and without: tokens a pass of the model, tokens per second, and what these are times."""
     trained = load_trained(folder, device="cpu")
