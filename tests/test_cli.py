@@ -864,7 +864,7 @@ def test_generate_ends_before_a_stop_string_and_says_what_it_cuts(
             'a.jsonl:2 must be a text, or an object with a text "p',
         ),
         ("a.txt", "x", ("--logprobs",), "--logprobs are printed with --json: add that"),
-        (".", None, (), "is a folder"),
+        (".", None, (), " cannot be read (Is a directory): name a text file"),
         ("none.txt", None, (), "none.txt cannot be read"),
     ],
 )

@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from quintic.files import replacing
+from quintic.files import new_folder, replacing
 
 
 def test_file_appears_whole(tmp_path: Path) -> None:
@@ -32,3 +33,18 @@ def test_an_error_names_the_file_and_not_its_hidden_neighbour(tmp_path: Path) ->
     with pytest.raises(OSError, match="No space") as writing, replacing(tmp_path / "file"):
         raise OSError(28, "No space left on device")
     assert writing.value.filename == str(tmp_path / "file")
+
+
+def test_what_killed_processes_left_of_a_new_folder_is_removed(tmp_path: Path) -> None:
+    ended = 2**22 + 1  # beyond the numbers that Linux and macOS give to processes
+    for name in (ended, os.getpid(), "9" * 30):  # in a container the next has the same number
+        left_over = tmp_path / f".out.{name}.tmp"
+        left_over.mkdir()
+        (left_over / "model").write_text("half")
+    kept = {f".out.{os.getppid()}.tmp", f".other.{ended}.tmp", f".out.1.{ended}.tmp", "out.tmp"}
+    for name in kept:
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "model").write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *kept}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,10 +44,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     it ends with one; there must be none of that name, or an empty one.
 
     Yields the hidden neighbour that it is until then. An `OSError` about that gets its later name.
+    Neighbours that processes left which were killed are removed.
     """
     made = [outer for outer in folder.parents if not outer.exists()]
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        _remove_left_over(folder)
         aside.mkdir(parents=True)
         yield aside
         for path in aside.rglob("*"):
@@ -62,6 +65,29 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 outer.rmdir()
         raise
     fsync_path(folder.parent)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what `new_folder` has of a folder from processes that are no more. One with our own
+    number is such a process: in a container each may have the same."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp")
+    for path in folder.parent.glob(".*.tmp"):
+        found = name.fullmatch(path.name)
+        if found and path.is_dir() and not _runs_elsewhere(int(found[1])):
+            shutil.rmtree(path)
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    """Whether a process that is not this one has a number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -132,7 +132,7 @@ def test_groups_of_runs_are_tested_by_their_runs(tmp_path: Path) -> None:
 
 def test_what_was_not_scored_alike_is_said(tmp_path: Path) -> None:
     groups = [group("a", tmp_path, scored([1, 0])), group("b", tmp_path, None)]
-    assert list(task_conclusions(compare_tasks(groups))) == ["B has no scores of piqa."]
+    assert list(task_conclusions(compare_tasks(groups))) == ["There are no scores of piqa of b."]
     groups = [groups[0], group("c", tmp_path, scored([1, 0], "other"))]
     [sentence] = task_conclusions(compare_tasks(groups))
     assert "The scores of piqa are of different items" in sentence

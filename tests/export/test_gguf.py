@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quintic.config import ModelConfig
+from quintic.config import Imported, ModelConfig
 from quintic.console import Console
 from quintic.data.bpe_tokenizer import BpeTokenizer, train_bpe
 from quintic.data.load_tokenizer import load_tokenizer
@@ -276,6 +276,16 @@ def test_stored_in_fewer_bits_it_says_what_that_costs(
     embedding = tensors["token_embd.weight"]
     assert not torch.equal(embedding, whole["embed.weight"])
     torch.testing.assert_close(embedding, whole["embed.weight"], rtol=0, atol=difference)
+
+
+def test_that_an_imported_model_has_no_data_is_said(trained: Source, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    config = replace(trained.trained.config, imported=Imported("hub:a/b", None, "hf", "0"))
+    said: list[str] = []
+    source = replace(trained, trained=replace(trained.trained, config=config))
+    export(source, "gguf", tmp_path / "out", said.append, dtype="f16")
+    (line,) = (line for line in said if line.startswith("loss "))
+    assert line.endswith("was imported, and its data is not known here")
 
 
 @pytest.mark.parametrize(

@@ -394,6 +394,7 @@ def test_another_tokenizer_is_refused_with_the_first_text_it_cuts_otherwise(
         ({"attention_bias": True}, "attention_bias True"),
         ({"architectures": ["LlamaForCausalLM"]}, "config.json is of LlamaForCausalLM"),
         ({"hidden_size": 0}, "all must be positive"),
+        ({"num_attention_heads": 2.0}, "2.0 heads, context 32 and vocabulary 320: all must be "),
         ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
         ({"vocab_size": 321}, "model.embed_tokens.weight is (320, 32) where"),
         ({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight is too much"),

@@ -305,6 +305,10 @@ def test_gpt2_in_shards_of_half_precision(vocabulary: Path, tmp_path: Path) -> N
     (source / files[1]).unlink()
     with pytest.raises(QuinticError, match=f"it has no {files[1]}, which {index.name} lists"):
         read_model(source)
+    outside = f"../{files[0]}"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, outside)}))
+    with pytest.raises(QuinticError, match=f"lists {outside}, which is not beside it: copy"):
+        read_model(source)
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 2), (3, 48, 4)])

@@ -364,3 +364,25 @@ def test_a_group_that_lost_an_option_is_refused_before_anything_moves() -> None:
 def test_what_has_no_shape_yet_is_refused() -> None:
     with pytest.raises(QuinticError, match="Muon: parameter 0 has no shape yet: call its module"):
         Muon(nn.LazyLinear(3, bias=False).parameters(), lr=LR)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (2, 2), (1, 3), (3, 4, 3)])
+def test_data_of_another_shape_is_refused_before_anything_moves(shape: tuple[int, ...]) -> None:
+    """A step would add its momentum by broadcasting, or end in the middle."""
+    first, second = (nn.Parameter(torch.randn(4, 3)) for _ in range(2))
+    muon = Muon([("first", first), ("second", second)], lr=0.1)
+    for p in (first, second):
+        p.grad = torch.randn(4, 3)
+    muon.step()
+    second.grad = None
+    second.data = torch.randn(shape)
+    second.grad = torch.randn(shape)
+    before = [p.detach().clone() for p in (first, second)]
+    with pytest.raises(
+        QuinticError, match=r"second has the shape \[[\d, ]+\] now, and its momentum \[4, 3\]: make"
+    ):
+        muon.step()
+    assert all(torch.equal(old, p) for old, p in zip(before, (first, second), strict=True))
+    muon.state.pop(second)
+    muon.step()
+    assert not torch.equal(before[1], second)

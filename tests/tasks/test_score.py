@@ -282,6 +282,11 @@ def test_items_longer_than_the_context_are_scored_and_said(
         ("openbookqa", {"choices": {"text": "ab", "label": "1A"}, "answerKey": "1"}, "no list of"),
         ("winogrande", {"answer": ""}, "its answer is '' and not 1 or 2"),
         ("winogrande", {"sentence": "none"}, "its sentence has no blank"),
+        ("hellaswag", {"activity_label": None}, "its activity_label is None and no text"),
+        ("hellaswag", {"ctx_a": 3}, "its ctx_a is 3 and no text"),
+        ("arc_easy", {"question": None}, "its question is None and no text"),
+        ("piqa", {"goal": None}, "its goal is None and no text"),
+        ("sciq", {"question": ["Q"]}, "its question is ['Q'] and no text"),
     ],
 )
 def test_choices_of_another_shape_are_named(

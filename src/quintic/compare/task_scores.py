@@ -111,7 +111,7 @@ def compare_tasks(groups: Sequence[Group]) -> TaskComparison:
         columns = [[scores[task] for scores in group if task in scores] for group in found]
         missing = [g.label for g, column in zip(groups, columns, strict=True) if not column]
         if missing:
-            notes.append(f"{' and '.join(missing)} has no scores of {task}")
+            notes.append(f"there are no scores of {task} of {' and '.join(missing)}")
         chosen = [(g, column) for g, column in zip(groups, columns, strict=True) if column]
         compared = [scores for _, column in chosen for scores in column]
         if len({scores.fingerprint for scores in compared}) > 1:

@@ -34,6 +34,11 @@ def read_document(path: Path, tokenizer: Tokenizer) -> Document:
 
     Raises `QuinticError` as `read_text` does, and for a text that the tokenizer does not give back.
     """
+    if path != STDIN and path.is_dir():
+        raise QuinticError(
+            f"{path} is a folder: name its files, or build a dataset of it with quintic data build "
+            "and evaluate that with --data"
+        )
     name, text = _name(path), read_text(path)
     try:
         ids = tokenizer.encode_to_array(text)
@@ -62,11 +67,6 @@ def read_text(path: Path) -> str:
         raise QuinticError("standard input is closed: pipe the text in, or name a file")
     try:
         content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
-    except IsADirectoryError:
-        raise QuinticError(
-            f"{name} is a folder: name its files, or build a dataset of it with quintic data build "
-            "and evaluate that with --data"
-        ) from None
     except OSError as error:
         raise QuinticError(f"{name} cannot be read ({reason(error)}): name a text file") from error
     content = content.removeprefix(codecs.BOM_UTF8)

@@ -228,7 +228,10 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise QuinticError(f"config.json has no {error.args[0]}: restore it") from error
     layers, width, heads, context = sizes
     if not all(type(size) is int and size > 0 for size in (*sizes, vocab_size)):
-        raise QuinticError(f"config.json has sizes {[*sizes, vocab_size]}: all must be positive")
+        raise QuinticError(
+            f"config.json has {layers} layers, width {width}, {heads} heads, context {context} and "
+            f"vocabulary {vocab_size}: all must be positive whole numbers"
+        )
     switches: dict[str, Any] = {}
     if name != GPT2_CLASS:
         gelus = ("gelu_pytorch_tanh", "gelu_new")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quintic.console import Console
 from quintic.data.loader import validation_batches
+from quintic.errors import QuinticError
 from quintic.evaluate import LossSums, sum_losses
 from quintic.export.source import Source
 
@@ -23,6 +24,8 @@ def validation_sums(source: Source) -> tuple[LossSums, npt.NDArray[np.int64]]:
     Raises `QuinticError` and `OSError` where the run's data is not at hand.
     """
     trained, context = source.trained, source.config.context
+    if trained.config.is_imported:  # open_data would say what `quintic evaluate` can do
+        raise QuinticError(f"{trained.folder} was imported, and its data is not known here")
     dataset = trained.open_data(Console(quiet=True))
     tokens = min(trained.config.train.eval_tokens, max(1, MOST_SCORED_TOKENS // context) * context)
 

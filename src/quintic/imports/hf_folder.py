@@ -83,8 +83,10 @@ def shard_names(index: dict[str, Any]) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise QuinticError(f"{INDEX_FILE} lists no files: copy it again")
     names = list(weight_map.values())
-    if wrong := [str(n) for n in names if not isinstance(n, str) or Path(n).name != n]:
-        raise QuinticError(f"{INDEX_FILE} lists {', '.join(wrong)}, which is not beside it")
+    if wrong := {str(n) for n in names if not isinstance(n, str) or Path(n).name != n}:
+        raise QuinticError(
+            f"{INDEX_FILE} lists {', '.join(sorted(wrong))}, which is not beside it: copy it again"
+        )
     return sorted(set(names))
 
 

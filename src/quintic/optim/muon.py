@@ -41,6 +41,7 @@ from quintic.optim.muon_checks import (
     check_groups,
     check_matrices,
     check_members,
+    check_momentum,
     check_names,
     check_options,
     check_shape_of,
@@ -446,6 +447,8 @@ class Muon(torch.optim.Optimizer):
             for p, gradient, shape in to_update(group):
                 check_gradient(gradient, p, self.param_groups)
                 check_shape_of(p, shape, group, self.param_groups, lying=False)
+                if not torch.compiler.is_compiling():
+                    check_momentum(self.state.get(p, {}), p, self.param_groups)
 
     def _orthogonalized(self) -> list[dict[str, Any]]:
         """Return the groups of matrices to orthogonalise: all, but in `MuonWithAdamW`."""

@@ -201,6 +201,17 @@ def check_gradient(gradient: Tensor, p: Tensor, groups: list[Group]) -> None:
         raise QuinticError(f"Muon: the gradient of {name_of(p, groups)} is {reason}")
 
 
+def check_momentum(state: dict[str, Tensor], p: Tensor, groups: list[Group]) -> None:
+    """Raise `QuinticError` where a parameter's data was replaced by that of another shape since its
+    last step, to which its momentum would be added by broadcasting or not at all."""
+    if "momentum" in state and state["momentum"].shape != p.shape:
+        raise QuinticError(
+            f"Muon: {name_of(p, groups)} has the shape {list(p.shape)} now, and its momentum "
+            f"{list(state['momentum'].shape)}: make a new optimizer, or forget its state with "
+            "optimizer.state.pop(parameter)"
+        )
+
+
 def check_dense_gradient(gradient: Tensor, p: Tensor, groups: list[Group]) -> None:
     """Raise `QuinticError` for a gradient that AdamW cannot use."""
     if reason := _not_dense(gradient):

@@ -72,6 +72,13 @@ def choose(context: str, choices: Sequence[str], answer: int) -> Question:
     return Question([(context, f" {c}") for c in choices], answer, [len(c) for c in choices])
 
 
+def _text(record: Record, name: str) -> str:
+    """Return a field that a longer text is made of, in which null would be the word None."""
+    if not isinstance(value := record[name], str):
+        raise TypeError(f"its {name} is {value!r} and no text")
+    return value
+
+
 def _number(value: Any) -> int:
     """Return the number of a choice, which some write as text."""
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -94,12 +101,13 @@ def _blimp(record: Record) -> Question:
 
 
 def _arc(record: Record) -> Question:
-    context = f"Question: {record['question']}\nAnswer:"
+    context = f"Question: {_text(record, 'question')}\nAnswer:"
     return _labelled(context, record["choices"], record["answerKey"])
 
 
 def _hellaswag(record: Record) -> Question:
-    context = f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}"
+    context = f"{_text(record, 'activity_label')}: {_text(record, 'ctx_a')} "
+    context += _text(record, "ctx_b").capitalize()
     if not isinstance(record["endings"], list):
         raise TypeError("its endings are no list")
     endings = [_without_wikihow_marks(ending) for ending in record["endings"]]
@@ -121,12 +129,12 @@ def _openbookqa(record: Record) -> Question:
 
 
 def _piqa(record: Record) -> Question:
-    context = f"Question: {record['goal']}\nAnswer:"
+    context = f"Question: {_text(record, 'goal')}\nAnswer:"
     return choose(context, [record["sol1"], record["sol2"]], _number(record["label"]))
 
 
 def _sciq(record: Record) -> Question:
-    context = f"{record['support'].lstrip()}\nQuestion: {record['question']}\nAnswer:"
+    context = f"{record['support'].lstrip()}\nQuestion: {_text(record, 'question')}\nAnswer:"
     names = ("distractor1", "distractor2", "distractor3", "correct_answer")
     return choose(context, [record[name] for name in names], 3)
 
