@@ -466,6 +466,18 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, task: int, error: BaseException) ->
     monkeypatch.setattr(EncoderPool, "encode", failing)
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs a mask of signals")
+def test_a_process_that_starts_gets_no_ctrl_c(vocabulary: Path) -> None:
+    settings = BuildSettings(("none",), "words", tokenizer=str(vocabulary))
+    tokenizer = load_tokenizer(str(vocabulary))
+    with EncoderPool(settings, tokenizer, use_fast=False, workers=2) as pool:
+        pool.encode([]).result()
+        # What it was started with; a Ctrl-C before it ignores them ended it, and with it the build.
+        of_process = pool._pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.SIGINT in of_process
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_ctrl_c_says_that_the_same_command_continues(
     inputs: Path,
     vocabulary: Path,
@@ -630,6 +642,19 @@ def test_mistake_of_a_fast_encoder_is_said_and_all_is_encoded_again(
     assert re.fullmatch(rf"fake 1\.0 is wrong at .*{place}: all is encoded again by .*", line)
     assert re.fullmatch(r"tokenizers [\d.]+", Manifest.read(tmp_path / "out").encoder)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_ctrl_c_within_a_fast_encoder_is_no_mistake_of_it(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(ids: Any) -> Any:
+        raise KeyboardInterrupt
+
+    use_fake(monkeypatch, interrupted, first=200)
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        build("out", log=lines.append)
+    assert not lines
 
 
 def test_what_a_fast_encoder_wrote_before_its_mistake_is_dropped_for_good(
