@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -985,6 +986,17 @@ def test_command_says_what_was_built_and_skipped(
     assert (out / "my_words_train_000001.bin").exists()
     main(command)
     assert "was built before" in capsys.readouterr().out
+
+
+def test_the_command_that_is_named_next_can_be_copied(
+    vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, source = tmp_path / "my data", write_lines(tmp_path / "a.jsonl", TEXTS[:30])
+    main(["data", "build", str(source), "--out", str(out), "--tokenizer", str(vocabulary),
+          "--val-share", "0.5"])  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{out} is built; ")
+    assert shlex.split(last)[-3:] == ["train", "--data.path", str(out)]
 
 
 @pytest.mark.parametrize(("share", "way_out"), [("0", "larger"), ("1", "smaller"), ("0.5", "")])
