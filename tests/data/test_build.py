@@ -467,6 +467,21 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, task: int, error: BaseException) ->
     monkeypatch.setattr(EncoderPool, "encode", failing)
 
 
+@pytest.mark.parametrize("content", ["", '{"position": [0, ', "[]"])
+def test_damaged_progress_of_a_build_is_named(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_at(patched, 20, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            build("out")
+    progress = tmp_path / "out" / ".build" / "progress.json"
+    assert progress.exists()
+    progress.write_text(content)
+    with pytest.raises(QuinticError, match=r"progress\.json is damaged .*: delete .*/out, or name"):
+        build("out")
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs a mask of signals")
 def test_a_process_that_starts_gets_no_ctrl_c(vocabulary: Path) -> None:
     settings = BuildSettings(("none",), "words", tokenizer=str(vocabulary))
