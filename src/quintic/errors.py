@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -100,6 +101,11 @@ def memory_reason(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "out of memory" in text:
         return "more was asked for than there is"
     return None
+
+
+def in_command(path: object) -> str:
+    """Return a path as a shell takes it, for a command that a reader may copy."""
+    return shlex.quote(str(path))
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

@@ -13,7 +13,7 @@ from quintic.data.dataset import Dataset
 from quintic.data.manifest import Split
 from quintic.device import device_name
 from quintic.diagnostics.record import DIAGNOSTICS, read_diagnostics
-from quintic.errors import QuinticError, counted
+from quintic.errors import QuinticError, counted, in_command
 from quintic.evaluate import LossSums, score_text
 from quintic.generate import stream_text
 from quintic.kernels.cpu_block import LONGEST
@@ -208,7 +208,7 @@ def closing_lines(run: Run) -> Iterator[str]:
     if run.config.train.diagnostics_every:
         yield _diagnostics_line(run)
     if run.dataset.tokenizer_spec is not None:
-        yield f"more    quintic generate {run.folder} --prompt 'def '"
+        yield f"more    quintic generate {in_command(run.folder)} --prompt 'def '"
 
 
 def _diagnostics_line(run: Run) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -466,6 +467,33 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, task: int, error: BaseException) ->
     monkeypatch.setattr(EncoderPool, "encode", failing)
 
 
+@pytest.mark.parametrize("content", ["", '{"position": [0, ', "[]"])
+def test_damaged_progress_of_a_build_is_named(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_at(patched, 20, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            build("out")
+    progress = tmp_path / "out" / ".build" / "progress.json"
+    assert progress.exists()
+    progress.write_text(content)
+    with pytest.raises(QuinticError, match=r"progress\.json is damaged .*: delete .*/out, or name"):
+        build("out")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs a mask of signals")
+def test_a_process_that_starts_gets_no_ctrl_c(vocabulary: Path) -> None:
+    settings = BuildSettings(("none",), "words", tokenizer=str(vocabulary))
+    tokenizer = load_tokenizer(str(vocabulary))
+    with EncoderPool(settings, tokenizer, use_fast=False, workers=2) as pool:
+        pool.encode([]).result()
+        # What it was started with; a Ctrl-C before it ignores them ended it, and with it the build.
+        of_process = pool._pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.SIGINT in of_process
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_ctrl_c_says_that_the_same_command_continues(
     inputs: Path,
     vocabulary: Path,
@@ -630,6 +658,19 @@ def test_mistake_of_a_fast_encoder_is_said_and_all_is_encoded_again(
     assert re.fullmatch(rf"fake 1\.0 is wrong at .*{place}: all is encoded again by .*", line)
     assert re.fullmatch(r"tokenizers [\d.]+", Manifest.read(tmp_path / "out").encoder)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_ctrl_c_within_a_fast_encoder_is_no_mistake_of_it(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(ids: Any) -> Any:
+        raise KeyboardInterrupt
+
+    use_fake(monkeypatch, interrupted, first=200)
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        build("out", log=lines.append)
+    assert not lines
 
 
 def test_what_a_fast_encoder_wrote_before_its_mistake_is_dropped_for_good(
@@ -960,6 +1001,17 @@ def test_command_says_what_was_built_and_skipped(
     assert (out / "my_words_train_000001.bin").exists()
     main(command)
     assert "was built before" in capsys.readouterr().out
+
+
+def test_the_command_that_is_named_next_can_be_copied(
+    vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, source = tmp_path / "my data", write_lines(tmp_path / "a.jsonl", TEXTS[:30])
+    main(["data", "build", str(source), "--out", str(out), "--tokenizer", str(vocabulary),
+          "--val-share", "0.5"])  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{out} is built; ")
+    assert shlex.split(last)[-3:] == ["train", "--data.path", str(out)]
 
 
 @pytest.mark.parametrize(("share", "way_out"), [("0", "larger"), ("1", "smaller"), ("0.5", "")])

@@ -817,6 +817,10 @@ def test_exports_that_are_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").touch()
     assert "holds other files" in refusal([*export, "--tokenizer", vocabulary], capsys)
+    (file := tmp_path / "file").touch()
+    for command in (["export", source, "--to", "nanogpt"], ["import", source]):
+        into_file = ["data", *command, "--tokenizer", vocabulary, "--out", file]
+        assert refusal(into_file, capsys) == f"--out {file} is a file: name a folder"
 
 
 @pytest.mark.parametrize("case", [*WITH_SPLITS, *OF_DOCUMENTS])

@@ -188,6 +188,11 @@ def test_where_nothing_says_a_vocabulary_it_is_gpt2s(capsys: Capture, tiny_data:
     assert refused.startswith(f"the vocabulary of {tiny_data} is unknown")
 
 
+def test_the_precision_of_a_plan_may_be_named(plan: Plan) -> None:
+    named = plan.config.override({"train.precision": "bfloat16", "train.device": "cuda"})
+    assert make_plan(named, gpu="H100", gpus=2, hours=1.0).chosen == plan.chosen
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -209,6 +214,33 @@ def test_where_nothing_says_a_vocabulary_it_is_gpt2s(capsys: Capture, tiny_data:
             ["--gpus", "64"],
             "a batch of 2 sequences cannot be divided among 64 processes: start at most 2, or "
             "use --train.batch-tokens 65536",
+        ),
+        (
+            ["--train.device", "cpu"],
+            "train.device is cpu and --gpu is h100: use --train.device auto, or --gpu cpu",
+        ),
+        (
+            ["--gpu", "cpu", "--train.device", "cuda"],
+            "train.device is cuda and --gpu is cpu: use --train.device auto, or a --gpu of that "
+            "kind",
+        ),
+        (
+            ["--gpu", "l4", "--train.precision", "float32"],
+            "train.precision is float32: a plan for l4 is of bfloat16, in which its memory is "
+            "counted and its speed known; use --train.precision auto",
+        ),
+        (
+            ["--gpu", "cpu", "--train.precision", "float64"],
+            "train.precision is float64: a plan for cpu is of float32, in which its memory is "
+            "counted and its speed known; use --train.precision auto",
+        ),
+        (
+            ["--gpu", "A100", "--train.float8-head"],
+            "train.float8_head multiplies in float8, which a100 cannot: use --train.no-float8-head",
+        ),
+        (
+            ["--gpu", "cpu", "--train.loss", "fused"],
+            "train.loss fused is for GPUs and --gpu is cpu: leave it out",
         ),
     ],
 )

@@ -215,6 +215,14 @@ def test_rows_are_counted_as_a_spreadsheet_does_empty_ones_too(tmp_path: Path) -
     assert [run.label for run in read_csv(path).runs] == [f"{path} row 4", f"{path} row 6"]
 
 
+def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    message = refused(path, "N,D,loss\n1e6,1e7,4\n1000000,0,20000000,0,3\n")
+    assert "row 3 has 5 cells and the first row names 3 columns" in message
+    path.write_text("N,D,loss\n1e6,1e7,4,,\n")  # a spreadsheet's empty ones
+    assert [run.loss for run in read_csv(path).runs] == [4.0]
+
+
 def test_seeds_may_be_missing_or_written_by_pandas(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("N,D,loss,seed\n1e6,2e7,3.1,1.0\n1e6,2e7,3.2,2.0\n1e6,3e7,3,\n2e6,3e7,2.9\n")

@@ -24,7 +24,7 @@ from quintic.cli.options import (
     DataPush,
 )
 from quintic.cli.output_file import check_writable
-from quintic.errors import QuinticError, counted, require_package
+from quintic.errors import QuinticError, counted, in_command, require_package
 
 if TYPE_CHECKING:
     from quintic.console import Console
@@ -121,7 +121,7 @@ def _build(command: DataBuild) -> None:
     for split in SPLITS:
         _line_of_split(console, split, [r for r in report.shards if r.split == split])
     done = "is built" if report.built else "was built before"
-    next_step = f"train on it with: quintic train --data.path {command.out}"
+    next_step = f"train on it with: quintic train --data.path {in_command(command.out)}"
     if lacking := set(SPLITS) - {record.split for record in report.shards}:
         share = "larger" if "val" in lacking else "smaller"
         next_step = (
@@ -162,7 +162,7 @@ def _import(command: DataImport) -> None:
         _line_of_split(console, split, [r for r in report.shards if r.split == split])
     line = f"{command.out} is made of {command.source}, token files of {report.kind}"
     if {record.split for record in report.shards} == set(SPLITS):
-        line += f"; train on it with: quintic train --data.path {command.out}"
+        line += f"; train on it with: quintic train --data.path {in_command(command.out)}"
     console.line(line)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quintic.cli.options import Import
 from quintic.console import Console, TransferProgress
-from quintic.errors import QuinticError, require_package
+from quintic.errors import QuinticError, in_command, require_package
 from quintic.export.export import check_out
 from quintic.imports.run_folder import choose_tokenizer, write_run
 from quintic.imports.source import read_model
@@ -39,8 +39,8 @@ def run(command: Import, _arguments: Sequence[str]) -> None:
     for note in (*model.notes, *notes):
         console.line(f"note: {note}")
     console.line(
-        f"written {command.out}; try it with quintic generate {command.out}, train it with quintic "
-        f"train RECIPE --init-from {command.out}"
+        f"written {command.out}; try it with quintic generate {in_command(command.out)}, train it "
+        f"with quintic train RECIPE --init-from {in_command(command.out)}"
     )
 
 

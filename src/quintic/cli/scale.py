@@ -14,8 +14,16 @@ from quintic.errors import QuinticError
 from quintic.files import write_json
 from quintic.recipes import get_recipe
 from quintic.scale.conclusions import conclusions
-from quintic.scale.csv_file import read_csv
+from quintic.scale.csv_file import (
+    COST_LEAST,
+    COST_MOST,
+    FEWEST,
+    MOST,
+    check_size,
+    read_csv,
+)
 from quintic.scale.figure import draw_scaling
+from quintic.scale.law import FLOPS_PER_PARAMETER
 from quintic.scale.observations import Count, Observations
 from quintic.scale.page import write_page
 from quintic.scale.scaling import Scaling, Target, scale
@@ -45,6 +53,8 @@ def run(command: Scale, _arguments: Sequence[str]) -> None:
             f"--draws is {command.draws}: it must be at least {FEWEST_DRAWS}, since the ends of "
             "the intervals are those of a few draws"
         )
+    if command.seed < 0:
+        raise QuinticError(f"--seed is {command.seed}: it must be 0 or more")
     budgets, sizes = list(_budgets(command)), list(_sizes(command))
     recipes = [(name, get_recipe(name)) for name in command.predict_config]
     observations, notes = _read(command.runs)
@@ -104,6 +114,14 @@ def _sizes(command: Scale) -> Iterator[tuple[str, float, float, float | None]]:
                 f"--predict is {text!r}: it must be parameters and tokens, two positive numbers "
                 "with a comma between them, such as 124e6,2.5e9, or with FLOPs as a third"
             )
+        check_size(f"--predict {text}", n, d, {"parameters": "N", "tokens": "D"}, "number")
+        cost = c[0] / (FLOPS_PER_PARAMETER * n * d) if c else 1.0
+        # One model may be further from 6 N D than the middle of many.
+        if not COST_LEAST / 10 <= cost <= COST_MOST * 10:
+            raise QuinticError(
+                f"--predict is {text!r}: its FLOPs are {cost:.3g} times 6 N D, which no model "
+                "takes: correct them, or leave them out"
+            )
         yield ",".join(text.split(",")[:2]), n, d, c[0] if c else None
 
 
@@ -142,7 +160,7 @@ def _budgets(command: Scale) -> Iterator[float]:
         for value in values:
             if not 0 < value < math.inf:
                 raise QuinticError(f"{option} is {value}: it must be a positive number")
-    yield from command.budget
+    yield from (_checked(f"--budget {budget:g}", budget) for budget in command.budget)
     speed = command.flop_per_s
     if bool(command.hours) != (speed is not None):
         raise QuinticError(
@@ -152,4 +170,16 @@ def _budgets(command: Scale) -> Iterator[float]:
     if speed is not None:
         if not 0 < speed < math.inf:
             raise QuinticError(f"--flop-per-s is {speed}: it must be a positive number")
-        yield from (3600 * hours * speed for hours in command.hours)
+        for hours in command.hours:
+            yield _checked(f"--hours {hours:g} at --flop-per-s {speed:g}", 3600 * hours * speed)
+
+
+def _checked(option: str, flops: float) -> float:
+    """Return a budget; raises `QuinticError` for one that no run has."""
+    least, most = (FLOPS_PER_PARAMETER * size**2 for size in (FEWEST, MOST))
+    if not least <= flops <= most:
+        raise QuinticError(
+            f"{option} makes {flops:g} FLOPs, {'less' if flops < least else 'more'} than any run "
+            f"takes ({least:g} to {most:g}): is it in another unit? Write 1e18 for 10^18 FLOPs"
+        )
+    return flops

@@ -17,7 +17,7 @@ from quintic.distributed.failures import first_failure_speaks
 from quintic.distributed.rendezvous import connect, launched_size
 from quintic.distributed.signals import stop_with_launcher
 from quintic.distributed.world import World
-from quintic.errors import QuinticError, reason
+from quintic.errors import QuinticError, in_command, reason
 from quintic.malloc import keep_freed_memory
 from quintic.recipes import folder_stem
 from quintic.resuming import resume
@@ -177,7 +177,7 @@ def train_here(command: Train, notes: Sequence[str], world: World, taken: ExitSt
         saved = has_step(run.folder, run.state.step)
         console.line(
             (f"stopped and saved {place}; continue" if saved else f"stopped {place}; begin again")
-            + f" with: quintic train --resume {run.folder}"
+            + f" with: quintic train --resume {in_command(run.folder)}"
         )
 
 

@@ -26,7 +26,13 @@ GPUS = {
 """Each GPU's key in `PEAK_BFLOAT16_FLOPS` and its memory in GB, from NVIDIA's data sheets. A GB is
 taken as 10^9 bytes, where the cards have nearly 2^30: the rest is for CUDA itself and for gaps."""
 
+WITHOUT_FLOAT8 = ("a100", "a100-40gb", "a10g", "rtx3090")
+"""Those of compute capability below 8.9."""
+
 CPU = "cpu"
+
+COUNTED_PRECISION = {"cuda": "bfloat16", "cpu": "float32"}
+"""Precision that a plan is of, by the kind of device: what `train.precision auto` is there."""
 
 
 @dataclass(frozen=True)

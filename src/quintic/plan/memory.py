@@ -35,6 +35,7 @@ from quintic.model.fused import fuse
 from quintic.model.loss import CHUNK_ELEMENTS, KERNEL_CHUNK_ELEMENTS
 from quintic.optim.param_groups import assign_parameters, build_optimizers
 from quintic.optim.stacks import STACK_ELEMENTS
+from quintic.plan.devices import COUNTED_PRECISION
 
 FLOAT32 = 4
 COMPILED_SHARE = 42 / 46
@@ -234,7 +235,7 @@ class MemoryModel:
         self._config, self._device, self._processes = config, device, processes
         self._model = meta_model(config.model)
         self._state = state_bytes(self._model, config)
-        self._dtype = dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self._dtype = dtype = getattr(torch, COUNTED_PRECISION[device])
         self._passes = {
             again: PassBytes(
                 config.override({"train.activation_checkpointing": again}), dtype, device

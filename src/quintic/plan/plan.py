@@ -16,7 +16,7 @@ from quintic.errors import QuinticError
 from quintic.ladder import DEEPEST, Rung, parse_rung
 from quintic.model.build import meta_model
 from quintic.optim.newton_schulz import newton_schulz_flops
-from quintic.plan.devices import CPU, Device, device_of
+from quintic.plan.devices import COUNTED_PRECISION, CPU, WITHOUT_FLOAT8, Device, device_of
 from quintic.plan.memory import Memory, MemoryModel, Setting
 from quintic.recipes import get_recipe
 from quintic.setup import check_divided
@@ -172,7 +172,8 @@ def make_plan(config: Config, *, gpu: str, gpus: int, hours: float | None = None
     """Return the plan of a config on a number of devices.
 
     Raises `QuinticError` for a device that is not known, for numbers that are none of devices or
-    hours, and where the batch cannot be divided among so many.
+    hours, where the batch cannot be divided among so many, and where the config is for another
+    device or precision.
     """
     device = device_of(gpu)
     if gpus < 1:
@@ -182,11 +183,40 @@ def make_plan(config: Config, *, gpu: str, gpus: int, hours: float | None = None
     if hours is not None and not 0 < hours < float("inf"):
         raise QuinticError(f"--hours is {hours:g}: it must be positive and finite")
     check_divided(config, gpus)
+    _check_runs_on(config, device)
     config, vocabulary_from = _with_vocabulary(config)
     plan = _plan(config, vocabulary_from, device, gpus)
     if hours is None:
         return plan
     return replace(plan, hours_asked=hours, rung=_rung_in(hours, plan))
+
+
+def _check_runs_on(config: Config, device: Device) -> None:
+    """Raise `QuinticError` where the config asks for what the device has not, or a plan does not
+    know: memory is counted, and speed is known, in one precision of each kind of device."""
+    train, of_device = config.train, COUNTED_PRECISION[device.type]
+    if train.device not in ("auto", device.type):
+        raise QuinticError(
+            f"train.device is {train.device} and --gpu is {device.name}: use --train.device auto, "
+            f"or {'--gpu cpu' if train.device == CPU else 'a --gpu of that kind'}"
+        )
+    if train.precision not in ("auto", of_device):
+        raise QuinticError(
+            f"train.precision is {train.precision}: a plan for {device.name} is of {of_device}, in "
+            "which its memory is counted and its speed known; use --train.precision auto"
+        )
+    for_gpus = {
+        "train.loss fused": train.loss == "fused",
+        "train.cuda_graphs": train.cuda_graphs,
+        "train.prefetch_to_gpu on": train.prefetch_to_gpu == "on",
+    }
+    for name in (name for name, asked in for_gpus.items() if asked and device.name == CPU):
+        raise QuinticError(f"{name} is for GPUs and --gpu is {CPU}: leave it out")
+    if train.float8_head and device.name in WITHOUT_FLOAT8:
+        raise QuinticError(
+            f"train.float8_head multiplies in float8, which {device.name} cannot: use "
+            "--train.no-float8-head"
+        )
 
 
 def _plan(config: Config, vocabulary_from: str, device: Device, count: int) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ SEPARATORS = ",;\t"
 
 FEWEST = 1000.0
 """Parameters, and tokens, under which a number is one of thousands or more."""
+MOST = 1e18
+"""Parameters, and tokens, beyond all that will be trained: a thousand times what is written."""
 FEWEST_RATIO, MOST_RATIO = 0.01, 1e6
 """Tokens a parameter beyond which one of the two is in another unit."""
 COST_APART = 3.0
@@ -72,6 +75,12 @@ def read_csv(path: Path) -> Observations:
     groups: dict[tuple[float, ...], int] = {}
     seen: dict[tuple[object, ...], int] = {}
     for number, row in rows:
+        if any(map(str.strip, row[len(header) :])):
+            raise QuinticError(
+                f"{path} row {number} has {len(row)} cells and the first row names "
+                f"{len(header)} columns, so which is which is open: write decimals with a point, "
+                "thousands without a comma, and text with commas in quotes"
+            )
         given = {
             name: _number(path, number, header[place], row[place] if place < len(row) else "")
             for name, place in places.items()
@@ -116,20 +125,7 @@ def _check_units(runs: list[Observation], columns: dict[str, str]) -> None:
     """Raise `QuinticError` for the first row with a number that no run has, and for FLOPs that are
     far from those of the other rows at its size; `columns` are the names of those in the file."""
     for run in runs:
-        n, d = next(iter(run.parameters.values())), run.tokens
-        for name, value in (("parameters", n), ("tokens", d)):
-            if value < FEWEST:
-                given = columns.get(name, "what FLOPs = 6 N D leaves")
-                raise QuinticError(
-                    f"{run.label}: {value:g} {name} ({given}) are fewer than any run has: is a "
-                    "column in thousands, millions or billions? Write 124e6 for 124 million"
-                )
-        if not FEWEST_RATIO <= d / n <= MOST_RATIO:
-            raise QuinticError(
-                f"{run.label}: {d:g} tokens for {n:g} parameters are {d / n:.2g} a parameter, "
-                f"which no run has ({FEWEST_RATIO:g} to {MOST_RATIO:,.0f}): is a column in "
-                "thousands, millions or billions? Write 124e6 for 124 million"
-            )
+        check_size(run.label, next(iter(run.parameters.values())), run.tokens, columns, "column")
     if not columns.keys() >= {"parameters", "tokens", "flops"}:
         return
     way_out = (
@@ -150,6 +146,24 @@ def _check_units(runs: list[Observation], columns: dict[str, str]) -> None:
         raise QuinticError(
             f"{runs[worst].label}: {columns['flops']} is {runs[worst].flops:g}, {off_R[worst]:.3g} "
             f"times what the other rows have for this size and as many tokens: {way_out}"
+        )
+
+
+def check_size(label: str, n: float, d: float, columns: Mapping[str, str], one: str) -> None:
+    """Raise `QuinticError` for N parameters on D tokens that no run has, of which one is likely in
+    another unit; `columns` are the names of those that were given, and `one` says what each is."""
+    way_out = f"is a {one} in thousands, millions or billions? Write 124e6 for 124 million"
+    for name, value in (("parameters", n), ("tokens", d)):
+        given = columns.get(name, "what FLOPs = 6 N D leaves")
+        if not FEWEST <= value <= MOST:
+            than = "fewer" if value < FEWEST else "more"
+            raise QuinticError(
+                f"{label}: {value:g} {name} ({given}) are {than} than any run has: {way_out}"
+            )
+    if not FEWEST_RATIO <= d / n <= MOST_RATIO:
+        raise QuinticError(
+            f"{label}: {d:g} tokens for {n:g} parameters are {d / n:.2g} a parameter, which no run "
+            f"has ({FEWEST_RATIO:g} to {MOST_RATIO:,.0f}): {way_out}"
         )
 
 

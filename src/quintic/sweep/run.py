@@ -8,7 +8,7 @@ from pathlib import Path
 from quintic.config import resolve_vocabulary
 from quintic.console import Console, SweepProgress
 from quintic.device import choose_device, compute_dtype
-from quintic.errors import QuinticError, counted
+from quintic.errors import QuinticError, counted, in_command
 from quintic.files import write_json
 from quintic.run_dir import lock
 from quintic.setup import open_data
@@ -140,7 +140,7 @@ def _conclude(folder: Path, summary: SweepSummary, console: Console) -> None:
         console.line("best    none yet: of no combination has every seed come to its end")
         return
     write_json(folder / BEST, summary.best.config.to_dict())
-    console.line(f"best    {summary.best.name}: quintic train {folder / BEST}")
+    console.line(f"best    {summary.best.name}: quintic train {in_command(folder / BEST)}")
     if summary.best.learned_nothing:
         console.line(f"note: of {summary.best.name}, {summary.best.learned_nothing}")
     if summary.edges:

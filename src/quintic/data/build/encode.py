@@ -11,9 +11,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -184,6 +184,8 @@ class Encoder:
             if self._fast is None:
                 self._fast = FastEncoder(self._tokenizer)
             ids = self._fast.encode(text, content)
+        except (KeyboardInterrupt, SystemExit):  # a signal may come at any time
+            raise
         except BaseException as error:  # a panic in Rust is no Exception
             raise _MistakeError from error
         if ids is None:
@@ -249,7 +251,9 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
         """Do what `Encoder.encode` does, in one of the processes; in this one before it returns."""
         self._there = [future for future in self._there if not future.done()]
         if len(self._there) < TASKS_UNDER_WAY * self._others:
-            future = self._pool.submit(_encode, chunks)
+            # It may start a process, which a Ctrl-C must not end before it ignores that.
+            with _interrupts_held():
+                future = self._pool.submit(_encode, chunks)
             self._there.append(future)
         else:
             future = Future()
@@ -258,10 +262,26 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
 
     def __exit__(self, *exception: object) -> None:
         if self._others:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            # Left before they have ended, by a second Ctrl-C, the exit would wait for them forever.
+            with _interrupts_held():
+                self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 _encoder: Encoder  # of this process, where it is one of several
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a Ctrl-C in the block come at its end; processes that begin in it never get one before
+    they unblock it. Windows has no such mask."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_process(settings: BuildSettings, use_fast: bool) -> None:

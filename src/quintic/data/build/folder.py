@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +24,8 @@ MADE_FILES = (PLAN_FILE, SKIPPED_FILE, MANIFEST_FILE, TOKENIZER_FILE)
 
 _STATE_FILE = "progress.json"
 _INPUT_FILE = "input.json"
+
+_Content = TypeVar("_Content", dict[str, Any], list[Any])
 
 
 class BuildFolder:
@@ -49,7 +51,6 @@ class BuildFolder:
 
     def _check_content(self) -> None:
         names = {entry.name for entry in self.path.iterdir()} if self._existed else set()
-        plan_path = self.path / PLAN_FILE
         # Hidden files of our own are there before the plan is.
         if all(name.startswith(".build") for name in names):
             return
@@ -57,13 +58,7 @@ class BuildFolder:
             raise QuinticError(
                 f"--out {self.path} holds other files: name a new or an empty folder"
             )
-        try:
-            found = json.loads(plan_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise QuinticError(
-                f"{plan_path} is damaged ({error}): delete {self.path}, or name another --out"
-            ) from error
-        was = found if isinstance(found, dict) else {}
+        was = self._read(self.path / PLAN_FILE, dict)
         for key, value in self._plan.items():
             if was.get(key) != value:
                 if key == "input_content" and key not in was:
@@ -83,7 +78,7 @@ class BuildFolder:
                 )
 
     def _check_what_was_read(self) -> None:
-        listed = json.loads((self.work / _INPUT_FILE).read_bytes())
+        listed = self._read(self.work / _INPUT_FILE, list)
         position = Position(*(self.read_state() or {}).get("position", FIRST))
         if changed := self._input.changed(listed, position):
             raise QuinticError(
@@ -127,8 +122,19 @@ class BuildFolder:
     def read_state(self) -> dict[str, Any] | None:
         """Return where an earlier process left off; None if there was none."""
         path = self.work / _STATE_FILE
-        state: dict[str, Any] | None = json.loads(path.read_bytes()) if path.exists() else None
-        return state
+        return self._read(path, dict) if path.exists() else None
+
+    def _read(self, path: Path, kind: type[_Content]) -> _Content:
+        """Return what a file holds; raises `QuinticError` where a crash or a hand damaged it."""
+        try:
+            content = json.loads(path.read_bytes())
+            if not isinstance(content, kind):
+                raise ValueError("it is no JSON of ours")
+        except ValueError as error:
+            raise QuinticError(
+                f"{path} is damaged ({error}): delete {self.path}, or name another --out"
+            ) from error
+        return content
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Note how far this process has come."""

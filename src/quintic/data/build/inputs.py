@@ -23,7 +23,7 @@ from quintic.data.build.text_files import (
     unreadable,
 )
 from quintic.data.document import text_problem
-from quintic.errors import QuinticError, counted
+from quintic.errors import QuinticError, counted, in_command
 
 _ONLY_IF_NAMED = (".json", ".csv", ".tsv")
 CACHED = re.compile(r"(?:cache|tmp)[-\w]*\.arrow")
@@ -104,7 +104,7 @@ def _paths(
     if path.exists() and not path.is_dir() and not path.is_file():
         raise QuinticError(
             f"input {argument} is a pipe or a device, which is read once: give it to standard "
-            f"input, as in quintic data build - < {argument}"
+            f"input, as in quintic data build - < {in_command(argument)}"
         )
     if path.is_file():
         is_known = kind_and_packing(path.name) is not None

@@ -38,7 +38,9 @@ def export_tokens(
     `QuinticError` as `open_dataset` does, for a dataset whose tokenizer nobody names, ids that do
     not fit, and where `out` cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise QuinticError(f"--out {out} is a file: name a folder")
+    if out.exists() and any(out.iterdir()):
         raise QuinticError(f"--out {out} holds other files: name a new or an empty folder")
     dataset = open_dataset(path, tokenizer, splits=())
     vocabulary = dataset.load_tokenizer()

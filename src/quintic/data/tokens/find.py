@@ -19,7 +19,7 @@ from quintic.data.tokens.megatron import find_megatron
 from quintic.data.tokens.nanogpt import find_nanogpt
 from quintic.data.tokens.npy import find_npy
 from quintic.data.tokens.token_file import ID_COLUMNS, TokenFile
-from quintic.errors import QuinticError, counted, reason, way_out
+from quintic.errors import QuinticError, counted, in_command, reason, way_out
 
 
 class TokenKind(NamedTuple):
@@ -190,7 +190,8 @@ def _nothing(source: Path, files: list[Path]) -> str:
             f"{' or '.join(ID_COLUMNS)}, or in the only one: quintic data build reads texts"
         )
     if any(name.endswith((".jsonl", ".txt")) for name in names):
-        return f"{source} has text rather than tokens: quintic data build {source} reads that"
+        build = f"quintic data build {in_command(source)}"
+        return f"{source} has text rather than tokens: {build} reads that"
     return (
         f"{source} has no token files of {', '.join(kind.name for kind in _kinds())}: name the "
         f"folder that they lie in"

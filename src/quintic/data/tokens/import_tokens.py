@@ -80,7 +80,9 @@ def import_tokens(
     when it is whole: an import that was killed begins again. Raises `QuinticError` as `find_tokens`
     and `load_tokenizer` do, for ids beyond the vocabulary, and where `out` cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise QuinticError(f"--out {out} is a file: name a folder")
+    if out.exists() and any(out.iterdir()):
         raise QuinticError(f"--out {out} holds other files: name a new or an empty folder")
     found = find_tokens(source, settings.dtype)
     if settings.val_tokens is not None and "val" in found.splits:

@@ -15,7 +15,7 @@ from quintic.data.shards import Shard
 from quintic.data.tokens.nanogpt import nanogpt_ids
 from quintic.data.tokens.npy import npy_ids
 from quintic.data.tokens.token_file import BLOCK_TOKENS
-from quintic.errors import QuinticError
+from quintic.errors import QuinticError, in_command
 
 
 def shards_in_place(paths: Sequence[Path], eot_id: int) -> list[Shard]:
@@ -59,6 +59,7 @@ def _first_place(path: Path, ids: npt.NDArray[Any], eot_id: int) -> int:
 
 def _needs_import(path: Path, why: str) -> QuinticError:
     return QuinticError(
-        f"{path} {why}, so it cannot be read where it lies: quintic data import {path.parent} "
-        f"--out OUT --tokenizer gpt2 (or the tokenizer.json that made it) makes a dataset of it"
+        f"{path} {why}, so it cannot be read where it lies: quintic data import "
+        f"{in_command(path.parent)} --out OUT --tokenizer gpt2 (or the tokenizer.json that made "
+        "it) makes a dataset of it"
     )
