@@ -24,7 +24,8 @@ from quintic.cli.main import main
 from quintic.data.bpe_tokenizer import train_bpe
 from quintic.data.build import chunks, encode, pipeline, shuffle, text_files
 from quintic.data.build import vocabulary as vocabulary_module
-from quintic.data.build.encode import EncoderPool, text_split
+from quintic.data.build.encode import text_split
+from quintic.data.build.encoder_pool import EncoderPool
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
