@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import types
 import typing
 from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
@@ -50,6 +51,19 @@ from quintic.config import Config, flatten, from_the_start, nearest_name
 from quintic.errors import QuinticError
 from quintic.ladder import parse_rung, with_tokens_per_parameter
 from quintic.recipes import find_recipe, get_recipe
+
+
+def _is_instance(kind: Any, value: Any) -> bool:
+    """Say what tyro's function of this name says, where it can be said without typeguard, whose
+    import takes longer than tyro's: of what has no default, and of `str | None`."""
+    if tyro._singleton.is_sentinel(value):
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(_is_instance(part, value) for part in typing.get_args(kind))
+    return _tyro_is_instance(kind, value)
+
+
+_tyro_is_instance, tyro._resolver.is_instance = tyro._resolver.is_instance, _is_instance
 
 APPENDED = ("--vary",)
 """Options that may be given several times, each time for one value more."""

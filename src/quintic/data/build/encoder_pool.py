@@ -6,6 +6,8 @@ has what was measured). The others are spawned, not forked: the parent has threa
 import torch.
 """
 
+import atexit
+import gc
 import mmap
 import multiprocessing
 import os
@@ -187,6 +189,7 @@ def _start_process(memory: _SharedMemory | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The processes are the parallelism; threads of tokenizers in each would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    atexit.register(gc.freeze)  # as the command does: nothing is looked through at the end
     _memory = memory
 
 
