@@ -52,10 +52,18 @@ from quintic.errors import QuinticError
 from quintic.ladder import parse_rung, with_tokens_per_parameter
 from quintic.recipes import find_recipe, get_recipe
 
+APPENDED = ("--vary",)
+"""Options that may be given several times, each time for one value more."""
+
+SECTIONS = ("model", "data", "optim", "train")
+
+TRAINING = ("train", "sweep", "plan", "track run")
+"""Commands that take a recipe and every field of its config."""
+
 
 def _is_instance(kind: Any, value: Any) -> bool:
     """Say what tyro's function of this name says, where it can be said without typeguard, whose
-    import takes longer than tyro's: of what has no default, and of `str | None`."""
+    import takes as long as tyro's: of what has no default, and of `str | None`."""
     if tyro._singleton.is_sentinel(value):
         return True
     if isinstance(kind, types.UnionType):
@@ -64,14 +72,6 @@ def _is_instance(kind: Any, value: Any) -> bool:
 
 
 _tyro_is_instance, tyro._resolver.is_instance = tyro._resolver.is_instance, _is_instance
-
-APPENDED = ("--vary",)
-"""Options that may be given several times, each time for one value more."""
-
-SECTIONS = ("model", "data", "optim", "train")
-
-TRAINING = ("train", "sweep", "plan", "track run")
-"""Commands that take a recipe and every field of its config."""
 
 
 def parse(arguments: list[str]) -> Any:

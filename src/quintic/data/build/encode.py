@@ -167,6 +167,8 @@ class Encoder:
             if self._fast is None:
                 self._fast = FastEncoder(self._tokenizer)
             ids = self._fast.encode(text, content)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:  # a panic in Rust is no Exception
             raise _MistakeError from error
         if ids is None:

@@ -14,11 +14,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,8 @@ import numpy as np
 from quintic.data.build.chunks import CHUNK_BYTES, Chunk
 from quintic.data.build.encode import EncodedChunks, EncodedSplit, Encoder
 from quintic.data.build.settings import BuildSettings
-from quintic.data.gpt2_tokenizer import GPT2
 from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.tokenizer import Tokenizer
-from quintic.errors import QuinticError
 
 # So many tasks lie ready for each of the other processes, which must not wait while this one is at
 # a task of its own.
@@ -44,10 +42,10 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
     """Encoders of this process and of `workers` - 1 others, which begin to start at once.
 
     The others come first: this one encodes only what they have no room for. `use` is called before
-    `encode`; `tokenizer` is what it will be told, as `load_tokenizer` takes it, if that is known.
+    `encode`.
     """
 
-    def __init__(self, workers: int, tokenizer: str) -> None:
+    def __init__(self, workers: int) -> None:
         self._others = workers - 1
         self._there: list[Future[EncodedChunks]] = []
         self._memory: _SharedMemory | None = None
@@ -57,15 +55,21 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
         if hasattr(os, "memfd_create"):
             with suppress(OSError):  # a sandbox may refuse it
                 count = TASKS_UNDER_WAY * self._others
-                self._memory, self._slots = _SharedMemory(count), deque(range(count))
+                self._memory = _SharedMemory(count, _SLOT_BYTES)
+                self._slots.extend(range(count))
         self._pool = ProcessPoolExecutor(
             self._others,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_process,
             initargs=(self._memory,),
         )
-        for _ in range(self._others):
-            self._pool.submit(_load_ahead, tokenizer)
+        try:
+            with _without_interrupts():
+                for _ in range(self._others):
+                    self._pool.submit(os.getpid)  # a process starts when there is something to do
+        except BaseException:  # such as a Ctrl-C that came meanwhile
+            self.__exit__()
+            raise
 
     def use(self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool) -> None:
         """Encode from now on as an `Encoder` of these does; the settings name the tokenizer."""
@@ -81,11 +85,11 @@ class EncoderPool(AbstractContextManager["EncoderPool"]):
             return encoded
         slot = None
         sizes = [len(chunk.content) for chunk in chunks if isinstance(chunk.content, bytes)]
-        if self._slots and len(sizes) == len(chunks) and sum(sizes) <= _SLOT_BYTES:
+        if self._slots and len(sizes) == len(chunks):
             assert self._memory is not None
-            slot = self._slots.popleft()
-            self._memory.write(slot, (chunk.content for chunk in chunks))
-            chunks = [chunk._replace(content=b"") for chunk in chunks]
+            if self._memory.write(self._slots[0], [chunk.content for chunk in chunks]):
+                slot = self._slots.popleft()
+                chunks = [chunk._replace(content=b"") for chunk in chunks]
         task = self._pool.submit(_encode, *self._how, chunks, slot, sizes)
         task.add_done_callback(partial(self._receive, encoded, slot))
         self._there.append(encoded)
@@ -130,29 +134,33 @@ class _SharedMemory:
     have less room than a build needs.
     """
 
-    def __init__(self, slots: int, descriptor: int | None = None) -> None:
-        size = slots * _SLOT_BYTES
+    def __init__(self, slots: int, slot_bytes: int, descriptor: int | None = None) -> None:
+        size = slots * slot_bytes
         if descriptor is None:
             descriptor = os.memfd_create("quintic")
             os.ftruncate(descriptor, size)
-        self._slots, self._descriptor = slots, descriptor
+        self._slots, self._slot_bytes, self._descriptor = slots, slot_bytes, descriptor
         self._bytes = memoryview(mmap.mmap(descriptor, size))
 
     def __reduce__(self) -> tuple[Any, ...]:
         from multiprocessing.reduction import DupFd  # Windows has none
 
-        return _shared_memory, (self._slots, DupFd(self._descriptor))
+        return _shared_memory, (self._slots, self._slot_bytes, DupFd(self._descriptor))
 
-    def write(self, slot: int, parts: Iterable[Any]) -> None:
-        """Put buffers into a slot, one behind another."""
-        end = slot * _SLOT_BYTES
-        for part in map(memoryview, parts):
+    def write(self, slot: int, buffers: Sequence[Any]) -> bool:
+        """Put buffers into a slot, one behind another, and return whether there is room."""
+        parts = [memoryview(buffer) for buffer in buffers]
+        if sum(part.nbytes for part in parts) > self._slot_bytes:
+            return False
+        end = slot * self._slot_bytes
+        for part in parts:
             begin, end = end, end + part.nbytes
             self._bytes[begin:end] = part.cast("B")
+        return True
 
     def read(self, slot: int, sizes: Sequence[int]) -> list[bytes]:
         """Return copies of what has these sizes."""
-        ends = np.cumsum([slot * _SLOT_BYTES, *sizes]).tolist()
+        ends = accumulate(sizes, initial=slot * self._slot_bytes)
         return [bytes(self._bytes[begin:end]) for begin, end in pairwise(ends)]
 
     def close(self) -> None:
@@ -160,8 +168,8 @@ class _SharedMemory:
         os.close(self._descriptor)
 
 
-def _shared_memory(slots: int, descriptor: Any) -> _SharedMemory:
-    memory = _SharedMemory(slots, descriptor.detach())
+def _shared_memory(slots: int, slot_bytes: int, descriptor: Any) -> _SharedMemory:
+    memory = _SharedMemory(slots, slot_bytes, descriptor.detach())
     memory.close()
     return memory
 
@@ -177,6 +185,19 @@ def _with_tokens(encoded: EncodedChunks, memory: _SharedMemory, slot: int) -> En
             for (name, split), content in parts
         }
     )
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that a Ctrl-C does not reach before they ignore it; here it comes later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _memory: _SharedMemory | None = None  # of this process, where it is one of several
@@ -201,13 +222,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _load_ahead(tokenizer: str) -> None:
-    """Load GPT-2's vocabulary, which is kept, while the parent does; it says what fails."""
-    if tokenizer == GPT2.name:
-        with suppress(QuinticError):
-            load_tokenizer(tokenizer)
-
-
 @lru_cache(maxsize=1)
 def _encoder(settings: BuildSettings, use_fast: bool) -> Encoder:
     return Encoder(settings, load_tokenizer(settings.tokenizer), use_fast)
@@ -229,10 +243,8 @@ def _encode(
     encoded = _encoder(settings, use_fast).encode(
         [chunk._replace(content=content) for chunk, content in contents]
     )
-    tokens = [split.tokens for split in encoded.splits.values()]
-    if sum(part.nbytes for part in tokens) > _SLOT_BYTES:
+    if not _memory.write(slot, [split.tokens for split in encoded.splits.values()]):
         return encoded, False
-    _memory.write(slot, tokens)
     splits = {
         name: EncodedSplit(split.tokens[:0], split.lengths)
         for name, split in encoded.splits.items()

@@ -116,7 +116,7 @@ def build_dataset(
     workers = min(workers or available_cores(), 1 + input_bytes // (2 * CHUNK_BYTES))
     if (out / MANIFEST_FILE).exists():
         workers = 1  # nothing is left to tokenize
-    with EncoderPool(workers, settings.tokenizer) as pool:  # they start while this one does
+    with EncoderPool(workers) as pool:  # they start while this one does
         given = None if settings.trained_size else load_tokenizer(settings.tokenizer)
         if isinstance(given, BpeTokenizer) and given.switched_off:
             switched_off = " and ".join(given.switched_off)
