@@ -675,6 +675,17 @@ def test_mistake_of_a_fast_encoder_is_said_and_all_is_encoded_again(
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
+def test_ctrl_c_within_a_fast_encoder_is_no_mistake_of_it(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(ids: Any) -> Any:
+        raise KeyboardInterrupt
+
+    use_fake(monkeypatch, interrupt, first=200)
+    with pytest.raises(KeyboardInterrupt):
+        build("out")
+
+
 def test_what_a_fast_encoder_wrote_before_its_mistake_is_dropped_for_good(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,14 +61,14 @@ TRAINING = ("train", "sweep", "plan", "track run")
 """Commands that take a recipe and every field of its config."""
 
 
-def _is_instance(kind: Any, value: Any) -> bool:
+def _is_instance(typ: Any, value: Any) -> bool:
     """Say what tyro's function of this name says, where it can be said without typeguard, whose
     import takes as long as tyro's: of what has no default, and of `str | None`."""
     if tyro._singleton.is_sentinel(value):
         return True
-    if isinstance(kind, types.UnionType):
-        return any(_is_instance(part, value) for part in typing.get_args(kind))
-    return _tyro_is_instance(kind, value)
+    if isinstance(typ, types.UnionType):
+        return any(_is_instance(part, value) for part in typing.get_args(typ))
+    return _tyro_is_instance(typ, value)
 
 
 _tyro_is_instance, tyro._resolver.is_instance = tyro._resolver.is_instance, _is_instance
