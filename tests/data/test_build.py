@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from pyarrow import ipc, parquet
 
 from quintic.cli.main import main
 from quintic.data.bpe_tokenizer import train_bpe
-from quintic.data.build import chunks, encode, pipeline, shuffle, text_files
+from quintic.data.build import chunks, encode, encoder_pool, pipeline, shuffle, text_files
 from quintic.data.build import vocabulary as vocabulary_module
-from quintic.data.build.encode import EncoderPool, text_split
+from quintic.data.build.encode import EncodedChunks, text_split
+from quintic.data.build.encoder_pool import EncoderPool
 from quintic.data.build.inputs import find_text_files
 from quintic.data.build.pipeline import BuildReport, BuildStatus, build_dataset
 from quintic.data.build.settings import BuildSettings
@@ -182,6 +184,47 @@ def test_every_number_of_workers_gives_the_same_files(
         build(f"by{workers}", workers=workers, shuffle=shuffle)
     assert len(contents(tmp_path / "by1")) > 10
     assert contents(tmp_path / "by1") == contents(tmp_path / "by2") == contents(tmp_path / "by4")
+
+
+@pytest.mark.parametrize("slot_bytes", [None, 100, 3 * CHUNK_BYTES // 2])
+def test_what_does_not_fit_into_shared_memory_is_built_the_same(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot_bytes: int | None
+) -> None:
+    """Without it, as on other systems than Linux; text without room; tokens without."""
+    build("whole")
+    if slot_bytes is None:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    else:
+        monkeypatch.setattr(encoder_pool, "_SLOT_BYTES", slot_bytes)
+    build("out", workers=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_reading_goes_on_while_the_first_task_is_not_done(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("whole")
+    encode, first = EncoderPool.encode, Unwaited()
+    tasks: list[Future[EncodedChunks]] = []
+
+    def late(self: EncoderPool, chunks: Any) -> Future[EncodedChunks]:
+        tasks.append(encode(self, chunks))
+        if len(tasks) == 9:
+            first.set_result(tasks[0].result())
+        return first if len(tasks) == 1 else tasks[-1]
+
+    monkeypatch.setattr(EncoderPool, "encode", late)
+    build("out")
+    assert first.done()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+class Unwaited(Future[EncodedChunks]):
+    """One that must not be waited for."""
+
+    def result(self, timeout: float | None = None) -> EncodedChunks:
+        assert self.done()
+        return super().result(timeout)
 
 
 def test_shuffle_is_a_permutation_chosen_by_its_seed(
@@ -486,7 +529,8 @@ def test_damaged_progress_of_a_build_is_named(
 def test_a_process_that_starts_gets_no_ctrl_c(vocabulary: Path) -> None:
     settings = BuildSettings(("none",), "words", tokenizer=str(vocabulary))
     tokenizer = load_tokenizer(str(vocabulary))
-    with EncoderPool(settings, tokenizer, use_fast=False, workers=2) as pool:
+    with EncoderPool(workers=2) as pool:
+        pool.use(settings, tokenizer, use_fast=False)
         pool.encode([]).result()
         # What it was started with; a Ctrl-C before it ignores them ended it, and with it the build.
         of_process = pool._pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()

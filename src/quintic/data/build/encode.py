@@ -1,19 +1,7 @@
-"""Chunks to token ids, in this process and in others: one task at a time, in any of them.
-
-tiktoken's own threads scale worse than processes, and a BPE of tokenizers no better; nor does a
-thread encode while another reads, since they would wait for the interpreter by turns (docs/log.md
-has what was measured). The others are spawned, not forked: the parent has threads. They never
-import torch.
-"""
+"""Chunks to token ids."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +11,6 @@ from quintic.data.build.chunks import Chunk
 from quintic.data.build.documents import BadDocument, Document, documents
 from quintic.data.build.fast_encoder import FastEncoder
 from quintic.data.build.settings import BuildSettings
-from quintic.data.load_tokenizer import load_tokenizer
 from quintic.data.manifest import SPLITS, Split
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer, without_lone_surrogates
@@ -38,10 +25,6 @@ _BLOCK_TOKENS = 1 << 20
 # The fast encoder's ids are compared with the reference's for the first document of every process,
 # and for one in so many, chosen by the hash of its text.
 _REFERENCE_EVERY = 2048
-
-# So many tasks lie ready for each of the other processes, which must not wait while this one is at
-# a task of its own.
-TASKS_UNDER_WAY = 4
 
 
 class EncodedSplit(NamedTuple):
@@ -226,81 +209,3 @@ class Encoder:
         found = np.add.reduceat(bytes_by_token, np.cumsum(lengths) - lengths, dtype=np.uint32)
         expected = np.array([document.text_bytes for document in documents])
         return [documents[index] for index in np.flatnonzero(found != expected).tolist()]
-
-
-class EncoderPool(AbstractContextManager["EncoderPool"]):
-    """Encoders of this process and of `workers` - 1 others.
-
-    The others come first: this one encodes only what they have no room for.
-    """
-
-    def __init__(
-        self, settings: BuildSettings, tokenizer: Tokenizer, use_fast: bool, workers: int
-    ) -> None:
-        self._encoder, self._others = Encoder(settings, tokenizer, use_fast), workers - 1
-        self._there: list[Future[EncodedChunks]] = []
-        if self._others:
-            self._pool = ProcessPoolExecutor(
-                self._others,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_process,
-                initargs=(settings, use_fast),
-            )
-
-    def encode(self, chunks: Sequence[Chunk]) -> Future[EncodedChunks]:
-        """Do what `Encoder.encode` does, in one of the processes; in this one before it returns."""
-        self._there = [future for future in self._there if not future.done()]
-        if len(self._there) < TASKS_UNDER_WAY * self._others:
-            # It may start a process, which a Ctrl-C must not end before it ignores that.
-            with _interrupts_held():
-                future = self._pool.submit(_encode, chunks)
-            self._there.append(future)
-        else:
-            future = Future()
-            future.set_result(self._encoder.encode(chunks))
-        return future
-
-    def __exit__(self, *exception: object) -> None:
-        if self._others:
-            # Left before they have ended, by a second Ctrl-C, the exit would wait for them forever.
-            with _interrupts_held():
-                self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-_encoder: Encoder  # of this process, where it is one of several
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let a Ctrl-C in the block come at its end; processes that begin in it never get one before
-    they unblock it. Windows has no such mask."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_process(settings: BuildSettings, use_fast: bool) -> None:
-    global _encoder
-    # The parent alone answers Ctrl-C, which reaches every process of a terminal.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The processes are the parallelism; threads of tokenizers in each would only get in their way.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(settings, load_tokenizer(settings.tokenizer), use_fast)
-
-
-def _end_with_parent() -> None:
-    """End with a parent that was killed and cannot tell its processes, which would wait on."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode(chunks: Sequence[Chunk]) -> EncodedChunks:
-    return _encoder.encode(chunks)

@@ -22,7 +22,8 @@ from quintic.data.bpe_tokenizer import TOKENIZER_FILE, BpeTokenizer
 from quintic.data.build.build_input import BuildInput
 from quintic.data.build.chunks import CHUNK_BYTES, FIRST, Chunk, Position, read_chunks
 from quintic.data.build.documents import BadDocument, is_separated
-from quintic.data.build.encode import TASKS_UNDER_WAY, EncodedChunks, EncoderPool
+from quintic.data.build.encode import EncodedChunks
+from quintic.data.build.encoder_pool import TASKS_UNDER_WAY, EncoderPool
 from quintic.data.build.fast_encoder import fast_encoder_name
 from quintic.data.build.folder import SKIPPED_FILE, BuildFolder
 from quintic.data.build.inputs import find_text_files
@@ -33,7 +34,7 @@ from quintic.data.build.text_files import TextFile
 from quintic.data.build.vocabulary import train_vocabulary
 from quintic.data.gpt2_tokenizer import GPT2
 from quintic.data.load_tokenizer import load_tokenizer
-from quintic.data.manifest import SPLITS, Manifest, ShardRecord
+from quintic.data.manifest import MANIFEST_FILE, SPLITS, Manifest, ShardRecord
 from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer
 from quintic.errors import QuinticError, counted, reason, way_out
@@ -43,6 +44,10 @@ _BUILD_VERSION = 1
 
 # Progress is kept this often: what is lost when a build is killed.
 COMMIT_EVERY_S = 10.0
+
+# So much text, most of it as tokens, may wait for what was read before it: enough to keep the
+# parent at work while the other processes start.
+_WAITING_BYTES = 1 << 25
 
 _NAMED = 3  # files in a note
 
@@ -106,52 +111,54 @@ def build_dataset(
         raise QuinticError(f"--max-bad is {max_bad}: it must be 0 or more")
     on_progress = on_progress or (lambda status: None)
     files, notes = find_text_files(settings.inputs, out, settings.file_kind)
-    given = None if settings.trained_size else load_tokenizer(settings.tokenizer)
-    if isinstance(given, BpeTokenizer) and given.switched_off:
-        switched_off = " and ".join(given.switched_off)
-        notes.append(f"{switched_off} of {settings.tokenizer} left out: documents stay whole")
     input_bytes = sum(file.size for file in files)
     # A process takes longer to start than a chunk or two to tokenize.
     workers = min(workers or available_cores(), 1 + input_bytes // (2 * CHUNK_BYTES))
-    try:
-        input = BuildInput(files, needed_whole=settings.trained_size is not None)
-        with BuildFolder(out, _plan(settings, given), input) as folder:
-            if folder.finished:
-                return _report(out, notes, built=False)
-            tokenizer = given or _trained(settings, files, out, on_progress)
-            spec = GPT2.name
-            if isinstance(tokenizer, BpeTokenizer):
-                spec = str(tokenizer.save(out).absolute())
+    if (out / MANIFEST_FILE).exists():
+        workers = 1  # nothing is left to tokenize
+    with EncoderPool(workers) as pool:  # they start while this one does
+        given = None if settings.trained_size else load_tokenizer(settings.tokenizer)
+        if isinstance(given, BpeTokenizer) and given.switched_off:
+            switched_off = " and ".join(given.switched_off)
+            notes.append(f"{switched_off} of {settings.tokenizer} left out: documents stay whole")
+        try:
+            input = BuildInput(files, needed_whole=settings.trained_size is not None)
+            with BuildFolder(out, _plan(settings, given), input) as folder:
+                if folder.finished:
+                    return _report(out, notes, built=False)
+                tokenizer = given or _trained(settings, files, out, on_progress)
+                spec = GPT2.name
+                if isinstance(tokenizer, BpeTokenizer):
+                    spec = str(tokenizer.save(out).absolute())
 
-            def run(fast: str | None) -> None:
-                found = replace(settings, tokenizer=spec)
-                encoder = fast or tokenizer.package
-                with EncoderPool(found, tokenizer, fast is not None, workers) as pool:
+                def run(fast: str | None) -> None:
+                    pool.use(replace(settings, tokenizer=spec), tokenizer, fast is not None)
+                    encoder = fast or tokenizer.package
                     build = _Build(
                         settings, files, folder, tokenizer, pool, encoder, max_bad, on_progress
                     )
                     build.run(max_tasks=TASKS_UNDER_WAY * workers)
                     notes.extend(build.notes())
 
-            only_reference = (folder.read_state() or {}).get("only_reference", False)
-            try:
-                run(None if only_reference else fast_encoder_name(tokenizer, log))
-            except _MistakenError as mistake:
-                log(f"{mistake}: all is encoded again by {tokenizer.package}; please report it")
-                # What it wrote may be wrong too: back to the beginning.
-                folder.write_state({"only_reference": True})
-                run(None)
-        return _report(out, notes, built=True)
-    except BrokenProcessPool as error:
-        raise QuinticError(
-            "a process that tokenizes was killed, perhaps for want of memory: run the same command "
-            "again, with fewer --workers, and it continues"
-        ) from error
-    except OSError as error:
-        raise QuinticError(
-            f"--out {out} cannot be written ({reason(error)}): {way_out(error)}, and run the same "
-            f"command again"
-        ) from error
+                only_reference = (folder.read_state() or {}).get("only_reference", False)
+                try:
+                    run(None if only_reference else fast_encoder_name(tokenizer, log))
+                except _MistakenError as mistake:
+                    log(f"{mistake}: all is encoded again by {tokenizer.package}; please report it")
+                    # What it wrote may be wrong too: back to the beginning.
+                    folder.write_state({"only_reference": True})
+                    run(None)
+            return _report(out, notes, built=True)
+        except BrokenProcessPool as error:
+            raise QuinticError(
+                "a process that tokenizes was killed, perhaps for want of memory: run the same "
+                "command again, with fewer --workers, and it continues"
+            ) from error
+        except OSError as error:
+            raise QuinticError(
+                f"--out {out} cannot be written ({reason(error)}): {way_out(error)}, and run the "
+                f"same command again"
+            ) from error
 
 
 def _plan(settings: BuildSettings, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -240,10 +247,12 @@ class _Build:
         self._committed_s = time.monotonic()
 
     def run(self, max_tasks: int) -> None:
-        """Do what is left to do, with so many tasks under way at most, which bounds memory."""
+        """Do what is left to do; no more is read while as many tasks, or as much text, are under
+        way as may be, which bounds memory."""
         try:
             self._restore(self._folder.read_state() or {})
             self._read(max_tasks)
+            self._pool.end()
             self._commit()
             if self._shuffle is not None:
                 self._write_shuffled(self._shuffle)
@@ -273,11 +282,16 @@ class _Build:
     def _read(self, max_tasks: int) -> None:
         """Go from the input to the shards, or to the buckets of the shuffle."""
         tasks: deque[tuple[Chunk, Future[EncodedChunks]]] = deque()
-        for chunks in self._tasks():
+        sizes: deque[int] = deque()
+        for chunks, size in self._tasks():
             # Only what is needed of the last chunk is kept, not its text.
             tasks.append((chunks[-1]._replace(content=b""), self._pool.encode(chunks)))
+            sizes.append(size)
             del chunks
-            while tasks and (tasks[0][1].done() or len(tasks) > max_tasks):
+            while tasks and (
+                tasks[0][1].done() or (len(tasks) > max_tasks and sum(sizes) > _WAITING_BYTES)
+            ):
+                sizes.popleft()
                 self._write(*tasks.popleft())
         while tasks:
             self._write(*tasks.popleft())
@@ -287,8 +301,8 @@ class _Build:
                 f"{counted(self._done.bad, 'bad document')}; name others"
             )
 
-    def _tasks(self) -> Iterator[list[Chunk]]:
-        """Yield chunks from where the build is, several small ones together."""
+    def _tasks(self) -> Iterator[tuple[list[Chunk], int]]:
+        """Yield chunks from where the build is, several small ones together, and their size."""
         chunks: list[Chunk] = []
         size = 0
         for chunk in read_chunks(
@@ -303,10 +317,10 @@ class _Build:
                 self._look_for_separator(chunk)
             del chunk
             if size >= CHUNK_BYTES // 2 or len(chunks) >= 1000:
-                yield chunks
+                yield chunks, size
                 chunks, size = [], 0
         if chunks:
-            yield chunks
+            yield chunks, size
 
     def _look_for_separator(self, chunk: Chunk) -> None:
         """Note that the separator is in a file, or not in its first chunk."""
