@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,12 +45,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
     it ends with one; there must be none of that name, or an empty one.
 
     Yields the hidden neighbour that it is until then. An `OSError` about that gets its later name.
-    Neighbours that processes left which were killed are removed.
+    Neighbours that processes of this host left which were killed are removed.
     """
     made = [outer for outer in folder.parents if not outer.exists()]
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    begin = f".{folder.name}.{socket.gethostname()}."
+    aside = folder.with_name(f"{begin}{os.getpid()}.tmp")
     try:
-        _remove_left_over(folder)
+        _remove_left_over(folder.parent, begin)
         aside.mkdir(parents=True)
         yield aside
         for path in aside.rglob("*"):
@@ -67,20 +69,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
     fsync_path(folder.parent)
 
 
-def _remove_left_over(folder: Path) -> None:
-    """Remove what `new_folder` has of a folder from processes that are no more. One with our own
-    number is such a process: in a container each may have the same."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.tmp")
-    for path in folder.parent.glob(".*.tmp"):
+def _remove_left_over(parent: Path, begin: str) -> None:
+    """Remove what `new_folder` made under names that begin so in processes that are no more. One
+    with our own number is such a process: in a container each may have the same."""
+    name = re.compile(re.escape(begin) + r"(\d+)\.tmp")
+    for path in parent.glob(".*.tmp"):
         found = name.fullmatch(path.name)
         if found and path.is_dir() and not _runs_elsewhere(int(found[1])):
             shutil.rmtree(path)
 
 
 def _runs_elsewhere(pid: int) -> bool:
-    """Whether a process that is not this one has a number."""
+    """Whether a process that is not this one has a number, or may have it."""
     if pid == os.getpid():
         return False
+    if os.name == "nt":
+        return True  # where signal 0 is a Ctrl-C
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
