@@ -247,8 +247,8 @@ class _Build:
         self._committed_s = time.monotonic()
 
     def run(self, max_tasks: int) -> None:
-        """Do what is left to do; no more is read while as many tasks, or as much text, are under
-        way as may be, which bounds memory."""
+        """Do what is left to do; no more is read while more than so many tasks, and as much text as
+        may wait, are under way, which bounds memory."""
         try:
             self._restore(self._folder.read_state() or {})
             self._read(max_tasks)

@@ -16,6 +16,7 @@ from quintic.data.shards import TokenStream
 from quintic.data.tokens.hf_datasets import SPLIT_NAMES, hf_split_writer, write_hf_dict
 from quintic.data.tokens.megatron import megatron_writer
 from quintic.data.tokens.nanogpt import nanogpt_writer
+from quintic.data.tokens.out_folder import check_out
 from quintic.data.tokens.token_file import Append
 from quintic.errors import QuinticError, reason, way_out
 from quintic.files import new_folder
@@ -38,10 +39,7 @@ def export_tokens(
     `QuinticError` as `open_dataset` does, for a dataset whose tokenizer nobody names, ids that do
     not fit, and where `out` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise QuinticError(f"--out {out} is a file: name a folder")
-    if out.exists() and any(out.iterdir()):
-        raise QuinticError(f"--out {out} holds other files: name a new or an empty folder")
+    check_out(out)
     dataset = open_dataset(path, tokenizer, splits=())
     vocabulary = dataset.load_tokenizer()
     if vocabulary.vocab_size > 2**16 and to == "nanogpt":

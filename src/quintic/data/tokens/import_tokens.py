@@ -20,6 +20,7 @@ from quintic.data.shards import token_dtype
 from quintic.data.tokenizer import Tokenizer
 from quintic.data.tokens.find import ALL, find_tokens
 from quintic.data.tokens.mds import IdType
+from quintic.data.tokens.out_folder import check_out
 from quintic.data.tokens.token_file import TokenBlock, TokenFile
 from quintic.errors import QuinticError, counted, reason, way_out
 from quintic.files import new_folder
@@ -80,10 +81,7 @@ def import_tokens(
     when it is whole: an import that was killed begins again. Raises `QuinticError` as `find_tokens`
     and `load_tokenizer` do, for ids beyond the vocabulary, and where `out` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise QuinticError(f"--out {out} is a file: name a folder")
-    if out.exists() and any(out.iterdir()):
-        raise QuinticError(f"--out {out} holds other files: name a new or an empty folder")
+    check_out(out)
     found = find_tokens(source, settings.dtype)
     if settings.val_tokens is not None and "val" in found.splits:
         raise QuinticError(
